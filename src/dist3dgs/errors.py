@@ -1,0 +1,9 @@
+"""Errors a person can act on."""
+
+
+class UserError(Exception):
+    """A mistake in a file, setting or request, worded for the person who has to mend it.
+
+    The message says what is wrong, where (file or setting), what was expected, and the next command to run.
+    The command line prints it without a traceback and exits with status 2.
+    """

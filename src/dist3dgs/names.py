@@ -1,0 +1,83 @@
+"""Names of layouts, points and files: the only place that parses or formats them.
+
+A scaling point lives in `results/{scene}/{strategy}/{layout}/{repeat}/`, e.g. `results/bicycle/sharded/n1g4/r0/`.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from .errors import UserError
+
+#: Letters, digits, `_`, `-` and inner dots; first character a letter or digit. Safe in a path, a shell line and a URL.
+NAME_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.))*(?<!\.)"
+LAYOUT_PATTERN = r"n[1-9][0-9]{0,4}g[1-9][0-9]{0,2}"
+REPEAT_PATTERN = r"r[0-9]{1,4}"
+MAX_NAME_LENGTH = 64
+
+
+def check_name(name: object, what: str) -> str:
+    """Return `name` if it is safe as one path component, else raise `UserError` naming `what` (e.g. "scene")."""
+    if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
+        raise UserError(
+            f"{what} name {name!r}: use letters, digits, '_', '-' and single inner dots, starting with a letter "
+            f"or digit, at most {MAX_NAME_LENGTH} characters. Rename it in the config."
+        )
+    return name
+
+
+@dataclass(frozen=True, order=True)
+class Layout:
+    """How many nodes, and how many workers (GPUs, or CPU ranks where there is no GPU) on each: `n2g4`."""
+
+    nodes: int
+    workers_per_node: int
+
+    @classmethod
+    def parse(cls, text: object) -> "Layout":
+        if not isinstance(text, str) or not re.fullmatch(LAYOUT_PATTERN, text):
+            raise UserError(
+                f"layout {text!r}: expected n<nodes>g<workers per node>, both at least 1, e.g. n1g1, n1g4, n2g4. "
+                "Fix it in the config's `layouts` or in the target's path."
+            )
+        nodes, workers = text[1:].split("g")
+        return cls(int(nodes), int(workers))
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.nodes * self.workers_per_node
+
+    def __str__(self) -> str:
+        return f"n{self.nodes}g{self.workers_per_node}"
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """One scaling point: the unit that is trained, recorded and plotted."""
+
+    scene: str
+    strategy: str
+    layout: Layout
+    repeat: int = 0
+
+    def __post_init__(self) -> None:
+        check_name(self.scene, "scene")
+        check_name(self.strategy, "strategy")
+
+    @classmethod
+    def parse(cls, scene: str, strategy: str, layout: str, repeat: str = "r0") -> "Point":
+        if not re.fullmatch(REPEAT_PATTERN, repeat):
+            raise UserError(f"repeat {repeat!r}: expected r0, r1, r2, ...")
+        return cls(scene, strategy, Layout.parse(layout), int(repeat[1:]))
+
+    @property
+    def path(self) -> PurePosixPath:
+        """`scene/strategy/layout/repeat`, relative to the results folder."""
+        return PurePosixPath(self.scene, self.strategy, str(self.layout), f"r{self.repeat}")
+
+    def folder(self, results: Path) -> Path:
+        return Path(results, self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)

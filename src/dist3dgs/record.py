@@ -1,0 +1,227 @@
+"""The run record: what one scaling point did, in one JSON file (`record.json`).
+
+A record is a verdict over evidence (`launch.json`, `events.jsonl`, `train.log`, `resources.csv`); it can be made
+again from them at any time. What is not known is null, and `reasons` says why; it is never 0.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import UserError
+from .files import write_json
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "failed", "degraded", "excluded", "unknown"]
+
+Cause = Literal[
+    "allocation_mismatch",
+    "parameter_mismatch",
+    "host_oom",
+    "gpu_oom",
+    "rendezvous",
+    "collective_timeout",
+    "nccl_error",
+    "port_in_use",
+    "time_limit",
+    "preempted",
+    "node_failure",
+    "cancelled",
+    "disk_full",
+    "environment",
+    "extension_build",
+    "diverged",
+    "sfm_failed",
+    "dataset_corrupt",
+    "shared_memory",
+    "unused_parameters",
+    "gpu_fault",
+    "submission_rejected",
+    "code_error",
+    "no_progress",
+    "killed",
+    "misconfiguration",
+    "unknown",
+]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Evidence(Model):
+    """A line that proves a cause."""
+
+    file: str
+    line: int | None = Field(None, description="1-based line number")
+    text: str
+
+
+class Failure(Model):
+    """Why a run failed or is degraded."""
+
+    cause: Cause
+    phase: str | None = Field(None, description="phase the run was in, see events.PHASES")
+    step: int | None = None
+    rank: int | None = Field(None, description="the rank that failed first")
+    node: str | None = None
+    evidence: list[Evidence] = []
+    remedy: str | None = Field(None, description="the setting to change or the next command")
+
+
+class Run(Model):
+    """What was asked for."""
+
+    scene: str
+    strategy: str
+    layout: str
+    repeat: int
+    seed: int | None
+    settings: dict[str, Any] = Field({}, description="the run's full settings; empty for imported logs")
+
+
+class StepTime(Model):
+    """Seconds per training step on the slowest rank, over all steps after the warm-up."""
+
+    median: float
+    mean: float
+    p5: float
+    p95: float
+
+
+class QualityPoint(Model):
+    """Held-out quality at one moment of the run."""
+
+    step: int
+    elapsed_s: float = Field(description="training seconds so far, evaluation not counted")
+    psnr: float | None = Field(None, description="dB, mean over held-out views")
+    ssim: float | None = None
+    lpips: float | None = None
+    num_gaussians: int | None = None
+
+
+class ViewQuality(Model):
+    """Final quality of one held-out view."""
+
+    name: str
+    psnr: float
+    ssim: float | None = None
+    lpips: float | None = None
+
+
+class Collective(Model):
+    """Totals of one collective operation over a run, on the rank that spent most time in it."""
+
+    op: str
+    calls: int
+    bytes: int = Field(description="payload bytes sent by one rank")
+    s: float
+    exposed_s: float | None = Field(None, description="seconds not hidden behind computation")
+
+
+class RankMetrics(Model):
+    """One rank's share."""
+
+    rank: int
+    host: str | None = None
+    device: str | None = None
+    phases_s: dict[str, float] = {}
+    comm_s: float | None = None
+    exposed_comm_s: float | None = None
+    peak_rss_gib: float | None = None
+    peak_gpu_gib: float | None = None
+    parameter_digest: str | None = None
+
+
+class Metrics(Model):
+    """What was measured. A null has its reason in the record's `reasons`."""
+
+    total_s: float | None = Field(None, description="launcher's start to its end, wall clock")
+    train_s: float | None = Field(None, description="time in steps and densification, evaluation not counted")
+    phases_s: dict[str, float] = Field({}, description="wall seconds per phase, slowest rank")
+    steps: int | None = None
+    images: int | None = Field(None, description="training images seen, all ranks together")
+    step_s: StepTime | None = None
+    steps_per_s: float | None = None
+    images_per_s: float | None = None
+    comm_s: float | None = Field(None, description="seconds in collectives during steps, slowest rank")
+    exposed_comm_s: float | None = None
+    compute_to_comm: float | None = Field(None, description="R = T_compute / T_comm")
+    collectives: list[Collective] = []
+    peak_rss_gib: float | None = Field(None, description="largest resident set of any rank")
+    peak_host_gib: float | None = Field(None, description="peak PSS of the whole process tree, per node maximum")
+    peak_gpu_gib: float | None = None
+    num_gaussians: int | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    lpips: float | None = None
+    curve: list[QualityPoint] = []
+    views: list[ViewQuality] = []
+    ranks: list[RankMetrics] = []
+
+
+class Environment(Model):
+    """Where it ran."""
+
+    hosts: list[str] = []
+    devices: list[str] = Field([], description="device name per rank, e.g. 'NVIDIA H200' or 'cpu'")
+    cpu: str | None = None
+    cores: int | None = None
+    driver: str | None = None
+    python: str | None = None
+    versions: dict[str, str] = {}
+
+
+class Provenance(Model):
+    """What it was made from."""
+
+    git_sha: str | None = None
+    git_dirty: bool | None = None
+    code_digest: str | None = Field(None, description="sha256 over the package's training code")
+    scene_digest: str | None = None
+    slurm_job_id: str | None = None
+    attempt: int | None = None
+    argv: list[str] = []
+    started_at: float | None = Field(None, description="Unix seconds")
+    finished_at: float | None = None
+    evidence_sha256: dict[str, str] = Field({}, description="file name -> sha256 of what this record was read from")
+    source: Literal["dist3dgs", "imported"] = "dist3dgs"
+
+
+class RunRecord(Model):
+    schema_version: Literal[1] = 1
+    run: Run
+    status: Status
+    failure: Failure | None = Field(None, description="present if and only if status is failed, degraded or unknown")
+    metrics: Metrics = Metrics()
+    reasons: dict[str, str] = Field({}, description="metric name -> why it is null")
+    environment: Environment = Environment()
+    provenance: Provenance = Provenance()
+
+    @property
+    def world_size(self) -> int:
+        from .names import Layout
+
+        return Layout.parse(self.run.layout).world_size
+
+
+def load_record(path: Path) -> RunRecord:
+    """Read and validate a record. Raises `UserError` naming the file and the field."""
+    try:
+        return RunRecord.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such record; make it with: snakemake {path}") from None
+    except (ValueError, ValidationError) as e:
+        raise UserError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {e}") from None
+
+
+def save_record(record: RunRecord, path: Path) -> None:
+    write_json(path, record.model_dump(mode="json"))
+
+
+def record_schema() -> dict[str, Any]:
+    """JSON schema of `record.json`, as stored in workflow/schemas/record.schema.json."""
+    return RunRecord.model_json_schema()
