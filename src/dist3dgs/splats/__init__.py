@@ -1,0 +1,1 @@
+"""Gaussians, renderers, densification, losses and export."""

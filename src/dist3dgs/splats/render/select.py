@@ -1,0 +1,33 @@
+"""Choose a renderer by name or by device, and set the threads of this process."""
+
+import torch
+
+from dist3dgs.errors import UserError
+from dist3dgs.splats.render.interface import Renderer
+
+NAMES = ("auto", "cuda", "cpu", "reference")
+
+
+def get_renderer(name: str = "auto", device: torch.device | str | None = None) -> Renderer:
+    """Make a renderer: "cuda" (gsplat), "cpu" (compiled kernels), "reference" (plain torch), or "auto": by `device`.
+
+    gsplat's CUDA extension is touched only by "cuda" (it is built on first use, where it is not built yet).
+    """
+    if name not in NAMES:
+        raise UserError(f"renderer {name!r}: expected one of {', '.join(NAMES)}")
+    if name == "auto":
+        device = torch.device(device) if device is not None else None
+        if device is None:
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        else:
+            name = "cuda" if device.type == "cuda" else "cpu"
+    from dist3dgs.splats.render.reference import ReferenceRenderer
+
+    return ReferenceRenderer()
+
+
+def set_threads(num_threads: int) -> None:
+    """Use exactly `num_threads` threads in this process, for the kernels and for torch alike."""
+    if num_threads < 1:
+        raise UserError(f"{num_threads} threads: expected at least 1")
+    torch.set_num_threads(num_threads)
