@@ -1,0 +1,20 @@
+"""Slurm: what the cluster offers, what a job was given, how ranks are started in it, and what went wrong.
+
+==============  ===========================================================================================
+module          says
+==============  ===========================================================================================
+`commands`      how to call squeue, sinfo, scontrol, sacct, sbatch and read their output
+`allocation`    what this job was given: nodes, addresses, GPUs, time left
+`plan`          the exact srun and torchrun lines for a layout (pure functions)
+`node`          the small program srun starts on every node: network interface, then torchrun
+`resources`     what a point asks for, as Snakemake resources
+`attempts`      the attempts a point has had and why each ended
+`retry`         whether to try again, by the reason of the failure and the GPU-hours spent
+`jobs`          jobs of this study that are queued or running; the guard against doubling one
+`submission`    why sbatch refused, in words; the check before a study
+`partitions`    where a layout would start and end first
+`site`          a profile written for the cluster one stands on
+==============  ===========================================================================================
+
+Nothing here imports torch.
+"""

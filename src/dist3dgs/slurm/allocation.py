@@ -1,0 +1,120 @@
+"""What this Slurm job was given, asked from Slurm itself.
+
+The environment is not trusted: Snakemake's job step removes most `SLURM_*` variables before it starts the
+rule, and
+what is left may describe the step (one task) rather than the job.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import UserError
+from ..names import Layout
+from .commands import SlurmError, blocks, expand_hosts, parse_gpus, parse_time_s, rows, slurm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node of the allocation. `address` is where other nodes reach it (Slurm's NodeAddr)."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """A running job's share of the cluster. Node 0 is the head: the batch script, and so the launcher, runs
+    there."""
+
+    job_id: int
+    nodes: tuple[Node, ...]
+    gpus_per_node: int = 0
+    partition: str | None = None
+    time_left_s: float | None = None
+    restarts: int = 0  # how often Slurm has requeued this job
+
+    @property
+    def head(self) -> Node:
+        return self.nodes[0]
+
+    def mismatch(self, layout: Layout, *, uses_gpus: bool) -> str | None:
+        """Say how the allocation differs from what `layout` needs, or None if it fits exactly.
+
+        Too much is a mismatch as well: four GPUs allocated and one used is the failure this project began
+        with.
+        """
+        if len(self.nodes) != layout.nodes:
+            return (
+                f"layout {layout} needs {layout.nodes} node(s), Slurm job {self.job_id} has {len(self.nodes)}"
+            )
+        if uses_gpus and self.gpus_per_node != layout.workers_per_node:
+            return (
+                f"layout {layout} needs {layout.workers_per_node} GPU(s) per node, Slurm job {self.job_id} "
+                "has "
+                f"{self.gpus_per_node}"
+            )
+        return None
+
+
+def job_id(environ: Mapping[str, str] = os.environ) -> int | None:
+    """The Slurm job this process runs in, or None outside of one."""
+    text = environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID") or ""
+    return int(text) if text.isdigit() else None
+
+
+def current(environ: Mapping[str, str] = os.environ) -> Allocation | None:
+    """This process's allocation, or None outside Slurm. Raises `UserError` if Slurm cannot be asked."""
+    job = job_id(environ)
+    return None if job is None else read(job)
+
+
+def read(job: int) -> Allocation:
+    """Ask squeue and scontrol for a running job's nodes, their addresses, GPUs and time left."""
+    try:
+        fields = rows(slurm("squeue", "-h", "-j", str(job), "-o", "%N|%P|%L|%b"), 4)
+        if not fields or not fields[0][0]:
+            raise UserError(
+                f"Slurm job {job} has no nodes (is it still running?). Look at it: scontrol show job {job}"
+            )
+        nodelist, partition, left, gres = fields[0]
+        names = expand_hosts(nodelist)
+        shown = {b.get("NodeName", ""): b for b in blocks(slurm("scontrol", "-o", "show", "node", nodelist))}
+        details = blocks(slurm("scontrol", "-o", "show", "job", str(job)))[0]
+    except SlurmError as e:
+        raise UserError(
+            f"Slurm job {job}: cannot ask Slurm what it was given. {e}. If squeue works in a shell on this "
+            "node, set "
+            "SLURM_CONF to its configuration file."
+        ) from None
+    nodes = tuple(Node(name=n, address=reachable(n, shown.get(n, {}).get("NodeAddr", n))) for n in names)
+    gpus = parse_gpus(details.get("TresPerNode", "") or gres)
+    return Allocation(
+        job_id=job,
+        nodes=nodes,
+        gpus_per_node=sum(gpus.values()),
+        partition=partition,
+        time_left_s=parse_time_s(left),
+        restarts=int(details.get("Restarts", "0") or 0),
+    )
+
+
+def reachable(name: str, node_addr: str) -> str:
+    """The address to use for a node: NodeAddr if it is a number or resolves, else the name if that resolves.
+
+    Node names are often known to Slurm alone, and sometimes NodeAddr is a management name that compute nodes
+    cannot
+    resolve; an unresolvable head would otherwise show as a rendezvous time-out ten minutes later.
+    """
+    for candidate in (node_addr, name):
+        try:
+            socket.getaddrinfo(candidate, None)
+            return candidate
+        except OSError:
+            continue
+    raise UserError(
+        f"node {name}: neither its NodeAddr {node_addr!r} nor its name resolves here. Ask the "
+        "administrators for a "
+        f"NodeAddr in slurm.conf, or add {name} to /etc/hosts."
+    )
