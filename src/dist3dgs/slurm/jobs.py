@@ -1,0 +1,146 @@
+"""Jobs of this study that are queued or running, and the guard against training a point twice.
+
+A Snakemake that was killed leaves its jobs behind. The next one does not know them and submits the same
+points again;
+found here, the second job is made to wait for the first (`--dependency=afterany`, one CPU, no GPU) and then
+uses its
+result or takes over.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..names import Point
+from .commands import SlurmError, available, format_time, rows, slurm
+
+RULE = "train"
+#: A list this young is used again: the resources of one submission are asked for key by key.
+CACHE_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job in the queue."""
+
+    id: int
+    state: str
+    reason: str
+    name: str
+    comment: str
+    workdir: str
+    partition: str
+    nodes: str
+    num_nodes: int
+    time_used: str
+    time_limit: str
+    start: str
+
+    @property
+    def waits_for_ever(self) -> str | None:
+        """Why this job can never start, in words, or None."""
+        return NEVER.get(self.reason.strip("()"))
+
+
+#: squeue's reasons of jobs that stay in the queue although nothing will ever start them as they are.
+NEVER = {
+    "PartitionTimeLimit": "its time limit is longer than the partition allows",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
+    "PartitionConfig": "it asks for more than the partition's nodes have or allow",
+    "PartitionDown": "its partition is down",
+    "PartitionInactive": "its partition is inactive",
+    "BadConstraints": "no node has what it asks for",
+    "InvalidAccount": "its account is not known",
+    "InvalidQOS": "its QOS is not known",
+    "DependencyNeverSatisfied": "the job it waits for failed",
+    "AssocMaxGRESPerJob": "the account allows fewer GPUs per job",
+    "AssocMaxWallDurationPerJobLimit": "the account allows less time per job",
+    "AssocMaxNodePerJobLimit": "the account allows fewer nodes per job",
+    "QOSMaxGRESPerJob": "the QOS allows fewer GPUs per job",
+    "QOSMaxWallDurationPerJobLimit": "the QOS allows less time per job",
+    "QOSMaxNodePerJobLimit": "the QOS allows fewer nodes per job",
+    "JobHeldUser": "it is held by the user (scontrol release)",
+    "JobHeldAdmin": "it is held by an administrator",
+}
+
+
+def queued(timeout_s: float = 20) -> list[Job]:
+    """This user's jobs that are queued or running. Raises `SlurmError` if Slurm does not answer."""
+    fields = "%i|%T|%r|%j|%P|%N|%D|%M|%l|%S|%Z|%k"
+    found = []
+    for row in rows(slurm("squeue", "-h", "--me", "-o", fields, timeout_s=timeout_s), 12):
+        if row[0].isdigit():  # array tasks are not ours
+            keys = [
+                "state",
+                "reason",
+                "name",
+                "partition",
+                "nodes",
+                "num_nodes",
+                "time_used",
+                "time_limit",
+                "start",
+                "workdir",
+                "comment",
+            ]
+            values = dict(zip(keys, row[1:], strict=True))
+            count = int(values.pop("num_nodes") or 0)
+            found.append(Job(id=int(row[0]), num_nodes=count, **values))
+    return found
+
+
+def comment_of(point: Point) -> str:
+    """The comment Snakemake's plugin gives the job that trains `point`: rule and wildcards."""
+    return "_".join([f"rule_{RULE}_wildcards", *point.path.parts])
+
+
+class Queue:
+    """The queue as this process last saw it."""
+
+    def __init__(self, workdir: Path | None = None) -> None:
+        self.workdir = str((workdir or Path.cwd()).resolve())
+        self._read_at, self._jobs = -1e9, list[Job]()
+
+    def jobs(self) -> list[Job]:
+        """Queued and running jobs submitted from this folder; empty where there is no Slurm or it does not
+        answer."""
+        if time.monotonic() - self._read_at > CACHE_S and available():
+            try:
+                self._jobs = [j for j in queued() if str(Path(j.workdir).resolve()) == self.workdir]
+            except SlurmError:
+                self._jobs = []
+            self._read_at = time.monotonic()
+        return self._jobs
+
+    def of_point(self, point: Point, *, but: int | None = None) -> list[Job]:
+        """Jobs that train `point`, without job `but`."""
+        comment = comment_of(point)
+        return [j for j in self.jobs() if j.comment == comment and j.id != but]
+
+
+def describe(job: Job) -> str:
+    """One line about a queued or running job."""
+    if job.state == "PENDING":
+        never = job.waits_for_ever
+        start = "" if job.start in ("N/A", "") else f", expected to start {job.start}"
+        return f"queued ({job.reason}{start}){': will never start, ' + never if never else ''}"
+    return f"{job.state.lower()} on {job.nodes} for {job.time_used}"
+
+
+def wait_until_gone(job_ids: list[int], *, poll_s: float = 10.0, timeout_s: float = 7 * 86400) -> bool:
+    """Wait until none of the jobs is queued or running; False if `timeout_s` passed first."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        try:
+            alive = {j.id for j in queued()} & set(job_ids)
+        except SlurmError:
+            alive = set(job_ids)  # no answer is not an ended job
+        if not alive:
+            return True
+        print(
+            f"waiting for Slurm job {', '.join(map(str, sorted(alive)))}, which trains the same point",
+            flush=True,
+        )
+        time.sleep(poll_s)
+    print(f"gave up waiting after {format_time(timeout_s)}", flush=True)
+    return False
