@@ -1,0 +1,204 @@
+"""The story of a study, from its records alone: attempts in order, what each met, what changed, what it cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..names import Layout
+from ..record import Evidence, RunRecord
+from .measures import rank_hours
+
+#: Seconds in these phases can be shared among ranks; all others are serial. Foreign logs call it stepping.
+PARALLEL_PHASES = ("step", "stepping")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One run's place in the story."""
+
+    number: int
+    record: RunRecord
+    changes: list[str]
+    """What differs from the attempt before: `layout n1g1 → n1g4`, `train.steps 7000 → 30000`."""
+    rank_hours: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Challenge:
+    """A cause met in the study, from its first occurrence to whether it was overcome."""
+
+    cause: str
+    attempts: list[int]
+    evidence: list[Evidence]
+    remedy: str | None
+    solved_by: int | None
+    """Number of the first later attempt of the same scene and layout that succeeded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Performance:
+    """Expected, measured and best possible wall time of one run, all for the baseline's number of steps."""
+
+    attempt: int
+    name: str
+    status: str
+    baseline: str | None
+    steps: int | None
+    """Steps that the run did; its stepping time is scaled to `normalised_steps`."""
+    normalised_steps: int | None
+    expected_s: float | None
+    """Baseline's wall time / how many times more ranks."""
+    measured_s: float | None
+    best_possible_s: float | None
+    """This run's serial phases + baseline's stepping / how many times more ranks."""
+    reason: str | None
+
+
+def attempts(records: Sequence[RunRecord]) -> list[Attempt]:
+    """All runs in order of their start; those without a known start come last, by name."""
+    ordered = sorted(records, key=_order)
+    story = []
+    for i, record in enumerate(ordered):
+        changes = [] if i == 0 else differences(ordered[i - 1], record)
+        story.append(Attempt(number=i + 1, record=record, changes=changes, rank_hours=rank_hours(record)))
+    return story
+
+
+def _order(record: RunRecord) -> tuple[Any, ...]:
+    start, run = record.provenance.started_at, record.run
+    layout = Layout.parse(run.layout)
+    return (start is None, start or 0.0, run.scene, run.strategy, layout.world_size, layout, run.repeat)
+
+
+def differences(before: RunRecord, after: RunRecord) -> list[str]:
+    """Settings that changed between two runs, as `name old → new`."""
+    a, b = before.run, after.run
+    changed = [
+        f"{name} {getattr(a, name)} → {getattr(b, name)}"
+        for name in ("scene", "strategy", "layout")
+        if getattr(a, name) != getattr(b, name)
+    ]
+    if a.settings and b.settings:  # imported logs have none: that is not a change
+        flat_a, flat_b = _flat(a.settings), _flat(b.settings)
+        for name in sorted(flat_a.keys() | flat_b.keys()):
+            if name.split(".")[0] in ("scene", "strategy", "layout", "repeat", "seed"):
+                continue
+            if flat_a.get(name) != flat_b.get(name):
+                changed.append(f"{name} {_show(flat_a.get(name))} → {_show(flat_b.get(name))}")
+    if before.provenance.code_digest != after.provenance.code_digest and None not in (
+        before.provenance.code_digest,
+        after.provenance.code_digest,
+    ):
+        changed.append("training code")
+    if not changed and a.repeat != b.repeat:
+        changed.append(f"repeat {a.repeat} → {b.repeat}")
+    return changed
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _show(value: Any) -> str:
+    return "(not set)" if value is None else str(value)
+
+
+def technical_challenges(story: Sequence[Attempt]) -> list[Challenge]:
+    """One entry per cause, in the order met."""
+    met: dict[str, list[Attempt]] = {}
+    for attempt in story:
+        if attempt.record.failure is not None:
+            met.setdefault(attempt.record.failure.cause, []).append(attempt)
+    challenges = []
+    for cause, group in met.items():
+        failures = [a.record.failure for a in group if a.record.failure is not None]
+        last = group[-1]
+        solved = next(
+            (
+                a.number
+                for a in story
+                if a.number > last.number
+                and a.record.status == "ok"
+                and (a.record.run.scene, a.record.run.layout)
+                == (last.record.run.scene, last.record.run.layout)
+            ),
+            None,
+        )
+        challenges.append(
+            Challenge(
+                cause=cause,
+                attempts=[a.number for a in group],
+                evidence=next((f.evidence for f in failures if f.evidence), []),
+                remedy=next((f.remedy for f in failures if f.remedy), None),
+                solved_by=solved,
+            )
+        )
+    return challenges
+
+
+def performance_comparison(story: Sequence[Attempt]) -> list[Performance]:
+    """Every attempt against the smallest successful one of its scene (same strategy if there is one)."""
+    return [_performance(attempt, _baseline(attempt, story)) for attempt in story]
+
+
+def _baseline(attempt: Attempt, story: Sequence[Attempt]) -> Attempt | None:
+    run = attempt.record.run
+    ok = [
+        a
+        for a in story
+        if a.record.status == "ok" and a.record.run.scene == run.scene and a.record.metrics.total_s
+    ]
+    same = [a for a in ok if a.record.run.strategy == run.strategy]
+    return min(same or ok, key=lambda a: (a.record.world_size, a.number), default=None)
+
+
+def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
+    record, run = attempt.record, attempt.record.run
+    values: dict[str, Any] = {
+        "attempt": attempt.number,
+        "name": f"{run.scene}/{run.strategy}/{run.layout}/r{run.repeat}",
+        "status": record.status,
+        "baseline": None,
+        "steps": record.metrics.steps,
+        **dict.fromkeys(("normalised_steps", "expected_s", "measured_s", "best_possible_s", "reason")),
+    }
+    if baseline is None:
+        values["reason"] = "no successful run of this scene to compare with"
+        return Performance(**values)
+    base = baseline.record
+    values["baseline"] = f"attempt {baseline.number} ({base.run.layout})"
+    ratio = record.world_size / base.world_size
+    total_s, base_steps = base.metrics.total_s, _single_batch_steps(base)
+    assert total_s is not None  # _baseline() asks for it
+    values["expected_s"] = total_s / ratio
+    values["normalised_steps"] = base.metrics.steps
+    if record.status not in ("ok", "degraded") or record.metrics.total_s is None:
+        values["reason"] = "the run did not finish"
+        return Performance(**values)
+    stepping, base_stepping = _stepping(record), _stepping(base)
+    steps = _single_batch_steps(record)
+    if stepping is None or steps is None or base_steps is None or base_stepping is None:
+        values["reason"] = "no phases: stepping cannot be told from the serial rest"
+        if steps == base_steps:
+            values["measured_s"] = record.metrics.total_s
+        return Performance(**values)
+    serial_s = record.metrics.total_s - stepping
+    values["measured_s"] = serial_s + stepping * base_steps / steps
+    values["best_possible_s"] = serial_s + base_stepping / ratio
+    return Performance(**values)
+
+
+def _single_batch_steps(record: RunRecord) -> float | None:
+    """The run's length: images seen where known, else steps; what two runs must share to be compared."""
+    return record.metrics.images or record.metrics.steps
+
+
+def _stepping(record: RunRecord) -> float | None:
+    found = [s for name, s in record.metrics.phases_s.items() if name in PARALLEL_PHASES]
+    return sum(found) if found else None
