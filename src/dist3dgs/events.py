@@ -18,7 +18,8 @@ densify         step, cloned, split, pruned, relocated, num_gaussians, s
 eval            step, elapsed_s (training seconds so far, evaluation not counted), psnr, ssim, lpips, views
 digest          step, digests: one parameter digest per rank
 comm            op, bytes, s, exposed_s, calls: totals of one collective over the run, per rank
-timing          phases_s, step_s {median, mean, p5, p95}, steps, images, elapsed_s: per rank, at the end
+scene           digest, num_views: the packed scene in use
+timing          phases_s, parts_s, step_s {median, mean, p5, p95}, steps, images, train_s: per rank, at the end
 memory          peak_rss_gib, peak_gpu_gib (null on CPU): per rank, at the end
 checkpoint      step, path, s
 export          path, num_gaussians
@@ -58,11 +59,9 @@ class EventWriter:
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the events of a file in order; torn or foreign lines are skipped, a missing file is an empty one."""
-    try:
-        f = Path(path).open("rb")
-    except FileNotFoundError:
+    if not Path(path).exists():
         return
-    with f:
+    with Path(path).open("rb") as f:
         for line in f:
             try:
                 event = json.loads(line)

@@ -142,6 +142,10 @@ class Metrics(Model):
     total_s: float | None = Field(None, description="launcher's start to its end, wall clock")
     train_s: float | None = Field(None, description="time in steps and densification, evaluation not counted")
     phases_s: dict[str, float] = Field({}, description="wall seconds per phase, slowest rank")
+    step_parts_s: dict[str, float] = Field(
+        {},
+        description="wall seconds per part of a step (data, render, loss, ...) over all steps, slowest rank",
+    )
     steps: int | None = None
     images: int | None = Field(None, description="training images seen, all ranks together")
     step_s: StepTime | None = None
@@ -152,7 +156,9 @@ class Metrics(Model):
     compute_to_comm: float | None = Field(None, description="R = T_compute / T_comm")
     collectives: list[Collective] = []
     peak_rss_gib: float | None = Field(None, description="largest resident set of any rank")
-    peak_host_gib: float | None = Field(None, description="peak PSS of the whole process tree, per node maximum")
+    peak_host_gib: float | None = Field(
+        None, description="peak PSS of the whole process tree, per node maximum"
+    )
     peak_gpu_gib: float | None = None
     num_gaussians: int | None = None
     psnr: float | None = None
@@ -187,7 +193,9 @@ class Provenance(Model):
     argv: list[str] = []
     started_at: float | None = Field(None, description="Unix seconds")
     finished_at: float | None = None
-    evidence_sha256: dict[str, str] = Field({}, description="file name -> sha256 of what this record was read from")
+    evidence_sha256: dict[str, str] = Field(
+        {}, description="file name -> sha256 of what this record was read from"
+    )
     source: Literal["dist3dgs", "imported"] = "dist3dgs"
 
 
@@ -195,7 +203,9 @@ class RunRecord(Model):
     schema_version: Literal[1] = 1
     run: Run
     status: Status
-    failure: Failure | None = Field(None, description="present if and only if status is failed, degraded or unknown")
+    failure: Failure | None = Field(
+        None, description="present if and only if status is failed, degraded or unknown"
+    )
     metrics: Metrics = Metrics()
     reasons: dict[str, str] = Field({}, description="metric name -> why it is null")
     environment: Environment = Environment()

@@ -1,0 +1,55 @@
+# dist3dgs: photographs -> structure from motion -> distributed training -> records -> tables, figures, report.
+#
+#   snakemake --profile profiles/local all                                      everything, on this machine
+#   snakemake --profile profiles/slurm all                                      everything, one Slurm job per point
+#   snakemake --profile profiles/local results/builtin/replicated/n1g4/r0/record.json    one point, in the config or not
+#   snakemake --profile profiles/cached figures                                 redraw from records, train nothing
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+configfile: "config/scenes.yaml"
+configfile: "config/strategies.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/ingest.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/figures.smk"
+
+
+localrules:
+    all,
+    train_all,
+    tables,
+    figures,
+    report,
+
+
+rule all:
+    input:
+        f"{RESULTS}/report/report.html",
+
+
+rule train_all:
+    input:
+        [record_path(p) for p in POINTS],
+
+
+rule tables:
+    input:
+        f"{RESULTS}/tables/runs.csv",
+        f"{RESULTS}/tables/points.csv",
+
+
+rule figures:
+    input:
+        FIGURE_FILES,
+
+
+rule report:
+    input:
+        f"{RESULTS}/report/report.html",

@@ -1,0 +1,216 @@
+"""Start one run's ranks, watch them, and leave evidence whatever happens.
+
+    dist3dgs launch --spec "$(dist3dgs spec builtin/replicated/n1g2/r0)" \\
+        --scene data/builtin/scene.safetensors --out results/builtin/replicated/n1g2/r0
+
+Never imports torch. Exit status 0 means that the evidence is complete, not that the run went well: a failed
+training is a row in the tables, not a hole in the graph. Only being stopped from outside gives another one
+(128 + signal), so that a scheduler starts the run again, from its last checkpoint.
+"""
+
+import contextlib
+import os
+import platform
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import UserError
+from .events import read_events
+from .evidence import Attempt, attempts, new_attempt, text_digest
+from .files import write_json
+from .guard import check_world
+from .matrix import load_spec, spec_json
+from .monitor import Monitor
+from .names import Layout
+from .provenance import code_digest, git_state
+from .slurm import allocation as slurm_allocation
+from .slurm import plan
+from .spec import RunSpec
+from .watch import Watch
+
+#: After asking the ranks to stop: time for a checkpoint before they are killed.
+GRACE_S = 60.0
+
+
+def launch(spec_text: str, scene: Path, out: Path, weights: Path | None = None) -> int:
+    """Run one point to its end; the launcher's exit status. Raises `UserError` before anything is started."""
+    spec = load_spec(spec_text)
+    if not scene.is_file():
+        raise UserError(f"{scene}: no packed scene; make it with: snakemake {scene}")
+    digest = text_digest(spec_json(spec))
+    with _lock(out):
+        _forget_finished(out, digest)
+        attempt = new_attempt(out)
+        (out / "launch.json").unlink(missing_ok=True)
+        run = _Run(spec, digest, scene, out, attempt, weights)
+        return run.execute()
+
+
+class _Run:
+    """One attempt."""
+
+    def __init__(
+        self, spec: RunSpec, digest: str, scene: Path, out: Path, attempt: Attempt, weights: Path | None
+    ) -> None:
+        self.spec, self.scene, self.out, self.attempt, self.weights = spec, scene, out, attempt, weights
+        self.layout = Layout.parse(spec.layout)
+        self.allocation = slurm_allocation.current()
+        self.summary: dict[str, Any] = {
+            "spec_digest": digest,
+            "spec": spec.model_dump(mode="json"),
+            "attempt": attempt.number,
+            "status": "running",
+            "started_at": time.time(),
+            "host": socket.gethostname(),
+            "cores": len(os.sched_getaffinity(0)),
+            "cpu": _cpu_model(),
+            "python": platform.python_version(),
+            "dist3dgs": __version__,
+            "code_digest": code_digest(),
+            **git_state(),
+            "slurm": _slurm_facts(self.allocation),
+            "scene_file": str(scene),
+            "argv": [],
+        }
+
+    def execute(self) -> int:
+        self._save()
+        # What each layer believes about the world is compared before anything is started.
+        problem = check_world(self.spec, self.allocation)
+        self.summary["world"] = problem.layers
+        if problem.message:
+            self.attempt.log_path.write_text(problem.message + "\n", encoding="utf-8")
+            self.summary["refused"] = problem.message
+            print(problem.message, file=sys.stderr)
+            return self._finish("refused", None)
+        argv, environment = self._command()
+        self.summary["argv"] = argv
+        self._save()
+        with self.attempt.log_path.open("ab", buffering=0) as log:
+            log.write(f"$ {shlex.join(argv)}\n".encode())
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+            monitor = Monitor(process.pid, self.attempt.folder / f"resources.{_node()}.csv", _node()).start()
+            watch = Watch(process, self.attempt, self.spec, GRACE_S)
+            with _forwarding(watch):
+                watch.wait()
+            monitor.stop()
+        self.summary["peak_pss_gib"] = round(monitor.peak_pss_gib, 4)
+        self.summary["signal"] = watch.stop_signal
+        self.summary["stalled"] = watch.stalled
+        return self._finish(self._status(watch), process.returncode)
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        """Command line and environment of the ranks."""
+        cpus = len(os.sched_getaffinity(0))
+        worker = ["-m", "dist3dgs.train", "--spec", spec_json(self.spec)]
+        worker += [
+            "--scene",
+            str(self.scene),
+            "--out",
+            str(self.out),
+            "--events",
+            str(self.attempt.events_path),
+        ]
+        port = None
+        if self.allocation is not None and self.layout.nodes > 1:
+            port = plan.choose_port(self.allocation.job_id)
+        argv = plan.launch_argv(
+            self.layout, worker, cpus_per_node=cpus, allocation=self.allocation, port=port,
+            uses_gpus=self.spec.hardware.device != "cpu",
+        )  # fmt: skip
+        environment = plan.launch_environment(os.environ, self.layout, self.allocation, cpus_per_node=cpus)
+        threads = self.spec.hardware.threads_per_rank or max(1, cpus // self.layout.workers_per_node)
+        # One number for every library that would otherwise take all cores in each of the ranks.
+        environment |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+        environment["PYTHONUNBUFFERED"] = "1"
+        if self.weights is not None:
+            environment["DIST3DGS_LPIPS"] = str(self.weights.resolve())
+        return argv, environment
+
+    def _status(self, watch: Watch) -> str:
+        if watch.process.returncode == 0 and _ended(self.attempt):
+            return "ok"
+        return "stopped" if watch.stop_signal else "failed"
+
+    def _finish(self, status: str, returncode: int | None) -> int:
+        self.summary |= {"status": status, "returncode": returncode, "finished_at": time.time()}
+        self._save()
+        if status == "stopped":
+            return 128 + signal.Signals[self.summary["signal"]].value
+        # The rule's output: only now, so that a killed launcher leaves none and the run is started again.
+        write_json(self.out / "launch.json", self.summary)
+        return 0
+
+    def _save(self) -> None:
+        write_json(self.attempt.launch_path, self.summary)
+
+
+def _forget_finished(out: Path, digest: str) -> None:
+    """A run that is asked for again after it finished starts afresh: its checkpoints must not shorten it."""
+    same = [a for a in attempts(out) if a.launch().get("spec_digest") == digest]
+    if same and same[-1].launch().get("status") == "ok":
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _ended(attempt: Attempt) -> bool:
+    return any(e["event"] == "end" and e.get("status") == "ok" for e in read_events(attempt.events_path))
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """One launcher per point at a time. The lock goes with the process, however it ends."""
+    import fcntl
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{out}: another launcher is running this point; wait for it, or find it with: fuser {out}/.lock"
+            ) from None
+        except OSError:  # a file system without locks: the scheduler is the only guard then
+            pass
+        yield
+
+
+@contextlib.contextmanager
+def _forwarding(watch: Watch) -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGHUP become an orderly stop of the ranks."""
+    stoppers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {s: signal.signal(s, lambda number, frame: watch.request_stop(number)) for s in stoppers}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _node() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _slurm_facts(allocation: Any) -> dict[str, Any] | None:
+    if allocation is None:
+        return None
+    return {"job_id": allocation.job_id, "nodes": [n.name for n in allocation.nodes]}
+
+
+def _cpu_model() -> str | None:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as f:
+        for line in f:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or None

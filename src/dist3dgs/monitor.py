@@ -1,0 +1,124 @@
+"""Samples what a job uses on its node: memory, CPU, network, disk and, where there are NVIDIA GPUs, those.
+
+One CSV per node and attempt, one row per sample and GPU (gpu_index is empty on a node without). Memory of the job
+is the PSS of its process tree: shared pages are counted once. The page cache is the node's and stands apart.
+"""
+
+import csv
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+COLUMNS = (
+    "t", "node", "cpu_percent", "rss_gib", "pss_gib", "page_cache_gib", "gpu_index", "gpu_mem_gib",
+    "gpu_util_percent", "gpu_power_w", "net_rx_bytes", "net_tx_bytes", "disk_read_bytes", "disk_write_bytes",
+)  # fmt: skip
+GIB = 2**30
+_QUERY = "index,memory.used,utilization.gpu,power.draw"
+
+
+class Monitor:
+    """A thread that samples the tree below `pid` every `interval_s` until stopped or the process is gone."""
+
+    def __init__(self, pid: int, path: Path, node: str, interval_s: float = 2.0) -> None:
+        self.path, self.node, self.interval_s = path, node, interval_s
+        self.pid = pid
+        self.peak_pss_gib = 0.0
+        self._stop = threading.Event()
+        self._known: dict[int, psutil.Process] = {}
+        self._has_gpu = shutil.which("nvidia-smi") is not None
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+
+    def start(self) -> "Monitor":
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        with self.path.open("w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, COLUMNS)
+            writer.writeheader()
+            while True:
+                for row in self._sample():
+                    writer.writerow(row)
+                f.flush()
+                if self._stop.wait(self.interval_s):
+                    return
+
+    def _sample(self) -> list[dict[str, Any]]:
+        row: dict[str, Any] = {"t": round(time.time(), 3), "node": self.node, **self._tree()}
+        net, disk = psutil.net_io_counters(), psutil.disk_io_counters()
+        row |= {"net_rx_bytes": net.bytes_recv, "net_tx_bytes": net.bytes_sent}
+        if disk:
+            row |= {"disk_read_bytes": disk.read_bytes, "disk_write_bytes": disk.write_bytes}
+        row["page_cache_gib"] = round(getattr(psutil.virtual_memory(), "cached", 0) / GIB, 4)
+        return [row | gpu for gpu in self._gpus()] or [row]
+
+    def _tree(self) -> dict[str, float]:
+        cpu = rss = pss = 0.0
+        try:
+            root = psutil.Process(self.pid)
+            processes = [root, *root.children(recursive=True)]
+        except psutil.Error:
+            processes = []
+        # cpu_percent is a difference between calls, so the same objects must be kept.
+        self._known = {p.pid: self._known.get(p.pid, p) for p in processes}
+        for p in self._known.values():
+            try:
+                cpu += p.cpu_percent()
+                memory = p.memory_info()
+                rss += memory.rss
+                pss += _pss(p.pid) or memory.rss
+            except psutil.Error:
+                continue
+        self.peak_pss_gib = max(self.peak_pss_gib, pss / GIB)
+        return {
+            "cpu_percent": round(cpu, 1),
+            "rss_gib": round(rss / GIB, 4),
+            "pss_gib": round(pss / GIB, 4),
+        }
+
+    def _gpus(self) -> list[dict[str, Any]]:
+        if not self._has_gpu:
+            return []
+        command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+        try:
+            text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            self._has_gpu = False
+            return []
+        return [gpu for line in text.splitlines() if (gpu := _parse_gpu(line))]
+
+
+def _parse_gpu(line: str) -> dict[str, Any] | None:
+    parts = [p.strip() for p in line.split(",")]
+    if len(parts) != 4 or not parts[0].isdigit():
+        return None
+    number = [float(p) if p.replace(".", "", 1).isdigit() else None for p in parts[1:]]
+    memory = None if number[0] is None else round(number[0] / 1024, 4)
+    return {
+        "gpu_index": int(parts[0]),
+        "gpu_mem_gib": memory,
+        "gpu_util_percent": number[1],
+        "gpu_power_w": number[2],
+    }
+
+
+def _pss(pid: int) -> int | None:
+    """Proportional set size in bytes; None where the kernel does not tell."""
+    try:
+        with Path(f"/proc/{pid}/smaps_rollup").open() as f:
+            for line in f:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,283 @@
+"""What can be set: validated models of scenes, strategies, training and hardware settings.
+
+Every field has a default that is visible in `config/`, a type, bounds and a description; a test holds the config
+files, these models and the generated JSON schemas equal. Unknown keys are refused with the nearest known one.
+"""
+
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UserError
+from .names import Layout, Point
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SfmSettings(Settings):
+    """Structure from motion with pycolmap."""
+
+    num_features: int = Field(4096, ge=256, le=65536, description="SIFT features kept per photograph")
+    matcher: Literal["exhaustive", "sequential"] = Field(
+        "exhaustive", description="which pairs of photographs are matched: all, or neighbours by name"
+    )
+    camera: Literal["single", "per_image"] = Field(
+        "single", description="one camera for all photographs or one each"
+    )
+    reproducible: bool = Field(True, description="one thread and fixed seeds: bit-identical, slower")
+    num_threads: int = Field(0, ge=0, description="threads when not reproducible; 0: all cores")
+    timeout_s: float = Field(3600, gt=0)
+    memory_gib: float = Field(16, gt=0, description="memory limit of the SfM process")
+
+
+class BuiltinSource(Settings):
+    """The procedural scene that the package renders itself."""
+
+    num_images: int = Field(48, ge=3, le=1000)
+    width_px: int = Field(540, ge=64, le=4096)
+    height_px: int = Field(360, ge=64, le=4096)
+    seed: int = Field(0, ge=0)
+
+
+class Scene(Settings):
+    """One entry of `config/scenes.yaml`: exactly one of builtin, images, colmap, download says where from."""
+
+    builtin: BuiltinSource | None = None
+    images: str | None = Field(None, description="folder of photographs, with `colmap` those of the model")
+    colmap: str | None = Field(None, description="folder of an existing COLMAP model (binary or text)")
+    download: str | None = Field(None, description="name of a published scene, e.g. mipnerf360/garden")
+    max_width_px: int | None = Field(None, ge=16, description="photographs are reduced to at most this width")
+    test_every: int = Field(8, ge=2, description="every n-th view by name is held out")
+    sfm: SfmSettings = SfmSettings()
+    licence: str | None = Field(None, description="licence of the photographs, shown in the report")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [k for k in ("builtin", "colmap", "download") if getattr(self, k) is not None]
+        if (
+            len(given) > 1
+            or (not given and self.images is None)
+            or (self.images and given not in ([], ["colmap"]))
+        ):
+            raise ValueError("give exactly one source: builtin, images, colmap (with images) or download")
+        if self.colmap is not None and self.images is None:
+            raise ValueError("colmap needs `images`, the folder of the model's photographs")
+        return self
+
+
+class LearningRates(Settings):
+    """Adam's learning rates for a batch of one image (Kerbl et al. 2023, reference implementation)."""
+
+    means: float = Field(1.6e-4, gt=0, description="start value, times the scene's extent")
+    means_final: float = Field(
+        1.6e-6, gt=0, description="end value of the exponential decay, times the extent"
+    )
+    scales: float = Field(5e-3, gt=0)
+    quats: float = Field(1e-3, gt=0)
+    opacities: float = Field(5e-2, gt=0)
+    sh0: float = Field(2.5e-3, gt=0)
+    shN: float = Field(1.25e-4, gt=0)
+
+
+class Densification(Settings):
+    """When and how the number of Gaussians changes. Steps count optimiser steps."""
+
+    kind: Literal["default", "mcmc", "none"] = Field(
+        "default",
+        description="default: clone/split/prune (Kerbl et al. 2023); mcmc: relocation (Kheradmand et al. 2024)",
+    )
+    start_step: int = Field(500, ge=0)
+    stop_step: int = Field(15_000, ge=0)
+    every: int = Field(100, ge=1)
+    grad_threshold: float = Field(
+        2e-4, gt=0, description="mean screen gradient (normalised device units) to densify"
+    )
+    absgrad: bool = Field(
+        False, description="use the sum of absolute gradients (Ye et al. 2024); threshold about 8e-4"
+    )
+    scale_threshold: float = Field(
+        0.01, gt=0, description="larger than this share of the extent: split, else clone"
+    )
+    prune_opacity: float = Field(0.005, ge=0, lt=1)
+    prune_scale: float = Field(
+        0.1, gt=0, description="after the first reset, larger shares of the extent are pruned"
+    )
+    reset_every: int = Field(3000, ge=1, description="opacity reset interval in steps")
+    max_gaussians: int = Field(5_000_000, ge=1)
+    noise_lr: float = Field(5e5, ge=0, description="mcmc: strength of the position noise")
+    opacity_reg: float = Field(0.01, ge=0, description="mcmc: weight of the opacity penalty")
+    scale_reg: float = Field(0.01, ge=0, description="mcmc: weight of the scale penalty")
+
+
+class TrainSettings(Settings):
+    """One training run."""
+
+    steps: int = Field(
+        30_000, ge=1, le=10_000_000, description="optimiser steps for a global batch of one image"
+    )
+    keep: Literal["steps", "images"] = Field(
+        "images",
+        description="with a larger global batch keep the number of optimiser steps, or of images seen (fewer steps)",
+    )
+    batch_per_rank: int = Field(1, ge=1, le=1024, description="images per rank and step")
+    global_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images per step over all ranks; overrides batch_per_rank; a multiple of the ranks",
+    )
+    sh_degree: int = Field(3, ge=0, le=3)
+    sh_every: int = Field(1000, ge=1, description="steps between raises of the SH degree in use")
+    ssim_weight: float = Field(0.2, ge=0, le=1, description="weight of D-SSIM in the loss")
+    init_opacity: float = Field(0.1, gt=0, lt=1)
+    init_scale: float = Field(1.0, gt=0, description="initial size in mean distances to the 3 nearest points")
+    background: Literal["black", "white", "random"] = "black"
+    antialiased: bool = False
+    near: float = Field(0.01, gt=0)
+    far: float = Field(1e10, gt=0)
+    lr: LearningRates = LearningRates()
+    densify: Densification = Densification()
+    eval_every: int = Field(
+        5000, ge=1, description="steps between evaluations; the last step is always evaluated"
+    )
+    eval_views: int | None = Field(
+        None, ge=1, description="held-out views per intermediate evaluation; null: all"
+    )
+    lpips: bool = Field(True, description="evaluate LPIPS where its weights are on disk")
+    checkpoint_every: int = Field(2000, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    digest_every: int = Field(
+        500, ge=1, description="steps between comparisons of parameter digests across ranks"
+    )
+    log_every: int = Field(50, ge=1)
+    tensorboard: bool = True
+
+
+class Strategy(Settings):
+    """One entry of `config/strategies.yaml`."""
+
+    kind: Literal["replicated"] = Field(
+        "replicated", description="replicated: every rank holds all Gaussians"
+    )
+    init: Literal["broadcast", "independent"] = Field(
+        "broadcast",
+        description="broadcast: rank 0 reads and all receive; independent: each reads for itself (the historic crash)",
+    )
+    train: dict[str, Any] = Field({}, description="training settings that differ from config.yaml's `train`")
+
+
+class Hardware(Settings):
+    """What one rank gets."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads_per_rank: int = Field(
+        1, ge=0, le=1024, description="CPU threads of a rank; 0: cores / ranks on the node"
+    )
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    timeout_s: float = Field(600, gt=0, description="a collective that waits longer than this ends the run")
+    max_restarts: int = Field(0, ge=0, le=100, description="restarts from the last checkpoint within one job")
+
+
+class Exclusion(Settings):
+    """Points that are not run, and why; null matches everything."""
+
+    scene: str | None = None
+    strategy: str | None = None
+    layout: str | None = None
+    reason: str
+
+
+class Config(Settings):
+    """`config/config.yaml` with the entries of scenes.yaml and strategies.yaml merged in."""
+
+    results: str = "results"
+    data: str = "data"
+    seed: int = Field(42, ge=0, lt=2**31)
+    scenes: list[str] = Field(min_length=1)
+    strategies: list[str] = Field(min_length=1)
+    layouts: list[str] = Field(min_length=1)
+    repeats: int = Field(1, ge=1, le=1000)
+    only_existing: bool = Field(
+        False, description="tabulate and draw the records that are there, train nothing"
+    )
+    exclude: list[Exclusion] = []
+    train: TrainSettings = TrainSettings()
+    hardware: Hardware = Hardware()
+
+
+class RunSpec(Settings):
+    """Everything one run depends on; its JSON form is the `--spec` of `dist3dgs launch`."""
+
+    scene: str
+    strategy: str
+    layout: str
+    repeat: int
+    seed: int
+    parallel: Strategy
+    train: TrainSettings
+    hardware: Hardware
+
+    @property
+    def point(self) -> Point:
+        return Point(self.scene, self.strategy, Layout.parse(self.layout), self.repeat)
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimiser step over all ranks."""
+        return self.train.global_batch or self.train.batch_per_rank * Layout.parse(self.layout).world_size
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of this run: `train.steps`, divided by the global batch where images are kept."""
+        return -(-self.train.steps // self.global_batch) if self.train.keep == "images" else self.train.steps
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        world = Layout.parse(self.layout).world_size
+        if self.global_batch % world:
+            raise ValueError(
+                f"train.global_batch = {self.global_batch} is no multiple of the {world} ranks of {self.layout}"
+            )
+        return self
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], value: object, where: str) -> M:
+    """Build `model` from plain data, or raise `UserError` naming `where` (a file) and each faulty setting."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as e:
+        lines = [f"{where}: {_describe(model, error)}" for error in e.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def _describe(model: type[BaseModel], error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "(top level)"
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting `{key}`{_nearest(model, error['loc'])}"
+    if error["type"] == "missing":
+        return f"setting `{key}` is missing"
+    got = "" if isinstance(error["input"], dict) else f" (it is {error['input']!r})"
+    return f"setting `{key}`: {error['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _nearest(model: type[BaseModel], loc: tuple[Any, ...]) -> str:
+    """'; did you mean `x`?' among the fields of the model that `loc` points into."""
+    import difflib
+    import typing
+
+    current: Any = model
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation
+        candidates = [annotation, *typing.get_args(annotation)]
+        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if current is None:
+            return ""
+    names = list(current.model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
+    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(names)}"

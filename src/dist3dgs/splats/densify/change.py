@@ -1,0 +1,19 @@
+"""A change of the set of Gaussians, as data: decided first, applied to parameters and optimiser state after."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Change:
+    """New parameter tensors, and for each new row the old row whose optimiser state it keeps."""
+
+    parameters: dict[str, Tensor]
+    """As in `gaussians.NAMES`, M rows each."""
+    origin: Tensor
+    """int64 [M]: old row whose Adam moments go on, or -1 for fresh (zero) moments."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """For the log: cloned, split, pruned, relocated, added."""
+    reset_moments: tuple[str, ...] = ()
+    """Parameters whose moments are zeroed in every row."""

@@ -1,0 +1,93 @@
+"""3DGS as Markov chain Monte Carlo (Kheradmand et al. 2024): relocation, growth and noise for clone and split."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...spec import Densification
+from ..gaussians import Gaussians
+from .change import Change
+from .default import rotation_matrices
+
+#: Growth per densification, as in the authors' implementation.
+GROWTH = 1.05
+#: Largest number of Gaussians that one is split into (binomials are tabulated up to here).
+MAX_COPIES = 51
+_OPACITY_MIN, _OPACITY_MAX = 0.005, 1 - torch.finfo(torch.float32).eps
+
+
+def relocated(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
+    """Opacity and scale of each of n coincident copies that together look like one Gaussian (eq. 9).
+
+    opacities: [M] in 0..1; scales: [M,3] linear; copies: int64 [M], n >= 1. Computed in float64: the sum
+    alternates.
+    """
+    o, n = opacities.double(), copies.clamp(1, MAX_COPIES)
+    new = 1 - (1 - o) ** (1.0 / n)
+    total = torch.zeros_like(o)
+    for i in range(1, int(n.max()) + 1 if len(n) else 1):
+        inner = torch.zeros_like(o)
+        for k in range(i):
+            inner += math.comb(i - 1, k) * (-1) ** k / math.sqrt(k + 1) * new ** (k + 1)
+        total += torch.where(n >= i, inner, 0.0)
+    factor = torch.where(n > 1, o / total.clamp_min(1e-12), 1.0)
+    return new.to(opacities), (scales.double() * factor[:, None]).to(scales)
+
+
+@torch.no_grad()
+def densify(
+    gaussians: Gaussians, settings: Densification, *, max_gaussians: int, generator: torch.Generator
+) -> Change:
+    """Move dead Gaussians onto live ones drawn by opacity, then add up to 5 % more the same way.
+
+    max_gaussians: growth stops here. generator: on the CPU, in the same state on all ranks that hold the same
+    Gaussians.
+    """
+    opacity = torch.sigmoid(gaussians["opacities"])
+    dead = torch.where(opacity <= settings.prune_opacity)[0]
+    alive = torch.where(opacity > settings.prune_opacity)[0]
+    n = gaussians.num_gaussians
+    num_added = max(0, min(max_gaussians, int(GROWTH * n)) - n) if len(alive) else 0
+    if not len(alive):
+        dead = dead[:0]
+    num_drawn = len(dead) + num_added
+    parameters = {name: t.clone() for name, t in gaussians.items()}
+    origin = torch.arange(n, device=gaussians.device)
+    if num_drawn:
+        source = alive[_draw(opacity[alive], num_drawn, generator)]
+        copies = torch.bincount(source, minlength=n)
+        hit = torch.where(copies > 0)[0]
+        new_opacity, new_scale = relocated(opacity[hit], gaussians["scales"][hit].exp(), copies[hit] + 1)
+        parameters["opacities"][hit] = torch.logit(new_opacity.clamp(_OPACITY_MIN, _OPACITY_MAX))
+        parameters["scales"][hit] = new_scale.log()
+        for t in parameters.values():
+            t[dead] = t[source[: len(dead)]]
+        parameters = {name: torch.cat([t, t[source[len(dead) :]]]) for name, t in parameters.items()}
+        # Relocated Gaussians and those they were put on start afresh: their moments belong to another loss surface.
+        origin[hit], origin[dead] = -1, -1
+        origin = torch.cat([origin, origin.new_full((num_added,), -1)])
+    return Change(parameters, origin, {"relocated": len(dead), "added": num_added})
+
+
+@torch.no_grad()
+def add_noise(
+    gaussians: Gaussians, lr_means: float, settings: Densification, generator: torch.Generator
+) -> None:
+    """Perturb the means in place along their own covariance, the more the more transparent (eq. 8)."""
+    opacity = torch.sigmoid(gaussians["opacities"])
+    gate = torch.sigmoid(-100 * (opacity - settings.prune_opacity))
+    noise = torch.randn(gaussians["means"].shape, generator=generator, dtype=torch.float32).to(opacity)
+    M = rotation_matrices(gaussians["quats"]) * gaussians["scales"].exp()[:, None, :]
+    step = torch.einsum("nij,nkj,nk->ni", M, M, noise * (gate * settings.noise_lr * lr_means)[:, None])
+    gaussians["means"].add_(step)
+
+
+def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` indices drawn with replacement in proportion to `weights`, by inversion on the CPU.
+
+    Not torch.multinomial: it takes at most 2^24 weights and differs between devices.
+    """
+    cumulative = weights.double().cpu().cumsum(0)
+    at = torch.rand(count, generator=generator, dtype=torch.float64) * cumulative[-1]
+    return torch.searchsorted(cumulative, at).clamp_max(len(weights) - 1).to(weights.device)

@@ -1,0 +1,82 @@
+"""Checkpoints: the whole model and its optimiser in one safetensors file, independent of the number of ranks.
+
+`checkpoints/step-00002000.safetensors` holds the six parameters, Adam's moments (`adam/means.exp_avg`, ...), the
+densification statistics (`statistics/grad_sum`, `statistics/count`) and, as metadata, the step and the digest of
+the settings and of the scene it belongs to. Nothing else is needed for an exact resume: view order, noise and
+splits are functions of seed and step.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import replacing
+from ..spec import RunSpec
+from ..splats.gaussians import NAMES
+
+FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    elapsed_s: float
+    """Training seconds so far, evaluation not counted."""
+    tensors: dict[str, Tensor]
+    """Whole-model tensors by name, as in the module's docstring."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: self.tensors[name] for name in NAMES}
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors named `prefix/...`, without the prefix."""
+        return {
+            k.removeprefix(f"{prefix}/"): t for k, t in self.tensors.items() if k.startswith(f"{prefix}/")
+        }
+
+
+def settings_digest(spec: RunSpec, scene_digest: str) -> str:
+    """What a checkpoint must agree with to be resumed: anything that changes the mathematics, but not the layout."""
+    train = spec.train.model_dump(
+        exclude={"eval_every", "eval_views", "lpips", "checkpoint_every", "keep_checkpoints", "digest_every"}
+        | {"log_every", "tensorboard", "batch_per_rank", "global_batch"}
+    )
+    value = [spec.scene, spec.seed, spec.global_batch, train, scene_digest]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def save(folder: Path, checkpoint: Checkpoint, digest: str, keep: int) -> Path:
+    """Write a checkpoint whole or not at all, then remove all but the newest `keep`."""
+    path = Path(folder, FOLDER, f"step-{checkpoint.step:08d}.safetensors")
+    metadata = {"step": str(checkpoint.step), "elapsed_s": repr(checkpoint.elapsed_s), "settings": digest}
+    with replacing(path) as temporary:
+        save_file(
+            {k: t.detach().cpu().contiguous() for k, t in checkpoint.tensors.items()}, temporary, metadata
+        )
+    for old in candidates(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Checkpoint files, newest first."""
+    return sorted(Path(folder, FOLDER).glob("step-*.safetensors"), reverse=True)
+
+
+def load(path: Path, digest: str) -> Checkpoint:
+    """Read one checkpoint. Raises ValueError, with the reason, if it is damaged or belongs to other settings."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata: dict[str, Any] = f.metadata() or {}
+            if metadata.get("settings") != digest:
+                raise ValueError("it was made with other settings or another scene")
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        return Checkpoint(int(metadata["step"]), float(metadata["elapsed_s"]), tensors)
+    except (SafetensorError, OSError, KeyError) as e:
+        raise ValueError(f"it cannot be read ({e})") from None

@@ -1,0 +1,84 @@
+"""Where a rank's time goes: phases of the run, parts of a step."""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ..events import EventWriter
+
+#: Steps left out of the step-time statistics: caches fill and kernels load.
+WARM_UP_STEPS = 5
+#: On CUDA the parts of every n-th step are timed, each behind a synchronisation; all others run free.
+CUDA_SAMPLE_EVERY = 50
+
+
+class Clock:
+    """Phases by wall clock, nested ones counted once; step durations; parts of steps."""
+
+    def __init__(self, events: EventWriter, device: torch.device) -> None:
+        self.events, self.device = events, device
+        self.phases_s: dict[str, float] = defaultdict(float)
+        self.parts_s: dict[str, float] = defaultdict(float)
+        self.step_s: list[float] = []
+        self.phase = "startup"
+        self.train_s = 0.0
+        self._nested_s = 0.0
+        self._mark = 0.0
+        self._sampled = True
+
+    @contextlib.contextmanager
+    def enter(self, phase: str) -> Iterator[None]:
+        """Spend the body's time in `phase`; what nested phases take is theirs."""
+        outer, outer_nested = self.phase, self._nested_s
+        self.phase, self._nested_s = phase, 0.0
+        self.events("enter", phase=phase)
+        started = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - started
+        self.phases_s[phase] += elapsed - self._nested_s
+        self.events("leave", phase=phase, s=round(elapsed, 6))
+        # Only a clean end comes here: after an error the phase stays open and names where it happened.
+        self.phase, self._nested_s = outer, outer_nested + elapsed
+
+    def start_step(self, step: int) -> None:
+        self._sampled = self.device.type == "cpu" or step % CUDA_SAMPLE_EVERY == 0
+        self._synchronise()
+        self._mark = self._started = time.perf_counter()
+
+    def part(self, name: str) -> None:
+        """Book the time since the last mark under `name`."""
+        if self._sampled:
+            self._synchronise()
+            now = time.perf_counter()
+            self.parts_s[name] += now - self._mark
+            self._mark = now
+
+    def end_step(self) -> None:
+        duration = time.perf_counter() - self._started
+        self.step_s.append(duration)
+        self.train_s += duration
+
+    def summary(self) -> dict[str, object]:
+        """Fields of the `timing` event."""
+        steps = np.asarray(self.step_s[WARM_UP_STEPS:] or self.step_s)
+        statistics = None
+        if len(steps):
+            p5, median, p95 = np.percentile(steps, [5, 50, 95])
+            statistics = {"median": median, "mean": float(steps.mean()), "p5": p5, "p95": p95}
+        total = sum(self.parts_s.values()) or 1.0
+        scale = sum(self.step_s) / total if self.device.type != "cpu" else 1.0
+        return {
+            "phases_s": dict(self.phases_s),
+            "parts_s": {k: v * scale for k, v in self.parts_s.items()},
+            "step_s": statistics,
+            "steps": len(self.step_s),
+            "train_s": self.train_s,
+        }
+
+    def _synchronise(self) -> None:
+        if self._sampled and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -1,0 +1,77 @@
+"""Held-out quality: PSNR, SSIM and, where its weights are there, LPIPS.
+
+Renders are clamped to 0..1 and compared with the 8-bit photographs without quantisation, as the reference
+implementation does during training; means are over views.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+from torch import Tensor
+
+from ..files import replacing
+from ..parallel.base import Parallel
+from ..splats.gaussians import Gaussians
+from ..splats.loss import psnr, ssim
+from .cameras import Cameras
+
+#: Held-out renders stored beside their photographs for the report.
+NUM_STORED_RENDERS = 3
+
+
+@torch.no_grad()
+def evaluate(
+    parallel: Parallel,
+    gaussians: Gaussians,
+    cameras: Cameras,
+    views: np.ndarray,
+    *,
+    sh_degree: int,
+    background: Tensor | None,
+    lpips: Callable[[Tensor, Tensor], float] | None,
+    renders: Path | None,
+) -> dict[str, Any]:
+    """Render the held-out `views` (int [T]), ranks taking turns. Collective; every rank gets the result.
+
+    renders: folder for the pictures of up to three views, or None.
+    """
+    world, rank = parallel.comm.world_size, parallel.comm.rank
+    stored = set(views[np.linspace(0, len(views) - 1, NUM_STORED_RENDERS).astype(int)].tolist())
+    results = []
+    for start in range(0, len(views), world):
+        turn = views[start : start + world].tolist()
+        batch = [[cameras[v]] for v in turn] + [[] for _ in range(world - len(turn))]
+        rendered = parallel.render(gaussians, batch, sh_degree=sh_degree, background=background, track=False)
+        for view in rendered.views:
+            image = view.image.colors.clamp(0, 1)
+            photo = view.camera.photo
+            target = photo.to(image.dtype) / 255
+            results.append(
+                {
+                    "name": view.camera.name,
+                    "psnr": float(psnr(image, target)),
+                    "ssim": float(ssim(image, target)),
+                    "lpips": lpips(image, target) if lpips else None,
+                }
+            )
+            if renders is not None and turn[rank] in stored:
+                _save(renders, view.camera.name, "render", (image * 255).round().to(torch.uint8))
+                _save(renders, view.camera.name, "photo", photo)
+    rows = sorted(
+        (r for part in parallel.comm.gather_objects(results) for r in part), key=lambda r: r["name"]
+    )
+    return {
+        "psnr": float(np.mean([r["psnr"] for r in rows])),
+        "ssim": float(np.mean([r["ssim"] for r in rows])),
+        "lpips": float(np.mean([r["lpips"] for r in rows])) if lpips else None,
+        "views": rows,
+    }
+
+
+def _save(folder: Path, view: str, what: str, pixels: Tensor) -> None:
+    with replacing(folder / f"{view.replace('/', '_')}.{what}.png") as temporary:
+        PillowImage.fromarray(pixels.cpu().numpy()).save(temporary, format="PNG")

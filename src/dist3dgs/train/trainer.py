@@ -1,0 +1,311 @@
+"""The training loop of one rank: photographs in, Gaussians, events and checkpoints out."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..events import EventWriter
+from ..parallel.base import Parallel
+from ..scenes.pack import PackedScene
+from ..spec import RunSpec
+from ..splats import densify
+from ..splats.densify.change import Change
+from ..splats.densify.statistics import Statistics
+from ..splats.export import write_ply
+from ..splats.gaussians import canonical_order, initial_gaussians
+from ..splats.loss import l1_ssim_loss
+from . import checkpoint
+from .cameras import Cameras
+from .clock import Clock
+from .evaluate import evaluate
+from .optimiser import Optimiser
+from .progress import Progress
+from .schedules import AdamRule, Schedule, learning_rates
+from .views import ViewOrder
+
+#: Ranks agree on stopping (after a signal) every so many steps.
+STOP_EVERY = 10
+
+
+class Diverged(RuntimeError):
+    """The loss is not a number any more."""
+
+
+class Trainer:
+    """State of one rank; `run` is the whole training."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        scene: PackedScene,
+        out: Path,
+        parallel: Parallel,
+        device: torch.device,
+        events: EventWriter,
+        clock: Clock,
+    ) -> None:
+        self.spec, self.scene, self.out = spec, scene, Path(out)
+        self.parallel, self.device, self.events, self.clock = parallel, device, events, clock
+        self.comm = parallel.comm
+        self.train = spec.train
+        self.schedule = Schedule(spec)
+        self.rule = AdamRule(spec.global_batch)
+        self.cameras = Cameras(scene, device)
+        self.order = ViewOrder(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
+        self.digest = checkpoint.settings_digest(spec, scene.digest)
+        self.progress = Progress(self.schedule.num_steps, self.out, enabled=self.comm.rank == 0, spec=spec)
+        self.lpips = _lpips(device) if spec.train.lpips else None
+        self.stop_requested: str | None = None
+        self.step = 0
+        if not len(scene.train_ids) or not len(scene.test_ids):
+            raise UserError(
+                f"scene {scene.name}: {scene.num_views} views leave none to train on or none to hold out"
+            )
+
+    # ---------------------------------------------------------------- the run
+
+    def run(self) -> bool:
+        """Train to the end or to a requested stop; True if it got to the end."""
+        with self.clock.enter("init"):
+            self._start()
+        with self.clock.enter("step"):
+            while self.step < self.schedule.num_steps:
+                if self.step % STOP_EVERY == 0 and self._agree_to_stop():
+                    self._save_checkpoint()
+                    self.events("end", status="stopped", step=self.step)
+                    return False
+                self._one_step(self.step + 1)
+                self._after_step()
+        with self.clock.enter("export"):
+            self._export()
+        self.progress.close()
+        return True
+
+    def _start(self) -> None:
+        """From the newest good checkpoint, else from the scene's points."""
+        found = self._newest_checkpoint() if self.comm.rank == 0 else None
+        tensors = found.tensors if found else None
+        self.gaussians = self.parallel.distribute(found.parameters if found else self._initial)
+        self.optimiser = Optimiser(self.gaussians, self.rule)
+        self.statistics = Statistics.zeros(self.gaussians.num_gaussians, self.device)
+        step, elapsed_s, names = self.comm.gather_objects(
+            (found.step, found.elapsed_s, [k for k in found.tensors if "/" in k]) if found else (0, 0.0, [])
+        )[0]
+        if step:
+            self._restore(tensors or {}, names)
+            self.step, self.clock.train_s = step, elapsed_s
+            if self.comm.rank == 0:
+                self.events("resume", step=step)
+        self._compare_digests()
+
+    def _initial(self) -> dict[str, Tensor]:
+        points = torch.from_numpy(np.array(self.scene.points, dtype=np.float32))
+        colors = torch.from_numpy(np.array(self.scene.colors)).float() / 255
+        order = canonical_order(points)
+        return initial_gaussians(
+            points[order].to(self.device),
+            colors[order].to(self.device),
+            init_opacity=self.train.init_opacity,
+            init_scale=self.train.init_scale,
+        )
+
+    def _one_step(self, step: int) -> None:
+        clock, n = self.clock, self.spec.global_batch
+        clock.start_step(step)
+        degree = self.schedule.sh_degree(step)
+        cameras = [[self.cameras[v] for v in part] for part in self.order.batch(step)]
+        background = self._background(step)
+        clock.part("data")
+        track = self.train.densify.kind == "default" and step <= self.schedule.steps(
+            self.train.densify.stop_step
+        )
+        rendered = self.parallel.render(
+            self.gaussians, cameras, sh_degree=degree, background=background, track=track
+        )
+        clock.part("render")
+        loss = torch.zeros((), device=self.device)
+        for view in rendered.views:
+            loss = loss + l1_ssim_loss(view.image.colors, view.camera.photo, self.train.ssim_weight) / n
+        total = loss + self._regularisation() if self.train.densify.kind == "mcmc" else loss
+        clock.part("loss")
+        total.backward()
+        clock.part("backward")
+        self.parallel.reduce_gradients(self.gaussians, degree)
+        clock.part("communicate")
+        rates = learning_rates(self.train.lr, self.scene.extent, self.rule, step / self.schedule.num_steps)
+        self.optimiser.step(rates)
+        clock.part("optimise")
+        if track:
+            for projection, camera in rendered.projections:
+                self.statistics.add(projection, camera, 1 / n, self.train.densify.absgrad)
+        if self.train.densify.kind == "mcmc":
+            densify.add_noise(
+                self.gaussians, rates["means"], self.train.densify, self._generator(step, "noise")
+            )
+        clock.part("statistics")
+        clock.end_step()
+        self.step, self.loss = step, loss.detach()
+
+    def _after_step(self) -> None:
+        step, s = self.step, self.schedule
+        if s.densifies(step):
+            with self.clock.enter("densify"):
+                self._densify()
+        if s.resets_opacity(step):
+            self._change(densify.reset_opacities(self.gaussians, self.train.densify))
+        last = step == s.num_steps
+        if last or s.every(self.train.log_every, step):
+            self._log()
+        if last or s.every(self.train.digest_every, step):
+            self._compare_digests()
+        if last or s.every(self.train.eval_every, step):
+            with self.clock.enter("evaluate"):
+                self._evaluate(last)
+        if last or s.every(self.train.checkpoint_every, step):
+            self._save_checkpoint()
+
+    # ---------------------------------------------------------------- parts of it
+
+    def _background(self, step: int) -> Tensor | None:
+        if self.train.background == "random":
+            return torch.rand(3, generator=self._generator(step, "background")).to(self.device)
+        return torch.ones(3, device=self.device) if self.train.background == "white" else None
+
+    def _regularisation(self) -> Tensor:
+        d, g = self.train.densify, self.gaussians
+        opacity, scale = torch.sigmoid(g["opacities"]).sum(), torch.exp(g["scales"]).sum() / 3
+        return self.parallel.share(g) * (d.opacity_reg * opacity + d.scale_reg * scale)
+
+    def _densify(self) -> None:
+        started, d = time.perf_counter(), self.train.densify
+        statistics = self.parallel.reduce_statistics(self.statistics)
+        room = d.max_gaussians - self.parallel.total_gaussians(self.gaussians)
+        change = densify.decide(
+            self.gaussians,
+            statistics,
+            d,
+            extent=self.scene.extent,
+            prune_large=self.step > self.schedule.steps(d.reset_every),
+            max_gaussians=self.gaussians.num_gaussians + max(0, room),
+            generator=self._generator(self.step, "densify"),
+        )
+        self._change(change)
+        self.statistics = Statistics.zeros(self.gaussians.num_gaussians, self.device)
+        if self.comm.rank == 0:
+            elapsed = time.perf_counter() - started
+            n = self.gaussians.num_gaussians
+            self.events("densify", step=self.step, num_gaussians=n, s=round(elapsed, 6), **change.counts)
+
+    def _change(self, change: Change) -> None:
+        self.gaussians = self.optimiser.apply(change)
+
+    def _evaluate(self, last: bool) -> None:
+        views = self.scene.test_ids
+        if not last and self.train.eval_views:
+            views = views[: self.train.eval_views]
+        quality = evaluate(
+            self.parallel,
+            self.gaussians,
+            self.cameras,
+            views,
+            sh_degree=self.schedule.sh_degree(self.step),
+            background=self._background(0),
+            lpips=self.lpips,
+            renders=self.out / "renders" if last else None,
+        )
+        total = self.parallel.total_gaussians(self.gaussians)
+        if self.comm.rank == 0:
+            fields = {"elapsed_s": round(self.clock.train_s, 4), "num_gaussians": total, **quality}
+            self.events("eval", step=self.step, **fields)
+            self.progress.evaluated(self.step, quality)
+
+    def _log(self) -> None:
+        loss = self.loss.clone()
+        self.comm.all_reduce(loss, name="all_reduce(loss)")
+        value = float(loss)
+        if not np.isfinite(value):
+            raise Diverged(f"loss is {value} at step {self.step}; lower the learning rates (`train.lr`)")
+        n = self.parallel.total_gaussians(self.gaussians)
+        if self.comm.rank == 0:
+            recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
+            images = self.step * self.spec.global_batch
+            degree = self.schedule.sh_degree(self.step)
+            fields = {"num_gaussians": n, "images": images, "sh_degree": degree}
+            self.events("step", step=self.step, loss=value, step_s=float(np.mean(recent)), **fields)
+            self.progress.stepped(self.step, value, n, float(np.mean(recent)))
+
+    def _compare_digests(self) -> None:
+        digests = self.parallel.compare_digests(self.gaussians)
+        if self.comm.rank == 0:
+            self.events("digest", step=self.step, digests=digests)
+
+    def _export(self) -> None:
+        parameters = self.parallel.whole(dict(self.gaussians))
+        if parameters is not None:
+            write_ply(self.out / "point_cloud.ply", parameters)
+            self.events("export", path="point_cloud.ply", num_gaussians=len(parameters["means"]))
+
+    def _generator(self, step: int, purpose: str) -> torch.Generator:
+        """Random numbers as a function of seed, step and purpose: nothing to store, equal on all ranks."""
+        entropy = [self.spec.seed, step, *purpose.encode()]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        return torch.Generator().manual_seed(seed)
+
+    # ---------------------------------------------------------------- checkpoints and stopping
+
+    def _agree_to_stop(self) -> bool:
+        flag = torch.tensor([1.0 if self.stop_requested else 0.0], device=self.device)
+        self.comm.all_reduce(flag, name="all_reduce(stop)")
+        return bool(flag.item() > 0)
+
+    def _save_checkpoint(self) -> None:
+        with self.clock.enter("checkpoint"):
+            started = time.perf_counter()
+            adam = self.optimiser.state()
+            rows = {k: t for k, t in adam.items() if not k.endswith(".step")}
+            statistics = {
+                "statistics/grad_sum": self.statistics.grad_sum,
+                "statistics/count": self.statistics.count,
+            }
+            mine = {**self.gaussians, **{f"adam/{k}": t for k, t in rows.items()}, **statistics}
+            whole = self.parallel.whole(mine)
+            if whole is not None:
+                whole |= {f"adam/{k}": t for k, t in adam.items() if k.endswith(".step")}
+                content = checkpoint.Checkpoint(self.step, self.clock.train_s, whole)
+                path = checkpoint.save(self.out, content, self.digest, self.train.keep_checkpoints)
+                elapsed = round(time.perf_counter() - started, 6)
+                self.events("checkpoint", step=self.step, path=path.name, s=elapsed)
+            self.comm.barrier()
+
+    def _newest_checkpoint(self) -> checkpoint.Checkpoint | None:
+        for path in checkpoint.candidates(self.out):
+            try:
+                return checkpoint.load(path, self.digest)
+            except ValueError as e:
+                message = f"checkpoint {path.name} is not used: {e}"
+                self.events("warning", message=message)
+                print(f"WARNING: {message}", flush=True)
+        return None
+
+    def _restore(self, tensors: dict[str, Tensor], names: list[str]) -> None:
+        """Optimiser state and statistics of a checkpoint; rank 0 has `tensors`, all know the `names`."""
+        received = self.parallel.receive({k: tensors[k] for k in names} if tensors else {}, names)
+        adam = {k.removeprefix("adam/"): t for k, t in received.items() if k.startswith("adam/")}
+        self.optimiser.load(adam)
+        self.statistics.grad_sum = received["statistics/grad_sum"]
+        self.statistics.count = received["statistics/count"]
+
+    def summary(self) -> dict[str, Any]:
+        """Fields of the `timing` event of this rank."""
+        return {**self.clock.summary(), "images": self.step * self.spec.global_batch}
+
+
+def _lpips(device: torch.device) -> Any:
+    from ..splats.lpips import load_lpips
+
+    return load_lpips(device)

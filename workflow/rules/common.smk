@@ -1,0 +1,98 @@
+import sys
+from pathlib import Path
+
+from dist3dgs import figures as figures_module
+from dist3dgs.errors import UserError
+from dist3dgs.names import LAYOUT_PATTERN, NAME_PATTERN, REPEAT_PATTERN, Point
+
+
+def stop(error):
+    """End with one clear message instead of a traceback."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+try:
+    from dist3dgs.matrix import Study, spec_json
+
+    STUDY = Study.from_config(config)
+    POINTS = STUDY.points()
+except UserError as error:
+    stop(error)
+
+RESULTS = STUDY.config.results
+DATA = STUDY.config.data
+FIGURES = figures_module.NAMES
+FIGURE_FILES = [
+    f"{RESULTS}/figures/{name}.{kind}"
+    for name in FIGURES
+    for kind in ("svg", "png", "csv")
+]
+
+
+wildcard_constraints:
+    scene=NAME_PATTERN,
+    strategy=NAME_PATTERN,
+    layout=LAYOUT_PATTERN,
+    repeat=REPEAT_PATTERN,
+
+
+def record_path(point):
+    return f"{point.folder(RESULTS)}/record.json"
+
+
+def point_of(wildcards):
+    return Point.parse(
+        wildcards.scene, wildcards.strategy, wildcards.layout, wildcards.repeat
+    )
+
+
+def spec_of(wildcards):
+    """The run of a point as one line of JSON; a change of it, and of nothing else in the config, trains again."""
+    try:
+        return spec_json(STUDY.spec(point_of(wildcards)))
+    except UserError as error:
+        stop(error)
+
+
+def judge_files():
+    """The code that makes records: when it changes, runs are judged again, not trained again."""
+    package = Path(figures_module.__file__).parent.parent
+    return [str(package / "judge.py"), str(package / "record.py")]
+
+
+def scene_of(wildcards):
+    try:
+        return STUDY.scene(wildcards.scene)
+    except UserError as error:
+        stop(error)
+
+
+def photograph_files(scene):
+    """Files whose change makes a scene's photographs new: one's own, or none for what is made or downloaded."""
+    folders = [f for f in (scene.images, scene.colmap) if f is not None]
+    for folder in folders:
+        if not Path(folder).is_dir():
+            stop(
+                f"config/scenes.yaml: folder {folder!r} does not exist; expected photographs (images) or a COLMAP"
+                " model (colmap) there. Relative paths start where snakemake runs."
+            )
+    return sorted(str(p) for f in folders for p in Path(f).rglob("*") if p.is_file())
+
+
+def train_threads(wildcards):
+    """CPU threads a run takes on its node, which the local scheduler counts."""
+    spec = STUDY.spec(point_of(wildcards))
+    return max(1, spec.hardware.threads_per_rank) * point_of(wildcards).layout.workers_per_node
+
+
+PARSER_FILES = judge_files()
+RECORDS = [record_path(p) for p in POINTS]
+if STUDY.config.only_existing:
+    RECORDS = [path for path in RECORDS if Path(path).is_file()]
+# Records outside the matrix (points asked for by name, imported logs) are shown too, but never made again.
+OTHER_RECORDS = sorted(
+    str(path)
+    for path in Path(RESULTS).glob("*/*/*/r*/record.json")
+    if str(path) not in set(RECORDS)
+)

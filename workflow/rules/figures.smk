@@ -1,0 +1,70 @@
+# From records alone: tables, figures, report.
+
+
+localrules:
+    tabulate,
+    figure,
+    write_report,
+
+
+rule tabulate:
+    input:
+        RECORDS,
+    output:
+        runs=f"{RESULTS}/tables/runs.csv",
+        points=f"{RESULTS}/tables/points.csv",
+    log:
+        "logs/tabulate.log",
+    conda:
+        "../envs/dist3dgs.yaml"
+    params:
+        others=OTHER_RECORDS,
+    shell:
+        "dist3dgs --log {log:q} tabulate --runs {output.runs:q} --points {output.points:q}"
+        " --records {input:q} {params.others:q}"
+
+
+rule figure:
+    input:
+        runs=rules.tabulate.output.runs,
+        points=rules.tabulate.output.points,
+        records=RECORDS,
+    output:
+        multiext(f"{RESULTS}/figures/{{figure}}", ".svg", ".png", ".csv"),
+    log:
+        "logs/figures/{figure}.log",
+    wildcard_constraints:
+        figure="|".join(FIGURES),
+    conda:
+        "../envs/dist3dgs.yaml"
+    params:
+        base=f"{RESULTS}/figures/{{figure}}",
+        others=OTHER_RECORDS,
+    shell:
+        "dist3dgs --log {log:q} figure {wildcards.figure:q} --runs {input.runs:q} --points {input.points:q}"
+        " --out {params.base:q} --records {input.records:q} {params.others:q}"
+
+
+rule write_report:
+    input:
+        figures=FIGURE_FILES,
+        tables=rules.tabulate.output,
+        records=RECORDS,
+    output:
+        report(
+            f"{RESULTS}/report/report.html",
+            category="Report",
+            caption="../report/report.rst",
+        ),
+    log:
+        "logs/report.log",
+    conda:
+        "../envs/dist3dgs.yaml"
+    params:
+        figures=f"{RESULTS}/figures",
+        tables=f"{RESULTS}/tables",
+        data=DATA,
+        others=OTHER_RECORDS,
+    shell:
+        "dist3dgs --log {log:q} report --out {output:q} --figures {params.figures:q} --tables {params.tables:q}"
+        " --data {params.data:q} --records {input.records:q} {params.others:q}"

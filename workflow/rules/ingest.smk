@@ -1,0 +1,45 @@
+# Photographs from where they are, once: poses, pinhole images, one packed file.
+
+
+localrules:
+    photographs,
+
+
+rule photographs:
+    """Make, download or find a scene's photographs. Runs where the workflow runs: it may need the internet."""
+    input:
+        lambda wildcards: photograph_files(scene_of(wildcards)),
+    output:
+        f"{DATA}/{{scene}}/source.json",
+    log:
+        "logs/photographs/{scene}.log",
+    conda:
+        "../envs/dist3dgs.yaml"
+    params:
+        scene=lambda wildcards: scene_of(wildcards).model_dump_json(
+            include={"builtin", "images", "colmap", "download"}
+        ),
+    shell:
+        "dist3dgs --log {log:q} photographs {wildcards.scene:q} --scene {params.scene:q} --out {output:q}"
+
+
+rule ingest:
+    """Structure from motion (or an existing model), undistortion, resizing, packing."""
+    input:
+        f"{DATA}/{{scene}}/source.json",
+    output:
+        pack=f"{DATA}/{{scene}}/scene.safetensors",
+        facts=f"{DATA}/{{scene}}/ingest.json",
+    log:
+        "logs/ingest/{scene}.log",
+    conda:
+        "../envs/dist3dgs.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards: int(scene_of(wildcards).sfm.memory_gib * 1024),
+        runtime=lambda wildcards: 10 + int(scene_of(wildcards).sfm.timeout_s / 60),
+    params:
+        scene=lambda wildcards: scene_of(wildcards).model_dump_json(),
+    shell:
+        "dist3dgs --log {log:q} ingest {wildcards.scene:q} --scene {params.scene:q}"
+        " --source {input:q} --pack {output.pack:q} --facts {output.facts:q}"
