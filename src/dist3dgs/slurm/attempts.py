@@ -1,25 +1,22 @@
-"""The attempts a point has had: one folder each under `attempts/`, with `attempt.json` beside the attempt's
-evidence.
+"""How a point's attempts ended, from their `launch.json`; of those that were killed, from Slurm.
 
-An attempt that was killed cannot say why. `settle` asks Slurm for it afterwards and writes the answer down,
-so that
-the next attempt, the tables and the story of the study rest on files alone.
+An attempt that was killed cannot say why. `settle` asks Slurm afterwards and writes the answer into the attempt's
+`launch.json` as `ended: {cause, note, at}`, so that the next attempt, the record and the tables rest on files alone.
 """
 
 import contextlib
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError
-
+from ..events import read_events
+from ..evidence import Attempt, attempts
 from ..files import write_json
 from ..names import Layout
-from ..record import Cause, Model
+from ..record import Cause
 from .commands import SlurmError, blocks, rows, slurm
-
-FOLDER, FILE = "attempts", "attempt.json"
 
 #: Slurm's word for how a job ended -> our cause.
 CAUSE_OF_STATE: dict[str, Cause] = {
@@ -30,160 +27,149 @@ CAUSE_OF_STATE: dict[str, Cause] = {
     "BOOT_FAIL": "node_failure",
     "PREEMPTED": "preempted",
     "CANCELLED": "cancelled",
+    "SUBMISSION_REFUSED": "submission_rejected",  # ours: see `refuse`
 }
 #: States in which a job may still do something.
-LIVE_STATES = frozenset(
-    [
-        "PENDING",
-        "RUNNING",
-        "CONFIGURING",
-        "COMPLETING",
-        "SUSPENDED",
-        "STOPPED",
-        "REQUEUED",
-        "REQUEUE_FED",
-        "REQUEUE_HOLD",
-        "RESIZING",
-        "SIGNALING",
-        "STAGE_OUT",
-    ]
-)
+LIVE_STATES = {
+    *("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED"),
+    *("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING", "SIGNALING", "STAGE_OUT"),
+}
+#: What Slurm writes into a job's own log where the state says no more than FAILED; first match wins.
+LOG_CAUSES: list[tuple[Cause, re.Pattern[str]]] = [
+    ("host_oom", re.compile(r"(exceeded .*memory limit|oom[-_ ]?kill|out of memory).*", re.IGNORECASE)),
+    ("time_limit", re.compile(r".*DUE TO TIME LIMIT.*")),
+    ("node_failure", re.compile(r".*DUE TO NODE FAILURE.*|.*NODE_FAIL.*")),
+    ("preempted", re.compile(r".*DUE TO PREEMPTION.*")),
+]
+#: A folder without launch.json this young belongs to a launcher that is just starting.
+STARTING_S = 60.0
 
 
-class Attempt(Model):
-    """One try at training a point."""
+@dataclass(frozen=True, kw_only=True)
+class Try:
+    """One attempt, as far as deciding about the next needs it."""
 
-    number: int = Field(ge=1)
-    status: Literal["running", "ok", "failed"] = "running"
-    final: bool = Field(
-        False, description="no further attempt follows: the point's outputs come from this one"
-    )
+    number: int
+    status: str  # running | ok | failed | stopped | refused, as the launcher left it
     cause: Cause | None = None
-    note: str | None = Field(None, description="what was seen, in words; with Slurm's own")
-    phase: str | None = None
+    note: str | None = None
     step: int | None = None
-    first_step: int = Field(0, description="step this attempt resumed from")
-    spec_sha256: str | None = Field(
-        None, description="digest of the run's spec: another spec, another series"
-    )
-    layout: str = "n1g1"
+    gpu_hours: float = 0.0
     slurm_job_id: int | None = None
-    restarts: int = Field(0, description="how often Slurm had requeued the job when this attempt began")
-    hosts: list[str] = Field([])
-    mem_mb: int | None = None
-    runtime_min: int | None = None
-    loader_workers: int | None = None
-    started_at: float = Field(description="Unix seconds")
-    ended_at: float | None = None
+    restarts: int = 0
 
     @property
-    def gpu_hours(self) -> float:
-        """Workers times hours, up to now for one that runs."""
-        seconds = max(0.0, (self.ended_at or time.time()) - self.started_at)
-        return seconds / 3600 * Layout.parse(self.layout).world_size
+    def running(self) -> bool:
+        return self.status in ("running", "stopped") and self.cause is None
+
+    @property
+    def failed(self) -> bool:
+        return self.status != "ok" and not self.running
 
 
-def folder(point: Path, number: int) -> Path:
-    return Path(point) / FOLDER / f"{number:02d}"
+def read_try(attempt: Attempt, launch: dict[str, Any] | None = None) -> Try:
+    """View of one attempt's files."""
+    launch = attempt.launch() if launch is None else launch
+    slurm_facts, ended = launch.get("slurm") or {}, launch.get("ended") or {}
+    return Try(
+        number=attempt.number,
+        status=launch.get("status") or "running",
+        cause=ended.get("cause") or launch.get("cause"),
+        note=ended.get("note"),
+        step=last_step(attempt) if launch.get("status") != "ok" else None,
+        gpu_hours=_gpu_hours(launch, ended.get("at")),
+        slurm_job_id=slurm_facts.get("job_id"),
+        restarts=slurm_facts.get("restarts") or 0,
+    )
 
 
-def history(point: Path) -> list[Attempt]:
-    """All attempts of the point in `point` (its results folder), oldest first. Unreadable ones are left
-    out."""
-    found = []
-    for path in sorted(Path(point).glob(f"{FOLDER}/[0-9][0-9]*/{FILE}")):
-        with contextlib.suppress(OSError, ValidationError):
-            found.append(Attempt.model_validate_json(path.read_bytes()))
-    return found
-
-
-def series(attempts: list[Attempt], spec_sha256: str | None = None) -> list[Attempt]:
-    """The attempts that belong to the present try at the point: those after the last final one, of the same
-    spec."""
+def series(point: Path, spec_digest: str | None = None) -> list[Attempt]:
+    """The attempts of the present try at a point: same spec, and after the last one whose outcome was published."""
     present: list[Attempt] = []
-    for attempt in attempts:
-        if spec_sha256 is not None and attempt.spec_sha256 not in (None, spec_sha256):
-            present = []
-            continue
-        present = [] if attempt.final else [*present, attempt]
+    for attempt in attempts(point):
+        launch = attempt.launch()
+        foreign = spec_digest is not None and launch.get("spec_digest", spec_digest) != spec_digest
+        done = launch.get("published") and collected(point, launch)
+        present = [] if foreign or done else [*present, attempt]
     return present
 
 
-def save(point: Path, attempt: Attempt) -> Attempt:
-    write_json(folder(point, attempt.number) / FILE, attempt.model_dump(mode="json"))
-    return attempt
+def collected(point: Path, launch: dict[str, Any]) -> bool:
+    """Whether a record has been made since the attempt ended: then its result has reached the study."""
+    try:
+        made = (Path(point) / "record.json").stat().st_mtime
+    except OSError:
+        return False
+    return made >= (launch.get("finished_at") or 0.0)
 
 
-def begin(point: Path, **fields: Any) -> Attempt:
-    """Open the next attempt. The folder's creation is exclusive: two jobs can never share an attempt."""
-    number = 1 + max(
-        (int(p.name) for p in Path(point).glob(f"{FOLDER}/[0-9][0-9]*") if p.name.isdigit()), default=0
-    )
-    while True:
-        try:
-            folder(point, number).mkdir(parents=True)
-            break
-        except FileExistsError:
-            number += 1
-    return save(point, Attempt(number=number, started_at=time.time(), **fields))
+def settle(point: Path, spec_digest: str | None = None, me: tuple[int, int] | None = None) -> list[Try]:
+    """The present series, after writing down how attempts ended that were killed before they could say so.
 
-
-def end(point: Path, attempt: Attempt, **fields: Any) -> Attempt:
-    """Close `attempt`; fields: status, cause, note, phase, step, final."""
-    return save(point, attempt.model_copy(update={"ended_at": time.time(), **fields}))
-
-
-def settle(point: Path, me: tuple[int, int] | None = None) -> list[Attempt]:
-    """`history`, after writing down how attempts ended that were killed before they could say so.
-
-    `me` is the calling job's (Slurm id, restarts): an attempt of the same job and fewer restarts ended by a
-    requeue.
-    An attempt whose job is still alive stays `running`.
+    `me` is the calling job's (Slurm id, restarts). An attempt whose job is alive elsewhere stays `running`.
     """
-    attempts = history(point)
-    for i, attempt in enumerate(attempts):
-        if attempt.status != "running":
-            continue
-        verdict = _fate(attempt, me)
-        if verdict is None:
-            continue
-        cause, note, ended_at = verdict
-        changes = {"status": "failed", "cause": cause, "note": note, "ended_at": ended_at}
-        attempts[i] = save(point, attempt.model_copy(update=changes))
-    return attempts
+    return [_settled(attempt, me) for attempt in series(point, spec_digest)]
 
 
-def _fate(attempt: Attempt, me: tuple[int, int] | None) -> tuple[Cause, str, float] | None:
-    """How a silent attempt ended, or None if its job lives."""
-    now = time.time()
-    if attempt.slurm_job_id is None:
-        return "killed", "the launcher was killed on this machine before it could say why", now
-    if me is not None and me[0] == attempt.slurm_job_id:
-        if me[1] <= attempt.restarts:
-            return "killed", "the launcher was killed and started again in the same job", now
-        return requeue_reason(attempt.slurm_job_id)
-    state, text, ended_at = job_end(attempt.slurm_job_id)
+def _settled(attempt: Attempt, me: tuple[int, int] | None) -> Try:
+    launch = attempt.launch()
+    seen = read_try(attempt, launch)
+    if not seen.running:
+        return seen
+    if not launch:
+        with contextlib.suppress(OSError):
+            if time.time() - attempt.folder.stat().st_mtime < STARTING_S and me is None:
+                return seen
+    end = _fate(launch, me)
+    if end is None:
+        return seen
+    launch = {"attempt": attempt.number, **launch, "ended": end}
+    launch.setdefault("status", "running")
+    write_json(attempt.launch_path, launch)
+    return read_try(attempt, launch)
+
+
+def _fate(launch: dict[str, Any], me: tuple[int, int] | None) -> dict[str, Any] | None:
+    """`ended` of a silent attempt, or None while its job lives."""
+    facts = launch.get("slurm") or {}
+    job, restarts = facts.get("job_id"), facts.get("restarts") or 0
+    if job is None:
+        note = "the launcher was killed before it could say why, outside Slurm or before it asked Slurm"
+        return {"cause": "killed", "note": note, "at": launch.get("finished_at") or time.time()}
+    if me is not None and me[0] == job:
+        if me[1] > restarts:
+            return requeue_reason(job)
+        return {"cause": "killed", "note": f"killed within Slurm job {job}", "at": time.time()}
+    state, note, at = job_end(job)
     if state in LIVE_STATES:
         return None
-    note = f"Slurm job {attempt.slurm_job_id}: {text}"
-    return CAUSE_OF_STATE.get(state, "killed" if state else "unknown"), note, ended_at or now
+    cause: Cause = CAUSE_OF_STATE.get(state, "killed")
+    found = log_cause(Path(facts["log"])) if facts.get("log") and cause == "killed" else None
+    if found:
+        cause, line = found
+        note = f"{note}; {Path(facts['log']).name}: {line}"
+    at = at or launch.get("finished_at") or time.time()
+    return {"cause": cause, "note": f"Slurm job {job}: {note}", "at": at}
 
 
 def job_end(job: int) -> tuple[str, str, float | None]:
-    """(state word, Slurm's own text, end in Unix seconds) of a job; the state is "" where Slurm has
-    forgotten it.
+    """(state word, Slurm's own text, end in Unix seconds) of a job; the state is "" where Slurm has forgotten it.
 
-    Asks the controller first (it knows jobs for MinJobAge after their end), then the accounting where there
-    is any.
+    Asks the controller first (it knows jobs for MinJobAge after their end), then the accounting where there is any.
+    A Slurm that does not answer at all raises `SlurmError`: no answer is not an ended job.
     """
-    with contextlib.suppress(SlurmError):
+    try:
         shown = blocks(slurm("scontrol", "-o", "show", "job", str(job)))
-        if shown:
-            block = shown[0]
-            text = " ".join(
-                f"{k}={block[k]}" for k in ("JobState", "Reason", "ExitCode", "EndTime") if k in block
-            )
-            return block.get("JobState", "").split()[0], text, _unix(block.get("EndTime", ""))
+    except SlurmError as e:
+        if "Invalid job id" not in e.text:
+            raise
+        shown = []
+    if shown:
+        block = shown[0]
+        text = " ".join(
+            f"{k}={block[k]}" for k in ("JobState", "Reason", "ExitCode", "EndTime") if k in block
+        )
+        return block.get("JobState", "").split()[0], text, _unix(block.get("EndTime", ""))
     with contextlib.suppress(SlurmError):
         found = rows(slurm("sacct", "-nXP", "-j", str(job), "-o", "State,ExitCode,End"), 3)
         if found:
@@ -192,19 +178,50 @@ def job_end(job: int) -> tuple[str, str, float | None]:
     return "", "neither scontrol nor sacct knows it any more", None
 
 
-def requeue_reason(job: int) -> tuple[Cause, str, float]:
+def requeue_reason(job: int) -> dict[str, Any]:
     """Why Slurm put a running job back into its queue: from the accounting's duplicates (`sacct -D`)."""
     with contextlib.suppress(SlurmError):
         for state, ended in reversed(rows(slurm("sacct", "-nXPD", "-j", str(job), "-o", "State,End"), 2)):
             word = state.split()[0]
             if word in ("PREEMPTED", "NODE_FAIL"):
-                return (
-                    CAUSE_OF_STATE[word],
-                    f"Slurm job {job}: State={state} End={ended}, requeued",
-                    _unix(ended) or time.time(),
-                )
-    note = f"Slurm job {job} was requeued (preemption or a lost node; without accounting Slurm does not say which)"
-    return "preempted", note, time.time()
+                note = f"Slurm job {job}: State={state} End={ended}, requeued"
+                return {"cause": CAUSE_OF_STATE[word], "note": note, "at": _unix(ended) or time.time()}
+    note = (
+        f"Slurm job {job}: requeued (preemption or a lost node; without accounting Slurm does not say which)"
+    )
+    return {"cause": "preempted", "note": note, "at": time.time()}
+
+
+def log_cause(path: Path, tail_bytes: int = 65536) -> tuple[Cause, str] | None:
+    """A cause that Slurm wrote at the end of the job's log, and its line."""
+    try:
+        with path.open("rb") as f:
+            f.seek(max(0, path.stat().st_size - tail_bytes))
+            lines = f.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    for cause, pattern in LOG_CAUSES:
+        for line in lines:
+            if pattern.search(line):
+                return cause, line.strip()[:500]
+    return None
+
+
+def last_step(attempt: Attempt) -> int | None:
+    """The last training step that the attempt's diary tells of."""
+    steps = [e["step"] for e in read_events(attempt.events_path) if isinstance(e.get("step"), int)]
+    return max(steps, default=None)
+
+
+def _gpu_hours(launch: dict[str, Any], ended_at: float | None) -> float:
+    if not launch.get("started_at"):
+        return 0.0
+    try:
+        workers = Layout.parse(launch["spec"]["layout"]).world_size
+    except (KeyError, TypeError):
+        workers = 1
+    seconds = (launch.get("finished_at") or ended_at or time.time()) - launch["started_at"]
+    return max(0.0, seconds) / 3600 * workers
 
 
 def _unix(text: str) -> float | None:

@@ -7,17 +7,24 @@ rule that
 asks for no GPU gets `--ntasks=1` unless `tasks` says otherwise, and one task cannot span two nodes.
 """
 
-import hashlib
+import json
 import math
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..evidence import ATTEMPTS, text_digest
 from ..names import Layout, Point
-from . import attempts
+from .allocation import job_id
+from .attempts import Try, settle
+from .commands import SlurmError
 from .jobs import Queue
 from .retry import Decision, decide
 from .settings import Site
+from .submission import test_only
+from .turn import refuse
 
 Resources = dict[str, int | str]
 
@@ -25,6 +32,8 @@ Resources = dict[str, int | str]
 BASE_MEM_MB = 1000
 #: A job that only writes a verdict or waits for another one.
 SMALL_MEM_MB, SMALL_RUNTIME_MIN = 1000, 10
+#: How long a controller that does not answer, or a queue that is full, is waited for before a submission.
+REFUSAL_PATIENCE_S, REFUSAL_POLL_S = 600.0, 5.0
 KEYS = (
     "nodes",
     "tasks",
@@ -80,45 +89,69 @@ def small_resources(site: Site, after: list[int] | None = None) -> Resources:
 class Planner:
     """Gives the `train` rule its resources, point by point and attempt by attempt.
 
-    One per Snakemake process. Only when a point has a history (an `attempts` folder, or an attempt number
-    above 1)
+    One per Snakemake process. Only when a point has a history (an `attempts` folder, or an attempt number above 1)
     are files read; the queue is asked once per few seconds, however many points there are.
     """
 
     def __init__(self, results: Path, site: Site, queue: Queue | None = None) -> None:
         self.results, self.site, self.queue = Path(results), site, queue or Queue()
+        self.own_job = job_id()
         self._known: dict[tuple[Point, int], Resources] = {}
 
-    def resources(self, point: Point, attempt: int, spec_sha256: str | None = None) -> Resources:
+    def resources(self, point: Point, attempt: int, spec_text: str) -> Resources:
+        """Resources of Snakemake's `attempt` (1, 2, ...) at `point`, whose spec is `spec_text` (one-line JSON)."""
         key = (point, attempt)
         if key not in self._known:
-            self._known[key] = self._plan(point, attempt, spec_sha256)
+            self._known[key] = self._plan(point, attempt, spec_text)
         return self._known[key]
 
-    def _plan(self, point: Point, attempt: int, spec_sha256: str | None) -> Resources:
-        folder = point.folder(self.results)
-        me = None
-        others = self.queue.of_point(point, but=_own_job())
-        if others and _own_job() is None:
+    def _plan(self, point: Point, attempt: int, spec_text: str) -> Resources:
+        if self.own_job is None and (others := self.queue.of_point(point)):
+            say(f"{point}: Slurm job {others[0].id} already trains it; the new job waits for that one")
             return small_resources(self.site, after=[j.id for j in others])
-        if attempt == 1 and not (folder / attempts.FOLDER).is_dir():
+        folder = point.folder(self.results)
+        if attempt == 1 and not (folder / ATTEMPTS).is_dir():
             return layout_resources(point.layout, self.site)
-        settled = attempts.series(attempts.settle(folder, me), spec_sha256)
-        decision = decide(settled, retry_gpu_hours=self.site.retry_gpu_hours)
+        decision, tries = self._decide(folder, spec_text)
+        if decision.action == "wait":
+            return small_resources(
+                self.site, after=[t.slurm_job_id for t in tries if t.running and t.slurm_job_id]
+            )
         if decision.action != "train":
             return small_resources(self.site)
-        return layout_resources(point.layout, self.site, decision)
+        wanted = layout_resources(point.layout, self.site, decision)
+        if attempt == 1 or self.own_job is not None:
+            return wanted
+        return self._unless_refused(point, folder, spec_text, wanted)
+
+    def _decide(self, folder: Path, spec_text: str) -> tuple[Decision, list[Try]]:
+        # In a job that Slurm has requeued, the earlier attempt of the same job has ended.
+        me = None if self.own_job is None else (self.own_job, sys.maxsize)
+        try:
+            tries = settle(folder, text_digest(spec_text), me)
+        except SlurmError as e:
+            say(f"Slurm does not answer ({e.text}); {folder} is submitted as for a first attempt")
+            return Decision(action="train", reason="Slurm does not answer"), []
+        return decide(tries, retry_gpu_hours=self.site.retry_gpu_hours), tries
+
+    def _unless_refused(self, point: Point, folder: Path, spec_text: str, wanted: Resources) -> Resources:
+        """`wanted`, or the resources of a closing job where Slurm refuses it for good: then the reason is recorded."""
+        end = time.monotonic() + REFUSAL_PATIENCE_S
+        while (refusal := test_only(wanted, self.site.account).refusal) and refusal.transient:
+            if time.monotonic() > end:
+                return wanted
+            say(f"{point}: {refusal}; asking again in {REFUSAL_POLL_S:.0f} s")
+            time.sleep(REFUSAL_POLL_S)
+        if refusal is None:
+            return wanted
+        say(f"{point} cannot be submitted: {refusal}")
+        refuse(folder, json.loads(spec_text), text_digest(spec_text), str(refusal))
+        return small_resources(self.site)
 
 
-def _own_job() -> int | None:
-    from .allocation import job_id
-
-    return job_id()
-
-
-def digest(spec_text: str) -> str:
-    """Digest of a run's spec (its one-line JSON), which ties attempts to what they tried."""
-    return hashlib.sha256(spec_text.encode()).hexdigest()
+def say(text: str) -> None:
+    """A line in Snakemake's own log."""
+    print(f"dist3dgs: {text}", file=sys.stderr, flush=True)
 
 
 def rule_resources(plan: Callable[[Any, int], Resources]) -> dict[str, Callable[..., int | str]]:

@@ -1,24 +1,21 @@
 """Whether to try again, with what, decided by the reason of the failure and the GPU-hours it has cost.
 
-The same decision is taken in two places from the same files: on the login node, where it becomes the
-resources of the
-next submission (`resources`), and in the job, where the launcher acts on it. A point ends in one of three
-ways: its
-outputs are there; a failure that trying again cannot mend is recorded; or the tries or the budget are used
-up and
-that is recorded. The last two need no GPU: they get a small job of their own ("close"), so that a killed
-attempt
+The same decision is taken in two places from the same files: on the login node, where it becomes the resources of the
+next submission (`resources`), and in the job, where the launcher acts on it. A point ends in one of three ways: its
+outputs are there; a failure that trying again cannot mend is recorded; or the tries or the budget are used up and
+that is recorded. The last two need no GPU: they get a small job of their own ("close"), so that a killed attempt
 never leaves a hole in the graph.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..record import Cause
-from .attempts import Attempt
+from .attempts import Try
 
-#: How often a cause may end an attempt before the point is given up. What is not listed is not retried: a
-#: code error, a wrong setting, an allocation that does not fit or a diverged run ends the same way every time.
+#: How often a cause may be followed by another attempt. What is not listed is not retried: a code error, a wrong
+#: setting, an allocation that does not fit, a diverged run or a job the user cancelled ends the same way every time.
 TRIES_AFTER: dict[Cause, int] = {
     "time_limit": 6,  # each attempt resumes: several limits in a row are progress (but see `stuck`)
     "preempted": 20,
@@ -33,10 +30,14 @@ TRIES_AFTER: dict[Cause, int] = {
     "killed": 2,
     "unknown": 1,
 }
+#: All causes together, requeues not counted. Less than the profile's `retries`, so that the last attempt of
+#: Snakemake is always the one that closes.
+MAX_FAILED = 9
+#: Slurm restarts these by itself: they use up none of Snakemake's retries.
+REQUEUED: frozenset[Cause] = frozenset({"preempted"})
 GROWING_MEMORY: frozenset[Cause] = frozenset({"host_oom"})
-FEWER_WORKERS: frozenset[Cause] = frozenset({"host_oom", "shared_memory"})
 
-Action = Literal["train", "close", "adopt"]
+Action = Literal["train", "close", "adopt", "wait"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,54 +49,59 @@ class Decision:
     cause: Cause | None = None
     mem_factor: float = 1.0
     runtime_factor: float = 1.0
-    fewer_loader_workers: int = 0  # how often their number is to be halved
 
 
-def decide(series: list[Attempt], *, retry_gpu_hours: float = 24.0) -> Decision:
-    """Decide from the ended attempts of one series (`attempts.series`), oldest first.
+def decide(tries: Sequence[Try], *, retry_gpu_hours: float = 24.0) -> Decision:
+    """Decide from the attempts of one series (`attempts.settle`), oldest first.
 
     Args:
-        retry_gpu_hours: what the failed attempts of the point may have cost together.
+        retry_gpu_hours: what the failed attempts of the point may have cost together; 0: never try again.
     """
-    failed = [a for a in series if a.status == "failed"]
-    if series and series[-1].status == "ok":
-        return Decision(
-            action="adopt", reason=f"attempt {series[-1].number} has finished; its result is used"
-        )
+    running = [t for t in tries if t.running]
+    if running:
+        job = running[0].slurm_job_id
+        return Decision(action="wait", reason=f"attempt {running[0].number} runs in Slurm job {job}")
+    failed = [t for t in tries if t.failed]
+    if tries and tries[-1].status == "ok":
+        return Decision(action="adopt", reason=f"attempt {tries[-1].number} has finished; its result is used")
     if not failed:
         return Decision(action="train", reason="first attempt")
     last = failed[-1]
     cause: Cause = last.cause or "unknown"
-    same = sum(1 for a in failed if a.cause == last.cause)
-    spent = sum(a.gpu_hours for a in failed)
-
-    def close(why: str) -> Decision:
-        return Decision(action="close", reason=why, cause=cause)
-
-    if cause not in TRIES_AFTER:
-        return close(f"attempt {last.number} ended with {cause}: trying again would end the same way")
-    if same > TRIES_AFTER[cause]:
-        return close(f"{same} attempts ended with {cause}; no more than {TRIES_AFTER[cause]} are tried again")
-    if cause == "time_limit" and stuck(failed):
-        return close("two attempts in a row met the time limit without a step forward")
-    if spent >= retry_gpu_hours > 0 or retry_gpu_hours == 0:
-        return close(
-            f"failed attempts have cost {spent:.2f} GPU-hours; the budget is {retry_gpu_hours:g} "
-            "(site.retry_gpu_hours)"
+    if why := _give_up(failed, cause, retry_gpu_hours):
+        return Decision(
+            action="close", reason=f"attempt {last.number} ended with {cause}: {why}", cause=cause
         )
     return Decision(
         action="train",
         reason=f"attempt {last.number} ended with {cause}",
         cause=cause,
-        mem_factor=1.5 ** sum(1 for a in failed if a.cause in GROWING_MEMORY),
-        runtime_factor=1.5 ** sum(1 for a in failed if a.cause == "time_limit"),
-        fewer_loader_workers=sum(1 for a in failed if a.cause in FEWER_WORKERS),
+        mem_factor=1.5 ** sum(1 for t in failed if t.cause in GROWING_MEMORY),
+        runtime_factor=1.5 ** sum(1 for t in failed if t.cause == "time_limit"),
     )
 
 
-def stuck(failed: list[Attempt]) -> bool:
+def _give_up(failed: list[Try], cause: Cause, retry_gpu_hours: float) -> str | None:
+    """Why no further attempt is made, or None."""
+    same = sum(1 for t in failed if (t.cause or "unknown") == cause)
+    counted = sum(1 for t in failed if t.cause not in REQUEUED)
+    spent = sum(t.gpu_hours for t in failed)
+    if cause not in TRIES_AFTER:
+        return "trying again would end the same way"
+    if same > TRIES_AFTER[cause]:
+        return f"{same} attempts ended so; at most {TRIES_AFTER[cause]} are followed by another"
+    if counted >= MAX_FAILED:
+        return f"{counted} attempts have failed, for several reasons; no more are made"
+    if stuck(failed):
+        return "two attempts in a row met the time limit, the second without getting further"
+    if spent >= retry_gpu_hours:
+        budget = f"the budget is {retry_gpu_hours:g} (site.retry_gpu_hours)"
+        return f"failed attempts have cost {spent:.2f} GPU-hours, {budget}"
+    return None
+
+
+def stuck(failed: list[Try]) -> bool:
     """Whether the last two attempts met the time limit and the second got no further than the first."""
     if len(failed) < 2 or failed[-1].cause != "time_limit" or failed[-2].cause != "time_limit":
         return False
-    a, b = failed[-2].step, failed[-1].step
-    return (b or 0) <= (a or 0)
+    return (failed[-1].step or 0) <= (failed[-2].step or 0)

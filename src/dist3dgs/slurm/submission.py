@@ -1,0 +1,212 @@
+"""Why sbatch refused a job, in words, and asking it before a study begins.
+
+Slurm's messages name the rule that was broken but neither the number that broke it nor the setting it came from.
+"""
+
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .commands import SlurmError, blocks, format_time, parse_time_s, slurm
+
+Resources = Mapping[str, int | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why a job cannot be submitted or would never start."""
+
+    reason: str
+    remedy: str
+    line: str  # Slurm's own
+    transient: bool = False  # the same request may be taken later
+
+    def __str__(self) -> str:
+        return f"{self.reason}. {self.remedy}. Slurm said: {self.line}"
+
+
+#: (Slurm's words, ours, what to do). `{...}` are filled from the request; first match wins.
+_EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
+    (
+        r"Invalid account|InvalidAccount|account .* appears to be invalid|Invalid job credential.*account",
+        "account {account!r} is not known to this cluster, or may not use partition {slurm_partition!r}",
+        "Set site.account in profiles/slurm/config.yaml to one of: sacctmgr show assoc user=$USER format=account",
+    ),
+    (
+        r"Invalid partition name|invalid partition specified",
+        "there is no partition {slurm_partition!r} here",
+        "Set site.gpu_partition and site.cpu_partition to names that `sinfo -o %P` lists",
+    ),
+    (
+        r"Requested time limit is invalid|PartitionTimeLimit",
+        "{runtime} minutes are more than partition {slurm_partition!r} allows{max_time}",
+        "Lower site.runtime_min and site.max_runtime_min: a run that meets its limit is resumed from its checkpoint",
+    ),
+    (
+        r"Node count specification invalid|PartitionNodeLimit",
+        "{nodes} nodes are more than partition {slurm_partition!r} has or allows",
+        "Ask for a smaller layout, or set another site.gpu_partition",
+    ),
+    (
+        r"Invalid qos|InvalidQOS",
+        "QOS {qos!r} is not known, or not for this account",
+        "Set site.qos to one of: sacctmgr show assoc user=$USER format=qos",
+    ),
+    (
+        r"Invalid feature",
+        "no node has the constraint that was asked for",
+        "Remove `constraint`; `sinfo -o %f` lists the features there are",
+    ),
+    (
+        r"Invalid generic resource|Invalid gres",
+        "the cluster knows no GPUs by the name in {gpus!r}",
+        "Set site.gpu_type to a type that `sinfo -o %G` lists (or null), or site.gpu_request to gpus-per-node",
+    ),
+    (
+        r"Memory specification can ?not be satisfied|Requested memory",
+        "{mem_mb} MB per node are more than the nodes of partition {slurm_partition!r} have",
+        "Lower site.mem_gib_per_gpu, or set site.max_mem_gib to the nodes' memory (sinfo -o %m)",
+    ),
+    (
+        r"More processors requested",
+        "{cpus_per_task} CPUs per node are more than the nodes of partition {slurm_partition!r} have",
+        "Lower site.cpus_per_gpu (sinfo -o '%c %G')",
+    ),
+    (
+        r"Max(GRES|TRES|CPU|Node|Wall|Submit|Jobs)|AssocGrp|QOSGrp|QOSMax|AssocMax|violates accounting/QOS policy",
+        "the limits of account {account!r} or its QOS do not allow {nodes} node(s) with {gpus!r} for {runtime} minutes",
+        "See the limits: sacctmgr show assoc user=$USER format=account,maxtresperjob,grptres,maxwall; "
+        "or use another account",
+    ),
+    (
+        r"Requested node configuration is not available|BadConstraints|PartitionConfig|Resources.*never",
+        "no {nodes} node(s) of partition {slurm_partition!r} have {gpus!r}, {cpus_per_task} CPUs and {mem_mb} MB each"
+        "{max_time}",
+        "Compare with `sinfo -p {slurm_partition} -o '%D %c %m %G %l'`: ask for a smaller layout, or change "
+        "site.gpu_type, site.cpus_per_gpu or site.mem_gib_per_gpu",
+    ),
+    (
+        r"dependency problem|DependencyNeverSatisfied",
+        "the job it waits for is gone",
+        "Nothing to do: the next submission does not wait for it",
+    ),
+    (
+        r"maximum number of jobs|job count limit|QOSMaxSubmit|AssocMaxSubmit|resource temporarily unavailable",
+        "the cluster or the account takes no more jobs at present",
+        "Lower `jobs` in profiles/slurm/config.yaml",
+    ),
+    (
+        r"Unable to contact slurm controller|Connection refused|no answer within|timed out",
+        "the Slurm controller does not answer",
+        "Wait and run the same command again; jobs that run are not affected (scontrol ping)",
+    ),
+)
+#: Reasons that pass by themselves, by their beginning.
+_TRANSIENT = (
+    "the Slurm controller does not answer",
+    "the cluster or the account takes no more jobs",
+    "the job it waits",
+)
+
+
+def explain(text: str, request: Resources | None = None, **facts: str) -> Refusal:
+    """Turn what sbatch (or `squeue %r`) said about `request` into a reason, a remedy and the decisive line."""
+    values: dict[str, Any] = {
+        key: "?" for key in ("nodes", "slurm_partition", "cpus_per_task", "mem_mb", "runtime")
+    }
+    values |= {"account": None, "qos": None, "max_time": ""} | dict(request or {}) | facts
+    values["gpus"] = _gpus(values)
+    lines = [re.sub(r"^sbatch: (error: )?", "", line).strip() for line in text.splitlines() if line.strip()]
+    for pattern, reason, remedy in _EXPLANATIONS:
+        for line in lines:
+            if re.search(pattern, line, re.IGNORECASE):
+                words, todo = reason.format(**values), remedy.format(**values)
+                return Refusal(reason=words, remedy=todo, line=line, transient=reason.startswith(_TRANSIENT))
+    line = lines[-1] if lines else "nothing"
+    return Refusal(
+        reason="Slurm does not take the job", remedy="Ask the cluster's support about this line", line=line
+    )
+
+
+def _gpus(values: Mapping[str, object]) -> str:
+    match = re.search(r"--gpus-per-node=(\S+)", str(values.get("slurm_extra", "")))
+    return str(values.get("gres") or (f"gpu:{match.group(1)}" if match else "no GPUs"))
+
+
+def sbatch_argv(request: Resources, account: str | None) -> list[str]:
+    """The sbatch options of a rule's resources, as the executor plugin writes them."""
+    argv = ["sbatch"]
+    argv += [f"--account={account}"] if account else []
+    argv += [f"--partition={request['slurm_partition']}"] if request.get("slurm_partition") else []
+    argv += [f"--time={request['runtime']}", f"--mem={request['mem_mb']}", f"--nodes={request['nodes']}"]
+    argv += [f"--cpus-per-task={request['cpus_per_task']}"]
+    argv += [f"--gres={request['gres']}"] if request.get("gres") else [f"--ntasks={request['tasks']}"]
+    return [*argv, *str(request.get("slurm_extra", "")).split()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What `sbatch --test-only` says about a request."""
+
+    refusal: Refusal | None = None
+    start: str | None = None  # Slurm's time stamp
+    nodes: str | None = None
+
+
+def test_only(request: Resources, account: str | None) -> Forecast:
+    """Ask Slurm whether it would take the request and when it would start; submits nothing."""
+    argv = sbatch_argv(request, account)
+    try:
+        done = subprocess.run(
+            [*argv, "--test-only", "--wrap=true"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            errors="replace",
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return Forecast(refusal=explain(f"sbatch: {e} timed out", request, account=str(account)))
+    text = done.stderr + done.stdout
+    match = re.search(r"to start at (\S+) using \d+ processors on nodes (\S+)", text)
+    if done.returncode == 0 and match:
+        return Forecast(start=match.group(1), nodes=match.group(2))
+    return Forecast(refusal=explain(text, request, account=str(account), max_time=_max_time(request)))
+
+
+def limit_problem(request: Resources) -> Refusal | None:
+    """What Slurm would accept and never start: more than the partition's limits where they are not enforced."""
+    partition = _partition(request)
+    longest = parse_time_s(partition.get("MaxTime", "UNLIMITED"))
+    if float(request["runtime"]) * 60 > longest:
+        return explain("PartitionTimeLimit (found before submission)", request, max_time=_max_time(request))
+    most = partition.get("MaxNodes", "UNLIMITED")
+    if most.isdigit() and int(request["nodes"]) > int(most):
+        return explain("PartitionNodeLimit (found before submission)", request)
+    return None
+
+
+def preflight(requests: Mapping[str, Resources], account: str | None) -> dict[str, Refusal]:
+    """Problems of each named request, found in a second or two before anything is submitted."""
+    problems: dict[str, Refusal] = {}
+    for name, request in requests.items():
+        problem = test_only(request, account).refusal or limit_problem(request)
+        if problem:
+            problems[name] = problem
+    return problems
+
+
+def _partition(request: Resources) -> dict[str, str]:
+    try:
+        shown = blocks(slurm("scontrol", "-o", "show", "partition", str(request.get("slurm_partition", ""))))
+    except SlurmError:
+        return {}
+    return shown[0] if shown else {}
+
+
+def _max_time(request: Resources) -> str:
+    longest = _partition(request).get("MaxTime")
+    return (
+        f" (its limit is {format_time(parse_time_s(longest))})" if longest and longest != "UNLIMITED" else ""
+    )
