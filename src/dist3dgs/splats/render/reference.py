@@ -93,7 +93,8 @@ class ReferenceRenderer:
             rgb = parts[0][ids]
         else:
             position = -rotation.T @ translation
-            rgb = _evaluate_sh(sh_degree, means[ids] - position, torch.cat([part[ids] for part in parts], 1))
+            read = parts if sh_degree > 0 else parts[:1]
+            rgb = _evaluate_sh(sh_degree, means[ids] - position, torch.cat([part[ids] for part in read], 1))
         return Projection(
             ids=ids, means2d=means2d[ids], conics=conics[ids], depths=cam[ids, 2], radii=radii[ids].int(),
             colors=rgb, opacities=opacities[ids],

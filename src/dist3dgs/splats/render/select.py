@@ -1,4 +1,4 @@
-"""Choose a renderer by name or by device, and set the threads of this process."""
+"""Choose a renderer by name or by device."""
 
 import torch
 
@@ -21,13 +21,15 @@ def get_renderer(name: str = "auto", device: torch.device | str | None = None) -
             name = "cuda" if torch.cuda.is_available() else "cpu"
         else:
             name = "cuda" if device.type == "cuda" else "cpu"
+    # imported here: neither the CPU kernels nor gsplat are loaded before they are wanted
+    if name == "cuda":
+        from dist3dgs.splats.render.cuda import CudaRenderer
+
+        return CudaRenderer()
+    if name == "cpu":
+        from dist3dgs.splats.render.cpu.renderer import CpuRenderer
+
+        return CpuRenderer()
     from dist3dgs.splats.render.reference import ReferenceRenderer
 
     return ReferenceRenderer()
-
-
-def set_threads(num_threads: int) -> None:
-    """Use exactly `num_threads` threads in this process, for the kernels and for torch alike."""
-    if num_threads < 1:
-        raise UserError(f"{num_threads} threads: expected at least 1")
-    torch.set_num_threads(num_threads)

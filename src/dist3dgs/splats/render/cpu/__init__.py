@@ -1,0 +1,1 @@
+"""The CPU renderer: compiled 16-lane kernels with an analytic backward pass."""

@@ -1,0 +1,34 @@
+"""All kernels of the CPU renderer, compiled or from the cache, by name."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import llvmlite.ir as ir
+import torch
+
+from dist3dgs.splats.jit.build import load_kernels
+from dist3dgs.splats.jit.ir import F32, F64
+from dist3dgs.splats.render import interface
+from dist3dgs.splats.render.cpu import blend_kernels, project_kernels, tiles
+
+
+def write_all(module: ir.Module, real: ir.Type) -> None:
+    """Add every kernel to a module."""
+    for write in (
+        project_kernels.write_cull, project_kernels.write_project, project_kernels.write_project_backward,
+        tiles.write_sort, tiles.write_pack, tiles.write_rows, tiles.write_bin,
+        blend_kernels.write_gather, blend_kernels.write_settle,
+    ):  # fmt: skip
+        write(module, real)
+    for num_channels in (3, 4):
+        blend_kernels.write_blend(module, real, num_channels)
+        for absgrad in (False, True):
+            blend_kernels.write_blend_backward(module, real, num_channels, absgrad)
+
+
+@functools.cache
+def kernels(dtype: torch.dtype) -> Callable[[str], int]:
+    """Kernel name -> address, for float32 or float64."""
+    sources = [*Path(__file__).parent.glob("*.py"), Path(interface.__file__)]
+    return load_kernels("render", write_all, F32 if dtype == torch.float32 else F64, sources)

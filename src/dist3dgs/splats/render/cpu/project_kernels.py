@@ -1,0 +1,304 @@
+"""Projection kernels: which Gaussians are visible (`cull`), their projection and colours (`project`), and back."""
+
+import llvmlite.ir as ir
+
+from dist3dgs.splats.jit.ir import I32, I64, Kernel, Pointer, Value, Variable
+from dist3dgs.splats.jit.vmath import sum_lane_scalar
+from dist3dgs.splats.render.cpu import geometry as geo
+from dist3dgs.splats.render.cpu.harmonics import BANDS, band, band_gradient, unit_direction
+
+POSE_SUMS = 16  # numbers per chunk: 9 of the rotation, 3 of the translation, 3 of the centre, 1 unused
+
+
+def write_cull(module: ir.Module, real: ir.Type) -> None:
+    """Per chunk of Gaussians: the ids of the visible ones, packed; their number; how many are not finite, the first."""
+    k = Kernel(module, "cull", real)
+    counter = k.pointer(I64)
+    inputs = [k.pointer() for _ in range(4)]
+    numbers, n = k.pointer(), k.arg(I64)
+    ids, report = k.pointer(I32), k.pointer(I64)
+    camera = geo.Camera(k, numbers)
+    with k.tasks(counter, (n + (geo.CHUNK - 1)) // geo.CHUNK) as chunk:
+        start = chunk * geo.CHUNK
+        stop = (start + geo.CHUNK).min(n)
+        count, bad, first = k.variable(k.constant(0, I64)), k.variable(k.constant(0, I64)), k.variable(n)
+        with k.loop(start, stop, 16) as i:
+            index, mask = geo.block_indices(k, i, stop)
+            g = geo.load_gaussians(index, mask, *inputs)
+            nan = k.zero(k.vreal)
+            for value in (*g.mean, *g.quat, *g.scale, g.opacity):
+                nan = k.fma(value, 0.0, nan)
+            damaged = (~nan.equals(0.0)).mask_bits()
+            with k.when(damaged.differs(0), likely=False):
+                bad.add(k.intrinsic("llvm.ctpop", damaged).to(I64))
+                first.set(first.get().min(i + damaged.lowest_bit().to(I64)))
+            e = geo.ellipse(k, camera, g)
+            seen = mask & geo.visible(k, camera, e, *geo.radii(k, e))
+            ids.store_packed(start + count.get(), index.to(I32), seen)
+            count.add(k.intrinsic("llvm.ctpop", seen.mask_bits()).to(I64))
+        for j, value in enumerate((count, bad, first)):
+            report[chunk * 3 + j] = value.get()
+    k.finish()
+
+
+class _Visible:
+    """The loop over the visible Gaussians of a chunk, 16 at a time."""
+
+    def __init__(self, k: Kernel) -> None:
+        self.counter, self.num_chunks = k.pointer(I64), k.arg(I64)
+        self.inputs = [k.pointer() for _ in range(4)]
+        self.sh0, self.stride0 = k.pointer(), k.arg(I64)
+        self.shn, self.striden = k.pointer(), k.arg(I64)
+        self.degree = k.arg(I64)  # -1: RGB
+        self.numbers, self.offsets = k.pointer(), k.pointer(I64)
+
+    def coefficients(self, k: Kernel, index: Value, mask: Value, i: int) -> list[Value]:
+        """RGB of coefficient i."""
+        if i == 0:
+            return geo.gather_rows(self.sh0, index, 3, mask, self.stride0)
+        first = index * self.striden + 3 * (i - 1)
+        return [self.shn.gather(first + c, mask) for c in range(3)]
+
+
+def write_project(module: ir.Module, real: ir.Type) -> None:
+    """Projection and colours of the visible Gaussians."""
+    k = Kernel(module, "project", real)
+    a = _Visible(k)
+    packed_ids = k.pointer(I32)
+    ids, means2d, conics, depths = k.pointer(I64), k.pointer(), k.pointer(), k.pointer()
+    radii, colors, opacities, report = k.pointer(I32), k.pointer(), k.pointer(), k.pointer(I64)
+    camera = geo.Camera(k, a.numbers)
+    with k.tasks(a.counter, a.num_chunks) as chunk:
+        start, stop = a.offsets[chunk], a.offsets[chunk + 1]
+        shift = chunk * geo.CHUNK - start
+        bad = k.variable(k.constant(0, I64))
+        with k.loop(start, stop, 16) as i:
+            place, mask = geo.block_indices(k, i, stop)
+            index = packed_ids.load_masked(i + shift, mask).to(I64)
+            g = geo.load_gaussians(index, mask, *a.inputs)
+            e = geo.ellipse(k, camera, g)
+            rx, ry = geo.radii(k, e)
+            ids.store_masked(i, index, mask)
+            depths.store_masked(i, e.z, mask)
+            opacities.store_masked(i, e.opacity, mask)
+            geo.scatter_rows(means2d, place, e.mean2d, mask)
+            geo.scatter_rows(conics, place, e.conic, mask)
+            geo.scatter_rows(radii, place, [rx.to(I32), ry.to(I32)], mask)
+            rgb = _colors(k, a, camera, g, index, mask)
+            nan = k.fma(rgb[0], 0.0, k.fma(rgb[1], 0.0, rgb[2] * 0.0))
+            bad.add(k.intrinsic("llvm.ctpop", (~nan.equals(0.0) & mask).mask_bits()).to(I64))
+            geo.scatter_rows(colors, place, rgb, mask)
+        report[chunk] = bad.get()
+    k.finish()
+
+
+def _colors(
+    k: Kernel, a: _Visible, camera: geo.Camera, g: geo.Gaussians, index: Value, mask: Value
+) -> list[Value]:
+    rgb = [Variable(k, c) for c in a.coefficients(k, index, mask, 0)]
+    with k.when(a.degree >= 0):
+        direction, _ = unit_direction(k, g.mean, [camera.c0, camera.c1, camera.c2])
+        for c in rgb:
+            c.set(k.fma(c.get(), band(0, *direction)[0], 0.5))
+        for degree in (1, 2, 3):
+            with k.when(a.degree >= degree):
+                sums = [c.get() for c in rgb]
+                for i, basis in enumerate(band(degree, *direction), BANDS[degree][0]):
+                    coefficients = a.coefficients(k, index, mask, i)
+                    sums = [k.fma(basis, p, s) for p, s in zip(coefficients, sums, strict=True)]
+                for c, s in zip(rgb, sums, strict=True):
+                    c.set(s)
+        for c in rgb:
+            value = c.get()
+            c.set(k.select(value < 0.0, 0.0, value))  # keeps a NaN, which is then reported
+    return [c.get() for c in rgb]
+
+
+def write_project_backward(module: ir.Module, real: ir.Type) -> None:
+    """From the gradients of the projection to those of the Gaussians (zero where not visible) and of the camera."""
+    k = Kernel(module, "project_backward", real)
+    a = _Visible(k)
+    n, ids, colors = k.arg(I64), k.pointer(I64), k.pointer()
+    incoming = [
+        (k.pointer(), k.arg(I64)) for _ in range(5)
+    ]  # means2d, conics, depths, colors, opacities; strides
+    outgoing = [(k.pointer(), width) for width in (3, 4, 3, 1)]
+    v_sh0, width0, v_shn, widthn = k.pointer(), k.arg(I64), k.pointer(), k.arg(I64)
+    apart = k.arg(I64)  # 1: v_shn is a tensor of its own; 0: it is the rest of the rows of v_sh0
+    pose, pose_wanted = k.pointer(), k.arg(I64).differs(0)
+    camera = geo.Camera(k, a.numbers)
+    with k.tasks(a.counter, a.num_chunks) as chunk:
+        first = chunk * geo.CHUNK
+        count = (first + geo.CHUNK).min(n) - first
+        start, stop = a.offsets[chunk], a.offsets[chunk + 1]
+        for p, width in (*outgoing, (v_sh0, width0), (v_shn, widthn * apart)):
+            p.clear(first * width, count * width)
+        sums = [k.variable(k.zero(k.vreal)) for _ in range(POSE_SUMS - 1)]
+        with k.loop(start, stop, 16) as i:
+            place, mask = geo.block_indices(k, i, stop)
+            index = ids.load_masked(i, mask)
+            g = geo.load_gaussians(index, mask, *a.inputs)
+            e = geo.ellipse(k, camera, g)
+            widths = (2, 3, 1, 3, 1)
+            v = [geo.gather_rows(p, place, w, mask, s) for (p, s), w in zip(incoming, widths, strict=True)]
+            back = _backward_geometry(k, camera, g, e, v)
+            rgb = geo.gather_rows(colors, place, 3, mask)
+            v_direction = _backward_colors(
+                k, a, camera, g, index, mask, rgb, v[3], (v_sh0, width0, v_shn, widthn)
+            )
+            v_mean = [m + d for m, d in zip(back.mean, v_direction, strict=True)]
+            results = (v_mean, back.quat, back.scale, [back.opacity])
+            for (p, _), values in zip(outgoing, results, strict=True):
+                geo.scatter_rows(p, index, values, mask)
+            with k.when(pose_wanted, likely=False):
+                _add_pose(k, camera, g, e, back, v_direction, mask, sums)
+        with k.when(pose_wanted, likely=False):
+            for j, total in enumerate(sums):
+                pose[chunk * POSE_SUMS + j] = sum_lane_scalar(k, total.get())
+    k.finish()
+
+
+class _Back:
+    """Gradients of 16 Gaussians."""
+
+    mean: list[Value]
+    quat: list[Value]
+    scale: list[Value]
+    opacity: Value
+    cam: list[Value]  # of the centre in camera space
+    row0: list[Value]  # of J0 W
+    row1: list[Value]
+
+
+def _backward_geometry(
+    k: Kernel, camera: geo.Camera, g: geo.Gaussians, e: geo.Ellipse, v: list[list[Value]]
+) -> _Back:
+    back = _Back()
+    (v_u, v_v), v_conic, (v_depth,), _, (v_opacity,) = v
+    back.opacity = v_opacity * e.compensation
+    g00, g01, g11 = _backward_covariance(k, camera, g, e, v_conic, v_opacity)
+
+    # covariance = [U V]^T [U V]; g01 is the derivative by the two off-diagonal elements together
+    vu = [k.fma(2.0 * g00, a, g01 * b) for a, b in zip(e.u, e.v, strict=True)]
+    vv = [k.fma(2.0 * g11, b, g01 * a) for a, b in zip(e.u, e.v, strict=True)]
+    back.scale = [k.fma(a, su, b * sv) for a, b, su, sv in zip(vu, vv, e.sharp_u, e.sharp_v, strict=True)]
+    su = [a * s for a, s in zip(vu, g.scale, strict=True)]
+    sv = [a * s for a, s in zip(vv, g.scale, strict=True)]
+    v_rotation = [[k.fma(su[j], e.row0[i], sv[j] * e.row1[i]) for j in range(3)] for i in range(3)]
+    back.quat = _backward_quaternion(k, e, v_rotation)
+    back.row0 = [geo.dot(k, su, e.rotation[i]) for i in range(3)]
+    back.row1 = [geo.dot(k, sv, e.rotation[i]) for i in range(3)]
+
+    v00, v02 = geo.dot(k, back.row0, camera.row(0)), geo.dot(k, back.row0, camera.row(2))
+    v11, v12 = geo.dot(k, back.row1, camera.row(1)), geo.dot(k, back.row1, camera.row(2))
+    rz2 = e.rz * e.rz
+    vtx, vty = -camera.fx * rz2 * v02, -camera.fy * rz2 * v12
+    vx = camera.fx * e.rz * v_u + k.select(e.x_inside, vtx, 0.0)
+    vy = camera.fy * e.rz * v_v + k.select(e.y_inside, vty, 0.0)
+    vz = (
+        v_depth
+        - rz2 * (camera.fx * (e.x * v_u + v00) + camera.fy * (e.y * v_v + v11))
+        - 2.0 * e.rz * (e.tx * vtx + e.ty * vty)
+        + k.select(e.x_inside, 0.0, vtx * e.tx * e.rz)
+        + k.select(e.y_inside, 0.0, vty * e.ty * e.rz)
+    )
+    back.cam = [vx, vy, vz]
+    columns = [[camera.row(i)[j] for i in range(3)] for j in range(3)]
+    back.mean = [geo.dot(k, back.cam, column) for column in columns]
+    return back
+
+
+def _backward_covariance(
+    k: Kernel, camera: geo.Camera, g: geo.Gaussians, e: geo.Ellipse, v_conic: list[Value], v_opacity: Value
+) -> tuple[Value, Value, Value]:
+    """Gradient by xx, xy (both off-diagonal elements together), yy of the projected covariance."""
+    a, b, c = e.conic
+    ga, gb, gc = v_conic[0], 0.5 * v_conic[1], v_conic[2]
+    # d(inverse) = -inverse d inverse
+    p00, p01 = k.fma(a, ga, b * gb), k.fma(a, gb, b * gc)
+    p10, p11 = k.fma(b, ga, c * gb), k.fma(b, gb, c * gc)
+    g00, g11 = -k.fma(p00, a, p01 * b), -k.fma(p10, b, p11 * c)
+    g01 = -(k.fma(p00, b, p01 * c) + k.fma(p10, a, p11 * b))
+    # antialiased: opacity * sqrt(ratio), ratio = det_sharp / det
+    active = (camera.antialiased > 0.0) & (e.compensation > 0.0)
+    v_ratio = k.select(active, 0.5 * v_opacity * g.opacity / e.compensation, 0.0)
+    inverse_det = 1.0 / e.det
+    rest = camera.eps2d * (e.trace + camera.eps2d) * inverse_det  # 1 - ratio
+    scaled_rest, flat = v_ratio * rest, v_ratio * camera.eps2d * inverse_det
+    return g00 + scaled_rest * a - flat, g01 + 2.0 * scaled_rest * b, g11 + scaled_rest * c - flat
+
+
+def _backward_quaternion(k: Kernel, e: geo.Ellipse, v: list[list[Value]]) -> list[Value]:
+    w, x, y, z = e.unit
+    gw = 2.0 * (x * (v[2][1] - v[1][2]) + y * (v[0][2] - v[2][0]) + z * (v[1][0] - v[0][1]))
+    gx = 2.0 * (
+        y * (v[0][1] + v[1][0])
+        + z * (v[0][2] + v[2][0])
+        + w * (v[2][1] - v[1][2])
+        - 2.0 * x * (v[1][1] + v[2][2])
+    )
+    gy = 2.0 * (
+        x * (v[0][1] + v[1][0])
+        + z * (v[1][2] + v[2][1])
+        + w * (v[0][2] - v[2][0])
+        - 2.0 * y * (v[0][0] + v[2][2])
+    )
+    gz = 2.0 * (
+        x * (v[0][2] + v[2][0])
+        + y * (v[1][2] + v[2][1])
+        + w * (v[1][0] - v[0][1])
+        - 2.0 * z * (v[0][0] + v[1][1])
+    )
+    along = k.fma(gw, w, k.fma(gx, x, k.fma(gy, y, gz * z)))
+    # normalisation: only what is across the quaternion counts; inverse_length is 0 for quaternions of length 0
+    return [(gq - along * q) * e.inverse_length for gq, q in zip((gw, gx, gy, gz), e.unit, strict=True)]
+
+
+def _backward_colors(
+    k: Kernel, a: _Visible, camera: geo.Camera, g: geo.Gaussians, index: Value, mask: Value,
+    rgb: list[Value], v_rgb: list[Value], out: tuple[Pointer, Value, Pointer, Value],
+) -> list[Value]:  # fmt: skip
+    """Write the gradients of the coefficients; return that of the Gaussian's centre through the direction."""
+    v_sh0, width0, v_shn, widthn = out
+    v_mean = [k.variable(k.zero(k.vreal)) for _ in range(3)]
+    with k.when(a.degree < 0):
+        geo.scatter_rows(v_sh0, index, v_rgb, mask, width0)
+    with k.when(a.degree >= 0):
+        v_rgb = [k.select(c > 0.0, v, 0.0) for c, v in zip(rgb, v_rgb, strict=True)]
+        direction, inverse = unit_direction(k, g.mean, [camera.c0, camera.c1, camera.c2])
+        geo.scatter_rows(v_sh0, index, [band(0, *direction)[0] * v for v in v_rgb], mask, width0)
+        v_direction = [k.variable(k.zero(k.vreal)) for _ in range(3)]
+        for degree in (1, 2, 3):
+            with k.when(a.degree >= degree):
+                weights = []
+                for i, basis in enumerate(band(degree, *direction), BANDS[degree][0]):
+                    weights.append(geo.dot(k, a.coefficients(k, index, mask, i), v_rgb))
+                    first = index * widthn + 3 * (i - 1)
+                    for c in range(3):
+                        v_shn.scatter(first + c, basis * v_rgb[c], mask)
+                for total, part in zip(v_direction, band_gradient(degree, *direction, weights), strict=True):
+                    total.add(part)
+        v = [d.get() for d in v_direction]
+        along = geo.dot(k, v, direction)
+        for total, part, d in zip(v_mean, v, direction, strict=True):
+            total.set((part - along * d) * inverse)
+    return [m.get() for m in v_mean]
+
+
+def _add_pose(
+    k: Kernel, camera: geo.Camera, g: geo.Gaussians, e: geo.Ellipse, back: _Back,
+    v_direction: list[Value], mask: Value, sums: list[Variable],
+) -> None:  # fmt: skip
+    """Add to the gradients of the rotation (row major), the translation and the camera's centre."""
+    j00, j02 = camera.fx * e.rz, -(camera.fx * e.tx) * e.rz * e.rz
+    j11, j12 = camera.fy * e.rz, -(camera.fy * e.ty) * e.rz * e.rz
+    jacobian = [
+        [j00 * b for b in back.row0],
+        [j11 * b for b in back.row1],
+        [k.fma(j02, b, j12 * c) for b, c in zip(back.row0, back.row1, strict=True)],
+    ]
+    parts = [k.fma(back.cam[i], g.mean[j], jacobian[i][j]) for i in range(3) for j in range(3)]
+    parts += back.cam
+    parts += [-d for d in v_direction]
+    for total, part in zip(sums, parts, strict=True):
+        total.add(k.select(mask, part, 0.0))

@@ -1,0 +1,215 @@
+"""Which Gaussians touch which 4x4 pixel blocks of which 16x16 pixel tiles, in depth order.
+
+Sort by depth (radix, stable) -> `pack`: rows of numbers in depth order, and how many Gaussians touch each row of tiles
+-> `rows`: for each row of tiles the list of its Gaussians -> `bin`: for each tile the list of its Gaussians, each with a
+16-bit mask of the blocks in which its alpha reaches 1/255 somewhere.
+"""
+
+import math
+
+import llvmlite.ir as ir
+
+from dist3dgs.splats.jit.ir import I16, I32, I64, LANES, Kernel, Pointer, Value
+from dist3dgs.splats.jit.vmath import log2
+from dist3dgs.splats.render.cpu.geometry import block_indices, gather_rows, scatter_rows
+from dist3dgs.splats.render.interface import ALPHA_MIN
+
+TILE_PX = 16
+BLOCK_PX = 4  # 4x4 pixels are one vector
+FIELDS = 12  # numbers per Gaussian: x, y, three of the exponent, log2(opacity), RGB, depth, two slopes
+X, Y, AA, AB, BB, LOG_OPACITY, RED, DEPTH, SLOPE_X, SLOPE_Y = 0, 1, 2, 3, 4, 5, 6, 9, 10, 11
+LOG2_E = 1.0 / math.log(2)
+LOG2_ALPHA_MIN = math.log2(ALPHA_MIN)
+# A mask may keep a block too many, never lose one: covers rounding of the exponent (in log2 units, of about 8)
+MASK_MARGIN = 4e-3
+DIGIT_BITS = 11
+
+
+def write_sort(module: ir.Module, real: ir.Type) -> None:
+    """Stable order of the depths, ascending: least significant digit radix sort. One thread."""
+    k = Kernel(module, "sort", real)
+    k.pointer(I64)
+    depths, n = k.pointer(k.integer), k.arg(I64)
+    keys, orders = [k.pointer(k.integer) for _ in range(2)], [k.pointer(I32) for _ in range(2)]
+    counts = k.pointer(I32)
+    bits = k.integer.width
+    passes = -(-bits // DIGIT_BITS)
+    radix = 1 << DIGIT_BITS
+    counts.clear(0, passes * radix)
+
+    def digit(key: Value, p: int) -> Value:
+        return (key >> (p * DIGIT_BITS)) & (radix - 1)
+
+    with k.loop(0, n) as i:
+        raw = depths[i]
+        # order of floats as unsigned integers: flip the sign bit, and all others of negative numbers
+        key = raw ^ k.select(raw < 0, k.constant(-1, k.integer), k.constant(-(1 << (bits - 1)), k.integer))
+        keys[0][i] = key
+        orders[0][i] = i.to(I32)
+        for p in range(passes):
+            place = digit(key, p).to(I64) + p * radix
+            counts[place] = counts[place] + 1
+    for p in range(passes):
+        source, target = p % 2, (p + 1) % 2
+        total = k.variable(k.constant(0, I32))
+        with k.loop(p * radix, (p + 1) * radix) as d:
+            here = counts[d]
+            counts[d] = total.get()
+            total.add(here)
+        with k.loop(0, n) as i:
+            key = keys[source][i]
+            place = digit(key, p).to(I64) + p * radix
+            to = counts[place]
+            counts[place] = to + 1
+            keys[target][to] = key
+            orders[target][to] = orders[source][i]
+    k.finish()
+
+
+def final_buffer(real_bits: int) -> int:
+    """Which of the two order buffers of `sort` holds the result."""
+    return -(-real_bits // DIGIT_BITS) % 2
+
+
+def write_pack(module: ir.Module, real: ir.Type) -> None:
+    """Per chunk of the sorted Gaussians: their numbers, their tiles; per row of tiles how many, and in how many tiles."""
+    k = Kernel(module, "pack", real)
+    counter, chunk_size, n = k.pointer(I64), k.arg(I64), k.arg(I64)
+    order, means2d, conics, depths = k.pointer(I32), k.pointer(), k.pointer(), k.pointer()
+    radii, colors, opacities = k.pointer(I32), k.pointer(), k.pointer()
+    num_columns, num_rows = k.arg(I64), k.arg(I64)
+    packed, boxes, row_counts, tile_counts = k.pointer(), k.pointer(I16), k.pointer(I32), k.pointer(I64)
+    with k.tasks(counter, (n + (chunk_size - 1)) // chunk_size) as chunk:
+        start = chunk * chunk_size
+        stop = (start + chunk_size).min(n)
+        counts, tiles = row_counts.at(chunk * num_rows), tile_counts.at(chunk * num_rows)
+        counts.clear(0, num_rows)
+        tiles.clear(0, num_rows)
+        with k.loop(start, stop, LANES) as i:
+            place, mask = block_indices(k, i, stop)
+            index = order.load_masked(i, mask).to(I64)
+            u, v = gather_rows(means2d, index, 2, mask)
+            a, b, c = gather_rows(conics, index, 3, mask)
+            opacity = opacities.gather(index, mask)
+            numbers = [
+                u, v, a * (-0.5 * LOG2_E), b * -LOG2_E, c * (-0.5 * LOG2_E), log2(k, opacity),
+                *gather_rows(colors, index, 3, mask), depths.gather(index, mask), -b / c, -b / a,
+            ]  # fmt: skip
+            scatter_rows(packed, place, numbers, mask)
+            rx, ry = (r.to(k.real) for r in gather_rows(radii, index, 2, mask))
+            x0, x1 = _tile_range(u, rx, num_columns)
+            y0, y1 = _tile_range(v, ry, num_rows)
+            touches = mask & (x0 < x1) & (y0 < y1) & (opacity >= ALPHA_MIN)
+            box = [k.select(touches, t, k.zero(t.kind)).to(I16) for t in (x0, x1, y0, y1)]
+            scatter_rows(boxes, place, box, mask)
+        with k.loop(start, stop) as i:
+            x0, x1, y0, y1 = (boxes[i * 4 + j].to(I64) for j in range(4))
+            with k.loop(y0, y1) as row:
+                counts[row] = counts[row] + 1
+                tiles[row] = tiles[row] + (x1 - x0)
+    k.finish()
+
+
+def _tile_range(centre: Value, radius: Value, num_tiles: Value) -> tuple[Value, Value]:
+    """First tile and the one after the last, as gsplat: those that the box centre +- radius touches."""
+    k = centre.k
+    limit = num_tiles.to(k.real)
+    low = ((centre - radius) * (1.0 / TILE_PX)).floor().max(0.0).min(limit)
+    high = ((centre + radius) * (1.0 / TILE_PX)).ceil().max(0.0).min(limit)
+    return low.to(I32), high.to(I32)
+
+
+def write_rows(module: ir.Module, real: ir.Type) -> None:
+    """Fill the list of each row of tiles with the Gaussians (in depth order) that touch it."""
+    k = Kernel(module, "rows", real)
+    counter, chunk_size, n = k.pointer(I64), k.arg(I64), k.arg(I64)
+    boxes, num_rows, places, row_lists = k.pointer(I16), k.arg(I64), k.pointer(I64), k.pointer(I32)
+    with k.tasks(counter, (n + (chunk_size - 1)) // chunk_size) as chunk:
+        start = chunk * chunk_size
+        mine = places.at(chunk * num_rows)  # where this chunk's next entry goes in each row's list
+        with (
+            k.loop(start, (start + chunk_size).min(n)) as i,
+            k.loop(boxes[i * 4 + 2], boxes[i * 4 + 3]) as row,
+        ):
+            to = mine[row]
+            row_lists[to] = i.to(I32)
+            mine[row] = to + 1
+    k.finish()
+
+
+def write_bin(module: ir.Module, real: ir.Type) -> None:
+    """Per row of tiles: the list of each of its tiles (Gaussian, block mask, slot), and each Gaussian's first slot.
+
+    Slots number the pairs (Gaussian, tile) of one row by Gaussian: the backward pass leaves a pair's gradient in its
+    slot, where the sum over a Gaussian's tiles finds them side by side.
+    """
+    k = Kernel(module, "bin", real)
+    counter, num_columns, num_rows = k.pointer(I64), k.arg(I64), k.arg(I64)
+    packed, boxes, row_starts, row_lists = k.pointer(), k.pointer(I16), k.pointer(I64), k.pointer(I32)
+    row_tiles = k.pointer(I64)  # where each row's part of the tile lists starts
+    tile_starts, tile_stops = k.pointer(I64), k.pointer(I64)
+    who, masks, slots = k.pointer(I32), k.pointer(I16), k.pointer(I32)
+    first_slots, row_slots = k.pointer(I32), k.pointer(I64)
+    with k.tasks(counter, num_rows) as row:
+        starts, stops = tile_starts.at(row * num_columns), tile_stops.at(row * num_columns)
+        first, last = row_starts[row], row_starts[row + 1]
+        _place_tiles(k, row, num_columns, (first, last), row_lists, boxes, row_tiles, starts, stops)
+        slot = k.variable(k.constant(0, I64))
+        top = (row * TILE_PX).to(k.real)
+        with k.loop(first, last) as entry:
+            i = row_lists[entry].to(I64)
+            g = packed.at(i * FIELDS)
+            first_slots[entry] = slot.get().to(I32)
+            with k.loop(boxes[i * 4], boxes[i * 4 + 1]) as column:
+                mask = block_mask(k, g, g[X] - (column * TILE_PX).to(k.real), g[Y] - top)
+                with k.when(mask.differs(0)):
+                    to = stops[column]
+                    stops[column] = to + 1
+                    who[to] = i.to(I32)
+                    masks[to] = mask.to(I16)
+                    slots[to] = slot.get().to(I32)
+                    slot.add(1)
+        row_slots[row] = slot.get()
+    k.finish()
+
+
+def _place_tiles(
+    k: Kernel, row: Value, num_columns: Value, entries: tuple[Value, Value], row_lists: Pointer, boxes: Pointer,
+    row_tiles: Pointer, starts: Pointer, stops: Pointer,
+) -> None:  # fmt: skip
+    """Give each tile of a row as much room as Gaussians' boxes cover it, and set its stop to its start."""
+    starts.clear(0, num_columns)
+    stops.clear(0, num_columns)
+    with k.loop(*entries) as entry:  # changes of the cover from tile to tile: up in starts, down in stops
+        i = row_lists[entry].to(I64)
+        x0, x1 = boxes[i * 4].to(I64), boxes[i * 4 + 1].to(I64)
+        starts[x0] = starts[x0] + 1
+        with k.when(x1 < num_columns):
+            stops[x1] = stops[x1] + 1
+    cover, place = k.variable(k.constant(0, I64)), k.variable(row_tiles[row])
+    with k.loop(0, num_columns) as column:
+        cover.add(starts[column] - stops[column])
+        starts[column] = place.get()
+        stops[column] = place.get()
+        place.add(cover.get())
+
+
+def block_mask(k: Kernel, g: Pointer, x: Value, y: Value) -> Value:
+    """16 bits, one per 4x4 block of a tile: whether alpha reaches 1/255 at some point between its pixel centres.
+
+    The lanes are the blocks. The exponent is a concave quadratic: over a rectangle it is largest at the centre, or on
+    one of the two edges that face the centre, at the point nearest to the ridge. (x, y) is the centre, px in the tile.
+    """
+    left = [float(b % 4 * BLOCK_PX) + 0.5 for b in range(LANES)]
+    above = [float(b // 4 * BLOCK_PX) + 0.5 for b in range(LANES)]
+    x0, y0 = k.lanes(left) - x, k.lanes(above) - y
+    x1, y1 = x0 + float(BLOCK_PX - 1), y0 + float(BLOCK_PX - 1)
+    zero = k.zero(k.vreal)
+    near_x, near_y = zero.max(x0).min(x1), zero.max(y0).min(y1)
+    # select keeps the second operand for NaN, so that a slope of 0/0 gives an edge of the block
+    ridge_y = (near_x * g[SLOPE_X]).max(y0).min(y1)
+    ridge_x = (near_y * g[SLOPE_Y]).max(x0).min(x1)
+    aa, ab, bb = (k.splat(g[f]) for f in (AA, AB, BB))
+    first = k.fma(k.fma(aa, near_x, ab * ridge_y), near_x, bb * ridge_y * ridge_y)
+    second = k.fma(k.fma(aa, ridge_x, ab * near_y), ridge_x, bb * near_y * near_y)
+    return (first.max(second) + g[LOG_OPACITY] >= LOG2_ALPHA_MIN - MASK_MARGIN).mask_bits()
