@@ -13,6 +13,7 @@ from .events import read_events
 from .evidence import Attempt, attempts
 from .files import sha256
 from .record import (
+    Cause,
     Collective,
     Environment,
     Evidence,
@@ -47,6 +48,11 @@ def judge(launch_json: Path) -> RunRecord:
             f"{launch_json.parent}/attempts: no attempt of this run; train it again: snakemake {launch_json}"
         )
     return _Case(launch, spec, story).record()
+
+
+def cause_of(launch: dict[str, Any], attempt: Attempt) -> Cause:
+    """The cause of an attempt that has just failed, for the decision whether to try again."""
+    return _Case(launch, launch["spec"], [attempt])._failure().cause
 
 
 class _Case:
@@ -148,6 +154,11 @@ class _Case:
 
     def _own_words(self, error: dict[str, Any] | None, phase: str) -> Failure:
         log = self._name("train.log")
+        ended = self.launch.get("ended")
+        if ended and ended.get("cause"):  # killed or stopped from outside: the scheduler's own words
+            evidence = [Evidence(file=self._name("launch.json"), text=ended["note"])]
+            remedy = _ENDED_REMEDIES.get(ended["cause"]) or self.launch.get("closing_note")
+            return Failure(cause=ended["cause"], phase=phase, evidence=evidence, remedy=remedy)
         if self.launch.get("refused"):
             evidence = [Evidence(file=log, line=1, text=self.launch["refused"])]
             remedy = "ask for a layout that fits what the machine or the allocation has"
@@ -362,6 +373,15 @@ _OUTSIDE_STEPS = (
     "all_reduce(loss)",
     "all_reduce(statistics)",
 )
+
+#: Of runs that the scheduler ended, when no further attempt followed.
+_ENDED_REMEDIES: dict[str, str] = {
+    "time_limit": "raise site.runtime_min in profiles/slurm/config.yaml, or lower train.checkpoint_every",
+    "host_oom": "raise site.mem_gib_per_gpu in profiles/slurm/config.yaml",
+    "node_failure": "train again on other nodes (slurm-exclude-failed-nodes)",
+    "cancelled": "train again with: snakemake --profile profiles/slurm --forcerun train RECORD",
+    "submission_rejected": "change what the message names in profiles/slurm/config.yaml, then train again",
+}
 
 #: Our own exceptions by name, for failures that leave an error event.
 _CAUSES: dict[str, Any] = {

@@ -28,17 +28,22 @@ from .events import read_events
 from .evidence import Attempt, attempts, new_attempt, text_digest
 from .files import write_json
 from .guard import check_world
+from .judge import cause_of
 from .matrix import load_spec, spec_json
 from .monitor import Monitor
 from .names import Layout
 from .provenance import code_digest, git_state
 from .slurm import allocation as slurm_allocation
-from .slurm import plan
+from .slurm import plan, turn
+from .slurm.allocation import Allocation
+from .slurm.settings import Site, current_site
 from .spec import RunSpec
 from .watch import Watch
 
 #: After asking the ranks to stop: time for a checkpoint before they are killed.
 GRACE_S = 60.0
+#: In a Slurm job: time for the launcher of the same point in an ended job to be gone.
+LOCK_WAIT_S = 90.0
 
 
 def launch(spec_text: str, scene: Path, out: Path, weights: Path | None = None) -> int:
@@ -47,11 +52,18 @@ def launch(spec_text: str, scene: Path, out: Path, weights: Path | None = None) 
     if not scene.is_file():
         raise UserError(f"{scene}: no packed scene; make it with: snakemake {scene}")
     digest = text_digest(spec_json(spec))
-    with _lock(out):
+    here, site = slurm_allocation.current(), current_site()
+    if here is not None:
+        decision = turn.take(out, digest, here, site)
+        print(f"Slurm job {here.job_id}: {decision.reason}", file=sys.stderr, flush=True)
+        if decision.action != "train":
+            turn.publish(out, decision.reason, {"spec_digest": digest, "spec": spec.model_dump(mode="json")})
+            return 0
+    with _lock(out, wait_s=0.0 if here is None else LOCK_WAIT_S):
         _forget_finished(out, digest)
         attempt = new_attempt(out)
         (out / "launch.json").unlink(missing_ok=True)
-        run = _Run(spec, digest, scene, out, attempt, weights)
+        run = _Run(spec, digest, scene, out, attempt, weights, here, site)
         return run.execute()
 
 
@@ -59,11 +71,12 @@ class _Run:
     """One attempt."""
 
     def __init__(
-        self, spec: RunSpec, digest: str, scene: Path, out: Path, attempt: Attempt, weights: Path | None
-    ) -> None:
+        self, spec: RunSpec, digest: str, scene: Path, out: Path, attempt: Attempt, weights: Path | None,
+        allocation: Allocation | None, site: Site,
+    ) -> None:  # fmt: skip
         self.spec, self.scene, self.out, self.attempt, self.weights = spec, scene, out, attempt, weights
         self.layout = Layout.parse(spec.layout)
-        self.allocation = slurm_allocation.current()
+        self.allocation, self.site = allocation, site
         self.summary: dict[str, Any] = {
             "spec_digest": digest,
             "spec": spec.model_dump(mode="json"),
@@ -103,9 +116,11 @@ class _Run:
             )  # fmt: skip
             monitor = Monitor(process.pid, self.attempt.folder / f"resources.{_node()}.csv", _node()).start()
             watch = Watch(process, self.attempt, self.spec, GRACE_S)
-            with _forwarding(watch):
+            with _forwarding(watch), turn.before_time_limit(self.allocation, watch.request_stop) as limit:
                 watch.wait()
             monitor.stop()
+        if limit.reached:
+            self.summary["ended"] = {"cause": "time_limit", "note": limit.note, "at": time.time()}
         self.summary["peak_pss_gib"] = round(monitor.peak_pss_gib, 4)
         self.summary["signal"] = watch.stop_signal
         self.summary["stalled"] = watch.stalled
@@ -114,6 +129,8 @@ class _Run:
     def _command(self) -> tuple[list[str], dict[str, str]]:
         """Command line and environment of the ranks."""
         cpus = len(os.sched_getaffinity(0))
+        if self.allocation is not None and self.allocation.cpus_per_node:
+            cpus = self.allocation.cpus_per_node
         worker = ["-m", "dist3dgs.train", "--spec", spec_json(self.spec)]
         worker += [
             "--scene",
@@ -128,7 +145,7 @@ class _Run:
             port = plan.choose_port(self.allocation.job_id)
         argv = plan.launch_argv(
             self.layout, worker, cpus_per_node=cpus, allocation=self.allocation, port=port,
-            uses_gpus=self.spec.hardware.device != "cpu",
+            uses_gpus=self.spec.hardware.device != "cpu", software=plan.software_of(self.site),
         )  # fmt: skip
         environment = plan.launch_environment(os.environ, self.layout, self.allocation, cpus_per_node=cpus)
         threads = self.spec.hardware.threads_per_rank or max(1, cpus // self.layout.workers_per_node)
@@ -146,10 +163,23 @@ class _Run:
 
     def _finish(self, status: str, returncode: int | None) -> int:
         self.summary |= {"status": status, "returncode": returncode, "finished_at": time.time()}
+        if status != "ok" and "ended" not in self.summary and status != "stopped":
+            self.summary["cause"] = cause_of(self.summary, self.attempt)
         self._save()
-        if status == "stopped":
+        if (
+            self.allocation is not None
+            and status != "ok"
+            and (status != "stopped" or "ended" in self.summary)
+        ):
+            decision = turn.after_failure(self.out, self.summary["spec_digest"], self.allocation, self.site)
+            print(f"Slurm job {self.allocation.job_id}: {decision.reason}", file=sys.stderr, flush=True)
+            if decision.action == "train":
+                return turn.EX_TEMPFAIL
+        elif status == "stopped":
             return 128 + signal.Signals[self.summary["signal"]].value
         # The rule's output: only now, so that a killed launcher leaves none and the run is started again.
+        self.summary["published"] = True
+        self._save()
         write_json(self.out / "launch.json", self.summary)
         return 0
 
@@ -169,20 +199,29 @@ def _ended(attempt: Attempt) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """One launcher per point at a time. The lock goes with the process, however it ends."""
+def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """One launcher per point at a time. The lock goes with the process, however it ends.
+
+    `wait_s`: patience with a launcher that is about to end, as after Slurm has put its job back into the queue.
+    """
     import fcntl
 
     out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + wait_s
     with (out / ".lock").open("w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{out}: another launcher is running this point; wait for it, or find it with: fuser {out}/.lock"
-            ) from None
-        except OSError:  # a file system without locks: the scheduler is the only guard then
-            pass
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < end:
+                    time.sleep(0.5)
+                    continue
+                raise UserError(
+                    f"{out}: another launcher is running this point; wait for it, or find it with: fuser {out}/.lock"
+                ) from None
+            except OSError:  # a file system without locks: the scheduler is the only guard then
+                pass
+            break
         yield
 
 
@@ -202,10 +241,17 @@ def _node() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _slurm_facts(allocation: Any) -> dict[str, Any] | None:
+def _slurm_facts(allocation: Allocation | None) -> dict[str, Any] | None:
     if allocation is None:
         return None
-    return {"job_id": allocation.job_id, "nodes": [n.name for n in allocation.nodes]}
+    return {
+        "job_id": allocation.job_id,
+        "nodes": [n.name for n in allocation.nodes],
+        "partition": allocation.partition,
+        "restarts": allocation.restarts,
+        "time_left_s": allocation.time_left_s,
+        "log": allocation.log,
+    }
 
 
 def _cpu_model() -> str | None:

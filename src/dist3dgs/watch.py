@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,8 +98,13 @@ class EventTail:
                 event = json.loads(line)
                 if isinstance(event, dict):
                     events.append(event)
-        self.pids += [e["pid"] for e in events if e.get("event") == "start" and isinstance(e.get("pid"), int)]
+        self.pids += [e["pid"] for e in events if self._is_local_start(e)]
         return events
+
+    @staticmethod
+    def _is_local_start(e: dict[str, Any]) -> bool:
+        local = e.get("event") == "start" and e.get("host") == socket.gethostname()
+        return local and isinstance(e.get("pid"), int)
 
 
 class Display:

@@ -31,9 +31,11 @@ class Allocation:
     job_id: int
     nodes: tuple[Node, ...]
     gpus_per_node: int = 0
+    cpus_per_node: int | None = None
     partition: str | None = None
     time_left_s: float | None = None
     restarts: int = 0  # how often Slurm has requeued this job
+    log: str | None = None  # where Slurm writes the job's own output
 
     @property
     def head(self) -> Node:
@@ -96,8 +98,18 @@ def read(job: int) -> Allocation:
         gpus_per_node=sum(gpus.values()),
         partition=partition,
         time_left_s=parse_time_s(left),
+        cpus_per_node=_cpus_per_node(details, len(nodes)),
         restarts=int(details.get("Restarts", "0") or 0),
+        log=details.get("StdOut"),
     )
+
+
+def _cpus_per_node(details: dict[str, str], num_nodes: int) -> int | None:
+    per_task = details.get("CPUs/Task", "")
+    if per_task.isdigit() and int(per_task) > 1:
+        return int(per_task)
+    total = details.get("NumCPUs", "").split("-")[0]
+    return max(1, int(total) // num_nodes) if total.isdigit() else None
 
 
 def reachable(name: str, node_addr: str) -> str:

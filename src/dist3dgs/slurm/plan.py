@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from ..errors import UserError
 from ..names import Layout
 from .allocation import Allocation
+from .settings import Site
 
 #: Below Linux's ephemeral range (32768 and up), above services: 12,000 ports.
 FIRST_PORT, NUM_PORTS = 20000, 12000
@@ -51,6 +52,12 @@ class Software:
     binds: tuple[str, ...] = ()
     container_command: str = "apptainer"
     python: str = sys.executable
+
+
+def software_of(site: Site) -> Software:
+    """How a site's settings say that the training software is reached."""
+    python = "python3" if site.image else sys.executable
+    return Software(modules=tuple(site.modules), image=site.image, binds=tuple(site.binds), python=python)
 
 
 def port_candidates(job_id: int) -> Iterator[int]:

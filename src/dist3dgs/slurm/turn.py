@@ -5,8 +5,14 @@ point again; the resources of that submission come from the same decision, taken
 """
 
 import contextlib
+import math
+import signal
+import socket
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +56,62 @@ def after_failure(point: Path, spec_digest: str, allocation: Allocation, site: S
     return decide([t for t in tries if not t.running], retry_gpu_hours=site.retry_gpu_hours)
 
 
-def publish(point: Path, note: str) -> dict[str, Any]:
-    """Make the newest attempt the point's outcome: its summary becomes `launch.json` of the point."""
+def publish(point: Path, note: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Make the newest attempt the point's outcome: its summary becomes `launch.json` of the point.
+
+    `facts` (spec, spec_digest) fill in what an attempt lacks that was killed before it wrote anything.
+    """
     attempt = attempts(point)[-1]
-    summary = {**attempt.launch(), "published": True, "closing_note": note}
-    # What the launcher could not write itself, because it was killed.
-    if summary.get("status") in ("running", "stopped"):
+    summary = {"attempt": attempt.number, "host": socket.gethostname(), **facts, **attempt.launch()}
+    summary |= {"published": True, "closing_note": note}
+    if summary.get("status") in (None, "running", "stopped"):
         summary["status"] = "lost"
-    summary.setdefault("finished_at", (summary.get("ended") or {}).get("at") or time.time())
     if summary.get("finished_at") is None:
-        summary["finished_at"] = time.time()
+        summary["finished_at"] = (summary.get("ended") or {}).get("at") or time.time()
     write_json(attempt.launch_path, summary)
     write_json(Path(point) / "launch.json", summary)
     return summary
+
+
+@dataclass
+class TimeLimit:
+    """Whether the job's time limit was why a run was stopped."""
+
+    reached: bool = False
+    note: str = ""
+
+
+def margin_s(time_left_s: float) -> float:
+    """How long before the end of the allocation a run is stopped, to leave a checkpoint: a tenth, 5 to 120 s."""
+    return min(120.0, max(5.0, 0.1 * time_left_s))
+
+
+@contextlib.contextmanager
+def before_time_limit(allocation: Allocation | None, stop: Callable[[int], None]) -> Iterator[TimeLimit]:
+    """Call `stop(SIGTERM)` shortly before the allocation ends.
+
+    Slurm's own signal comes with KillWait (30 s by default), reaches Snakemake as well and leaves the job in state
+    TIMEOUT; stopping first leaves a checkpoint, the evidence and a say in what happens next.
+    """
+    limit = TimeLimit()
+    left = allocation.time_left_s if allocation is not None else None
+    if allocation is None or left is None or math.isinf(left):
+        yield limit
+        return
+
+    def reached() -> None:
+        limit.reached = True
+        limit.note = f"Slurm job {allocation.job_id}: stopped {margin_s(left):.0f} s before its time limit"
+        print(limit.note, file=sys.stderr, flush=True)
+        stop(signal.SIGTERM)
+
+    timer = threading.Timer(max(0.0, left - margin_s(left)), reached)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield limit
+    finally:
+        timer.cancel()
 
 
 def refuse(point: Path, spec: dict[str, Any], spec_digest: str, note: str) -> Attempt:
