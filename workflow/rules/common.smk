@@ -14,7 +14,13 @@ def stop(error):
 
 try:
     from dist3dgs.matrix import Study, spec_json
+    from dist3dgs.slurm import polling
+    from dist3dgs.slurm.resources import Planner, rule_resources
+    from dist3dgs.slurm.settings import export, read_site
 
+    # The cluster, from the profile: no part of the study, so that moving to another one trains nothing again.
+    ON_CLUSTER = "site" in config
+    SITE = read_site(config.pop("site", None))
     STUDY = Study.from_config(config)
     POINTS = STUDY.points()
 except UserError as error:
@@ -23,11 +29,13 @@ except UserError as error:
 RESULTS = STUDY.config.results
 DATA = STUDY.config.data
 FIGURES = figures_module.NAMES
-FIGURE_FILES = [
-    f"{RESULTS}/figures/{name}.{kind}"
-    for name in FIGURES
-    for kind in ("svg", "png", "csv")
-]
+FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in ("svg", "png", "csv")]
+
+
+PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER)
+if ON_CLUSTER:
+    export(SITE)
+    polling.limit_interval(SITE.poll_s)
 
 
 wildcard_constraints:
@@ -42,9 +50,7 @@ def record_path(point):
 
 
 def point_of(wildcards):
-    return Point.parse(
-        wildcards.scene, wildcards.strategy, wildcards.layout, wildcards.repeat
-    )
+    return Point.parse(wildcards.scene, wildcards.strategy, wildcards.layout, wildcards.repeat)
 
 
 def spec_of(wildcards):
@@ -53,6 +59,11 @@ def spec_of(wildcards):
         return spec_json(STUDY.spec(point_of(wildcards)))
     except UserError as error:
         stop(error)
+
+
+def train_request(wildcards, attempt):
+    """What the job of a point asks Slurm for; grows with the reasons of earlier failures."""
+    return PLANNER.resources(point_of(wildcards), attempt, spec_of(wildcards))
 
 
 def judge_files():
@@ -92,7 +103,5 @@ if STUDY.config.only_existing:
     RECORDS = [path for path in RECORDS if Path(path).is_file()]
 # Records outside the matrix (points asked for by name, imported logs) are shown too, but never made again.
 OTHER_RECORDS = sorted(
-    str(path)
-    for path in Path(RESULTS).glob("*/*/*/r*/record.json")
-    if str(path) not in set(RECORDS)
+    str(path) for path in Path(RESULTS).glob("*/*/*/r*/record.json") if str(path) not in set(RECORDS)
 )

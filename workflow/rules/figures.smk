@@ -38,7 +38,7 @@ rule figure:
     conda:
         "../envs/dist3dgs.yaml"
     params:
-        base=f"{RESULTS}/figures/{{figure}}",
+        base=subpath(output[0], strip_suffix=".svg"),
         others=OTHER_RECORDS,
     shell:
         "dist3dgs --log {log:q} figure {wildcards.figure:q} --runs {input.runs:q} --points {input.points:q}"
@@ -61,8 +61,8 @@ rule write_report:
     conda:
         "../envs/dist3dgs.yaml"
     params:
-        figures=f"{RESULTS}/figures",
-        tables=f"{RESULTS}/tables",
+        figures=lambda wildcards, input: os.path.dirname(input.figures[0]),
+        tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
         data=DATA,
         others=OTHER_RECORDS,
     shell:

@@ -13,6 +13,7 @@ rule train:
         "../envs/dist3dgs.yaml"
     threads: lambda wildcards: train_threads(wildcards)
     resources:
+        **rule_resources(train_request),
         trainings=1,
     params:
         spec=spec_of,

@@ -1,0 +1,66 @@
+# make demo: a real scaling study on this machine.  make test: everything that is tested.  make help: all targets.
+#
+# TORCH=cpu (default) or TORCH=cuda chooses the PyTorch build; the version is the lock's either way.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready-$(TORCH)
+# Where CPU-only builds of PyTorch are published; ignored where pip has a source of its own for them.
+TORCH_INDEX_cpu := --extra-index-url https://download.pytorch.org/whl/cpu
+TORCH_INDEX_cuda :=
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+SNAKEMAKE := $(BIN)/snakemake
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
+
+.PHONY: setup
+setup: $(STAMP) ## the environment in .venv, from the lock
+
+$(STAMP): requirements.lock pyproject.toml scripts/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX_$(TORCH))" bash scripts/setup.sh
+	@touch "$@"
+
+.PHONY: demo
+demo: setup ## photographs to report on this machine, under 10 minutes; a second time: nothing to do
+	@bash scripts/demo.sh
+
+.PHONY: test
+test: setup ## all tests, fast ones first
+	@bash scripts/test.sh
+
+.PHONY: test-fast
+test-fast: setup ## unit tests without the slow ones, about a minute
+	@$(BIN)/python -m pytest -q tests/unit -m "not slow"
+
+.PHONY: check
+check: setup ## formatting, lint, types, workflow lint
+	@bash scripts/check.sh
+
+.PHONY: gpu-check
+gpu-check: setup ## on a machine with an NVIDIA GPU: CUDA and CPU renderers agree, fox, step times
+	@$(BIN)/python -m dist3dgs.bench.gpu
+
+.PHONY: bench-render
+bench-render: setup ## the CPU renderer against the torch reference, side by side
+	@$(BIN)/python -m dist3dgs.bench.render
+
+.PHONY: slurm-up slurm-down
+slurm-up: setup ## a real Slurm on this machine, for tests: 2 nodes x 4 GPUs (fake) and a CPU node
+	@$(BIN)/python tests/slurm/cluster.py up
+slurm-down: setup ## stop it
+	@$(BIN)/python tests/slurm/cluster.py down
+
+.PHONY: lock
+lock: setup ## resolve the dependencies of pyproject.toml anew
+	@bash scripts/lock.sh
+
+.PHONY: clean
+clean: ## remove what runs made here (results, data, logs), keep the environment
+	rm -rf results/builtin results/tables results/figures results/report data/builtin logs .snakemake

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Everything that is checked without running the product.
+set -euo pipefail
+ruff format --check --quiet src tests
+ruff check --quiet src tests
+mypy
+snakefmt --check --quiet Snakefile workflow
+snakemake --lint --snakefile Snakefile
