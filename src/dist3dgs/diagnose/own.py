@@ -1,0 +1,63 @@
+"""Our own runs: events of the ranks and what the launcher knows, brought to the same table of rules."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .facts import Line
+from .readers.events import RunDiary
+from .rules import RULES, Hit
+from .scan import Scan
+
+STALL_S = 1800.0
+
+
+def add_hits(scan: Scan, context: Mapping[str, Any]) -> None:
+    """Turn `error` events into hits, in order of time, and a signal from the launcher into one."""
+    diary = scan.diary
+    if diary is None:
+        return
+    index = next((i for i, f in enumerate(scan.files) if f.format == "events"), 0)
+    if diary.end is not None and diary.end[0].get("status") == "ok":
+        return
+    errors = sorted(diary.errors, key=lambda e: e[0]["t"] if isinstance(e[0].get("t"), int | float) else 0.0)
+    for order, (event, line) in enumerate(errors):
+        hit = _error_hit(event, line, index, order, diary)
+        if hit is not None:
+            scan.hits.append(hit)
+    if diary.num_events and context.get("signal") == 9 and not errors:
+        scan.hits.append(_killed(diary, context, index))
+
+
+def _error_hit(event: dict[str, Any], line: Line, index: int, order: int, diary: RunDiary) -> Hit | None:
+    text = f"{event.get('type') or 'Error'}: {event.get('message') or ''}"[:4096].strip()
+    trace = str(event.get("traceback") or "")[-20_000:].splitlines()
+    for rule in RULES:
+        found = rule.match(text)
+        if found is None and rule.name == "exception":
+            found = 0
+        if found is None:
+            continue
+        hit = Hit(rule, found, Line(line.file, line.number, text), index, order - len(diary.errors), lambda n: trace[-n:])
+        hit.steps_before = diary.last_step
+        if rule.name != "exception" and rule.accept is not None and not rule.accept(hit):
+            continue
+        rank = event.get("rank")
+        hit.rank = rank if isinstance(rank, int) else None
+        hit.node = diary.hosts.get(hit.rank) if hit.rank is not None else None
+        hit.phase = event.get("phase") if isinstance(event.get("phase"), str) else None
+        hit.step = event.get("step") if isinstance(event.get("step"), int) else None
+        return hit
+    return None
+
+
+def _killed(diary: RunDiary, context: Mapping[str, Any], index: int) -> Hit:
+    rule = next(r for r in RULES if r.name == "killed-by-signal")
+    text = f"rank {context.get('rank')} ended by signal 9 (SIGKILL)"
+    last = diary.last_step_line
+    hit = Hit(rule, 0, Line(last.file if last else "launch.json", last.number if last else None, text), index, 0)
+    rank = context.get("rank")
+    hit.rank = rank if isinstance(rank, int) else None
+    hit.node = diary.hosts.get(hit.rank) if hit.rank is not None else None
+    hit.steps_before, hit.step = diary.last_step, diary.last_step or None
+    hit.phase = diary.phase.get(hit.rank) if hit.rank is not None else None
+    return hit

@@ -1,0 +1,17 @@
+"""Workshop-style lines, one per epoch, and the loss and accuracy that many small trainers print."""
+
+import re
+
+from ..facts import FactPattern, number
+
+_C = re.compile
+_N = r"([\d.]+(?:[eE][+-]?\d+)?)"
+
+FACTS = (
+    FactPattern("loss", _C(r"Loss \(train, val\): " + _N), lambda m: number(m[1]), "last", often=True),
+    FactPattern("val_loss", _C(r"Loss \(train, val\): [\d.]+, " + _N), lambda m: number(m[1]), "last", often=True),
+    FactPattern("train_accuracy", _C(r"Accuracy \(train, val\): ([\d.]+)%"), lambda m: number(m[1]), "last", often=True),
+    FactPattern("accuracy", _C(r"Accuracy \(train, val\): [\d.]+%, ([\d.]+)%"), lambda m: number(m[1]), "last", often=True),
+    FactPattern("accuracy", _C(r"\b(?:val(?:idation)?|test)[ _]acc(?:uracy)?\s*[:=]\s*([\d.]+) ?%?", re.I), lambda m: number(m[1]), "last", often=True),
+    FactPattern("train_s", _C(r"^(?:Total )?[Tt]raining time\s*[:=]\s*([\d.]+) ?s", re.M), lambda m: number(m[1]), "last"),
+)  # fmt: skip

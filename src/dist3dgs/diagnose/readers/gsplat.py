@@ -1,0 +1,25 @@
+"""gsplat's `simple_trainer.py`, the original 3DGS trainer and OpenSplat."""
+
+import re
+
+from ..facts import FactPattern, number
+
+_C = re.compile
+
+FACTS = (
+    FactPattern("trainer", _C(r"simple_trainer\.py|Distributed worker: \d+ ?/ ?\d+"), lambda m: "gsplat"),
+    FactPattern("devices_used", _C(r"Distributed worker: \d+ ?/ ?(\d{1,5})"), lambda m: int(m[1])),
+    FactPattern("num_gaussians", _C(r"Model initialized\. Number of GS: (\d+)"), lambda m: int(m[1]), "last"),
+    FactPattern("num_gaussians", _C(r"Number of GS: (\d+)"), lambda m: int(m[1]), "last", often=True),
+    FactPattern("num_gaussians", _C(r"['\"]num_GS['\"]: (\d+)"), lambda m: int(m[1]), "last", often=True),
+    FactPattern("num_gaussians", _C(r"Culled \d+ gaussians, remaining (\d+)"), lambda m: int(m[1]), "last", often=True),
+    FactPattern("psnr", _C(r"\bPSNR: ([\d.]+),? SSIM"), lambda m: number(m[1]), "last", often=True),
+    FactPattern("ssim", _C(r"\bSSIM: ([\d.]+)"), lambda m: number(m[1]), "last", often=True),
+    FactPattern("lpips", _C(r"\bLPIPS: ([\d.]+)"), lambda m: number(m[1]), "last", often=True),
+    FactPattern("psnr", _C(r"\[ITER \d+\] Evaluating test: L1 [\d.e-]+ PSNR ([\d.]+)"), lambda m: number(m[1]), "last", often=True),
+    FactPattern("gpu_peak_gib", _C(r"Step: +\d+ \{'mem': ([\d.]+)"), lambda m: number(m[1]), "max", often=True),
+    FactPattern("stepping_s", _C(r"'ellipse_time': ([\d.]+)"), lambda m: number(m[1]), "max", often=True),
+    FactPattern("quality_json", _C(r'^\{"psnr": ([\d.]+), "ssim": ([\d.]+), "lpips": ([\d.]+)'), lambda m: tuple(number(x) for x in m.groups()), "last", often=True),
+    FactPattern("finish", _C(r"^\s*Viewer running\.\.\. Ctrl\+C to exit"), lambda m: "viewer waits after training", "last"),
+    FactPattern("finish", _C(r"^Training complete\.(?: \[\d|$)"), lambda m: "Training complete.", "last"),
+)  # fmt: skip

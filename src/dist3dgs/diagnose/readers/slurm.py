@@ -1,0 +1,43 @@
+"""A Slurm job's `.out`/`.err`: the environment a script prints, its own header and footer, srun and slurmstepd."""
+
+import re
+
+from ..facts import FactPattern, expand_nodes, number
+
+_C = re.compile
+
+
+def _gpu_list(m: re.Match[str]) -> int:
+    return len([g for g in m[1].split(",") if g.strip()])
+
+
+FACTS = (
+    FactPattern("job_id", _C(r"\bSLURM_JOB_?ID[=:]\s*(\d{1,12})\b")),
+    FactPattern("job_id", _C(r"^\s*Job ?ID\s*[:=]\s*(\d{1,12}(?:_\d+)?)\b", re.I)),
+    FactPattern("job_id", _C(r"\*\*\* (?:JOB|STEP) (\d{1,12})(?:\.\w+)? ON ")),
+    FactPattern("job_id", _C(r"StepId=(\d{1,12})[.\s]")),
+    FactPattern("job_id", _C(r"Submitted batch job (\d{1,12})\b")),
+    FactPattern("job_name", _C(r"\bSLURM_JOB_NAME=(\S+)")),
+    FactPattern("job_name", _C(r"^Job(?: [Nn]ame)?: ([^\n]{1,80}?)\s*$")),
+    FactPattern("nodes", _C(r"\bSLURM_(?:JOB_)?NODELIST[=:]\s*(\S+)"), lambda m: tuple(expand_nodes(m[1]))),
+    FactPattern("nodes", _C(r"^\s*(?:Node ?[Ll]ist|Nodes?(?: list)?|Hosts?(?:name)?|Running on(?: (?:host|node))?)\s*[:=]\s*([A-Za-z][\w.,\[\]-]*)\s*$"), lambda m: tuple(expand_nodes(m[1]))),
+    FactPattern("num_nodes", _C(r"\bSLURM_(?:JOB_NUM_|N)NODES[=:]\s*(\d{1,5})\b"), lambda m: int(m[1])),
+    FactPattern("num_nodes", _C(r"^#SBATCH\s+(?:-N|--nodes)[= ](\d{1,5})\b"), lambda m: int(m[1])),
+    FactPattern("gpus_per_node", _C(r"\bSLURM_GPUS_(?:ON|PER)_NODE[=:]\s*(?:\w+:)*(\d{1,3})\b"), lambda m: int(m[1])),
+    FactPattern("gpus_per_node", _C(r"\bSLURM_(?:JOB|STEP)_GPUS[=:]\s*([\d,]+)"), _gpu_list),
+    FactPattern("gpus_per_node", _C(r"^#SBATCH\s+--gpus-per-node[= ](?:\w+:)*(\d{1,3})\b"), lambda m: int(m[1])),
+    FactPattern("gpus_per_node", _C(r"^#SBATCH\s+--gres[= ]gpu(?::[\w.-]+)*?:(\d{1,3})\b"), lambda m: int(m[1])),
+    FactPattern("gpus_asked", _C(r"^#SBATCH\s+(?:-G|--gpus)[= ](?:\w+:)*(\d{1,5})\b"), lambda m: int(m[1])),
+    FactPattern("gpus_asked", _C(r"\bSLURM_GPUS[=:]\s*(?:\w+:)*(\d{1,5})\b"), lambda m: int(m[1])),
+    FactPattern("gpus_asked", _C(r"gres/gpu(?::[\w.-]+)?=(\d{1,5})\b"), lambda m: int(m[1])),
+    FactPattern("gpus_asked", _C(r"^(?:Job(?: [Nn]ame)?\s*:\s*)(\d{1,5})[ -]?[xX]?[ -]?GPUs?\b"), lambda m: int(m[1])),
+    FactPattern("gpus_asked", _C(r"^\W*(?:Allocated|Requested|Number of|Num|Total|Assigned)[ _]?GPUs?(?: allocated| requested)?\s*[:=]\s*(\d{1,5})\b", re.I), lambda m: int(m[1])),
+    FactPattern("visible_devices", _C(r"\bCUDA_VISIBLE_DEVICES[=:]\s*([\d,]+)\s*$"), _gpu_list),
+    FactPattern("duration_s", _C(r"^\W*(?:Duration|Total time|Elapsed(?: time)?|Runtime|Wall ?time)\s*:\s*([\d.]+) ?s(?:ec(?:onds?)?)?\b", re.I), lambda m: number(m[1]), "last"),
+    FactPattern("mark", _C(r"^\W*(?:Start(?:ed|ing)?(?: time| at)?|Job started(?: at)?|Begin)\s*(?::|at|on)"), lambda m: "start", "list"),
+    FactPattern("mark", _C(r"^\W*(?:End(?:ed)?(?: time| at)?|Finished(?: at)?|Job (?:finished|ended)(?: at| on)?)\s*(?::|at|on)"), lambda m: "end", "list"),
+    FactPattern("wrapper_finish", _C(r"^\W*(?:\[[^\]]*\])*\W*(?:Training|Job|Run|Script|Experiment|Evaluation|All jobs?|Pipeline)s? (?:is |was |has |are )?(?:complete|completed|done|finished|ended)(?: successfully)?\b", re.I), lambda m: m[0].strip(" =#*"), "last"),
+    FactPattern("wrapper_finish", _C(r"^\W*(?:All done|Done|Finished|done|Success)\W*$"), lambda m: m[0].strip(), "last"),
+    FactPattern("wrapper_finish", _C(r"\b(?:training|pipeline|reconstruction|optimi[sz]ation) (?:completed|finished|complete)(?: successfully)?\b(?! with (?:error|exit code [1-9]))", re.I), lambda m: m[0], "last"),
+    FactPattern("exit_code", _C(r"^\W*(?:Job |Script |Process |Training )?(?:finished with |exited with |ended with )?exit[ _]?(?:code|status)[ :=]+(\d{1,3})\s*$", re.I), lambda m: int(m[1]), "last"),
+)  # fmt: skip

@@ -1,0 +1,51 @@
+"""Photographs, structure from motion, files that cannot be read."""
+
+import re
+
+from .rule import Rule, Tier, patterns
+
+RULES = (
+    Rule(
+        name="sfm-failed",
+        cause="sfm_failed",
+        tier=Tier.SPECIFIC,
+        looks="`No good initial image pair found`, `failed to create sparse model`, `frame_0000.jpg not in the list of "
+        "cameras`, `Could not recognize scene type!`",
+        why="Structure from motion found no poses, or not for the images that the training needs: too few features or "
+        "too little overlap, or its model is not where it is looked for.",
+        remedy="`ingest.json` names the images left out. Photographs with more overlap and less blur; matcher "
+        "`exhaustive`; more features (`num_features`); leave the named images out of the split.",
+        phase="ingest",
+        patterns=patterns(
+            r"(?i)\S+\.(?:jpe?g|png|tiff?|heic|bmp) (?:is |was )?not (?:in|found in|part of) (?:the )?(?:list of )?(?:cameras|reconstruction|registered images|colmap|images\.(?:bin|txt))",
+            r"(?i)(?:image|frame|view)s? [^\n]{0,80}(?:was|were|is|are|could) not (?:be )?registered|(?:no|zero|0) images? (?:were |was )?registered|failed to register",
+            r"(?i)failed to create (?:any )?sparse model|(?:sparse )?reconstruction failed|mapper failed|no (?:sparse )?(?:model|reconstruction)s? (?:was |were )?(?:created|found|produced)",
+            r"(?i)No good initial image pair found|Could not find (?:a )?good initial pair|no suitable initial pair",
+            r"(?i)COLMAP only found poses? for|colmap[^\n]*(?:failed|returned non-zero|error code|did not)|Error running command: colmap|(?:feature (?:extraction|matching)|(?:exhaustive|sequential|spatial|vocab tree) match\w*|bundle adjustment|image undistortion) failed(?! for image)",
+            r"Could not recognize scene type|(?i:COLMAP directory \S+ does not exist)|No such file or directory: '[^']*sparse/(?:0/)?(?:cameras|images|points3D)\.(?:txt|bin)'",
+            r"(?i)no images with matches|too few (?:images|matches|features|inliers)|not enough (?:matches|features|overlap)",
+        ),
+        unless=re.compile(r"(?i)^\s*(?:WARNING|\[warning)"),
+    ),
+    Rule(
+        name="corrupt-data",
+        cause="dataset_corrupt",
+        tier=Tier.SPECIFIC,
+        looks="`cannot identify image file`, `image file is truncated`, `BadZipFile`, `PytorchStreamReader failed`, "
+        "`invalid load key`, `Unable to open file (truncated file`",
+        why="A file of the data set, or a checkpoint, is cut short or not what its name says; often a download or copy "
+        "that was interrupted.",
+        remedy="Fetch or copy the named file again and compare sizes and sha256 (`dist3dgs fetch` does); delete the "
+        "partial one. For a checkpoint: resume from the one before.",
+        phase="load",
+        patterns=patterns(
+            r"UnidentifiedImageError|cannot identify image file|image file is truncated|broken data stream when reading image|Truncated File Read|unrecognized data stream contents",
+            r"BadZipFile|File is not a zip file|tarfile\.ReadError|not a gzip file|BadGzipFile|Compressed file ended before|zlib\.error|(?i:unexpected end of (?:file|archive|data)\b|invalid compressed data|corrupt(?:ed)? (?:zip|tar|gzip|archive))",
+            r"PytorchStreamReader failed|UnpicklingError|pickle data was truncated|invalid load key|Error while deserializing header|MetadataIncompleteBuffer|HeaderTooLarge|InvalidHeaderDeserialization|EOFError: Ran out of input",
+            r"(?i)(?:sha256|sha1|md5|checksum|crc|hash)\S*(?: sum)?[^\n]{0,40}(?:mismatch|does not match|did not match|failed|differ)|NonMatching(?:Checksum|SplitsSizes)Error|invalid hash value|BadCRC|Bad CRC",
+            r"(?i)unable to (?:synchronously )?open file \((?:truncated|file signature|bad)|Parquet magic bytes not found|Corrupt snappy|DataLossError|corrupted record|lmdb\.Corrupted|(?:file|data ?set|dataset|image|shard|index|checkpoint) [^\n]{0,120}\b(?:is|are|seems|appears|looks)(?: to be)? (?:corrupt|truncated|damaged)",
+            r"cv2\.error[^\n]*(?:!_src\.empty\(\)|!ssize\.empty\(\)|empty\(\))|(?i:Premature end of JPEG|Corrupt JPEG data|libpng error|CRC error|could not (?:read|decode|load) (?:image|frame|video))|JSONDecodeError|struct\.error: unpack",
+        ),
+        unless=re.compile(r"(?i)skipping|skipped|ignor(?:ed|ing)|wandb|warn(?:ing)?\b"),
+    ),
+)  # fmt: skip

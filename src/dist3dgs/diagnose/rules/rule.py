@@ -1,0 +1,86 @@
+"""What a rule is."""
+
+import enum
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ...record import Cause
+from ..facts import Line
+
+
+class Tier(enum.IntEnum):
+    """How near to the root a line is, whatever stands before it: lower explains higher.
+
+    A node that died explains the CUDA error on it; an exception explains the collective that its peers wait in;
+    what nobody explains is a symptom.
+    """
+
+    PROOF = 0  # the machine or the scheduler says so itself
+    SPECIFIC = 1  # an error whose wording names its cause
+    GENERIC = 2  # an uncaught exception of the program
+    COMMUNICATION = 3  # other ranks' death or delay as seen from here, or a network fault
+    STOP = 4  # ended from outside
+    SIGNAL = 5  # only how the process ended is known
+    IGNORED = 6  # a traceback that did not itself end the process
+    SYMPTOM = 7  # something failed; not why
+    NOTE = 8  # odd, often harmless; proves nothing
+
+
+@dataclass(slots=True)
+class Hit:
+    """A line that a rule matched."""
+
+    rule: "Rule"
+    pattern: int
+    line: Line
+    file_index: int
+    order: int  # position in the file
+    context: "Callable[[int], list[str]]" = field(repr=False, default=lambda n: [])
+    below: "Callable[[int], list[str]]" = field(repr=False, default=lambda n: [])
+    steps_before: int = 0
+    bytes_before: int = 0
+    rank: int | None = None
+    node: str | None = None
+    phase: str | None = None
+    step: int | None = None
+
+    @property
+    def handled(self) -> bool:
+        """The program caught this exception and tried something else, which failed too."""
+        return any("During handling of the above exception" in text for text in self.below(4))
+
+    def before(self, num_lines: int) -> str:
+        """The text of the lines before this one, oldest first."""
+        return "\n".join(self.context(num_lines))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One way in which a cause shows itself.
+
+    `looks`, `why` and `remedy` are for people (docs/troubleshooting.md is made of them). Of `patterns` the earlier
+    one is the better evidence. A line belongs to the first rule of the table that matches and accepts it.
+    """
+
+    name: str
+    cause: Cause
+    tier: Tier
+    looks: str
+    why: str
+    remedy: str
+    patterns: tuple[re.Pattern[str], ...]
+    unless: re.Pattern[str] | None = None
+    accept: Callable[[Hit], bool] | None = None
+    phase: str | None = None
+
+    def match(self, text: str) -> int | None:
+        """Index of the first pattern found in `text`, or None."""
+        for i, pattern in enumerate(self.patterns):
+            if pattern.search(text):
+                return None if self.unless is not None and self.unless.search(text) else i
+        return None
+
+
+def patterns(*sources: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(source) for source in sources)

@@ -1,0 +1,100 @@
+"""What the scheduler and the node say."""
+
+import re
+
+from .rule import Hit, Rule, Tier, patterns
+
+
+def _is_users_cancel(hit: Hit) -> bool:
+    """A step that srun cancels because one of its tasks failed was not cancelled by anybody."""
+    if re.search(r"\*\*\* STEP ", hit.line.text):
+        return not re.search(r"error: .*task[s]? [\d,-]+: (?:Exited|Out|Segm|Killed|Abort|Bus)|Terminating (?:job step|StepId)", hit.before(60))  # fmt: skip
+    return True
+
+
+RULES = (
+    Rule(
+        name="submission-refused",
+        cause="submission_rejected",
+        tier=Tier.PROOF,
+        looks="`sbatch: error: Batch job submission failed: ...` and the job never starts",
+        why="Slurm refused the request: an account, partition, QOS, GPU type or count, or time limit that this "
+        "cluster does not have or you may not use.",
+        remedy="Compare the request with `sinfo -o '%P %l %G'` and `sacctmgr show assoc user=$USER`; set partition, "
+        "account, GPUs and runtime in profiles/slurm/config.yaml (`dist3dgs site init` writes one).",
+        phase="submit",
+        patterns=patterns(
+            r"(?:Batch job submission|[Jj]ob submit/allocate|[Jj]ob allocation) failed: \S",
+            r"(?:srun|salloc): (?:error|fatal): (?:Unable to allocate resources|Job submit/allocate failed|Failed to allocate resources)",
+            r"\b(?:sbatch|salloc): (?:error|fatal): (?!.*\b(?:slurm_load_|spank))",
+            r"\bqsub: (?:submit error|Unknown|Job (?:rejected|violates|exceeds)|Unauthorized|Illegal)",
+            r"\bbsub: .*(?:[Rr]ejected|Job not submitted)|Unable to run job: ",
+            r"error: Job submit/allocate failed|\b(?:QOS|Assoc)Max\w+(?:Limit|PerUser|PerJob)\b(?!.*\bPending\b)",
+        ),
+    ),
+    Rule(
+        name="node-lost",
+        cause="node_failure",
+        tier=Tier.PROOF,
+        looks="`srun: error: Node failure on gpu07`, `DUE TO NODE FAILURE`, state `NODE_FAIL`",
+        why="The node itself went away (power, kernel, network, slurmd). What its ranks printed last, often CUDA or "
+        "NCCL errors, is a consequence.",
+        remedy="Resubmit; training resumes from the last checkpoint. If the same node fails twice, exclude it "
+        "(`--exclude=NODE` in the profile's slurm_extra) and report it.",
+        patterns=patterns(
+            r"\b[Nn]ode failure on \S+",
+            r"DUE TO NODE FAILURE",
+            r"(?:^|[\s|,=:])NODE_FAIL\b",
+            r"DUE TO NODE (?:NOT RESPONDING|DOWN)|(?:^|[\s|,=:])BOOT_FAIL\b",
+            r"srun: error: (?:Task launch|Launch)[^\n]*failed[^\n]*: (?:Communication connection failure|Unable to contact slurmd|Zero Bytes|Socket timed out)",
+            r"(?:slurmctld|slurmd|srun): error: .*\bNodes? \S+ (?:is )?not responding",
+            r"ORTE has lost communication with a remote daemon|lost connection to (?:the )?node\b",
+        ),
+    ),
+    Rule(
+        name="time-limit",
+        cause="time_limit",
+        tier=Tier.STOP,
+        looks="`CANCELLED AT ... DUE TO TIME LIMIT`, state `TIMEOUT`, while steps were still going on",
+        why="The job's time was up before the training was.",
+        remedy="Raise `runtime` in the profile (retries grow it by themselves) or lower `steps`; the run resumes from "
+        "its last checkpoint, so shorter `checkpoint_every` loses less.",
+        patterns=patterns(
+            r"\bDUE TO TIME LIMIT\b",
+            r"(?:JobState=|State: |[|,]\s*|\s)TIMEOUT(?:\s*[|,]|\s+\d+:\d+|\s*\(|\s*$|\s+Reason=)",
+            r"\bTERM_RUNLIMIT\b|PBS: job killed: walltime \d+ exceeded limit|(?:exceeded|exceeds|reached) (?:its |the |hard )?(?:wall ?(?:clock )?time|wall ?clock|time) ?limit",
+            r"(?:^|[\s|,=])DEADLINE\b",
+        ),
+    ),
+    Rule(
+        name="preempted",
+        cause="preempted",
+        tier=Tier.STOP,
+        looks="`DUE TO PREEMPTION`, `DUE TO JOB REQUEUE`, state `PREEMPTED`",
+        why="A job with higher priority took the nodes.",
+        remedy="Nothing to mend: it is requeued and resumes from the checkpoint written on SIGTERM. Use a partition "
+        "without preemption for short deadlines (`dist3dgs partitions`).",
+        patterns=patterns(
+            r"\bDUE TO (?:PREEMPTION|JOB REQUEUE)\b",
+            r"(?:^|[\s|,=:])PREEMPTED\b",
+            r"(?:this job|job|instance|node|worker) (?:is|was|has been|will be) (?:being )?pre-?empted\b",
+            r"\b[Pp]reemption (?:notice|signal|warning) received|[Ss]pot (?:instance )?(?:interruption|reclaim)",
+        ),
+        unless=re.compile(r"(?i)checkpoint.*(?:if|when|in case)|preemption (?:handler|checker) (?:enabled|installed)"),
+    ),
+    Rule(
+        name="cancelled",
+        cause="cancelled",
+        tier=Tier.STOP,
+        looks="`*** JOB n ON node CANCELLED AT time ***` without `DUE TO`, state `CANCELLED by uid`, `KeyboardInterrupt`",
+        why="Somebody stopped it: scancel, Ctrl-C, or an administrator.",
+        remedy="Start it again when wanted; it resumes from the last checkpoint. Cancelled runs are not retried.",
+        patterns=patterns(
+            r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT [\dT:-]+(?: DUE TO JOB CANCELLATION)?\s*\*\*\*",
+            r"(?:^|[\s|,=:])CANCELLED(?: by \d+)?(?:\s*[|,+]|\s+\d+:\d+|\s*\(|\s*$|\s+Reason=)",
+            r"^(?:\[[^\]]*\]:?\s*)?KeyboardInterrupt\b",
+            r"\b(?:job|run|training) (?:was |has been )?(?:cancelled|canceled|aborted|interrupted) by (?:the )?user\b|\bTERM_OWNER\b|\bscancel(?:l?ed)? by\b",
+        ),
+        accept=_is_users_cancel,
+    ),
+)  # fmt: skip

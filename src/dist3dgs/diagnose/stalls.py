@@ -1,0 +1,39 @@
+"""Whether a job that was stopped had been standing still."""
+
+from collections.abc import Sequence
+
+from ..record import Evidence
+from .rules import Hit
+from .scan import Scan
+
+#: Half an hour, and ten times a step, without a step is no progress.
+SILENCE_S = 1800.0
+SILENCE_STEPS = 10
+#: Without any step: an hour.
+NO_STEP_S = 3600.0
+
+
+def silent_before(stop: Hit, scan: Scan) -> Sequence[Evidence] | None:
+    """The last sign of progress, if the time from it to `stop` is provably long; else None.
+
+    The last step's time is that on its own line or, at the latest, that of the next line which has one.
+    """
+    if stop.line.time is None:
+        return None
+    if scan.diary is not None and scan.diary.last_step_t is not None:
+        return None  # its clock is Unix time, the log's is local: see own.py
+    steps = [p for p in scan.progress.values() if p.last is not None]
+    if steps:
+        known = [(t, p.last) for p in steps if p.last and (t := p.last.time or p.after_time) is not None]
+        if len(known) < len(steps):
+            return None
+        t, line = max(known, key=lambda x: x[0])
+        means = [s.step_time() for s in scan.series.values() if not s.format.epochs]
+        step_s = max([m.mean for m in means if m is not None], default=0.0)
+        if stop.line.time - t < max(SILENCE_S, SILENCE_STEPS * step_s):
+            return None
+        return [Evidence(file=line.file, line=line.number, text=line.text[:1000])]
+    last = scan.last_stamped.get(stop.file_index)
+    if last is None or last.time is None or stop.line.time - last.time < NO_STEP_S:
+        return None
+    return [Evidence(file=last.file, line=last.number, text=last.text[:1000])]

@@ -1,0 +1,268 @@
+"""The verdict over a job's logs."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from ..record import Cause, Evidence, Failure, Model, Status
+from . import own, roots
+from .roots import BY_NAME, Choice, collectives
+from .rules import RULES, Hit, Rule, Tier
+from .scan import Scan, scan
+from .stalls import silent_before
+from .summary import LogSummary, main_series, summarise
+
+MAX_EVIDENCE = 6
+MAX_EVIDENCE_TEXT = 1000
+
+
+class RuledOut(Model):
+    """A cause that a line spoke for and that was not taken."""
+
+    cause: Cause
+    reason: str
+    evidence: Evidence | None = None
+
+
+class Diagnosis(Model):
+    """What happened to a job, and the lines that show it."""
+
+    status: Status
+    cause: Cause | None = Field(None, description="null if and only if the status is ok")
+    phase: str | None = None
+    step: int | None = None
+    rank: int | None = Field(None, description="the rank that failed first")
+    node: str | None = None
+    evidence: list[Evidence] = []
+    explanation: str | None = None
+    remedy: str | None = None
+    ruled_out: list[RuledOut] = []
+    looked_for: list[str] = Field([], description="what would have told more, when the cause is unknown")
+
+    def failure(self) -> Failure | None:
+        """The same for a run record; None if the status is ok."""
+        if self.cause is None:
+            return None
+        return Failure(
+            cause=self.cause, phase=self.phase, step=self.step, rank=self.rank, node=self.node,
+            evidence=self.evidence, remedy=self.remedy,
+        )  # fmt: skip
+
+
+def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = None) -> Diagnosis:
+    """Judge one job from all its files.
+
+    `context` is what the caller knows besides them: `devices_asked` (int), `steps_asked` (int), `exit_code`, `signal`
+    (int), `own_run` (bool: started by our launcher). Raises `UserError` if nothing can be read.
+    """
+    found = scan(paths)
+    return judge(found, summarise(found), context or {})
+
+
+def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
+    """The verdict over what one pass over the files found."""
+    own.add_hits(found, context)
+    finished = summary.finished is not None
+    choice = roots.choose(found, finished)
+    if choice.root is None and not finished:
+        _stall_without_stop(found, choice)
+    if choice.root is not None:
+        return _failed(found, choice)
+    lost = _nan_loss(found)
+    if lost is not None:
+        return _diagnosis("degraded" if not choice.symptoms else "failed", BY_NAME["diverged"], lost, found, choice)
+    if not _ended_well(found, summary, choice, context):
+        return _without_cause(found, summary, choice, context)
+    return _mismatch(found, summary, choice, context) or Diagnosis(
+        status="ok", evidence=_evidence_of_end(summary), ruled_out=_ruled_out(choice)
+    )
+
+
+def _failed(found: Scan, choice: Choice) -> Diagnosis:
+    root = choice.root
+    assert root is not None
+    rule, extra = root.rule, []
+    if rule.cause in ("time_limit", "cancelled"):
+        silence = silent_before(root, found)
+        if silence is not None:
+            rule, extra = BY_NAME["no-step"], silence
+    return _diagnosis("failed", rule, root, found, choice, extra)
+
+
+def _diagnosis(
+    status: Status, rule: Rule, root: Hit, found: Scan, choice: Choice, extra: Sequence[Evidence] = ()
+) -> Diagnosis:
+    first = _first_failing(found)
+    rank = root.rank if root.rank is not None or rule.tier in (Tier.STOP, Tier.PROOF) else first.get("rank")
+    node = root.node or (None if rule.tier == Tier.STOP else first.get("node"))
+    lines = [root, *_telling(root, choice)]
+    evidence = list(dict.fromkeys([*extra, *(_evidence(h) for h in lines)]))
+    progress = found.progress.get(root.file_index)
+    step = root.step
+    if step is None and root.steps_before and progress and progress.count:
+        step = _last_step(found)
+    return Diagnosis(
+        status=status, cause=rule.cause, phase=_phase(rule, root), step=step, rank=rank, node=node,
+        evidence=evidence[:MAX_EVIDENCE], explanation=rule.why, remedy=rule.remedy, ruled_out=_ruled_out(choice),
+        looked_for=[] if rule.cause != "unknown" else _looked_for(),
+    )  # fmt: skip
+
+
+def _phase(rule: Rule, root: Hit) -> str | None:
+    if root.phase is not None:
+        return root.phase
+    if rule.tier in (Tier.STOP, Tier.PROOF) and rule.phase is None and root.steps_before == 0:
+        return None
+    if rule.phase in ("checkpoint", "ingest", "submit", "load"):
+        return rule.phase
+    return "step" if root.steps_before else (rule.phase if rule.phase != "step" else None) or "startup"
+
+
+def _telling(root: Hit, choice: Choice) -> list[Hit]:
+    """Further lines worth showing: other collectives that ranks wait in, other rules of the same cause, who exited first."""
+    lines: list[Hit] = []
+    if root.rule.name == "collective-timeout":
+        lines += list(collectives([root, *choice.others]).values())
+    seen = {_wording(root)}
+    for hit in sorted(choice.others, key=lambda h: (h.rule.tier, h.pattern)):
+        if _wording(hit) not in seen:
+            seen.add(_wording(hit))
+            lines.append(hit)
+    if root.rule.tier in (Tier.COMMUNICATION, Tier.SIGNAL, Tier.IGNORED):
+        lines += [h for h in choice.symptoms if re.search(r"error: \S+: tasks? ", h.line.text)][:2]
+    return [h for h in lines if h is not root]
+
+
+def _wording(hit: Hit) -> str:
+    return re.sub(r"[\d\W_]+", "", hit.line.text)[:200]
+
+
+def _first_failing(found: Scan) -> dict[str, Any]:
+    """torchelastic's `Root Cause (first observed failure)` block: rank and host."""
+    for hit in found.hits:
+        if hit.rule.name == "worker-failed" and hit.rank is not None:
+            return {"rank": hit.rank, "node": hit.node}
+    ranks = found.facts.many.get("first_failure_rank", [])
+    hosts = found.facts.many.get("first_failure_host", [])
+    return {"rank": ranks[0].value if ranks else None, "node": hosts[0].value if hosts else None}
+
+
+def _nan_loss(found: Scan) -> Hit | None:
+    """A hit for the first NaN loss, if two or more stand at the end and no finite one after them."""
+    if found.loss.num_bad < 2 or found.loss.first_bad is None:
+        return None
+    line = found.loss.first_bad
+    index = next((i for i, f in enumerate(found.files) if f.path == line.file), 0)
+    hit = Hit(BY_NAME["diverged"], 0, line, index, line.number or 0, steps_before=1)
+    m = re.search(r"(?i)(?:step|iter(?:ation)?)[ :=\[]*(\d{1,12})", line.text)
+    hit.step = int(m[1]) if m else None
+    return hit
+
+
+def _stall_without_stop(found: Scan, choice: Choice) -> None:
+    """Symptoms alone: an exit code may still say how it ended."""
+    for hit in choice.symptoms:
+        if hit.rule.tier == Tier.SIGNAL:
+            choice.root = hit
+
+
+def _ended_well(found: Scan, summary: LogSummary, choice: Choice, context: Mapping[str, Any]) -> bool:
+    if context.get("exit_code") not in (None, 0) or context.get("signal"):
+        return False
+    if summary.finished is not None:
+        return True
+    if choice.symptoms:
+        return False
+    if _silent_trainer(found):
+        return False
+    return summary.ended is not None
+
+
+def _silent_trainer(found: Scan) -> bool:
+    """A trainer that always prints its end and steps, started, and printed neither: only its wrapper spoke."""
+    return found.facts.get("trainer") == "nerfstudio" and not found.series
+
+
+def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Mapping[str, Any]) -> Diagnosis:
+    """Failed without a cause, or nothing at all is known."""
+    failed = bool(choice.symptoms) or context.get("exit_code") not in (None, 0) or bool(context.get("signal"))
+    evidence = [_evidence(h) for h in choice.symptoms[:MAX_EVIDENCE]]
+    explanation = "Nothing in these files says how the job ended."
+    if choice.symptoms:
+        explanation = "Something failed, and these files do not say what."
+    elif _silent_trainer(found) and summary.ended is not None:
+        failed, evidence = True, [summary.ended]
+        explanation = "The wrapper says that it is complete, but the trainer printed neither a step nor its own end."
+    elif found.progress and any(p.last for p in found.progress.values()):
+        explanation = "Training was going on where the files end; nothing says how it ended."
+        evidence = [_line(p.last) for p in found.progress.values() if p.last][:1]
+    first = _first_failing(found)
+    rule = BY_NAME["worker-failed"]
+    return Diagnosis(
+        status="failed" if failed else "unknown", cause="unknown", evidence=evidence or [_evidence(h) for h in choice.notes[:3]],
+        explanation=explanation, rank=first.get("rank"), node=first.get("node"), remedy=rule.remedy,
+        ruled_out=_ruled_out(choice), looked_for=[*_missing_halves(found), *_looked_for()],
+    )  # fmt: skip
+
+
+def _missing_halves(found: Scan) -> list[str]:
+    """The other of a job's .out and .err, where only one was given."""
+    given = {str(Path(f.path)) for f in found.files}
+    wanted = []
+    for f in found.files:
+        for a, b in ((".out", ".err"), (".err", ".out"), ("_out.", "_err."), ("_err.", "_out.")):
+            name = Path(f.path).name
+            if a in name:
+                other = Path(f.path).with_name(b.join(name.rsplit(a, 1)))
+                if str(other) not in given:
+                    here = "it is there: give both" if other.exists() else "not found"
+                    wanted.append(f"the job's other half, {other.name} ({here})")
+    return wanted
+
+
+def _looked_for() -> list[str]:
+    causes = dict.fromkeys(r.cause for r in RULES if r.cause != "unknown")
+    return [f"{cause}: {next(r.looks for r in RULES if r.cause == cause)}" for cause in causes]
+
+
+def _mismatch(found: Scan, summary: LogSummary, choice: Choice, context: Mapping[str, Any]) -> Diagnosis | None:
+    """A run that ended well on fewer devices than it was given."""
+    asked, used = context.get("devices_asked") or summary.devices_asked, summary.devices_used
+    if not asked or not used or used >= asked:
+        return None
+    rule = BY_NAME["duplicate-gpu"]
+    lines = [found.facts.one[k].line for k in ("devices_used", "world_size", "gpus_asked", "gpus_per_node", "visible_devices") if k in found.facts.one]
+    return Diagnosis(
+        status="degraded", cause=rule.cause, phase="startup", evidence=[_line(x) for x in lines][:MAX_EVIDENCE],
+        explanation=f"{asked} devices were allocated and {used} used: {asked - used} idled for the whole run.",
+        remedy=rule.remedy, ruled_out=_ruled_out(choice),
+    )  # fmt: skip
+
+
+def _evidence_of_end(summary: LogSummary) -> list[Evidence]:
+    return [e for e in (summary.finished, summary.ended) if e is not None][:1]
+
+
+def _ruled_out(choice: Choice) -> list[RuledOut]:
+    seen: dict[tuple[str, str], RuledOut] = {}
+    for hit, reason in choice.ruled_out:
+        if hit.rule.cause != "unknown":
+            seen.setdefault((hit.rule.cause, reason), RuledOut(cause=hit.rule.cause, reason=reason, evidence=_evidence(hit)))
+    return list(seen.values())[:12]
+
+
+def _last_step(found: Scan) -> int | None:
+    series = main_series(found)
+    return series.last if series is not None and series.format.name != "trainer dict" else None
+
+
+def _evidence(hit: Hit) -> Evidence:
+    return _line(hit.line)
+
+
+def _line(line: Any) -> Evidence:
+    text = line.text.strip()
+    return Evidence(file=line.file, line=line.number, text=text if len(text) <= MAX_EVIDENCE_TEXT else text[:MAX_EVIDENCE_TEXT] + " ...")
