@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from . import __version__
 from .errors import UserError
+from .slurm.verbs import add_verbs
 
 Verb = Callable[[argparse.Namespace], int | None]
 
@@ -202,6 +203,8 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb("schemas", _schemas, "write the JSON schemas of the config files and of record.json")
     p.add_argument("folder", type=Path, nargs="?", default=Path("workflow/schemas"))
+
+    add_verbs(verb)
     return parser
 
 

@@ -93,7 +93,11 @@ class Planner:
     are files read; the queue is asked once per few seconds, however many points there are.
     """
 
-    def __init__(self, results: Path, site: Site, queue: Queue | None = None) -> None:
+    def __init__(
+        self, results: Path, site: Site, queue: Queue | None = None, *, on_cluster: bool = True
+    ) -> None:
+        """`on_cluster`: False where the profile describes no cluster: nothing is asked of Slurm then."""
+        self.on_cluster = on_cluster
         self.results, self.site, self.queue = Path(results), site, queue or Queue()
         self.own_job = job_id()
         self._known: dict[tuple[Point, int], Resources] = {}
@@ -106,6 +110,8 @@ class Planner:
         return self._known[key]
 
     def _plan(self, point: Point, attempt: int, spec_text: str) -> Resources:
+        if not self.on_cluster:
+            return layout_resources(point.layout, self.site)
         if self.own_job is None and (others := self.queue.of_point(point)):
             say(f"{point}: Slurm job {others[0].id} already trains it; the new job waits for that one")
             return small_resources(self.site, after=[j.id for j in others])

@@ -25,7 +25,10 @@ def _none(value: object) -> object:
 Text = Annotated[str | None, BeforeValidator(_none)]
 #: Words that go into sbatch's command line, which the executor plugin hands to a shell: nothing a shell
 #: would read.
-Word = Annotated[str | None, BeforeValidator(_none), Field(pattern=r"^[A-Za-z0-9_.,:@%+=/-]+$")]
+Word = Annotated[
+    Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:@%+=/-]+$")] | None,
+    BeforeValidator(_none),
+]
 
 
 class Site(Settings):
@@ -41,7 +44,7 @@ class Site(Settings):
     gpu_type: Word = Field(None, description="GPU type as Slurm knows it (sinfo -o %G), e.g. h100; null: any")
     cpus_per_gpu: int = Field(8, ge=1, le=1024)
     mem_gib_per_gpu: float = Field(32, gt=0, description="host memory per GPU")
-    max_mem_gib: float = Field(1e6, gt=0, description="largest memory of one node that may be asked for")
+    max_mem_gib: float = Field(1024, gt=0, description="largest memory of one node that may be asked for")
     runtime_min: int = Field(120, ge=1, description="time limit of a first attempt")
     max_runtime_min: int = Field(60 * 24, ge=1, description="the partition's longest time limit")
     retry_gpu_hours: float = Field(

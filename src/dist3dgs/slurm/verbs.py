@@ -1,0 +1,77 @@
+"""The command line's verbs about the cluster: `partitions`, `preflight`, `site init`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROFILE = Path("profiles/slurm/config.yaml")
+
+
+def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """`verb(name, function, text)` makes a verb's parser."""
+    p = verb("partitions", _partitions, "say where each layout would start and end first on this cluster")
+    p.add_argument("--profile", type=Path, default=PROFILE, help="profile whose `site` block is used")
+    p.add_argument("--config", type=Path, default=Path("config"))
+    p.add_argument("--layouts", nargs="*", help="default: those of the config")
+    p.add_argument(
+        "--minutes", type=float, help="predicted run time on the fastest GPUs; default: site.runtime_min"
+    )
+    p.add_argument("--json", action="store_true")
+
+    p = verb(
+        "preflight", _preflight, "ask Slurm whether it would take the job of each layout; submits nothing"
+    )
+    p.add_argument("--profile", type=Path, default=PROFILE)
+    p.add_argument("--config", type=Path, default=Path("config"))
+    p.add_argument("--layouts", nargs="*", help="default: those of the config")
+
+    p = verb("site", _site, "write a Snakemake profile for the cluster this is called on")
+    p.add_argument("what", choices=["init"])
+    p.add_argument("--out", type=Path, default=PROFILE, help="the profile to write")
+    p.add_argument("--force", action="store_true", help="write over an existing file")
+
+
+def site_of(profile: Path) -> Any:
+    """The site block of a profile; the defaults where the file does not exist."""
+    from ..config import load_yaml
+    from .settings import read_site
+
+    if not profile.exists():
+        return read_site({})
+    config = load_yaml(profile).get("config") or {}
+    return read_site(config.get("site") if isinstance(config, dict) else {}, f"{profile}: config.site")
+
+
+def _layouts(args: argparse.Namespace) -> list[Any]:
+    from ..config import load_study
+    from ..names import Layout
+
+    return [Layout.parse(text) for text in args.layouts or load_study(args.config).config.layouts]
+
+
+def _partitions(args: argparse.Namespace) -> None:
+    from . import partitions
+
+    layouts = _layouts(args)
+    runtimes = dict.fromkeys(layouts, args.minutes * 60) if args.minutes else None
+    print(partitions.run(layouts, site_of(args.profile), runtimes, as_json=args.json))
+
+
+def _preflight(args: argparse.Namespace) -> int:
+    from .commands import require
+    from .resources import layout_resources
+    from .submission import preflight
+
+    require()
+    site, layouts = site_of(args.profile), _layouts(args)
+    problems = preflight({str(la): layout_resources(la, site) for la in layouts}, site.account)
+    for layout in map(str, layouts):
+        print(f"{layout}: {problems.get(layout, 'Slurm takes it')}")
+    return 2 if problems else 0
+
+
+def _site(args: argparse.Namespace) -> None:
+    from .site import run_init
+
+    print("\n".join(run_init(args.out, force=args.force)))
