@@ -1,0 +1,97 @@
+"""Evidence in, verdict out."""
+
+from pathlib import Path
+
+import pytest
+
+from dist3dgs.errors import UserError
+from dist3dgs.judge import judge
+
+from .evidence import evaluation, healthy, phase, spec, start, step, write_attempt
+
+
+def test_a_healthy_run(tmp_path: Path) -> None:
+    record = judge(write_attempt(tmp_path, spec(), healthy(), peak_pss_gib=2.5))
+    m = record.metrics
+    assert record.status == "ok" and record.failure is None
+    assert (m.psnr, m.steps, m.images, m.num_gaussians) == (25.0, 50, 100, 12)
+    assert m.train_s == 72.0, "the slowest rank counts"
+    assert m.images_per_s == pytest.approx(2 / (72 / 50))
+    assert m.comm_s == 7.0 and m.exposed_comm_s == 6.0, "the broadcast at the start is no part of the steps"
+    assert m.peak_rss_gib == 1.7 and m.peak_host_gib == 2.5
+    assert m.phases_s["startup"] == pytest.approx(6.0), (
+        "from the launcher's start to the last rank having joined"
+    )
+    assert m.total_s == pytest.approx(100.0)
+    assert [r.parameter_digest for r in m.ranks] == ["aa", "aa"]
+    assert set(record.provenance.evidence_sha256) == {"launch.json", "events.jsonl", "train.log"}
+
+
+def test_what_is_not_known_is_null_with_a_reason(tmp_path: Path) -> None:
+    record = judge(write_attempt(tmp_path, spec(), healthy()))
+    for name in ("lpips", "peak_gpu_gib"):
+        assert getattr(record.metrics, name) is None and record.reasons[name]
+
+
+def test_a_rank_killed_while_stepping(tmp_path: Path) -> None:
+    events = [start(0), start(1), phase("enter", "step", 1007.0), step(25, 1040.0)]
+    log = "W torch.distributed.elastic\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 42)\n"
+    record = judge(write_attempt(tmp_path, spec(), events, log=log, status="failed", returncode=1))
+    assert record.status == "failed" and record.failure
+    assert (record.failure.phase, record.failure.step) == ("step", 25)
+    assert record.failure.evidence and "-9" in record.failure.evidence[0].text
+    assert record.metrics.psnr is None and record.reasons["psnr"]
+
+
+def test_the_first_error_counts_not_those_who_noticed(tmp_path: Path) -> None:
+    def error(rank: int, t: float, kind: str, text: str) -> dict[str, object]:
+        fields = {"type": kind, "message": text, "traceback": "", "phase": "densify", "step": 30}
+        return {"t": t, "rank": rank, "event": "error", **fields}
+
+    events = [
+        start(0),
+        start(1),
+        error(0, 1050.0, "RuntimeError", "Connection closed by peer"),
+        error(1, 1049.0, "Diverged", "loss is nan at step 30"),
+    ]
+    record = judge(write_attempt(tmp_path, spec(), events, status="failed", returncode=1))
+    assert record.failure
+    assert (record.failure.rank, record.failure.cause, record.failure.phase) == (1, "diverged", "densify")
+    assert record.failure.remedy
+
+
+def test_fewer_devices_than_workers_is_degraded(tmp_path: Path) -> None:
+    events = [start(r, device="cuda:0") for r in range(2)] + healthy()[2:]
+    record = judge(write_attempt(tmp_path, spec(), events))
+    assert record.status == "degraded" and record.failure
+    assert record.failure.cause == "allocation_mismatch"
+
+
+def test_a_resumed_run_is_one_story(tmp_path: Path) -> None:
+    first = [start(0), start(1), step(20, 1030.0), evaluation(20, 20.0)]
+    write_attempt(tmp_path, spec(), first, status="stopped", started_at=500.0, finished_at=540.0)
+    second = [start(0), start(1), {"t": 1004.0, "rank": 0, "event": "resume", "step": 20}, *healthy()[2:]]
+    record = judge(write_attempt(tmp_path, spec(), second))
+    assert [p.step for p in record.metrics.curve] == [20, 50]
+    assert record.metrics.total_s == pytest.approx(140.0), "the wait between attempts is not counted"
+    assert record.provenance.attempt == 1
+
+
+def test_attempts_under_other_settings_are_another_story(tmp_path: Path) -> None:
+    write_attempt(tmp_path, spec(), [evaluation(10, 99.0)], digest="other")
+    record = judge(write_attempt(tmp_path, spec(), healthy()))
+    assert len(record.metrics.curve) == 1
+
+
+def test_no_evidence_at_all_is_unknown_not_invented(tmp_path: Path) -> None:
+    record = judge(write_attempt(tmp_path, spec(), [], status="failed", returncode=1))
+    assert record.status == "failed" and record.failure and record.failure.cause == "unknown"
+    assert record.failure.phase == "startup"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
+def test_a_broken_summary_is_answered_in_words(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "launch.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"launch\.json.*snakemake"):
+        judge(path)
