@@ -14,7 +14,6 @@ import platform
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -35,7 +34,7 @@ from .names import Layout
 from .provenance import code_digest, git_state
 from .slurm import allocation as slurm_allocation
 from .slurm import plan, turn
-from .slurm.allocation import Allocation
+from .slurm.allocation import Allocation, node_name
 from .slurm.settings import Site, current_site
 from .spec import RunSpec
 from .watch import Watch
@@ -83,7 +82,7 @@ class _Run:
             "attempt": attempt.number,
             "status": "running",
             "started_at": time.time(),
-            "host": socket.gethostname(),
+            "host": node_name(),
             "cores": len(os.sched_getaffinity(0)),
             "cpu": _cpu_model(),
             "python": platform.python_version(),
@@ -114,7 +113,7 @@ class _Run:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-            monitor = Monitor(process.pid, self.attempt.folder / f"resources.{_node()}.csv", _node()).start()
+            monitor = Monitor(process.pid, self.attempt.folder / f"resources.{node_name()}.csv", node_name()).start()
             watch = Watch(process, self.attempt, self.spec, GRACE_S)
             with _forwarding(watch), turn.before_time_limit(self.allocation, watch.request_stop) as limit:
                 watch.wait()
@@ -235,10 +234,6 @@ def _forwarding(watch: Watch) -> Iterator[None]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
-
-
-def _node() -> str:
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _slurm_facts(allocation: Allocation | None) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .evidence import Attempt
+from .slurm.allocation import node_name
 from .spec import RunSpec
 
 POLL_S = 0.2
@@ -103,7 +103,7 @@ class EventTail:
 
     @staticmethod
     def _is_local_start(e: dict[str, Any]) -> bool:
-        local = e.get("event") == "start" and e.get("host") == socket.gethostname()
+        local = e.get("event") == "start" and e.get("host") == node_name()
         return local and isinstance(e.get("pid"), int)
 
 

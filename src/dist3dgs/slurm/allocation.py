@@ -66,6 +66,11 @@ def job_id(environ: Mapping[str, str] = os.environ) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def node_name(environ: Mapping[str, str] = os.environ) -> str:
+    """What this machine is called in evidence: Slurm's name for the node in a job, else the host's name."""
+    return environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def current(environ: Mapping[str, str] = os.environ) -> Allocation | None:
     """This process's allocation, or None outside Slurm. Raises `UserError` if Slurm cannot be asked."""
     job = job_id(environ)

@@ -9,7 +9,6 @@ import contextlib
 import faulthandler
 import os
 import signal
-import socket
 import sys
 import traceback
 from datetime import timedelta
@@ -28,6 +27,7 @@ from ..parallel.base import RenderOptions
 from ..parallel.comm import Communicator
 from ..parallel.replicated import Replicated
 from ..scenes.pack import PackedScene
+from ..slurm.allocation import node_name
 from ..spec import RunSpec
 from ..splats.render import get_renderer, set_threads
 from .clock import Clock
@@ -83,7 +83,7 @@ def train(spec: RunSpec, scene_path: Path, out: Path, events: EventWriter, holde
     events(
         "start",
         world_size=world,
-        host=socket.gethostname(),
+        host=node_name(),
         pid=os.getpid(),
         device=str(device),
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
