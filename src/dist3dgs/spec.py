@@ -17,19 +17,24 @@ class Settings(BaseModel):
 
 
 class SfmSettings(Settings):
-    """Structure from motion with pycolmap."""
+    """Structure from motion with pycolmap, for photographs without a model."""
 
-    num_features: int = Field(4096, ge=256, le=65536, description="SIFT features kept per photograph")
+    num_features: int = Field(4096, ge=64, le=65536, description="SIFT features per photograph at most")
     matcher: Literal["exhaustive", "sequential"] = Field(
-        "exhaustive", description="which pairs of photographs are matched: all, or neighbours by name"
+        "exhaustive",
+        description="exhaustive: all pairs (up to a few hundred photographs); sequential: neighbours by name (video)",
     )
-    camera: Literal["single", "per_image"] = Field(
-        "single", description="one camera for all photographs or one each"
+    sequential_overlap: int = Field(10, ge=1, description="sequential: neighbours on either side")
+    camera_model: Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"] = Field(
+        "SIMPLE_RADIAL", description="COLMAP camera fitted to the photographs"
     )
-    reproducible: bool = Field(True, description="one thread and fixed seeds: bit-identical, slower")
-    num_threads: int = Field(0, ge=0, description="threads when not reproducible; 0: all cores")
-    timeout_s: float = Field(3600, gt=0)
-    memory_gib: float = Field(16, gt=0, description="memory limit of the SfM process")
+    reproducible: bool = Field(
+        True, description="the mapper runs on one thread: the same poses to the last bit on every run"
+    )
+    num_threads: int = Field(0, ge=0, description="threads of extraction and matching, 0: all; same result for any")
+    max_image_px: int = Field(2000, ge=64, description="long edge for feature extraction")
+    timeout_s: float = Field(4 * 3600.0, gt=0, description="limit on the child process")
+    memory_gib: float = Field(16.0, gt=0, description="limit on the child process")
 
 
 class BuiltinSource(Settings):
@@ -49,6 +54,9 @@ class Scene(Settings):
     colmap: str | None = Field(None, description="folder of an existing COLMAP model (binary or text)")
     download: str | None = Field(None, description="name of a published scene, e.g. mipnerf360/garden")
     max_width_px: int | None = Field(None, ge=16, description="photographs are reduced to at most this width")
+    downscale: int = Field(
+        1, ge=1, le=64, description="photographs are divided by this; an images_N folder of the scene is used"
+    )
     test_every: int = Field(8, ge=2, description="every n-th view by name is held out")
     sfm: SfmSettings = SfmSettings()
     licence: str | None = Field(None, description="licence of the photographs, shown in the report")
@@ -157,14 +165,28 @@ class TrainSettings(Settings):
 class Strategy(Settings):
     """One entry of `config/strategies.yaml`."""
 
-    kind: Literal["replicated"] = Field(
-        "replicated", description="replicated: every rank holds all Gaussians"
+    kind: Literal["replicated", "sharded"] = Field(
+        "replicated",
+        description="replicated: every rank holds all Gaussians; sharded: each owns a part, projections travel",
     )
     init: Literal["broadcast", "independent"] = Field(
         "broadcast",
         description="broadcast: rank 0 reads and all receive; independent: each reads for itself (the historic crash)",
     )
+    compression: Literal["none", "bf16", "powersgd"] = Field(
+        "none", description="replicated: how gradients travel"
+    )
+    powersgd_rank: int = Field(2, ge=1, le=32, description="rank of the factors that powersgd sends")
+    rebalance_above: float = Field(
+        1.2, ge=1, description="sharded: rows move when the largest shard is this many times the mean"
+    )
     train: dict[str, Any] = Field({}, description="training settings that differ from config.yaml's `train`")
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if self.kind == "sharded" and (self.init, self.compression) != ("broadcast", "none"):
+            raise ValueError("a sharded strategy needs init: broadcast and compression: none")
+        return self
 
 
 class Hardware(Settings):

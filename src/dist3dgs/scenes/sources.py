@@ -1,0 +1,76 @@
+"""The two verbs of a scene: get its photographs, ingest them.
+
+`source.json`, between the two, says where the photographs are and what they are: a list of files with sizes, so that
+it changes when they do.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import write_json
+from ..spec import Scene
+from .ingest import IngestSettings, IngestSource, ingest
+from .procedural import make_scene
+from .sfm import SfmSettings
+
+
+def obtain(name: str, scene: Scene, out: Path) -> None:
+    """Make, download or find the photographs of a scene and write `out` (source.json).
+
+    What is made or downloaded goes into a folder beside `out`. Raises `UserError` naming what is missing.
+    """
+    out = Path(out)
+    source: dict[str, Any] = {"scene": name, "images": None, "colmap": None, "truth": None}
+    if scene.builtin is not None:
+        folder = out.parent / "photographs"
+        make_scene(folder, **scene.builtin.model_dump())
+        source |= {"kind": "builtin", "images": str(folder / "images"), "truth": str(folder / "truth.json")}
+    elif scene.download is not None:
+        from .download import fetch_scene
+
+        folder = fetch_scene(scene.download, out.parent)
+        source |= {"kind": "colmap", "colmap": str(folder), "images": None}
+    elif scene.colmap is not None:
+        source |= {"kind": "colmap", "colmap": scene.colmap, "images": scene.images}
+    else:
+        source |= {"kind": "images", "images": scene.images}
+    folders = [Path(source[k]) for k in ("images", "colmap") if source[k] is not None]
+    files = sorted({p for folder in folders for p in _files(folder)})
+    if not files:
+        raise UserError(f"scene {name}: no files in {', '.join(map(str, folders))}; put photographs (JPEG, PNG) there")
+    source["files"] = [{"path": str(p), "bytes": p.stat().st_size} for p in files]
+    write_json(out, source)
+    print(f"{name}: {len(files)} files")
+
+
+def ingest_scene(name: str, scene: Scene, source_json: Path, pack: Path, facts: Path) -> None:
+    """Ingest what `obtain` found. `pack` and `facts` are scene.safetensors and ingest.json of one folder."""
+    if pack.parent != facts.parent or (pack.name, facts.name) != ("scene.safetensors", "ingest.json"):
+        raise UserError(f"--pack {pack} and --facts {facts}: expected FOLDER/scene.safetensors and FOLDER/ingest.json")
+    try:
+        found = json.loads(Path(source_json).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UserError(f"{source_json}: cannot be read ({e}); make it again with: snakemake {source_json}") from None
+    is_model = found["colmap"] is not None
+    source = IngestSource(
+        name=name,
+        kind="colmap" if is_model else "images",
+        path=Path(found["colmap"] if is_model else found["images"]),
+        images=Path(found["images"]) if is_model and found["images"] else None,
+        truth=Path(found["truth"]) if found["truth"] else None,
+    )
+    settings = IngestSettings(
+        max_width_px=scene.max_width_px,
+        downscale=scene.downscale,
+        test_every=scene.test_every,
+        sfm=SfmSettings(**scene.sfm.model_dump()),
+    )
+    ingest(source, pack.parent, settings)
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; fix the scene's entry in config/scenes.yaml")
+    return [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
