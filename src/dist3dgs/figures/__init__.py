@@ -13,11 +13,11 @@ from ..errors import UserError
 #: In the order of the report.
 NAMES = (
     "speedup",
+    "quality_time",
     "efficiency",
     "throughput",
     "step_time",
     "phases",
-    "quality_time",
     "memory",
     "journey",
 )

@@ -1,6 +1,7 @@
 """Held-out quality against training time."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ COLUMNS = (
 )
 Row = dict[str, Any]
 
+_LOST = ("failed", "degraded", "unknown")
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE, style.SKY, style.BLACK)
 
 
@@ -66,12 +68,9 @@ def plot(rows: list[Row]) -> Any:
     axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
     for unused in axes[len(panels) :]:
         unused.remove()
-    lost = {
-        f"✖ {r['scene']} {r['strategy']} {r['layout']} r{r['repeat']}: {r['status']}, {r['cause']}": None
-        for r in rows
-        if r["status"] in ("failed", "degraded", "unknown")
-    }
-    write_footer(figure, list(lost)[:8])
+    ended = {(r["scene"], r["strategy"], r["layout"], r["repeat"]): r for r in rows if r["status"] in _LOST}
+    lost = Counter(f"✖ {s} {y} {x}: {r['status']}, {r['cause']}" for (s, y, x, _), r in ended.items())
+    write_footer(figure, [text if n == 1 else f"{text} (x{n})" for text, n in lost.items()][:8])
     for ax, (scene, strategy) in zip(axes, panels, strict=False):
         _panel(ax, [r for r in rows if (r["scene"], r["strategy"]) == (scene, strategy)])
         ax.set_title(f"{scene}: {strategy}" if scene else "")
@@ -139,7 +138,7 @@ def _curve(ax: Any, curve: Sequence[Row], colour: str, marker: str, line: Any) -
         times, values, color=colour, marker=marker, markersize=2.8, lw=0.9, linestyle=line, markeredgecolor="white",
         markeredgewidth=0.4, zorder=3,
     )  # fmt: skip
-    if curve[0]["status"] in ("failed", "degraded", "unknown"):
+    if curve[0]["status"] in _LOST:
         ax.plot(
             times[-1], values[-1], marker="X", markersize=6, color=style.FAILED, markeredgecolor="white",
             linestyle="none", zorder=5, gid="failed",

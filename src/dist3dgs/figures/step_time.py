@@ -7,7 +7,7 @@ from .study import Study
 
 TITLE = "Step time"
 CAPTION = (
-    "Step time: median seconds of one optimiser step after the warm-up, on the slowest rank, evaluation not "
+    "Median seconds of one optimiser step after the warm-up, on the slowest rank, evaluation not "
     "counted. A mark is the median over repeats, whiskers their smallest and largest. With a fixed batch per"
     " rank a flat line is ideal (each step then sees more images); with a fixed global batch the time should"
     " fall as 1/ranks."

@@ -78,6 +78,7 @@ def rc() -> dict[str, Any]:
         "svg.fonttype": "path",
         "svg.hashsalt": "dist3dgs",
         "path.simplify": False,
+        "text.parse_math": False,  # a "$" in a name is a "$"
     }
 
 
@@ -146,8 +147,13 @@ def ink(colour: str) -> str:
 def save(figure: Any, out_base: Path) -> list[Path]:
     """Write `out_base`.svg and .png: no dates, no versions, no random ids, so that redrawing gives the same"
     " bytes."""
+    from matplotlib.text import Text
+
     from ..files import replacing
 
+    for text in figure.findobj(Text):
+        # A terminal code in a log or a name would make the svg unreadable.
+        text.set_text("".join(c if c.isprintable() or c == "\n" else " " for c in text.get_text()))
     paths = [out_base.with_name(f"{out_base.name}.{end}") for end in ("svg", "png")]
     with replacing(paths[0]) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": "dist3dgs"})

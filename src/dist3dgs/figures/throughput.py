@@ -7,7 +7,7 @@ from .study import Study
 
 TITLE = "Throughput"
 CAPTION = (
-    "Throughput: training images rendered per second by all ranks together, in steps after the warm-up. A "
+    "Training images rendered per second by all ranks together, in steps after the warm-up. A "
     "mark is the median over repeats, whiskers their smallest and largest. Dotted: the baseline's throughput"
     " per rank, extended."
 )

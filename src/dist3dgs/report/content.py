@@ -1,0 +1,48 @@
+"""Everything the report is made from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..record import RunRecord
+from ..tabulate import load_records, read_table
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    paths: list[Path]
+    records: list[RunRecord]
+    """In the order of `paths`."""
+    runs: list[Row]
+    points: list[Row]
+    figures_dir: Path
+    tables_dir: Path
+    ingests: list[tuple[str, dict[str, Any]]]
+    """Scene and the content of its ingest.json."""
+    config_summary: dict[str, Any]
+
+    @classmethod
+    def load(
+        cls,
+        paths: list[Path],
+        figures_dir: Path,
+        tables_dir: Path,
+        ingests: list[tuple[str, dict[str, Any]]],
+        config_summary: dict[str, Any],
+    ) -> "Content":
+        return cls(
+            paths=paths,
+            records=load_records(paths),
+            runs=read_table(tables_dir / "runs.csv"),
+            points=read_table(tables_dir / "points.csv"),
+            figures_dir=figures_dir,
+            tables_dir=tables_dir,
+            ingests=ingests,
+            config_summary=config_summary,
+        )
+
+    @property
+    def scenes(self) -> list[str]:
+        return sorted({p["scene"] for p in self.points})

@@ -1,0 +1,70 @@
+"""HTML in which forgetting to escape is impossible: text is escaped unless it was made by `tag`."""
+
+import base64
+import html
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+_VOID = {"img", "br", "hr", "meta"}
+#: Terminal codes, characters that turn the reading direction around or are invisible, and halves of characters.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+
+
+class Html(str):
+    """Markup that is safe to put into a page as it is."""
+
+
+def escape(value: object) -> Html:
+    """Markup as it is, anything else as text."""
+    return value if isinstance(value, Html) else Html(html.escape(seen(str(value)), quote=True))
+
+
+def seen(text: str) -> str:
+    """`text` with every character that a reader would not see as such shown as a replacement mark."""
+    return _UNSEEN.sub("\ufffd", text)
+
+
+def join(parts: Iterable[object]) -> Html:
+    return Html("".join(escape(p) for p in parts if p is not None))
+
+
+def tag(name: str, /, *children: object, **attributes: str | None) -> Html:
+    """`<name attr="...">children</name>`; None children and attributes are left out, `class_` is `class`."""
+    given = "".join(
+        f' {key.rstrip("_")}="{html.escape(seen(value), quote=True)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in _VOID:
+        return Html(f"<{name}{given}>")
+    return Html(f"<{name}{given}>{join(children)}</{name}>")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, numbers_from: int | None = None) -> Html:
+    """A table; columns from `numbers_from` on are set flush right. A None cell is shown as a dash."""
+
+    def cell(kind: str, i: int, value: object) -> Html:
+        right = numbers_from is not None and i >= numbers_from
+        return tag(kind, "–" if value is None else value, class_="number" if right else None)
+
+    body = [tag("tr", *(cell("td", i, v) for i, v in enumerate(row))) for row in rows]
+    header = tag("tr", *(cell("th", i, v) for i, v in enumerate(head)))
+    return tag("div", tag("table", tag("thead", header), tag("tbody", *body)), class_="scroll")
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def picture(path: Path, alt: str) -> Html | None:
+    """A figure as an inlined image (scripts in an svg do not run there), or None where the file is "
+    "missing."""
+    kinds = {".svg": "image/svg+xml", ".png": "image/png"}
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return tag("img", src=data_uri(kinds[path.suffix], content), alt=alt)

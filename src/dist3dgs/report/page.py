@@ -1,0 +1,78 @@
+"""The page: sections in the order in which a person asks."""
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import __version__
+from . import failures, ingestion, journey, origin, results
+from .content import Content
+from .markup import Html, join, tag
+from .verdict import headline, verdict
+
+
+def page(content: Content, elapsed_s: Callable[[], float]) -> str:
+    """The whole document; `elapsed_s` gives the seconds since the report was begun."""
+    sections = [
+        ("results", "What ran, and the numbers", results.numbers_section(content)),
+        ("figures", "Figures", results.figures_section(content)),
+        ("views", "Held-out views", results.views_section(content)),
+        ("failures", "What did not succeed", failures.section(content)),
+        ("sfm", "From photographs to a scene", ingestion.section(content)),
+        ("journey", "The journey", journey.section(content)),
+        ("time", "Where the time went", origin.time_section(content, elapsed_s)),
+        ("provenance", "Provenance, and how to make it again", origin.provenance_section(content)),
+    ]
+    title = f"dist3dgs: {', '.join(content.scenes) or 'no runs yet'}"
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        # Nothing may be loaded or run, whatever stands in a log line.
+        tag(
+            "meta",
+            **{
+                "http-equiv": "Content-Security-Policy",
+                "content": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
+            },
+        ),
+        tag("title", title),
+        Html(f"<style>\n{style}</style>"),
+    )
+    body = tag(
+        "body",
+        _top(content),
+        tag("nav", *(tag("a", name, href=f"#{key}") for key, name, _ in sections)),
+        *(tag("section", tag("h2", name), text, id=key) for key, name, text in sections),
+        tag(
+            "footer",
+            f"Made by dist3dgs {__version__} with Python {platform.python_version()} from records alone.",
+        ),
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _top(content: Content) -> Html:
+    scenes = ", ".join(content.scenes) or "no runs yet"
+    cards = [
+        tag("div", tag("b", value), tag("span", label), tag("small", note), class_="card")
+        for value, label, note in headline(content.points, content.runs)
+    ]
+    return join(
+        [
+            tag("h1", "Does distributed training pay?"),
+            tag("p", f"3D Gaussian Splatting on {scenes}: a scaling study", class_="lead"),
+            _verdict(verdict(content.points)),
+            tag("div", *cards, class_="cards") if content.runs else None,
+        ]
+    )
+
+
+def _verdict(paragraphs: list[str]) -> Html:
+    """All of it in the box, or the first and its details below where there are many scenes and strategies."""
+    texts = [tag("p", text) for text in paragraphs]
+    if len(texts) <= 5:
+        return tag("div", *texts, class_="verdict")
+    rest = tag("details", tag("summary", "For each scene and strategy"), *texts[1:])
+    return tag("div", texts[0], rest, class_="verdict")

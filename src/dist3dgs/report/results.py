@@ -1,0 +1,216 @@
+"""The numbers, the figures, the views."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import figures
+from ..scaling import fit_amdahl, fit_usl
+from ..tabulate import summarise
+from . import numbers, renders
+from .content import Content, Row
+from .markup import Html, join, picture, table, tag
+from .verdict import by_series
+
+_OWN_SECTION = ("journey",)
+_NARROW = '<figure class="single">'
+
+
+_TIME_HEAD = (
+    *("scene", "strategy", "layout", "ranks", "runs ok", "batch"),
+    *("images/s", "step", "R", "training", "total"),
+)
+_TIME_NOTE = (
+    "Medians over the successful runs, with the smallest and largest where there are repeats. Batch: images per step "
+    "over all ranks. R: computing / communication time within steps. Training: steps and densification. Total: from "
+    "launch to end, wall clock."
+)
+_SCALING_HEAD = (
+    *("scene", "strategy", "layout", "speedup", "efficiency: strong", "efficiency: throughput"),
+    *("efficiency: equal quality", "PSNR", "SSIM", "LPIPS", "Gaussians", "GiB per rank"),
+)
+_SCALING_NOTE = (
+    "Against the smallest successful layout of the same scene and strategy. The efficiencies differ in what is held "
+    "equal: strong, the global batch; throughput, the batch per rank; equal quality, the held-out PSNR reached (the "
+    "baseline's final one less 0.1 dB)."
+)
+
+
+def numbers_section(content: Content) -> Html:
+    if not content.points:
+        return tag("p", "No run has left a record yet.", class_="missing")
+    # One scene needs no column for it.
+    skip = 1 if len(content.scenes) == 1 else 0
+    times = [_time_row(p)[skip:] for p in content.points]
+    scaling = [_scaling_row(p)[skip:] for p in content.points]
+    return join(
+        [
+            tag("p", _where_it_ran(content)),
+            tag("h3", "Time"),
+            table(*_without_empty(_TIME_HEAD[skip:], times), numbers_from=3 - skip),
+            tag("p", _TIME_NOTE, class_="note"),
+            tag("h3", "Scaling and quality"),
+            table(*_without_empty(_SCALING_HEAD[skip:], scaling), numbers_from=3 - skip),
+            tag("p", _SCALING_NOTE, class_="note"),
+            _reasons(content),
+            _fits(content),
+        ]
+    )
+
+
+def _without_empty(head: Sequence[str], rows: list[tuple[Any, ...]]) -> tuple[list[str], list[list[Any]]]:
+    """The table less the columns that no row fills; efficiencies stay, their absence is a finding."""
+    keep = [
+        i for i, name in enumerate(head) if "efficiency" in name or any(row[i] is not None for row in rows)
+    ]
+    return [head[i] for i in keep], [[row[i] for i in keep] for row in rows]
+
+
+def _where_it_ran(content: Content) -> str:
+    e = [r.environment for r in content.records]
+    devices = summarise(sorted({d for x in e for d in x.devices})) or "unknown devices"
+    hosts = sorted({h for x in e for h in x.hosts})
+    cpus = sorted({f"{x.cpu}{f' ({x.cores} cores)' if x.cores else ''}" for x in e if x.cpu})
+    imported = sum(r.provenance.source == "imported" for r in content.records)
+    text = f"{len(content.records)} runs on {len(hosts) or 'unknown'} host{'s' if len(hosts) != 1 else ''}"
+    text += f", ranks on {devices}" + (f"; processors: {', '.join(cpus)}" if cpus else "") + "."
+    return text + (f" {imported} of them were imported from logs of other programs." if imported else "")
+
+
+def _time_row(p: Row) -> tuple[Any, ...]:
+    runs = p["n_ok"] + p["n_failed"] + p["n_degraded"] + p["n_other"]
+    return (
+        *(p["scene"], p["strategy"], p["layout"], p["ranks"]),
+        f"{p['n_ok']} of {runs}"
+        if p["n_ok"] == runs
+        else tag("span", f"{p['n_ok']} of {runs}", class_="bad"),
+        p["global_batch"],
+        _spread(p, "images_per_s", numbers.plain),
+        _spread(p, "step_s", numbers.milliseconds),
+        numbers.plain(p["compute_to_comm"]),
+        numbers.seconds(p["train_s"]),
+        numbers.seconds(p["total_s"]),
+    )
+
+
+def _scaling_row(p: Row) -> tuple[Any, ...]:
+    gpu, host = p["peak_gpu_gib"], p["peak_rss_gib"]
+    memory = numbers.plain(gpu if gpu is not None else host)
+    return (
+        *(p["scene"], p["strategy"], p["layout"]),
+        _spread(p, "speedup", numbers.times),
+        numbers.percent(p["efficiency_strong"]),
+        numbers.percent(p["efficiency_throughput"]),
+        numbers.percent(p["efficiency_time_to_quality"]),
+        numbers.decibel(p["psnr"]),
+        numbers.plain(p["ssim"]),
+        numbers.plain(p["lpips"]),
+        numbers.count(p["num_gaussians"]),
+        None if memory is None else f"{memory} {'GPU' if gpu is not None else 'host'}",
+    )
+
+
+def _spread(p: Row, name: str, form: Any) -> str | None:
+    return numbers.spread(form(p[name]), form(p[f"{name}_min"]), form(p[f"{name}_max"]), p["n_ok"])
+
+
+def _reasons(content: Content) -> Html | None:
+    """Why a cell of the table is empty."""
+    given = [(p, p["reason"]) for p in content.points if p.get("reason") and p["n_ok"]]
+    if not given:
+        return None
+    items = [tag("li", f"{p['scene']} {p['strategy']} {p['layout']}: {reason}") for p, reason in given]
+    return tag("details", tag("summary", "Why some cells are empty"), tag("ul", *items))
+
+
+def _fits(content: Content) -> Html | None:
+    """Amdahl and USL through every series with enough sizes, with what they are worth."""
+    lines = []
+    for series in by_series(content.points):
+        rated = [
+            p
+            for p in series
+            if p.get("images_per_s") and p["scaling"] in ("baseline", "strong", "throughput")
+        ]
+        sizes, rates = [p["ranks"] for p in rated], [p["images_per_s"] for p in rated]
+        for fit in (fit_amdahl(sizes, rates), fit_usl(sizes, rates)) if rated else ():
+            if fit is not None:
+                lines.append(tag("li", f"{series[0]['scene']} {series[0]['strategy']}, {fit.describe()}"))
+    if not lines:
+        return None
+    return join(
+        [
+            tag("h3", "Fitted laws"),
+            tag("ul", *lines),
+            tag(
+                "p",
+                "Throughput over ranks p as X(p) = λp / (1 + σ(p − 1) + κp(p − 1)): σ is the serial share "
+                "(Amdahl when "
+                "κ = 0), κ the cost of keeping every pair of ranks coherent (Universal Scalability Law).",
+                class_="note",
+            ),
+        ]
+    )
+
+
+def figures_section(content: Content) -> Html:
+    """Narrow figures that follow each other stand side by side."""
+    drawn = [figure(content, name) for name in figures.NAMES if name not in _OWN_SECTION]
+    rows: list[list[Html]] = []
+    for html in drawn:
+        narrow = html.startswith(_NARROW)
+        if narrow and rows and len(rows[-1]) == 1 and rows[-1][0].startswith(_NARROW):
+            rows[-1].append(html)
+        else:
+            rows.append([html])
+    return join(row[0] if len(row) == 1 else tag("div", *row, class_="pair") for row in rows)
+
+
+def figure(content: Content, name: str) -> Html:
+    """One figure with the caption that defines it, or words that it is missing."""
+    path = content.figures_dir / f"{name}.svg"
+    title, caption = figures.title(name), figures.caption(name)
+    image = picture(path, f"{title}. {caption}")
+    if image is None:
+        return tag(
+            "p", f"Figure {name} has not been drawn; make it with: snakemake figures", class_="missing"
+        )
+    return tag(
+        "figure",
+        image,
+        tag("figcaption", tag("b", f"{title}. "), caption, f" Data: {name}.csv."),
+        class_="double" if _is_wide(path) else "single",
+    )
+
+
+def _is_wide(path: Any) -> bool:
+    """Whether an svg of ours is drawn two columns wide: its width in points stands at its head."""
+    import re
+
+    found = re.search(
+        r'<svg[^>]*\swidth="([0-9.]+)pt"', path.read_text(encoding="utf-8", errors="replace")[:2000]
+    )
+    return found is None or float(found[1]) > 300
+
+
+def views_section(content: Content) -> Html:
+    parts, without = [], []
+    for scene in content.scenes:
+        views = renders.comparison(content, scene)
+        if views is None:
+            without.append(scene)
+        else:
+            parts += [tag("h3", scene) if len(content.scenes) > 1 else None, views]
+    if parts:
+        parts.append(
+            tag(
+                "p",
+                "Photographs that training never saw, beside what the trained Gaussians show from there: the "
+                "worst, the middle and the best by PSNR where there are more than three. Last: absolute "
+                f"difference, {renders.DIFFERENCE_GAIN} times brighter. Shown as JPEG of quality "
+                f"{renders.JPEG_QUALITY}, at most {renders.MAX_WIDTH_PX} px wide; metrics are of the full images.",
+                class_="note",
+            )
+        )
+    if without or not content.scenes:
+        parts.append(tag("p", renders.missing(without or ["any scene"]), class_="missing"))
+    return join(parts)

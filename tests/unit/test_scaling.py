@@ -1,0 +1,212 @@
+"""Speedup, the three efficiencies, fits: known curves must come back."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist3dgs.record import QualityPoint
+from dist3dgs.scaling import (
+    Spread,
+    compute_to_comm,
+    efficiency,
+    fit_amdahl,
+    fit_usl,
+    global_batch,
+    rank_hours,
+    scaling_definition,
+    time_to_quality,
+)
+from dist3dgs.scaling.points import point_rows
+
+from .records import make_record, usl_rate
+
+
+def curve(*points: tuple[float, float | None]) -> list[QualityPoint]:
+    return [QualityPoint(step=i, elapsed_s=t, psnr=q) for i, (t, q) in enumerate(points)]
+
+
+def test_usl_curve_is_recovered():
+    sizes = [1, 2, 4, 8, 16]
+    fit = fit_usl(sizes, [usl_rate(p, 7.0, 0.04, 0.003) for p in sizes])
+    assert fit is not None and fit.checked
+    assert fit.rate_one == pytest.approx(7.0)
+    assert fit.sigma == pytest.approx(0.04)
+    assert fit.kappa == pytest.approx(0.003)
+    assert fit.peak_ranks == pytest.approx(np.sqrt(0.96 / 0.003))
+    assert fit.max_relative_error < 1e-9
+    assert fit.speedup(8) == pytest.approx(usl_rate(8, 1, 0.04, 0.003))
+
+
+def test_usl_starts_from_any_baseline():
+    sizes = [4, 8, 16, 32]
+    fit = fit_usl(sizes, [usl_rate(p, 2.0, 0.02, 0.001) for p in sizes])
+    assert fit is not None
+    assert (fit.sigma, fit.kappa) == (pytest.approx(0.02), pytest.approx(0.001))
+    assert fit.speedup(16, 4) == pytest.approx(usl_rate(16, 1, 0.02, 0.001) / usl_rate(4, 1, 0.02, 0.001))
+
+
+def test_amdahl_recovers_the_serial_share():
+    sizes = [1, 2, 4, 8]
+    fit = fit_amdahl(sizes, [usl_rate(p, 3.0, 0.1, 0.0) for p in sizes])
+    assert fit is not None and fit.checked and fit.kappa == 0 and fit.peak_ranks is None
+    assert fit.sigma == pytest.approx(0.1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rate=st.floats(1e-3, 1e4),
+    sigma=st.floats(0, 0.5),
+    kappa=st.floats(0, 0.1),
+    noise=st.lists(st.floats(-0.03, 0.03), min_size=5, max_size=5),
+)
+def test_fits_never_leave_their_bounds(rate, sigma, kappa, noise):
+    sizes = [1, 2, 4, 8, 16]
+    fit = fit_usl(
+        sizes, [usl_rate(p, rate, sigma, kappa) * (1 + e) for p, e in zip(sizes, noise, strict=True)]
+    )
+    assert fit is not None
+    assert fit.sigma >= 0 and fit.kappa >= 0 and fit.rate_one > 0
+    assert fit.max_relative_error < 0.15
+
+
+def test_superlinear_data_is_not_given_a_negative_serial_share():
+    fit = fit_amdahl([1, 2, 4], [1.0, 2.2, 4.8])
+    assert fit is not None and fit.sigma == 0
+
+
+def test_too_few_sizes_are_said_to_be_too_few():
+    assert fit_amdahl([1, 1, 1], [1.0, 1.1, 0.9]) is None
+    assert fit_usl([1, 2], [1.0, 1.8]) is None
+    through_two = fit_amdahl([1, 2], [1.0, 1.8])
+    assert through_two is not None and not through_two.checked
+    assert "nothing left to check" in through_two.describe()
+    many_repeats = fit_usl([1, 2, 4, 4, 4], [1.0, 1.8, 3.0, 3.1, 2.9])
+    assert many_repeats is not None and not many_repeats.checked, "repeats are not sizes"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rates"), [([0], [1.0]), ([1], [0.0]), ([1], [float("nan")]), ([1, 2], [1.0])]
+)
+def test_impossible_data_is_refused(ranks, rates):
+    with pytest.raises(ValueError, match="ranks and throughput"):
+        fit_amdahl(ranks, rates)
+
+
+def test_time_to_quality_interpolates_and_says_never():
+    c = curve((10, 20.0), (20, 24.0), (30, None), (40, 26.0))
+    assert time_to_quality(c, 22.0) == pytest.approx(15)
+    assert time_to_quality(c, 25.0) == pytest.approx(30)
+    assert time_to_quality(c, 20.0) == 10
+    assert time_to_quality(c, 15.0) == 10, "the first evaluation is an upper bound"
+    assert time_to_quality(c, 26.1) is None
+    assert time_to_quality([], 1.0) is None
+
+
+def test_time_to_quality_takes_the_first_crossing():
+    assert time_to_quality(curve((1, 20.0), (2, 30.0), (3, 20.0), (4, 40.0)), 25.0) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "expected"), [(4, 4, "strong"), (16, 4, "throughput"), (8, 4, None), (None, 4, None)]
+)
+def test_scaling_is_named_by_what_is_held_equal(batch, ranks, expected):
+    definition, reason = scaling_definition(batch, ranks, 4, 1)
+    assert definition == expected
+    assert (reason is None) == (expected is not None)
+
+
+def test_one_measurement_gives_three_efficiencies():
+    """The same 4-rank run is judged by each definition on its own terms."""
+    assert efficiency(3.1, 4, 1) == pytest.approx(0.775)
+    base = make_record(layout="n1g1", global_batch=4, images_per_s=10.0)
+    strong = make_record(layout="n1g4", global_batch=4, images_per_s=20.0)
+    rows = {r["layout"]: r for r in point_rows([base, strong])}
+    assert rows["n1g4"]["scaling"] == "strong"
+    assert rows["n1g4"]["efficiency_strong"] == pytest.approx(0.5)
+    assert rows["n1g4"].get("efficiency_throughput") is None
+
+    base = make_record(layout="n1g1", images_per_s=10.0)
+    weak = make_record(layout="n1g4", images_per_s=30.0)
+    rows = {r["layout"]: r for r in point_rows([base, weak])}
+    assert rows["n1g4"]["efficiency_throughput"] == pytest.approx(0.75)
+    assert rows["n1g4"].get("efficiency_strong") is None
+    assert rows["n1g1"]["efficiency_strong"] == rows["n1g1"]["efficiency_throughput"] == 1
+
+
+def test_equal_quality_is_undefined_when_a_run_never_gets_there():
+    base = make_record(layout="n1g1", psnr=27.0)
+    worse = make_record(layout="n1g2", psnr=26.0)
+    row = point_rows([base, worse])[1]
+    assert row.get("speedup_time_to_quality") is None and row.get("efficiency_time_to_quality") is None
+    assert "not every run reached" in row["reason"] and "25.9" in row["reason"]
+
+
+def test_equal_quality_needs_every_repeat():
+    base = make_record(layout="n1g1", psnr=27.0)
+    two = [make_record(layout="n1g2", repeat=i, psnr=q) for i, q in enumerate((27.0, 26.0))]
+    assert point_rows([base, *two])[1].get("time_to_quality_s") is None
+
+
+def test_baseline_is_the_smallest_that_succeeded():
+    records = [
+        make_record(layout="n1g1", status="failed"),
+        make_record(layout="n1g2", images_per_s=8.0),
+        make_record(layout="n1g4", images_per_s=12.0),
+    ]
+    rows = {r["layout"]: r for r in point_rows(records)}
+    assert rows["n1g4"]["baseline_layout"] == "n1g2"
+    assert rows["n1g4"]["speedup"] == pytest.approx(1.5)
+    assert rows["n1g4"]["efficiency_throughput"] == pytest.approx(0.75)
+    assert rows["n1g1"]["reason"] == "no successful run"
+    assert rows["n1g1"].get("speedup") is None and rows["n1g1"].get("images_per_s") is None
+
+
+def test_degraded_runs_do_not_count_as_measurements_of_their_layout():
+    records = [
+        make_record(layout="n1g1", images_per_s=10.0),
+        make_record(layout="n1g4", status="degraded", cause="allocation_mismatch", images_per_s=11.0),
+    ]
+    row = point_rows(records)[1]
+    assert row["n_degraded"] == 1 and row["n_ok"] == 0
+    assert row.get("images_per_s") is None and row.get("speedup") is None
+    assert row["causes"] == "allocation_mismatch"
+
+
+def test_negative_scaling_is_marked():
+    rows = point_rows(
+        [make_record(layout="n1g1", images_per_s=10.0), make_record(layout="n1g2", images_per_s=9.0)]
+    )
+    assert rows[0]["negative_scaling"] is False and rows[1]["negative_scaling"] is True
+
+
+def test_total_times_of_unequal_work_are_not_divided():
+    rows = point_rows([make_record(layout="n1g1", images=2000), make_record(layout="n1g2", images=4000)])
+    assert rows[1].get("speedup_total") is None and "number of images" in rows[1]["reason"]
+
+
+def test_global_batch_from_measurement_then_settings_then_unknown():
+    assert global_batch(make_record(layout="n1g4", batch_per_rank=2)) == 8
+    settings = {"train": {"batch_per_rank": 3, "global_batch": None}}
+    assert global_batch(make_record(layout="n1g2", settings=settings, images=100, steps=None)) == 6
+    assert global_batch(make_record(settings={}, steps=None)) is None
+
+
+def test_ratio_of_compute_to_communication():
+    r = make_record(
+        layout="n1g2", compute_to_comm=None, phases_s={"step": 100.0}, comm_s=25.0, exposed_comm_s=10.0
+    )
+    assert compute_to_comm(r) == pytest.approx(90 / 25)
+    assert compute_to_comm(make_record(layout="n1g1")) is None, (
+        "no communication is no ratio, not infinity or 0"
+    )
+
+
+def test_cost_counts_what_was_allocated():
+    assert rank_hours(make_record(layout="n2g4", total_s=450.0)) == pytest.approx(1.0)
+    assert rank_hours(make_record(total_s=None)) is None
+
+
+def test_spread_ignores_unknowns():
+    assert Spread.of([None, 3.0, 1.0, float("nan"), 2.0]) == Spread(2.0, 1.0, 3.0, 3)
+    assert Spread.of([None]) is None

@@ -1,0 +1,132 @@
+"""The story of a study, on the four historic configurations it grew from."""
+
+import csv
+
+import pytest
+
+from dist3dgs import figures
+from dist3dgs.scaling.journey import attempts, differences, performance_comparison, technical_challenges
+from dist3dgs.tabulate import tabulate
+
+from .records import make_record, write_records
+
+
+@pytest.fixture
+def historic():
+    """One-GPU baseline; four GPUs of which one was used; the stride crash; its mended successor; a long run.
+
+    Seconds are those of the study (facts of its logs): 679 s of which 284 s stepping, then 617 s of which 284 s.
+    """
+    short = {"train": {"steps": 7000, "global_batch": None}, "parallel": {"init": "broadcast"}}
+    independent = short | {"parallel": {"init": "independent"}}
+    long = short | {"train": {"steps": 30000, "global_batch": None}}
+    common = {"scene": "bicycle", "strategy": "ddp", "gpu": True}
+
+    def run(layout, start, total_s, stepping, images=7000, **more):
+        phases = {"caching": total_s - stepping - 40, "step": stepping}
+        return make_record(
+            layout=layout,
+            started_at=start,
+            images=images,
+            total_s=total_s,
+            phases_s=phases,
+            **{**common, **more},
+        )
+
+    crash = {"status": "failed", "cause": "parameter_mismatch", "settings": independent}
+    return [
+        run("n1g4", 4e9, 300.0, 120.0, settings=short, repeat=1),
+        run("n1g1", 1e9, 679.0, 284.0, settings=short),
+        run("n1g4", 3e9, 60.0, 0.0, evidence="params[1] does not match strides", repeat=2, **crash),
+        run("n1g4", 2e9, 617.0, 284.0, status="degraded", cause="allocation_mismatch", settings=short),
+        run("n1g1", 5e9, 1700.0, 1300.0, images=30000, settings=long, repeat=1),
+    ]
+
+
+def test_attempts_are_in_order_of_their_start(historic):
+    story = attempts(historic)
+    assert [a.number for a in story] == [1, 2, 3, 4, 5]
+    assert [a.record.status for a in story] == ["ok", "degraded", "failed", "ok", "ok"]
+
+
+def test_what_changed_between_attempts(historic):
+    story = attempts(historic)
+    assert story[0].changes == []
+    assert story[1].changes == ["layout n1g1 → n1g4"]
+    assert story[2].changes == ["parallel.init broadcast → independent"]
+    assert story[4].changes == ["layout n1g4 → n1g1", "train.steps 7000 → 30000"]
+
+
+def test_repeats_and_imported_logs_are_not_changes_of_settings():
+    a, b = make_record(repeat=0), make_record(repeat=1)
+    assert differences(a, b) == ["repeat 0 → 1"]
+    imported = make_record(settings={})
+    assert differences(a, imported) == []
+
+
+def test_cost_counts_allocated_gpus_used_or_not(historic):
+    story = attempts(historic)
+    assert story[1].rank_hours == pytest.approx(4 * 617 / 3600)
+
+
+def test_challenges_have_evidence_and_who_overcame_them(historic):
+    mismatch, crash = technical_challenges(attempts(historic))
+    assert (mismatch.cause, mismatch.attempts, mismatch.solved_by) == ("allocation_mismatch", [2], 4)
+    assert (crash.cause, crash.attempts, crash.solved_by) == ("parameter_mismatch", [3], 4)
+    assert crash.evidence[0].text == "params[1] does not match strides" and crash.remedy
+
+
+def test_a_challenge_met_again_later_is_not_overcome():
+    records = [
+        make_record(status="failed", started_at=1.0),
+        make_record(started_at=2.0, repeat=1),
+        make_record(status="failed", started_at=3.0, repeat=2),
+    ]
+    (challenge,) = technical_challenges(attempts(records))
+    assert challenge.attempts == [1, 3] and challenge.solved_by is None
+
+
+def test_serial_phases_bound_what_four_gpus_could_have_done(historic):
+    """The "4-GPU" run of 617 s: ideal scaling would be 170 s, but perfect stepping could not go under 404 s."""
+    degraded = performance_comparison(attempts(historic))[1]
+    assert degraded.expected_s == pytest.approx(679 / 4)
+    assert degraded.measured_s == pytest.approx(617)
+    assert degraded.best_possible_s == pytest.approx(617 - 284 + 284 / 4)
+
+
+def test_long_run_is_normalised_to_the_short_one(historic):
+    long = performance_comparison(attempts(historic))[4]
+    assert long.normalised_steps == 7000 and long.steps == 30000
+    assert long.measured_s == pytest.approx(400 + 1300 * 7000 / 30000)
+
+
+def test_unfinished_run_has_an_expectation_but_no_measurement(historic):
+    crash = performance_comparison(attempts(historic))[2]
+    assert crash.expected_s is not None and crash.measured_s is None and crash.best_possible_s is None
+    assert crash.reason == "the run did not finish"
+
+
+def test_without_a_success_nothing_is_expected():
+    (only,) = performance_comparison(attempts([make_record(status="failed")]))
+    assert only.expected_s is None and "no successful run" in (only.reason or "")
+
+
+def test_journey_figure_keeps_every_failure_apart_from_successes(tmp_path):
+    records = [
+        make_record(
+            layout=f"n1g{1 + i % 3}", repeat=i, started_at=float(i), status="failed" if i == 17 else "ok"
+        )
+        for i in range(40)
+    ]
+    paths = write_records(tmp_path, records)
+    tabulate(paths, tmp_path / "runs.csv", tmp_path / "points.csv")
+    figures.draw("journey", tmp_path / "runs.csv", tmp_path / "points.csv", paths, tmp_path / "journey")
+    with (tmp_path / "journey.csv").open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert [(r["attempt"], r["last_attempt"], r["status"]) for r in rows] == [
+        ("1", "17", "ok"),
+        ("18", "18", "failed"),
+        ("19", "40", "ok"),
+    ]
+    cost = sum(float(r["rank_hours"]) for r in rows)
+    assert cost == pytest.approx(sum(r.metrics.total_s * r.world_size / 3600 for r in records))
