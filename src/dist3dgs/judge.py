@@ -4,6 +4,7 @@ Fast and without torch, so that all runs can be judged again whenever the judge 
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,10 @@ class _Case:
     def _first_error(self) -> dict[str, Any] | None:
         """The error that came first, not those of ranks which noticed that another was gone."""
         errors = sorted(self._of("error"), key=lambda e: e["t"])
-        return errors[0] if errors else None
+        own = [e for e in errors if not _NOTICED.search(str(e.get("message")))]
+        if errors and not own and _line_with(self.last.log_path, _tells_of_a_kill):
+            return None  # a rank that could not write an event any more was first
+        return (own or errors or [None])[0]
 
     def _where(self, error: dict[str, Any] | None) -> tuple[str, int | None, int | None]:
         """Phase, step and rank of the failure; without an error event, of the rank that fell silent first."""
@@ -169,7 +173,7 @@ class _Case:
                 Evidence(file=self._name("events.jsonl"), text=f"{error['type']}: {error['message']}")
             ]
             return Failure(cause=cause, phase=phase, evidence=evidence, remedy=_REMEDIES.get(cause))
-        killed = _line_with(self.last.log_path, lambda text: "exitcode" in text and "-9" in text)
+        killed = _line_with(self.last.log_path, _tells_of_a_kill)
         if killed or self.launch.get("returncode") in (-9, 137):
             number, text = killed or (None, f"exit status {self.launch.get('returncode')}")
             remedy = "see whether the kernel's out-of-memory killer did it (dmesg -T | grep -i oom); then train again"
@@ -362,6 +366,16 @@ class _Case:
 
     def _name(self, file: str) -> str:
         return f"attempts/{self.last.folder.name}/{file}"
+
+
+#: What a rank says when another one has gone.
+_NOTICED = re.compile(
+    r"connection (reset|closed)|closed by peer|broken pipe|remote (worker|process)", re.IGNORECASE
+)
+
+
+def _tells_of_a_kill(line: str) -> bool:
+    return "exitcode" in line and "-9" in line
 
 
 #: Collectives that are no part of a training step.

@@ -1,0 +1,290 @@
+"""The failure drill: every failure injected into a real training on the real Slurm, and what became of it.
+
+    python tests/slurm/drill.py --out docs/benchmarks/slurm-drill.md
+
+Each drill has a study and a Snakemake of its own; they run side by side on the same cluster. Times are read from what
+the runs left behind (launch.json, events.jsonl, Snakemake's log), seconds after the injection.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cluster import Cluster
+from study import Study
+
+#: Long enough to be broken in the middle, short enough to be finished twice.
+STEPS = {"steps": 240, "checkpoint_every": 40}
+BREAK_AT = 90
+
+
+@dataclass
+class Outcome:
+    """What happened in one drill. Times in seconds after the injection."""
+
+    name: str
+    study: Study
+    layout: str
+    injected_at: float
+    noticed_s: float | None = None
+    resumed_s: float | None = None
+    done_s: float | None = None
+    steps_lost: int | None = None
+    exit_code: int | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.study.record(self.layout)
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        return self.study.attempts(self.layout)
+
+    @property
+    def ends(self) -> list[str | None]:
+        """How each attempt ended: a cause, or ok."""
+        return [
+            (a.get("ended") or {}).get("cause") or a.get("cause") or a.get("status") for a in self.attempts
+        ]
+
+    @property
+    def first_steps(self) -> list[int]:
+        """The step each attempt began with."""
+        firsts: dict[int, int] = {}
+        for e in self.study.events(self.layout, "step"):
+            firsts.setdefault(e["attempt"], e["step"])
+        return [firsts[k] for k in sorted(firsts)]
+
+    def measure(self) -> "Outcome":
+        """Fill in the times from the evidence."""
+        first, events = self.attempts[0], self.study.events(self.layout)
+        later = [
+            e["t"]
+            for e in events
+            if e["event"] == "resume" and e["attempt"] > 0 and e["t"] > self.injected_at
+        ]
+        ended = (first.get("ended") or {}).get("at") or first.get("finished_at")
+        self.noticed_s = ended - self.injected_at if ended else None
+        self.resumed_s = min(later) - self.injected_at if later else None
+        self.done_s = (self.study.point(self.layout) / "record.json").stat().st_mtime - self.injected_at
+        if len(self.first_steps) > 1:
+            before = max(e["step"] for e in events if e["event"] == "step" and e["attempt"] == 0)
+            self.steps_lost = before - (self.first_steps[1] - 1)
+        return self
+
+
+class Drills:
+    """All drills on one cluster; each method injects one failure and returns its outcome."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+
+    def _study(self, name: str, layout: str, *, train: dict[str, Any] | None = None, **site: Any) -> Study:
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        return Study(folder, self.cluster, layouts=[layout], train={**STEPS, **(train or {})}, site=site)
+
+    def _broken(
+        self,
+        name: str,
+        layout: str,
+        inject: Callable[[Study, int], None],
+        *,
+        timeout: float = 280,
+        **options: Any,
+    ) -> Outcome:
+        """Run a study, inject once its first attempt is past a checkpoint, let it come to its end."""
+        study = self._study(name, layout, **options)
+        snakemake = study.start("train_all")
+        try:
+            study.wait(lambda: study.last_step(layout) >= BREAK_AT, f"{name}: step {BREAK_AT}", 150)
+            job = study.attempts(layout)[0]["slurm"]["job_id"]
+            outcome = Outcome(name, study, layout, time.time())
+            inject(study, job)
+            outcome.exit_code = snakemake.wait(timeout)
+        except BaseException:
+            os.killpg(snakemake.pid, signal.SIGKILL)
+            raise
+        return outcome.measure()
+
+    # -- the failures
+
+    def rank_killed(self) -> Outcome:
+        """SIGKILL to one of two ranks."""
+
+        def inject(study: Study, job: int) -> None:
+            os.kill(next(e["pid"] for e in study.events("n1g2", "start") if e["rank"] == 1), signal.SIGKILL)
+
+        return self._broken("one rank killed", "n1g2", inject, gpu_request="none")
+
+    def cancelled(self) -> Outcome:
+        """The user's scancel."""
+
+        def inject(study: Study, job: int) -> None:
+            self.cluster("scancel", str(job))
+
+        return self._broken("scancel by the user", "n1g1", inject, gpu_request="none")
+
+    def preempted(self) -> Outcome:
+        """A job of higher priority takes the node for five seconds."""
+
+        def inject(study: Study, job: int) -> None:
+            account = ["-A", "lab"] if self.cluster.accounting == "dbd" else []
+            self.cluster(
+                "sbatch",
+                "-p",
+                "high",
+                *account,
+                "--gres=gpu:4",
+                "-t",
+                "1",
+                "-o",
+                "/dev/null",
+                "--wrap",
+                "sleep 5",
+            )
+
+        return self._broken("preempted and requeued", "n1g1", inject, gpu_partition="low", gpu_type="l40s")
+
+    def node_lost(self) -> Outcome:
+        """The node's slurmd, step daemons and processes are killed at once."""
+
+        def inject(study: Study, job: int) -> None:
+            self.cluster.kill_node(study.attempts("n1g1")[0]["slurm"]["nodes"][0])
+
+        outcome = self._broken("node lost", "n1g1", inject)
+        self.cluster.start_node(outcome.attempts[0]["slurm"]["nodes"][0])
+        return outcome
+
+    def time_limit(self) -> Outcome:
+        """One minute for a run of more: stopped before the limit, submitted again with more time."""
+        study = self._study("time limit", "n1g1", gpu_request="none", runtime_min=1, train={"steps": 6000})
+        path = study.folder / "config/config.yaml"
+        # Slow enough for a minute on any machine: large batches of the tiny pictures.
+        path.write_text(path.read_text().replace("batch_per_rank: 1", "batch_per_rank: 4"))
+        code = study.run("train_all", timeout=280)
+        first = study.attempts("n1g1")[0]
+        outcome = Outcome("time limit", study, "n1g1", first["started_at"], exit_code=code)
+        if first.get("ended"):
+            outcome.injected_at = first["ended"]["at"]
+        return outcome.measure()
+
+    def out_of_memory(self) -> Outcome:
+        """Less memory than the ranks need: killed, submitted again with half as much again."""
+        study = self._study(
+            "host out of memory", "n1g1", gpu_request="none", mem_gib_per_gpu=0.05, train={"steps": 60}
+        )
+        code = study.run("train_all", timeout=280)
+        outcome = Outcome(
+            "host out of memory", study, "n1g1", study.attempts("n1g1")[0]["started_at"], exit_code=code
+        )
+        return outcome.measure()
+
+    def snakemake_killed(self) -> Outcome:
+        """kill -9 on Snakemake; a new one finds the running job and uses its result."""
+        study = self._study("snakemake killed", "n1g1", gpu_request="none")
+        first = study.start("train_all")
+        study.wait(lambda: study.last_step("n1g1") >= BREAK_AT, f"step {BREAK_AT}", 150)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+        outcome = Outcome("Snakemake killed (-9)", study, "n1g1", time.time())
+        study.run("--unlock")
+        outcome.exit_code = study.run("train_all", timeout=280)
+        return outcome.measure()
+
+
+NAMES = (
+    "time_limit",
+    "out_of_memory",
+    "node_lost",
+    "preempted",
+    "rank_killed",
+    "cancelled",
+    "snakemake_killed",
+)
+
+
+def run_all(
+    cluster: Cluster, folder: Path, names: tuple[str, ...] = NAMES
+) -> dict[str, Outcome | BaseException]:
+    """All drills at once; an exception stands where a drill did not come to its end."""
+    drills = Drills(cluster, folder)
+    with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+        futures = {name: pool.submit(getattr(drills, name)) for name in names}
+        return {name: f.exception() or f.result() for name, f in futures.items()}
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def table(outcomes: dict[str, Outcome | BaseException]) -> str:
+    """Markdown table of what happened."""
+    lines = [
+        "| failure | attempts ended | noticed s | resumed s | done s | steps lost | record |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, o in outcomes.items():
+        if isinstance(o, BaseException):
+            lines.append(f"| {name} | did not end: {str(o).splitlines()[0]} | | | | | |")
+            continue
+        record = o.record
+        verdict = record["status"] + (f" ({record['failure']['cause']})" if record["failure"] else "")
+        lost = "-" if o.steps_lost is None else str(o.steps_lost)
+        cells = [o.name, ", ".join(map(str, o.ends)), _seconds(o.noticed_s), _seconds(o.resumed_s)]
+        lines.append(f"| {' | '.join([*cells, _seconds(o.done_s), lost, verdict])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="write a page with the table")
+    parser.add_argument("--only", nargs="*", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--folder", type=Path, help="keep the studies here")
+    args = parser.parse_args()
+    cluster = Cluster("dbd")
+    cluster.up()
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="dist3dgs drill "))
+    started = time.monotonic()
+    text = table(run_all(cluster, folder, tuple(args.only)))
+    print(text)
+    if args.out:
+        args.out.write_text(page(text, time.monotonic() - started))
+
+
+def page(text: str, wall_s: float) -> str:
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "?"
+    )
+    version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True).stdout.strip()
+    return f"""# Failure drill on a real Slurm
+
+Generated by `python tests/slurm/drill.py --out docs/benchmarks/slurm-drill.md` on a {os.cpu_count()}-core machine
+({cpu}), {version}, in {wall_s:.0f} s: all drills side by side, each a Snakemake with jobs of its own, training on CPU
+ranks. Checkpoints every {STEPS["checkpoint_every"]} steps, a look at the queue every second (a study: every 15 s).
+
+{text}
+
+* *noticed*: the scheduler or the launcher knew that the attempt had ended, seconds after the injection (of the time
+  limit: after the launcher stopped the run; of the memory: after the attempt began).
+* *resumed*: the first step from the checkpoint in the next attempt. *done*: the record was there.
+* *steps lost*: steps of the broken attempt that had to be done again.
+* A node is given up by Slurm after SlurmdTimeout (here 10 s, by default 300 s).
+"""
+
+
+if __name__ == "__main__":
+    main()
