@@ -1,13 +1,12 @@
 """Ingest, once per scene: photographs or a COLMAP model in, scene.safetensors and ingest.json out."""
 
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import PIL
@@ -18,75 +17,27 @@ from ..errors import UserError
 from ..files import replacing, write_json
 from ..names import check_name
 from .cameras import Camera
-from .colmap_io import Model, model_format, read_model, reprojection_errors
+from .colmap_io import Model, reprojection_errors
+from .gather import (
+    ROUNDING,
+    IngestSettings,
+    IngestSource,
+    PosedPhotos,
+    from_colmap,
+    from_photos,
+    wanted_width,
+)
 from .normalise import apply_to_points, apply_to_viewmats, normalisation_of
 from .pack import scene_extent, write_packed
-from .photos import MIN_PHOTOS, UnusablePhoto, load_pixels, prepare_photos
+from .photos import MIN_PHOTOS, UnusablePhoto, load_pixels
 from .pose_error import pose_error, read_truth
 from .procedural import make_scene
-from .sfm import SfmSettings, run_sfm
+from .sfm import SfmSettings
 from .undistort import Undistorter
 
-SCENE_FILE, REPORT_FILE, POINTS_FILE, SFM_LOG = "scene.safetensors", "ingest.json", "points.ply", "sfm.log"
+SCENE_FILE, REPORT_FILE, POINTS_FILE = "scene.safetensors", "ingest.json", "points.ply"
 
-
-@dataclass(frozen=True, kw_only=True)
-class IngestSource:
-    """Where a scene comes from.
-
-    name: the scene's name.
-    kind: "images" (a folder of photographs), "colmap" (an existing model) or "builtin" (the procedural scene).
-    path: the folder of photographs; the model's folder, or one whose sparse/0 it is in; or for "builtin" the folder
-        that the photographs are made in if they are not there yet.
-    images: for "colmap", the folder of photographs (default: images/ beside the model).
-    truth: known poses (transforms.json layout), only to state the pose error; never used for anything else.
-    """
-
-    name: str
-    kind: Literal["images", "colmap", "builtin"]
-    path: Path
-    images: Path | None = None
-    truth: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestSettings:
-    """max_width_px: shrink photographs to this width at most (None: as they are).
-    downscale: or divide their size by this whole number; an existing images_N folder of a COLMAP scene is used.
-    test_every: every n-th photograph by name, from the first, is held out; 0 holds out none.
-    sfm: structure from motion, for photographs without a model.
-    """
-
-    max_width_px: int | None = None
-    downscale: int = 1
-    test_every: int = 8
-    sfm: SfmSettings = field(default_factory=SfmSettings)
-
-    def __post_init__(self) -> None:
-        if self.max_width_px is not None and self.max_width_px < 16:
-            raise UserError(
-                f"max_width_px {self.max_width_px}: at least 16 is needed. Mend the scene's settings."
-            )
-        if not 1 <= self.downscale <= 64:
-            raise UserError(
-                f"downscale {self.downscale}: a whole number from 1 to 64. Mend the scene's settings."
-            )
-        if self.test_every < 0 or self.test_every == 1:
-            raise UserError(
-                f"test_every {self.test_every}: 0 (hold out nothing) or at least 2. Mend the scene's settings."
-            )
-
-
-@dataclass(kw_only=True)
-class _Posed:
-    """A model with its photographs: `files` maps an image id to (name as given, path)."""
-
-    model: Model
-    files: dict[int, tuple[str, Path]]
-    left_out: dict[str, str]
-    notes: dict[str, str]
-    report: dict[str, Any]
-    timings_s: dict[str, float]
+__all__ = ["IngestSettings", "IngestSource", "SfmSettings", "ingest"]
 
 
 def ingest(
@@ -109,10 +60,10 @@ def ingest(
                 say("ingest: rendering the photographs of the built-in scene")
                 make_scene(source.path)
         if source.kind == "colmap":
-            posed = _from_colmap(source, settings)
+            posed = from_colmap(source, settings)
         else:
             images = source.path / "images" if source.kind == "builtin" else source.path
-            posed = _from_photos(images, Path(work), out_folder, settings, say)
+            posed = from_photos(images, Path(work), out_folder, settings, say)
         views = _Views.plan(posed, settings)
         digest, details = _pack(source.name, posed, views, out_folder, settings, say)
     report = {
@@ -141,112 +92,6 @@ def ingest(
     return report
 
 
-def _from_photos(
-    folder: Path, work: Path, out_folder: Path, settings: IngestSettings, say: Callable[[str], None]
-) -> _Posed:
-    start = time.monotonic()
-    copies, sfm_work = work / "images", work / "sfm"
-    sfm_work.mkdir()
-    photos = prepare_photos(folder, copies)
-    for name, reason in photos.left_out.items():
-        say(f"ingest: WARNING {name} left out: {reason}")
-    timings_s = {"check": time.monotonic() - start}
-    say(f"ingest: structure from motion of {len(photos.photos)} photographs")
-    try:
-        result = run_sfm(copies, photos.photos, sfm_work, settings.sfm, say)
-    finally:
-        if (sfm_work / SFM_LOG).exists():
-            shutil.copy(sfm_work / SFM_LOG, out_folder / SFM_LOG)
-    files = {i: (photos.originals[x.name], copies / x.name) for i, x in result.model.images.items()}
-    left_out = dict(photos.left_out)
-    registered = {image.name for image in result.model.images.values()}
-    for photo in photos.photos:
-        if photo.name not in registered:
-            left_out[photos.originals[photo.name]] = (
-                f"not registered by structure from motion: {result.num_features[photo.name]} features, "
-                f"{result.num_matches[photo.name]} verified matches with other photographs"
-            )
-    return _Posed(
-        model=result.model,
-        files=files,
-        left_out=left_out,
-        notes=photos.notes,
-        report={
-            "sfm": {
-                "num_models": result.num_models,
-                "num_threads": settings.sfm.num_threads,
-                "reproducible": settings.sfm.reproducible,
-                "matcher": settings.sfm.matcher,
-                "num_features": settings.sfm.num_features,
-            },
-            "versions": result.versions,
-        },
-        timings_s=timings_s | result.timings_s,
-    )
-
-
-def find_models(path: Path) -> list[Path]:
-    """Folders with a COLMAP model at `path`, path/sparse, path/sparse/N or path/colmap/sparse/N."""
-    candidates = [path]
-    for base in (path, path / "sparse", path / "colmap" / "sparse"):
-        candidates += [base, *sorted(p for p in base.glob("*") if p.name.isdigit() and p.is_dir())]
-    return [p for p in dict.fromkeys(candidates) if model_format(p)]
-
-
-def _from_colmap(source: IngestSource, settings: IngestSettings) -> _Posed:
-    start = time.monotonic()
-    if not source.path.is_dir():
-        raise UserError(f"{source.path}: no such folder. Check `colmap:` of the scene.")
-    folders = find_models(source.path)
-    if not folders:
-        raise UserError(
-            f"{source.path}: no COLMAP model in it, its sparse/ or sparse/0/ (cameras, images and points3D, "
-            "all .bin or all .txt). Check `colmap:` of the scene."
-        )
-    models = [read_model(folder) for folder in folders]
-    model = max(models, key=lambda m: (len(m.images), len(m.points)))
-    images = _images_folder(source, settings)
-    files: dict[int, tuple[str, Path]] = {}
-    left_out: dict[str, str] = {}
-    for image_id, image in model.images.items():
-        path = images / image.name
-        if not path.resolve().is_relative_to(images.resolve()) and not path.is_symlink():
-            left_out[image.name] = "its path leads out of the folder of photographs"
-        elif not path.is_file():
-            left_out[image.name] = f"in the model, but not in {images.name}/"
-        else:
-            files[image_id] = (image.name, path)
-    known = {image.name for image in model.images.values()}
-    for path in sorted(p for p in images.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        if (name := path.relative_to(images).as_posix()) not in known:
-            left_out[name] = "not in the COLMAP model"
-    return _Posed(
-        model=model,
-        files=files,
-        left_out=left_out,
-        notes={},
-        report={"sfm": {"num_models": len(models)}},
-        timings_s={"read_model": time.monotonic() - start},
-    )
-
-
-def _images_folder(source: IngestSource, settings: IngestSettings) -> Path:
-    """The photographs of an existing model; images_N if it is there and N is wanted."""
-    candidates = (
-        [source.images] if source.images else [p / "images" for p in (source.path, *source.path.parents[:2])]
-    )
-    for folder in candidates:
-        scaled = folder.with_name(f"{folder.name}_{settings.downscale}")
-        if settings.downscale > 1 and scaled.is_dir():
-            return scaled
-        if folder.is_dir():
-            return folder
-    raise UserError(
-        f"{candidates[0]}: no such folder of photographs for the COLMAP model {source.path}. "
-        "Put them there, or name their folder as `images:`."
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Views:
     """ids: image ids in the order of the photographs' names. undistorters: one per (camera, true size)."""
@@ -256,11 +101,11 @@ class _Views:
     undistorters: dict[int, Undistorter]
 
     @classmethod
-    def plan(cls, posed: _Posed, settings: IngestSettings) -> "_Views":
+    def plan(cls, posed: PosedPhotos, settings: IngestSettings) -> "_Views":
         """Look at every photograph's size, leave out those that cannot be used, and prepare one remap per camera."""
         cache: dict[tuple[int, int, int], Undistorter] = {}
         chosen: dict[int, Undistorter] = {}
-        full_size = {i: (c.width_px, c.height_px) for i, c in posed.model.cameras.items()}
+        full_width = {i: c.width_px for i, c in posed.model.cameras.items()}
         for image_id, (name, path) in posed.files.items():
             camera_id = posed.model.images[image_id].camera_id
             try:
@@ -269,7 +114,7 @@ class _Views:
                 if key not in cache:
                     camera = _rescaled(posed.model.cameras[camera_id], width, height)
                     cache[key] = Undistorter(
-                        camera, *_target_size(full_size[camera_id], (width, height), settings)
+                        camera, *_target_size(full_width[camera_id], (width, height), settings)
                     )
                 chosen[image_id] = cache[key]
             except UnusablePhoto as error:
@@ -298,22 +143,19 @@ def _rescaled(camera: Camera, width: int, height: int) -> Camera:
     return camera.resized(width, height)
 
 
-def _target_size(full: tuple[int, int], true: tuple[int, int], settings: IngestSettings) -> tuple[int, int]:
+def _target_size(full_px: int, true: tuple[int, int], settings: IngestSettings) -> tuple[int, int]:
     """Size of the packed view. `downscale` counts from the camera's size, so images_N are not shrunk twice."""
     width, height = true
-    wanted = full[0] / settings.downscale
-    if settings.max_width_px:
-        wanted = min(wanted, settings.max_width_px)
-    # Half a percent: images_N folders are rounded in their own way.
-    if wanted >= width * 0.995:
+    wanted = wanted_width(full_px, settings)
+    if wanted >= width * ROUNDING:
         return width, height
-    wanted = max(int(wanted), 1)
-    return wanted, max(round(height * wanted / width), 1)
+    wanted_px = max(int(wanted), 1)
+    return wanted_px, max(round(height * wanted_px / width), 1)
 
 
 def _pack(
     name: str,
-    posed: _Posed,
+    posed: PosedPhotos,
     views: _Views,
     out_folder: Path,
     settings: IngestSettings,
@@ -391,11 +233,11 @@ def _write_points(path: Path, points: NDArray[np.float32], colors: NDArray[np.ui
         temporary.write_bytes(header.encode() + rows.tobytes())
 
 
-def _pose_error(posed: _Posed, views: _Views, truth: Path | None) -> dict[str, float] | None:
+def _pose_error(posed: PosedPhotos, views: _Views, truth: Path | None) -> dict[str, float] | None:
     """Error of the poses against known ones, or None where none are known."""
     if truth is None:
         return None
-    estimated: dict[str, NDArray[np.float64]] = {}
+    estimated: dict[str, Any] = {}
     for image_id, name in zip(views.ids, views.names, strict=True):
         world_to_camera = np.eye(4)
         world_to_camera[:3] = posed.model.images[image_id].cam_from_world

@@ -179,9 +179,9 @@ class Court:
         for neighbour in (seen[:-2, 1:-1], seen[2:, 1:-1], seen[1:-1, :-2], seen[1:-1, 2:]):
             outline |= middle != neighbour
 
-        inner = np.zeros(seen.shape, bool)
-        inner[1:-1, 1:-1] = ~outline
-        inner = inner.ravel()
+        in_tile = np.zeros(seen.shape, bool)
+        in_tile[1:-1, 1:-1] = ~outline
+        inner = np.flatnonzero(in_tile)
         pixel_rad = 1 / camera.focal_px
         colour = np.empty((*middle.shape, 3), np.float32)
         colour[~outline] = self._colour(near, origin, rays[inner], t[inner], which[inner], pixel_rad)

@@ -35,7 +35,8 @@ class SfmSettings:
     camera_model: COLMAP camera that is fitted to the photographs; SIMPLE_RADIAL is right for ordinary lenses.
     reproducible: the mapper runs on one thread, so that the result is the same to the last bit on every run. False is
         the fast setting: the mapper uses `num_threads` too, and poses differ in the last digits between runs.
-    num_threads: threads of feature extraction and matching (0: all cores). Does not change the result.
+    num_threads: threads of feature extraction and matching (0: all cores this process may use). Does not change
+        the result.
     max_image_px: photographs are shrunk to this long edge for feature extraction only.
     timeout_s, memory_gib: limits on the child process.
     """
@@ -87,10 +88,11 @@ def run_sfm(
     Raises `UserError` when nothing can be reconstructed, or a limit is hit.
     """
     photos = sorted(photos, key=lambda photo: photo.name)
+    num_threads = settings.num_threads or len(os.sched_getaffinity(0))
     request = {
         "images": str(images),
         "work": str(work),
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"num_threads": num_threads},
         "photos": [asdict(photo) for photo in photos],
     }
     Path(work, "request.json").write_text(json.dumps(request))

@@ -35,7 +35,7 @@ def register_images(database_path: str, photos: list[dict[str, Any]], camera_mod
 def extract(database: str, images: str, names: list[str], settings: dict[str, Any]) -> None:
     options = pycolmap.FeatureExtractionOptions()
     options.use_gpu = False
-    options.num_threads = settings["num_threads"] or -1
+    options.num_threads = settings["num_threads"]
     options.max_image_size = settings["max_image_px"]
     options.sift.max_num_features = settings["num_features"]
     pycolmap.extract_features(
@@ -51,7 +51,7 @@ def extract(database: str, images: str, names: list[str], settings: dict[str, An
 def match(database: str, settings: dict[str, Any]) -> None:
     matching = pycolmap.FeatureMatchingOptions()
     matching.use_gpu = False
-    matching.num_threads = settings["num_threads"] or -1
+    matching.num_threads = settings["num_threads"]
     geometry = pycolmap.TwoViewGeometryOptions()
     geometry.ransac.random_seed = SEED
     if settings["matcher"] == "exhaustive":
@@ -72,7 +72,7 @@ def match(database: str, settings: dict[str, Any]) -> None:
 
 def reconstruct(database: str, images: str, output: Path, settings: dict[str, Any]) -> None:
     options = pycolmap.IncrementalPipelineOptions()
-    num_threads = 1 if settings["reproducible"] else settings["num_threads"] or -1
+    num_threads = 1 if settings["reproducible"] else settings["num_threads"]
     options.num_threads = options.mapper.num_threads = num_threads
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = SEED
     options.min_model_size = 3

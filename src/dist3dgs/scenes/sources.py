@@ -11,9 +11,14 @@ from typing import Any
 from ..errors import UserError
 from ..files import write_json
 from ..spec import Scene
+from .download import fetch_scene
 from .ingest import IngestSettings, IngestSource, ingest
 from .procedural import make_scene
+from .registry import download_spec
 from .sfm import SfmSettings
+
+#: Sizes and sums of downloaded archives, beside the scenes they belong to; worth committing.
+LOCK_FILE = Path("config", "scenes.lock.yaml")
 
 
 def obtain(name: str, scene: Scene, out: Path) -> None:
@@ -28,9 +33,7 @@ def obtain(name: str, scene: Scene, out: Path) -> None:
         make_scene(folder, **scene.builtin.model_dump())
         source |= {"kind": "builtin", "images": str(folder / "images"), "truth": str(folder / "truth.json")}
     elif scene.download is not None:
-        from .download import fetch_scene
-
-        folder = fetch_scene(scene.download, out.parent)
+        folder = fetch_scene(name, download_spec(scene.download), out.parent.parent, LOCK_FILE)
         source |= {"kind": "colmap", "colmap": str(folder), "images": None}
     elif scene.colmap is not None:
         source |= {"kind": "colmap", "colmap": scene.colmap, "images": scene.images}
@@ -39,7 +42,9 @@ def obtain(name: str, scene: Scene, out: Path) -> None:
     folders = [Path(source[k]) for k in ("images", "colmap") if source[k] is not None]
     files = sorted({p for folder in folders for p in _files(folder)})
     if not files:
-        raise UserError(f"scene {name}: no files in {', '.join(map(str, folders))}; put photographs (JPEG, PNG) there")
+        raise UserError(
+            f"scene {name}: no files in {', '.join(map(str, folders))}; put photographs (JPEG, PNG) there"
+        )
     source["files"] = [{"path": str(p), "bytes": p.stat().st_size} for p in files]
     write_json(out, source)
     print(f"{name}: {len(files)} files")
@@ -48,11 +53,15 @@ def obtain(name: str, scene: Scene, out: Path) -> None:
 def ingest_scene(name: str, scene: Scene, source_json: Path, pack: Path, facts: Path) -> None:
     """Ingest what `obtain` found. `pack` and `facts` are scene.safetensors and ingest.json of one folder."""
     if pack.parent != facts.parent or (pack.name, facts.name) != ("scene.safetensors", "ingest.json"):
-        raise UserError(f"--pack {pack} and --facts {facts}: expected FOLDER/scene.safetensors and FOLDER/ingest.json")
+        raise UserError(
+            f"--pack {pack} and --facts {facts}: expected FOLDER/scene.safetensors and FOLDER/ingest.json"
+        )
     try:
         found = json.loads(Path(source_json).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise UserError(f"{source_json}: cannot be read ({e}); make it again with: snakemake {source_json}") from None
+        raise UserError(
+            f"{source_json}: cannot be read ({e}); make it again with: snakemake {source_json}"
+        ) from None
     is_model = found["colmap"] is not None
     source = IngestSource(
         name=name,

@@ -1,0 +1,189 @@
+"""Where a scene's photographs and poses come from: settings, structure from motion, or an existing COLMAP model."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import UserError
+from .colmap_io import Model, model_format, read_model
+from .photos import prepare_photos
+from .sfm import SfmSettings, run_sfm
+
+SFM_LOG = "sfm.log"
+#: images_N folders are rounded in their own way: half a percent less than wanted is large enough.
+ROUNDING = 0.995
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestSource:
+    """Where a scene comes from.
+
+    name: the scene's name.
+    kind: "images" (a folder of photographs), "colmap" (an existing model) or "builtin" (the procedural scene).
+    path: the folder of photographs; the model's folder, or one whose sparse/0 it is in; or for "builtin" the folder
+        that the photographs are made in if they are not there yet.
+    images: for "colmap", the folder of photographs (default: images/ beside the model).
+    truth: known poses (transforms.json layout), only to state the pose error; never used for anything else.
+    """
+
+    name: str
+    kind: Literal["images", "colmap", "builtin"]
+    path: Path
+    images: Path | None = None
+    truth: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestSettings:
+    """max_width_px: shrink photographs to this width at most (None: as they are).
+    downscale: or divide their size by this whole number.
+        Where a COLMAP scene has images_2, _4 or _8 beside images, the smallest that is large enough is used.
+    test_every: every n-th photograph by name, from the first, is held out; 0 holds out none.
+    sfm: structure from motion, for photographs without a model.
+    """
+
+    max_width_px: int | None = None
+    downscale: int = 1
+    test_every: int = 8
+    sfm: SfmSettings = field(default_factory=SfmSettings)
+
+    def __post_init__(self) -> None:
+        if self.max_width_px is not None and self.max_width_px < 16:
+            raise UserError(
+                f"max_width_px {self.max_width_px}: at least 16 is needed. Mend the scene's settings."
+            )
+        if not 1 <= self.downscale <= 64:
+            raise UserError(
+                f"downscale {self.downscale}: a whole number from 1 to 64. Mend the scene's settings."
+            )
+        if self.test_every < 0 or self.test_every == 1:
+            raise UserError(
+                f"test_every {self.test_every}: 0 (hold out nothing) or at least 2. Mend the scene's settings."
+            )
+
+
+@dataclass(kw_only=True)
+class PosedPhotos:
+    """A model with its photographs: `files` maps an image id to (name as given, path)."""
+
+    model: Model
+    files: dict[int, tuple[str, Path]]
+    left_out: dict[str, str]
+    notes: dict[str, str]
+    report: dict[str, Any]
+    timings_s: dict[str, float]
+
+
+def from_photos(
+    folder: Path, work: Path, out_folder: Path, settings: IngestSettings, say: Callable[[str], None]
+) -> PosedPhotos:
+    start = time.monotonic()
+    copies, sfm_work = work / "images", work / "sfm"
+    sfm_work.mkdir()
+    photos = prepare_photos(folder, copies)
+    for name, reason in photos.left_out.items():
+        say(f"ingest: WARNING {name} left out: {reason}")
+    timings_s = {"check": time.monotonic() - start}
+    say(f"ingest: structure from motion of {len(photos.photos)} photographs")
+    try:
+        result = run_sfm(copies, photos.photos, sfm_work, settings.sfm, say)
+    finally:
+        if (sfm_work / SFM_LOG).exists():
+            shutil.copy(sfm_work / SFM_LOG, out_folder / SFM_LOG)
+    files = {i: (photos.originals[x.name], copies / x.name) for i, x in result.model.images.items()}
+    left_out = dict(photos.left_out)
+    registered = {image.name for image in result.model.images.values()}
+    for photo in photos.photos:
+        if photo.name not in registered:
+            left_out[photos.originals[photo.name]] = (
+                f"not registered by structure from motion: {result.num_features[photo.name]} features, "
+                f"{result.num_matches[photo.name]} verified matches with other photographs"
+            )
+    return PosedPhotos(
+        model=result.model,
+        files=files,
+        left_out=left_out,
+        notes=photos.notes,
+        report={
+            "sfm": {
+                "num_models": result.num_models,
+                "num_threads": settings.sfm.num_threads,
+                "reproducible": settings.sfm.reproducible,
+                "matcher": settings.sfm.matcher,
+                "num_features": settings.sfm.num_features,
+            },
+            "versions": result.versions,
+        },
+        timings_s=timings_s | result.timings_s,
+    )
+
+
+def find_models(path: Path) -> list[Path]:
+    """Folders with a COLMAP model at `path`, path/sparse, path/sparse/N or path/colmap/sparse/N."""
+    candidates = [path]
+    for base in (path, path / "sparse", path / "colmap" / "sparse"):
+        candidates += [base, *sorted(p for p in base.glob("*") if p.name.isdigit() and p.is_dir())]
+    return [p for p in dict.fromkeys(candidates) if model_format(p)]
+
+
+def from_colmap(source: IngestSource, settings: IngestSettings) -> PosedPhotos:
+    start = time.monotonic()
+    if not source.path.is_dir():
+        raise UserError(f"{source.path}: no such folder. Check `colmap:` of the scene.")
+    folders = find_models(source.path)
+    if not folders:
+        raise UserError(
+            f"{source.path}: no COLMAP model in it, its sparse/ or sparse/0/ (cameras, images and points3D, "
+            "all .bin or all .txt). Check `colmap:` of the scene."
+        )
+    models = [read_model(folder) for folder in folders]
+    model = max(models, key=lambda m: (len(m.images), len(m.points)))
+    images = _images_folder(source, model, settings)
+    files: dict[int, tuple[str, Path]] = {}
+    left_out: dict[str, str] = {}
+    for image_id, image in model.images.items():
+        path = images / image.name
+        if not path.is_file():
+            left_out[image.name] = f"in the model, but not in {images.name}/"
+        else:
+            files[image_id] = (image.name, path)
+    known = {image.name for image in model.images.values()}
+    for path in sorted(p for p in images.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        if (name := path.relative_to(images).as_posix()) not in known:
+            left_out[name] = "not in the COLMAP model"
+    return PosedPhotos(
+        model=model,
+        files=files,
+        left_out=left_out,
+        notes={},
+        report={"sfm": {"num_models": len(models)}},
+        timings_s={"read_model": time.monotonic() - start},
+    )
+
+
+def _images_folder(source: IngestSource, model: Model, settings: IngestSettings) -> Path:
+    """The photographs of an existing model: the smallest of images, images_2, _4 and _8 that is large enough."""
+    candidates = (
+        [source.images] if source.images else [p / "images" for p in (source.path, *source.path.parents[:2])]
+    )
+    folder = next((p for p in candidates if p.is_dir()), None)
+    if folder is None:
+        raise UserError(
+            f"{candidates[0]}: no such folder of photographs for the COLMAP model {source.path}. "
+            "Put them there, or name their folder as `images:`."
+        )
+    first = min(model.images.values(), key=lambda image: image.name)
+    full = model.cameras[first.camera_id].width_px
+    for divisor in (8, 4, 2):
+        scaled = folder.with_name(f"{folder.name}_{divisor}")
+        if scaled.is_dir() and full / divisor >= wanted_width(full, settings) * ROUNDING:
+            return scaled
+    return folder
+
+
+def wanted_width(full_px: int, settings: IngestSettings) -> float:
+    """Width of the packed views for photographs whose full width is `full_px`."""
+    return min(full_px / settings.downscale, settings.max_width_px or full_px)
