@@ -31,7 +31,9 @@ class SfmSettings(Settings):
     reproducible: bool = Field(
         True, description="the mapper runs on one thread: the same poses to the last bit on every run"
     )
-    num_threads: int = Field(0, ge=0, description="threads of extraction and matching, 0: all; same result for any")
+    num_threads: int = Field(
+        0, ge=0, description="threads of extraction and matching, 0: all; same result for any"
+    )
     max_image_px: int = Field(2000, ge=64, description="long edge for feature extraction")
     timeout_s: float = Field(4 * 3600.0, gt=0, description="limit on the child process")
     memory_gib: float = Field(16.0, gt=0, description="limit on the child process")

@@ -2,12 +2,13 @@
 
 Bytes are what one rank puts on the wire in a bandwidth-optimal algorithm: 2 (p-1)/p of the payload for an
 all-reduce over p ranks, (p-1)/p of the gathered result for an all-gather, what leaves the rank for an all-to-all.
+Collectives of the training steps are named after what travels: `all_reduce(gradients)`.
 """
 
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,8 @@ class Meter:
 class Handle:
     """A collective under way; `wait` ends it and books the time nobody computed meanwhile."""
 
-    def __init__(self, work: Any, meter: Meter, started: float) -> None:
-        self._work, self._meter, self._started = work, meter, started
+    def __init__(self, work: Any, meter: Meter, started: float, comm: "Communicator") -> None:
+        self._work, self._meter, self._started, self._comm = work, meter, started, comm
 
     def wait(self) -> None:
         if self._work is None:
@@ -39,7 +40,9 @@ class Handle:
         self._work.wait()
         now = time.perf_counter()
         self._meter.exposed_s += now - before
-        self._meter.s += now - self._started
+        # Collectives that are under way together share the wire: no second is counted twice.
+        self._meter.s += now - max(self._started, self._comm.last_end)
+        self._comm.last_end = now
         self._work = None
 
 
@@ -49,6 +52,7 @@ class Communicator:
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
         self.meters: dict[str, Meter] = defaultdict(Meter)
+        self.last_end = 0.0
 
     @property
     def alone(self) -> bool:
@@ -64,11 +68,39 @@ class Communicator:
         """As `all_reduce`, in the background: the tensor may not be touched before the handle's `wait`."""
         meter = self.meters[name]
         if self.alone:
-            return Handle(None, meter, 0.0)
+            return Handle(None, meter, 0.0, self)
         meter.calls += 1
         meter.bytes += 2 * tensor.nbytes * (self.world_size - 1) // self.world_size
         started = time.perf_counter()
-        return Handle(dist.all_reduce(tensor, op=op, async_op=True), meter, started)
+        return Handle(dist.all_reduce(tensor, op=op, async_op=True), meter, started, self)
+
+    def start_exchange(
+        self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], name: str = "all_to_all"
+    ) -> tuple[Tensor, Handle]:
+        """Send `send[r]` rows of the contiguous [sum(send), ...] tensor to each rank r, in the background.
+
+        receive: rows that come from each rank. Returns the [sum(receive), ...] tensor, full after the handle's `wait`,
+        in rank order.
+        """
+        meter = self.meters[name]
+        if self.alone:
+            return tensor, Handle(None, meter, 0.0, self)
+        row_bytes = tensor.element_size() * tensor[0].numel() if len(tensor) else 0
+        meter.calls += 1
+        meter.bytes += row_bytes * (sum(send) - send[self.rank])
+        out = tensor.new_empty((sum(receive), *tensor.shape[1:]))
+        started = time.perf_counter()
+        # Uneven all_to_all_single is the one form of it that both gloo and NCCL have.
+        work = dist.all_to_all_single(out, tensor.contiguous(), list(receive), list(send), async_op=True)
+        return out, Handle(work, meter, started, self)
+
+    def exchange(
+        self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], name: str = "all_to_all"
+    ) -> Tensor:
+        """As `start_exchange`, waiting for the end."""
+        out, handle = self.start_exchange(tensor, send, receive, name)
+        handle.wait()
+        return out
 
     def broadcast(self, tensor: Tensor, source: int = 0) -> None:
         """Overwrite `tensor` with that of rank `source`."""
@@ -77,13 +109,13 @@ class Communicator:
         with self._timed("broadcast", tensor.nbytes if self.rank == source else 0):
             dist.broadcast(tensor, source)
 
-    def all_gather(self, tensor: Tensor) -> Tensor:
+    def all_gather(self, tensor: Tensor, name: str = "all_gather") -> Tensor:
         """Stack the equally shaped tensors of all ranks: [...] -> [world_size, ...]."""
         if self.alone:
             return tensor[None]
         # A list of outputs: gloo has no all_gather_into_tensor for every dtype and for 0-dim tensors.
         out = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        with self._timed("all_gather", tensor.nbytes * (self.world_size - 1)):
+        with self._timed(name, tensor.nbytes * (self.world_size - 1)):
             dist.all_gather(out, tensor.contiguous())
         return torch.stack(out)
 

@@ -16,5 +16,5 @@ class Camera:
     """[3,3] intrinsics, px."""
     width: int
     height: int
-    photo: Tensor
+    photo: Tensor | None = None
     """uint8 [H,W,3]"""

@@ -23,9 +23,8 @@ from ..errors import UserError
 from ..events import EventWriter
 from ..matrix import load_spec
 from ..names import Layout
-from ..parallel.base import RenderOptions
 from ..parallel.comm import Communicator
-from ..parallel.replicated import Replicated
+from ..parallel.make import make_parallel
 from ..scenes.pack import PackedScene
 from ..slurm.allocation import node_name
 from ..spec import RunSpec
@@ -96,13 +95,7 @@ def train(spec: RunSpec, scene_path: Path, out: Path, events: EventWriter, holde
     with clock.enter("load"):
         scene = PackedScene.open(scene_path)
         events("scene", digest=scene.digest, num_views=scene.num_views)
-    parallel = Replicated(
-        comm,
-        get_renderer("auto", device),
-        RenderOptions.of(spec.train),
-        device=device,
-        init=spec.parallel.init,
-    )
+    parallel = make_parallel(spec, comm, get_renderer("auto", device), device)
     trainer = Trainer(spec, scene, out, parallel, device, events, clock)
     holder.append(trainer)
     # After every import: pycolmap's glog, for one, replaces handlers it finds.

@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from torch import Tensor
 
 from ..scenes.pack import PackedScene
 from ..splats.camera import Camera
@@ -16,30 +17,34 @@ class Cameras:
 
     def __init__(self, scene: PackedScene, device: torch.device) -> None:
         self.scene, self.device = scene, device
-        self._cache: dict[int, Camera] = {}
+        self._cache: dict[tuple[int, bool], Camera] = {}
         self._keeps = device.type == "cpu" or self._fits(device)
 
     def _fits(self, device: torch.device) -> bool:
         num_bytes = sum(int(w) * int(h) * 3 for w, h in self.scene.sizes)
         return num_bytes < torch.cuda.get_device_properties(device).total_memory / 4
 
-    def __getitem__(self, view: int) -> Camera:
-        if view in self._cache:
-            return self._cache[view]
+    def get(self, view: int, *, photo: bool = True) -> Camera:
+        """Camera of a view; without its photograph where another rank renders it."""
+        key = (view, photo)
+        if key in self._cache:
+            return self._cache[key]
         scene = self.scene
-        image = scene.image(view)
+        width, height = scene.sizes[view]
+        camera = Camera(
+            name=scene.view_names[view],
+            viewmat=torch.tensor(scene.viewmats[view], dtype=torch.float32, device=self.device),
+            K=torch.tensor(scene.Ks[view], dtype=torch.float32, device=self.device),
+            width=int(width),
+            height=int(height),
+            photo=self._photo(view) if photo else None,
+        )
+        if self._keeps or not photo:
+            self._cache[key] = camera
+        return camera
+
+    def _photo(self, view: int) -> Tensor:
         with warnings.catch_warnings():
             # The map is read-only and torch has no read-only tensors; nobody writes to photographs.
             warnings.simplefilter("ignore", UserWarning)
-            photo = torch.from_numpy(image).to(self.device, non_blocking=True)
-        camera = Camera(
-            name=scene.view_names[view],
-            viewmat=torch.as_tensor(scene.viewmats[view], dtype=torch.float32, device=self.device),
-            K=torch.as_tensor(scene.Ks[view], dtype=torch.float32, device=self.device),
-            width=image.shape[1],
-            height=image.shape[0],
-            photo=photo,
-        )
-        if self._keeps:
-            self._cache[view] = camera
-        return camera
+            return torch.from_numpy(self.scene.image(view)).to(self.device, non_blocking=True)

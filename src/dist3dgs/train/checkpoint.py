@@ -8,7 +8,7 @@ splits are functions of seed and step.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,28 @@ from torch import Tensor
 
 from ..files import replacing
 from ..spec import RunSpec
-from ..splats.gaussians import NAMES
 
 FOLDER = "checkpoints"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a checkpoint knows beside its tensors."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    """Training seconds so far, evaluation not counted."""
+    adam_steps: dict[str, float] = field(default_factory=dict)
+    """Updates of each parameter."""
+    shards: list[int] = field(default_factory=list)
+    """Rows per rank, in rank order, of the run that saved it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    step: int
-    elapsed_s: float
-    """Training seconds so far, evaluation not counted."""
-    tensors: dict[str, Tensor]
+    header: Header
+    rows: dict[str, Tensor]
     """Whole-model tensors by name, as in the module's docstring."""
-
-    def parameters(self) -> dict[str, Tensor]:
-        return {name: self.tensors[name] for name in NAMES}
-
-    def group(self, prefix: str) -> dict[str, Tensor]:
-        """Tensors named `prefix/...`, without the prefix."""
-        return {
-            k.removeprefix(f"{prefix}/"): t for k, t in self.tensors.items() if k.startswith(f"{prefix}/")
-        }
 
 
 def settings_digest(spec: RunSpec, scene_digest: str) -> str:
@@ -53,11 +54,13 @@ def settings_digest(spec: RunSpec, scene_digest: str) -> str:
 
 def save(folder: Path, checkpoint: Checkpoint, digest: str, keep: int) -> Path:
     """Write a checkpoint whole or not at all, then remove all but the newest `keep`."""
-    path = Path(folder, FOLDER, f"step-{checkpoint.step:08d}.safetensors")
-    metadata = {"step": str(checkpoint.step), "elapsed_s": repr(checkpoint.elapsed_s), "settings": digest}
+    header = checkpoint.header
+    path = Path(folder, FOLDER, f"step-{header.step:08d}.safetensors")
     with replacing(path) as temporary:
         save_file(
-            {k: t.detach().cpu().contiguous() for k, t in checkpoint.tensors.items()}, temporary, metadata
+            {k: t.detach().cpu().contiguous() for k, t in checkpoint.rows.items()},
+            temporary,
+            {"settings": digest, "header": json.dumps(vars(header))},
         )
     for old in candidates(folder)[keep:]:
         old.unlink(missing_ok=True)
@@ -74,9 +77,9 @@ def load(path: Path, digest: str) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as f:
             metadata: dict[str, Any] = f.metadata() or {}
-            if metadata.get("settings") != digest:
+            if metadata["settings"] != digest:
                 raise ValueError("it was made with other settings or another scene")
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        return Checkpoint(int(metadata["step"]), float(metadata["elapsed_s"]), tensors)
-    except (SafetensorError, OSError, KeyError) as e:
-        raise ValueError(f"it cannot be read ({e})") from None
+            rows = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        return Checkpoint(Header(**json.loads(metadata["header"])), rows)
+    except (SafetensorError, OSError, KeyError, TypeError) as e:
+        raise ValueError(f"it cannot be read ({type(e).__name__}: {e})") from None

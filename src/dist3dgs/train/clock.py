@@ -4,11 +4,14 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from ..events import EventWriter
+
+T = TypeVar("T")
 
 #: Steps left out of the step-time statistics: caches fill and kernels load.
 WARM_UP_STEPS = 5
@@ -56,6 +59,14 @@ class Clock:
             now = time.perf_counter()
             self.parts_s[name] += now - self._mark
             self._mark = now
+
+    def between(self, items: Iterator[T], producing: str, using: str) -> Iterator[T]:
+        """Yield `items`, booking the time to get the next one as `producing` and that of the loop's body as `using`."""
+        for item in items:
+            self.part(producing)
+            yield item
+            self.part(using)
+        self.part(producing)
 
     def end_step(self) -> None:
         duration = time.perf_counter() - self._started

@@ -44,11 +44,13 @@ def evaluate(
     results = []
     for start in range(0, len(views), world):
         turn = views[start : start + world].tolist()
-        batch = [[cameras[v]] for v in turn] + [[] for _ in range(world - len(turn))]
+        batch = [[cameras.get(v, photo=r == rank)] for r, v in enumerate(turn)]
+        batch += [[] for _ in range(world - len(turn))]
         rendered = parallel.render(gaussians, batch, sh_degree=sh_degree, background=background, track=False)
         for view in rendered.views:
             image = view.image.colors.clamp(0, 1)
             photo = view.camera.photo
+            assert photo is not None
             target = photo.to(image.dtype) / 255
             results.append(
                 {

@@ -83,6 +83,11 @@ class Schedule:
         inside = self.steps(d.start_step) < step <= min(self.steps(d.stop_step), self.num_steps - 1)
         return d.kind != "none" and inside and self.every(d.every, step)
 
+    def tracks(self, step: int) -> bool:
+        """Are screen-space gradients wanted at this step?"""
+        d = self.spec.train.densify
+        return d.kind == "default" and step <= self.steps(d.stop_step)
+
     def resets_opacity(self, step: int) -> bool:
         d = self.spec.train.densify
         return d.kind == "default" and step < self.steps(d.stop_step) and self.every(d.reset_every, step)

@@ -14,16 +14,15 @@ from ..parallel.base import Parallel
 from ..scenes.pack import PackedScene
 from ..spec import RunSpec
 from ..splats import densify
-from ..splats.densify.change import Change
-from ..splats.densify.statistics import Statistics
 from ..splats.export import write_ply
 from ..splats.gaussians import canonical_order, initial_gaussians
 from ..splats.loss import l1_ssim_loss
 from . import checkpoint
 from .cameras import Cameras
+from .checkpoint import Header
 from .clock import Clock
 from .evaluate import evaluate
-from .optimiser import Optimiser
+from .model import Model
 from .progress import Progress
 from .schedules import AdamRule, Schedule, learning_rates
 from .views import ViewOrder
@@ -89,18 +88,12 @@ class Trainer:
     def _start(self) -> None:
         """From the newest good checkpoint, else from the scene's points."""
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
-        tensors = found.tensors if found else None
-        self.gaussians = self.parallel.distribute(found.parameters if found else self._initial)
-        self.optimiser = Optimiser(self.gaussians, self.rule)
-        self.statistics = Statistics.zeros(self.gaussians.num_gaussians, self.device)
-        step, elapsed_s, names = self.comm.gather_objects(
-            (found.step, found.elapsed_s, [k for k in found.tensors if "/" in k]) if found else (0, 0.0, [])
-        )[0]
-        if step:
-            self._restore(tensors or {}, names)
-            self.step, self.clock.train_s = step, elapsed_s
-            if self.comm.rank == 0:
-                self.events("resume", step=step)
+        header: Header = self.comm.gather_objects(found.header if found else Header())[0]
+        rows = self.parallel.distribute((lambda: found.rows) if found else self._initial, header.shards)
+        self.model = Model(self.parallel, self.rule, rows, header.adam_steps)
+        self.step, self.clock.train_s = header.step, header.elapsed_s
+        if header.step and self.comm.rank == 0:
+            self.events("resume", step=header.step)
         self._compare_digests()
 
     def _initial(self) -> dict[str, Tensor]:
@@ -115,38 +108,40 @@ class Trainer:
         )
 
     def _one_step(self, step: int) -> None:
-        clock, n = self.clock, self.spec.global_batch
+        clock, n, gaussians = self.clock, self.spec.global_batch, self.model.gaussians
         clock.start_step(step)
         degree = self.schedule.sh_degree(step)
-        cameras = [[self.cameras[v] for v in part] for part in self.order.batch(step)]
+        mine = self.comm.rank
+        cameras = [
+            [self.cameras.get(v, photo=r == mine) for v in part]
+            for r, part in enumerate(self.order.batch(step))
+        ]
         background = self._background(step)
         clock.part("data")
-        track = self.train.densify.kind == "default" and step <= self.schedule.steps(
-            self.train.densify.stop_step
-        )
+        track = self.schedule.tracks(step)
         rendered = self.parallel.render(
-            self.gaussians, cameras, sh_degree=degree, background=background, track=track
+            gaussians, cameras, sh_degree=degree, background=background, track=track
         )
         clock.part("render")
-        loss = torch.zeros((), device=self.device)
+        loss = rendered.anchor
         for view in rendered.views:
-            loss = loss + l1_ssim_loss(view.image.colors, view.camera.photo, self.train.ssim_weight) / n
+            photo = view.camera.photo
+            assert photo is not None
+            loss = loss + l1_ssim_loss(view.image.colors, photo, self.train.ssim_weight) / n
         total = loss + self._regularisation() if self.train.densify.kind == "mcmc" else loss
         clock.part("loss")
         total.backward()
         clock.part("backward")
-        self.parallel.reduce_gradients(self.gaussians, degree)
-        clock.part("communicate")
         rates = learning_rates(self.train.lr, self.scene.extent, self.rule, step / self.schedule.num_steps)
-        self.optimiser.step(rates)
+        ready = clock.between(self.parallel.reduce_gradients(gaussians, degree), "communicate", "optimise")
+        self.model.optimiser.step(rates, ready)
         clock.part("optimise")
         if track:
             for projection, camera in rendered.projections:
-                self.statistics.add(projection, camera, 1 / n, self.train.densify.absgrad)
+                self.model.statistics.add(projection, camera, 1 / n, self.train.densify.absgrad)
         if self.train.densify.kind == "mcmc":
-            densify.add_noise(
-                self.gaussians, rates["means"], self.train.densify, self._generator(step, "noise")
-            )
+            generator = self._generator(step, "noise", self.parallel.stream)
+            densify.add_noise(gaussians, rates["means"], self.train.densify, generator)
         clock.part("statistics")
         clock.end_step()
         self.step, self.loss = step, loss.detach()
@@ -157,7 +152,7 @@ class Trainer:
             with self.clock.enter("densify"):
                 self._densify()
         if s.resets_opacity(step):
-            self._change(densify.reset_opacities(self.gaussians, self.train.densify))
+            self.model.alter(densify.reset_opacities(self.model.gaussians, self.train.densify))
         last = step == s.num_steps
         if last or s.every(self.train.log_every, step):
             self._log()
@@ -177,32 +172,33 @@ class Trainer:
         return torch.ones(3, device=self.device) if self.train.background == "white" else None
 
     def _regularisation(self) -> Tensor:
-        d, g = self.train.densify, self.gaussians
+        d, g = self.train.densify, self.model.gaussians
         opacity, scale = torch.sigmoid(g["opacities"]).sum(), torch.exp(g["scales"]).sum() / 3
         return self.parallel.share(g) * (d.opacity_reg * opacity + d.scale_reg * scale)
 
     def _densify(self) -> None:
-        started, d = time.perf_counter(), self.train.densify
-        statistics = self.parallel.reduce_statistics(self.statistics)
-        room = d.max_gaussians - self.parallel.total_gaussians(self.gaussians)
+        started, d, gaussians = time.perf_counter(), self.train.densify, self.model.gaussians
         change = densify.decide(
-            self.gaussians,
-            statistics,
+            gaussians,
+            self.parallel.reduce_statistics(self.model.statistics),
             d,
             extent=self.scene.extent,
             prune_large=self.step > self.schedule.steps(d.reset_every),
-            max_gaussians=self.gaussians.num_gaussians + max(0, room),
-            generator=self._generator(self.step, "densify"),
+            max_gaussians=self.parallel.limit(gaussians, d.max_gaussians),
+            generator=self._generator(self.step, "densify", self.parallel.stream),
         )
-        self._change(change)
-        self.statistics = Statistics.zeros(self.gaussians.num_gaussians, self.device)
+        self.model.densify(change)
+        counts = change.counts
+        if not self.parallel.replicates:
+            every = self.comm.gather_objects(counts)
+            counts = {k: sum(c[k] for c in every) for k in counts}
         if self.comm.rank == 0:
-            elapsed = time.perf_counter() - started
-            n = self.gaussians.num_gaussians
-            self.events("densify", step=self.step, num_gaussians=n, s=round(elapsed, 6), **change.counts)
-
-    def _change(self, change: Change) -> None:
-        self.gaussians = self.optimiser.apply(change)
+            fields = {
+                **counts,
+                "num_gaussians": self.parallel.total_gaussians,
+                "shards": self.parallel.shards,
+            }
+            self.events("densify", step=self.step, s=round(time.perf_counter() - started, 6), **fields)
 
     def _evaluate(self, last: bool) -> None:
         views = self.scene.test_ids
@@ -210,7 +206,7 @@ class Trainer:
             views = views[: self.train.eval_views]
         quality = evaluate(
             self.parallel,
-            self.gaussians,
+            self.model.gaussians,
             self.cameras,
             views,
             sh_degree=self.schedule.sh_degree(self.step),
@@ -218,7 +214,7 @@ class Trainer:
             lpips=self.lpips,
             renders=self.out / "renders" if last else None,
         )
-        total = self.parallel.total_gaussians(self.gaussians)
+        total = self.parallel.total_gaussians
         if self.comm.rank == 0:
             fields = {"elapsed_s": round(self.clock.train_s, 4), "num_gaussians": total, **quality}
             self.events("eval", step=self.step, **fields)
@@ -230,7 +226,7 @@ class Trainer:
         value = float(loss)
         if not np.isfinite(value):
             raise Diverged(f"loss is {value} at step {self.step}; lower the learning rates (`train.lr`)")
-        n = self.parallel.total_gaussians(self.gaussians)
+        n = self.parallel.total_gaussians
         if self.comm.rank == 0:
             recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
             images = self.step * self.spec.global_batch
@@ -240,19 +236,19 @@ class Trainer:
             self.progress.stepped(self.step, value, n, float(np.mean(recent)))
 
     def _compare_digests(self) -> None:
-        digests = self.parallel.compare_digests(self.gaussians)
+        digests = self.parallel.compare_digests(self.model.gaussians)
         if self.comm.rank == 0:
             self.events("digest", step=self.step, digests=digests)
 
     def _export(self) -> None:
-        parameters = self.parallel.whole(dict(self.gaussians))
+        parameters = self.parallel.whole(dict(self.model.gaussians))
         if parameters is not None:
             write_ply(self.out / "point_cloud.ply", parameters)
             self.events("export", path="point_cloud.ply", num_gaussians=len(parameters["means"]))
 
-    def _generator(self, step: int, purpose: str) -> torch.Generator:
-        """Random numbers as a function of seed, step and purpose: nothing to store, equal on all ranks."""
-        entropy = [self.spec.seed, step, *purpose.encode()]
+    def _generator(self, step: int, purpose: str, stream: int = 0) -> torch.Generator:
+        """Random numbers as a function of seed, step, purpose and stream: nothing to store for a resume."""
+        entropy = [self.spec.seed, step, stream, *purpose.encode()]
         seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
         return torch.Generator().manual_seed(seed)
 
@@ -266,17 +262,16 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         with self.clock.enter("checkpoint"):
             started = time.perf_counter()
-            adam = self.optimiser.state()
-            rows = {k: t for k, t in adam.items() if not k.endswith(".step")}
-            statistics = {
-                "statistics/grad_sum": self.statistics.grad_sum,
-                "statistics/count": self.statistics.count,
-            }
-            mine = {**self.gaussians, **{f"adam/{k}": t for k, t in rows.items()}, **statistics}
-            whole = self.parallel.whole(mine)
-            if whole is not None:
-                whole |= {f"adam/{k}": t for k, t in adam.items() if k.endswith(".step")}
-                content = checkpoint.Checkpoint(self.step, self.clock.train_s, whole)
+            self.parallel.forget()
+            rows = self.model.whole()
+            if rows is not None:
+                header = Header(
+                    step=self.step,
+                    elapsed_s=self.clock.train_s,
+                    adam_steps=self.model.optimiser.steps(),
+                    shards=self.parallel.shards,
+                )
+                content = checkpoint.Checkpoint(header, rows)
                 path = checkpoint.save(self.out, content, self.digest, self.train.keep_checkpoints)
                 elapsed = round(time.perf_counter() - started, 6)
                 self.events("checkpoint", step=self.step, path=path.name, s=elapsed)
@@ -291,14 +286,6 @@ class Trainer:
                 self.events("warning", message=message)
                 print(f"WARNING: {message}", flush=True)
         return None
-
-    def _restore(self, tensors: dict[str, Tensor], names: list[str]) -> None:
-        """Optimiser state and statistics of a checkpoint; rank 0 has `tensors`, all know the `names`."""
-        received = self.parallel.receive({k: tensors[k] for k in names} if tensors else {}, names)
-        adam = {k.removeprefix("adam/"): t for k, t in received.items() if k.startswith("adam/")}
-        self.optimiser.load(adam)
-        self.statistics.grad_sum = received["statistics/grad_sum"]
-        self.statistics.count = received["statistics/count"]
 
     def summary(self) -> dict[str, Any]:
         """Fields of the `timing` event of this rank."""

@@ -42,7 +42,7 @@ def densify(
     the most strongly pulled win. generator: on the CPU, in the same state on all ranks that hold the same
     Gaussians, so that they decide the same.
     """
-    grads = statistics.grad_sum / statistics.count.clamp_min(1)
+    grads = statistics.mean_gradient()
     largest = gaussians["scales"].amax(-1).exp()
     grow = grads > settings.grad_threshold
     room = max(0, max_gaussians - gaussians.num_gaussians)

@@ -1,0 +1,240 @@
+"""Every rank owns a part of the Gaussians; what a camera sees of them travels to the rank that renders it.
+
+One step: each rank projects its Gaussians into the cameras of all ranks, sends each camera's owner the visible ones
+(12 numbers each), and renders its own cameras from what it received. The backward pass sends gradients of those numbers
+home (10 each, 12 with absolute gradients). No parameter and no parameter gradient ever travels in a step.
+(Zhao et al., Grendel, 2024, section 4.)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..spec import Strategy
+from ..splats.camera import Camera
+from ..splats.densify.statistics import Statistics
+from ..splats.gaussians import Gaussians
+from ..splats.render import Projection, Renderer
+from .base import Parallel, Rendered, RenderOptions, Rows, travelling
+from .comm import Communicator
+from .digest import gather_digests, parameter_digest
+from .shards import even, plan_moves, strided
+
+#: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
+NUM_FLOATS, NUM_RADII = 10, 2
+
+
+class Sharded(Parallel):
+    replicates = False
+
+    def __init__(
+        self,
+        comm: Communicator,
+        renderer: Renderer,
+        options: RenderOptions,
+        strategy: Strategy,
+        device: torch.device,
+    ) -> None:
+        super().__init__(comm, renderer, options)
+        self.device, self.rebalance_above = device, strategy.rebalance_above
+        self._shards: list[int] = []
+
+    @property
+    def shards(self) -> list[int]:
+        return list(self._shards)
+
+    # ---------------------------------------------------------------- who holds what
+
+    def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
+        comm, rows, layout = self.comm, {}, {}
+        if comm.rank == 0:
+            rows = {k: t.to(self.device).contiguous() for k, t in load().items()}
+            n = len(rows["means"])
+            known = len(shards) == comm.world_size
+            self._shards = list(shards) if known else even(n, comm.world_size)
+            if not known:
+                # Neighbours go to different ranks, so that every camera finds about as much work on each.
+                order = strided(n, comm.world_size).to(self.device)
+                rows = {k: t[order] for k, t in rows.items()}
+            layout = {k: (tuple(t.shape[1:]), t.dtype) for k, t in rows.items()}
+        self._shards, layout = comm.gather_objects((self._shards, layout))[0]
+        mine = self._shards[comm.rank]
+        receive = [mine] + [0] * (comm.world_size - 1)
+        send = self._shards if comm.rank == 0 else [0] * comm.world_size
+        for name, (shape, dtype) in layout.items():
+            tensor = (
+                rows[name] if comm.rank == 0 else torch.empty((0, *shape), dtype=dtype, device=self.device)
+            )
+            rows[name] = comm.exchange(tensor, send, receive, "all_to_all(distribute)")
+        return rows
+
+    def whole(self, rows: Rows) -> Rows | None:
+        comm = self.comm
+        send = [self._shards[comm.rank]] + [0] * (comm.world_size - 1)
+        receive = self._shards if comm.rank == 0 else [0] * comm.world_size
+        whole = {k: comm.exchange(t.detach(), send, receive, "all_to_all(gather)") for k, t in rows.items()}
+        return whole if comm.rank == 0 else None
+
+    def rebalance(self, rows: Rows) -> Rows | None:
+        comm, mine = self.comm, len(rows["means"])
+        sizes = comm.all_gather(torch.tensor([mine], device=self.device), "all_gather(shards)")
+        self._shards = [int(n) for n in sizes.flatten().tolist()]
+        if max(self._shards) * comm.world_size <= self.rebalance_above * sum(self._shards):
+            return None
+        moves = plan_moves(self._shards)
+        send = [moves.get((comm.rank, r), 0) for r in range(comm.world_size)]
+        receive = [moves.get((r, comm.rank), 0) for r in range(comm.world_size)]
+        kept = mine - sum(send)
+        self._shards = even(sum(self._shards), comm.world_size)
+        return {
+            k: torch.cat([t[:kept], comm.exchange(t[kept:].detach(), send, receive, "all_to_all(rebalance)")])
+            for k, t in rows.items()
+        }
+
+    # ---------------------------------------------------------------- a step
+
+    def render(
+        self,
+        gaussians: Gaussians,
+        cameras: Sequence[Sequence[Camera]],
+        *,
+        sh_degree: int,
+        background: Tensor | None,
+        track: bool,
+    ) -> Rendered:
+        inputs, rank = gaussians.activated(), self.comm.rank
+        owners = [owner for owner, part in enumerate(cameras) for _ in part]
+        every = [camera for part in cameras for camera in part]
+        projections = [self.project(inputs, camera, sh_degree, track) for camera in every]
+        mine = [p for p, owner in zip(projections, owners, strict=True) if owner == rank]
+        anchor = gaussians["means"][:0].sum()
+        if not self.comm.alone:
+            mine, anchor = self._exchange(projections, owners, track)
+        views = [
+            self.rasterize(projection, camera, background, track)
+            for projection, camera in zip(mine, cameras[rank], strict=True)
+        ]
+        return Rendered(views, list(zip(projections, every, strict=True)), anchor)
+
+    def _exchange(
+        self, projections: list[Projection], owners: list[int], track: bool
+    ) -> tuple[list[Projection], Tensor]:
+        """Send every camera's owner what this rank has for it; the whole projections of this rank's cameras."""
+        comm, world = self.comm, self.comm.world_size
+        numbers = torch.tensor([len(p.ids) for p in projections], device=self.device)
+        counts = comm.all_gather(numbers, "all_gather(counts)").tolist()
+        own = [c for c, owner in enumerate(owners) if owner == comm.rank]
+        send = [sum(counts[comm.rank][c] for c, o in enumerate(owners) if o == r) for r in range(world)]
+        receive = [sum(counts[r][c] for c in own) for r in range(world)]
+        sources = [[counts[r][c] for r in range(world)] for c in own]
+        trip = _Trip(comm, send, receive, projections, sources, absgrad=track and self.options.absgrad)
+        floats = torch.cat([_floats(p) for p in projections])
+        radii = torch.cat([p.radii for p in projections])
+        received, their_radii, anchor = _Travel.apply(floats, radii, trip)
+        if len(own) == 1:  # what came is one camera's, in place already
+            trip.arrived = [_projection(received, their_radii)]
+        elif own:
+            parts = [counts[r][c] for r in range(world) for c in own]
+            pieces, radii_pieces = received.split(parts), their_radii.split(parts)
+            trip.arrived = [
+                _projection(torch.cat(pieces[i :: len(own)]), torch.cat(radii_pieces[i :: len(own)]))
+                for i in range(len(own))
+            ]
+        return trip.arrived, anchor
+
+    def reduce_gradients(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
+        # Owners have their gradients whole: they came back through the exchange.
+        yield from (name for name, _ in travelling(gaussians, sh_degree))
+
+    def reduce_statistics(self, statistics: Statistics) -> Statistics:
+        return statistics
+
+    def share(self, gaussians: Gaussians) -> float:
+        return 1.0 / self.total_gaussians
+
+    def limit(self, gaussians: Gaussians, max_gaussians: int) -> int:
+        room = max(0, max_gaussians - self.total_gaussians)
+        extra = 1 if self.comm.rank < room % self.comm.world_size else 0
+        return gaussians.num_gaussians + room // self.comm.world_size + extra
+
+    def compare_digests(self, gaussians: Gaussians) -> list[str]:
+        return gather_digests(self.comm, parameter_digest(gaussians), self.device)
+
+
+@dataclass
+class _Trip:
+    """What the backward pass must know of an exchange."""
+
+    comm: Communicator
+    send: list[int]
+    receive: list[int]
+    sent: list[Projection]
+    sources: list[list[int]]
+    """Per camera of this rank, how many of its Gaussians came from each rank."""
+    absgrad: bool
+    arrived: list[Projection] = field(default_factory=list)
+
+    def absolute_gradients(self, like: Tensor) -> Tensor:
+        """[sum(receive), 2] in the order of arrival: by rank, then camera."""
+        by_camera = []
+        for p, sources in zip(self.arrived, self.sources, strict=True):
+            absgrad = getattr(p.means2d, "absgrad", None)
+            by_camera.append((torch.zeros_like(p.means2d) if absgrad is None else absgrad).split(sources))
+        return torch.cat(
+            [like.new_zeros((0, 2)), *(part for parts in zip(*by_camera, strict=True) for part in parts)]
+        )
+
+    def deliver(self, absgrad: Tensor) -> None:
+        """Give the returned absolute gradients to the projections that were sent."""
+        for p, part in zip(self.sent, absgrad.split([len(p.ids) for p in self.sent]), strict=True):
+            p.means2d.absgrad = part  # type: ignore[attr-defined]
+
+
+class _Travel(torch.autograd.Function):
+    """There with the numbers, back with their gradients. One exchange for all cameras of a step."""
+
+    @staticmethod
+    def forward(ctx: Any, floats: Tensor, radii: Tensor, trip: _Trip) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.trip, ctx.dtype = trip, floats.dtype
+        ctx.set_materialize_grads(False)
+        # Radii beyond 2^24 px lose their last digits in float32, far outside any picture.
+        message = torch.cat([floats, radii.to(floats.dtype)], 1)
+        out = trip.comm.exchange(message, trip.send, trip.receive, "all_to_all(projections)")
+        their_radii = out[:, NUM_FLOATS:].to(radii.dtype)
+        ctx.mark_non_differentiable(their_radii)
+        return out[:, :NUM_FLOATS].contiguous(), their_radii, floats.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
+        trip, grad, anchor = ctx.trip, grads[0], grads[2]
+        if grad is None:
+            assert anchor is not None  # the one that brought us here
+            grad = anchor.new_zeros((sum(trip.receive), NUM_FLOATS), dtype=ctx.dtype)
+        if trip.absgrad:
+            grad = torch.cat([grad, trip.absolute_gradients(grad)], 1)
+        back = trip.comm.exchange(grad, trip.receive, trip.send, "all_to_all(projection gradients)")
+        if trip.absgrad:
+            trip.deliver(back[:, NUM_FLOATS:])
+        trip.arrived = []  # they hold this very node: without this no step's memory would ever be freed
+        return back[:, :NUM_FLOATS], None, None
+
+
+def _floats(p: Projection) -> Tensor:
+    return torch.cat([p.means2d, p.conics, p.depths[:, None], p.colors, p.opacities[:, None]], 1)
+
+
+def _projection(floats: Tensor, radii: Tensor) -> Projection:
+    """One camera's Gaussians, as they arrived."""
+    means2d, conics, depths, colors, opacities = floats.split([2, 3, 1, 3, 1], 1)
+    return Projection(
+        ids=torch.arange(len(floats), device=floats.device),
+        means2d=means2d,
+        conics=conics,
+        depths=depths[:, 0],
+        radii=radii,
+        colors=colors,
+        opacities=opacities[:, 0],
+    )

@@ -1,0 +1,70 @@
+"""What is trained: the Gaussians a rank holds, Adam's moments and the densification statistics, kept in step."""
+
+from collections.abc import Mapping
+
+from ..parallel.base import Parallel, Rows
+from ..splats.densify.change import Change
+from ..splats.densify.statistics import Statistics
+from ..splats.gaussians import NAMES, Gaussians
+from .optimiser import Optimiser
+from .schedules import AdamRule
+
+GRAD_SUM, COUNT = "statistics/grad_sum", "statistics/count"
+
+
+class Model:
+    """One rank's part."""
+
+    def __init__(
+        self, parallel: Parallel, rule: AdamRule, rows: Rows, adam_steps: Mapping[str, float]
+    ) -> None:
+        """rows: what `Parallel.distribute` gave: the parameters alone, or with all that `rows()` has."""
+        self.parallel, self.rule = parallel, rule
+        self._take(rows, adam_steps)
+        self._count_once()
+
+    def _take(self, rows: Rows, adam_steps: Mapping[str, float]) -> None:
+        self.gaussians = Gaussians({name: rows[name] for name in NAMES})
+        self.optimiser = Optimiser(self.gaussians, self.rule)
+        self.optimiser.load(
+            {k.removeprefix("adam/"): t for k, t in rows.items() if k.startswith("adam/")}, adam_steps
+        )
+        self.statistics = self._no_statistics()
+        if GRAD_SUM in rows:
+            self.statistics = Statistics(rows[GRAD_SUM], rows[COUNT])
+
+    def rows(self) -> Rows:
+        """Everything that has one row per Gaussian of this rank."""
+        moments = {f"adam/{k}": t for k, t in self.optimiser.moments().items()}
+        return {
+            **self.gaussians,
+            **moments,
+            GRAD_SUM: self.statistics.grad_sum,
+            COUNT: self.statistics.count,
+        }
+
+    def whole(self) -> Rows | None:
+        """The rows of the whole model on rank 0, with the statistics of all ranks' views. Collective."""
+        self.statistics = self.parallel.reduce_statistics(self.statistics)
+        self._count_once()
+        return self.parallel.whole(self.rows())
+
+    def densify(self, change: Change) -> None:
+        """Gaussians come and go; the statistics start afresh; shards that drifted apart are evened out. Collective."""
+        self.gaussians = self.optimiser.apply(change)
+        self.statistics = self._no_statistics()
+        moved = self.parallel.rebalance(self.rows())
+        if moved is not None:
+            self._take(moved, self.optimiser.steps())
+
+    def alter(self, change: Change) -> None:
+        """Parameters change, the set of Gaussians does not."""
+        self.gaussians = self.optimiser.apply(change)
+
+    def _no_statistics(self) -> Statistics:
+        return Statistics.zeros(self.gaussians.num_gaussians, self.gaussians.device)
+
+    def _count_once(self) -> None:
+        """Where all ranks hold the sums over all views, one of them goes on with these and the others from zero."""
+        if self.parallel.replicates and self.parallel.comm.rank != 0:
+            self.statistics = self._no_statistics()

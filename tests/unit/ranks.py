@@ -1,0 +1,42 @@
+"""Run a function on several ranks (gloo, one process each) without the launcher, for tests of collectives."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from dist3dgs.parallel.comm import Communicator
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Call `function(comm, *args)` on every rank; what the ranks returned, in rank order (tensors and plain data)."""
+    if world_size == 1:
+        return [function(Communicator(), *args)]
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(
+            _rank, (world_size, _free_port(), folder, function, args), nprocs=world_size, start_method="fork"
+        )
+        return [torch.load(Path(folder, f"{r}.pt"), weights_only=True) for r in range(world_size)]
+
+
+def _rank(
+    rank: int, world_size: int, port: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    torch.save(function(Communicator(rank, world_size), *args), Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
