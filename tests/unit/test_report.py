@@ -103,16 +103,16 @@ def test_hostile_text_is_shown_as_text(report):
         }
     )
     ingest = {
-        "left_out": [{"name": ATTACK, "reason": ATTACK}],
-        "resolution": ATTACK,
-        "total_images": ATTACK,
-        "registered_images": ATTACK,
+        "left_out": [{"image": ATTACK, "reason": ATTACK}],
+        "notes": [{"image": ATTACK, "note": ATTACK}],
+        "resolutions": [{"width_px": ATTACK, "height_px": ATTACK}],
+        "num_images": {"registered": ATTACK, "total": ATTACK},
         "timings_s": {ATTACK: 1.0},
     }
     page = report(records, ingest=ingest, summary={ATTACK: ATTACK}, draw=("journey",))
     assert not page.all("script")
     assert all("onerror" not in attributes for _, attributes in page.tags)
-    assert page.text.count("<script>alert(1)</script>") >= 8, "shown, not dropped"
+    assert page.text.count("<script>alert(1)</script>") >= 12, "shown, not dropped"
 
 
 def test_tag_escapes_all_but_markup():
@@ -207,15 +207,23 @@ def test_stages_are_stated_and_add_up(report):
 
 def test_sfm_facts_and_pose_error(report):
     ingest = {
-        "registered_images": 46,
-        "total_images": 48,
+        "num_images": {"registered": 46, "total": 48},
+        "resolutions": [{"width_px": 540, "height_px": 360, "num_images": 46}],
         "num_points": 9213,
         "reprojection_error_px": 0.412,
-        "left_out": [{"name": "dark.jpg", "reason": "12 matches"}],
-        "pose_error": {"rotation_deg_median": 0.041, "rotation_deg_max": 0.2, "position_percent_median": 0.1},
+        "left_out": [{"image": "dark.jpg", "reason": "12 matches"}],
+        "pose_error": {"rotation_median_deg": 0.041, "rotation_max_deg": 0.2, "position_median_percent": 0.1},
     }
     text = report([make_record()], ingest=ingest).text
-    for part in ("46 of 48", "0.41 px", "dark.jpg", "12 matches", "0.041° (max 0.2°)", "0.1 %"):
+    for part in (
+        "46 of 48",
+        "540 × 360 px",
+        "0.41 px",
+        "dark.jpg",
+        "12 matches",
+        "0.041° (max 0.2°)",
+        "0.1 %",
+    ):
         assert part in text, part
 
 

@@ -6,7 +6,7 @@ from . import numbers
 from .content import Content
 from .markup import Html, join, table, tag
 
-_MAX_LEFT_OUT = 50
+_MAX_LISTED = 50
 
 
 def section(content: Content) -> Html:
@@ -25,7 +25,8 @@ def section(content: Content) -> Html:
         [
             table(head, [_row(scene, facts) for scene, facts in content.ingests], numbers_from=1),
             _poses(content),
-            *(_left_out(scene, facts) for scene, facts in content.ingests),
+            *(_images(scene, facts, "left_out", "reason", "{} left out") for scene, facts in content.ingests),
+            *(_images(scene, facts, "notes", "note", "{} with a note") for scene, facts in content.ingests),
             *(
                 tag("p", f"{scene}: {facts['unreadable']}", class_="bad")
                 for scene, facts in content.ingests
@@ -36,37 +37,45 @@ def section(content: Content) -> Html:
 
 
 def _row(scene: str, facts: dict[str, Any]) -> tuple[Any, ...]:
-    used, total = facts.get("registered_images"), facts.get("total_images")
+    images, pose = _mapping(facts, "num_images"), _mapping(facts, "pose_error")
+    used, total = images.get("registered"), images.get("total")
     error = number(facts.get("reprojection_error_px"))
-    pose = facts.get("pose_error") if isinstance(facts.get("pose_error"), dict) else {}
     return (
         scene,
         None if used is None else f"{used} of {total}" if total is not None else used,
         numbers.count(number(facts.get("num_points"))),
         None if error is None else f"{error:.2f} px",
-        _resolution(facts.get("resolution")),
-        _pose(pose, "rotation_deg", "°"),
-        _pose(pose, "position_percent", " %"),
+        _resolutions(facts.get("resolutions")),
+        _pose(pose, "rotation", "deg", "°"),
+        _pose(pose, "position", "percent", " %"),
     )
+
+
+def _mapping(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    value = facts.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _resolution(value: Any) -> str | None:
-    if isinstance(value, list | tuple) and len(value) == 2:
-        return f"{value[0]} × {value[1]} px"
-    if isinstance(value, dict) and {"width", "height"} <= value.keys():
-        return f"{value['width']} × {value['height']} px"
-    return None if value is None else str(value)
+def _resolutions(value: Any) -> str | None:
+    """`540 × 360 px`, or each size with how many photographs have it."""
+    if not isinstance(value, list):
+        return None
+    sizes = [r for r in value if isinstance(r, dict) and {"width_px", "height_px"} <= r.keys()]
+    texts = [f"{r['width_px']} × {r['height_px']} px" for r in sizes]
+    if len(texts) > 1:
+        texts = [f"{text} ({r.get('num_images')})" for text, r in zip(texts, sizes, strict=True)]
+    return ", ".join(texts[:4]) + (" …" if len(texts) > 4 else "") or None
 
 
-def _pose(pose: Any, name: str, unit: str) -> str | None:
-    median, largest = number(pose.get(f"{name}_median")), number(pose.get(f"{name}_max"))
+def _pose(pose: dict[str, Any], name: str, unit: str, sign: str) -> str | None:
+    median, largest = number(pose.get(f"{name}_median_{unit}")), number(pose.get(f"{name}_max_{unit}"))
     if median is None:
         return None
-    return f"{median:.2g}{unit}" + ("" if largest is None else f" (max {largest:.2g}{unit})")
+    return f"{median:.2g}{sign}" + ("" if largest is None else f" (max {largest:.2g}{sign})")
 
 
 def _poses(content: Content) -> Html | None:
@@ -74,27 +83,27 @@ def _poses(content: Content) -> Html | None:
         return None
     return tag(
         "p",
-        "Pose errors: against the true cameras, which are known for procedural scenes only and never reach "
-        "training; after the best similarity alignment, median over the registered photographs. Position in "
-        "per cent of the "
-        "scene's extent.",
+        "Pose errors: against the true cameras, which are known for procedural scenes only and never reach training; "
+        "after the best similarity alignment, over the registered photographs. Position in per cent of the "
+        "trajectory's diameter.",
         class_="note",
     )
 
 
-def _left_out(scene: str, facts: dict[str, Any]) -> Html | None:
-    left_out = facts.get("left_out")
-    if not isinstance(left_out, list) or not left_out:
+def _images(scene: str, facts: dict[str, Any], key: str, value: str, title: str) -> Html | None:
+    """The photographs that ingest names under `key`, each with its reason or note."""
+    entries = facts.get(key)
+    if not isinstance(entries, list) or not entries:
         return None
     rows = [
-        (entry.get("name"), entry.get("reason")) if isinstance(entry, dict) else (entry, None)
-        for entry in left_out[:_MAX_LEFT_OUT]
+        (entry.get("image"), entry.get(value)) if isinstance(entry, dict) else (entry, None)
+        for entry in entries[:_MAX_LISTED]
     ]
-    more = len(left_out) - len(rows)
+    more = len(entries) - len(rows)
     return join(
         [
-            tag("h3", f"{scene}: {len(left_out)} photographs left out"),
-            table(("photograph", "reason"), rows),
+            tag("h3", f"{scene}: {title.format(len(entries))}"),
+            table(("photograph", value), rows),
             tag("p", f"and {more} more, see ingest.json") if more > 0 else None,
         ]
     )

@@ -34,8 +34,8 @@ class Shown:
         return sorted(v for v in found if (self.folder / f"{v}.photo.png").is_file())
 
     def psnr(self, view: str) -> float | None:
-        """Of one view; the trainer may have dropped the photograph's suffix from the file's name."""
-        return next((v.psnr for v in self.record.metrics.views if view in (v.name, Path(v.name).stem)), None)
+        """Of one view, by the name of its picture: the photograph's with slashes replaced."""
+        return next((v.psnr for v in self.record.metrics.views if v.name.replace("/", "_") == view), None)
 
 
 def comparison(content: Content, scene: str) -> Html | None:

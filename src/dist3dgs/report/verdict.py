@@ -42,8 +42,8 @@ def _summary(every: Sequence[Sequence[Row]]) -> str:
     count = "all" if len(gains) == len(tops) else f"{len(gains)} of"
     return (
         f"In time, distributed training pays for {count} {len(tops)} combinations of scene and strategy that were "
-        f"measured; most on {top['scene']} with {top['strategy']} at {top['layout']}: {what} {gain(top):.2f} times sooner than "
-        f"{top['baseline_layout']}."
+        f"measured; most on {top['scene']} with {top['strategy']} at {top['layout']}: {what} {gain(top):.2f} times "
+        f"sooner than {top['baseline_layout']}."
     )
 
 
