@@ -14,7 +14,6 @@ import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 
 BLOCK_BYTES = 1 << 20
@@ -46,19 +45,20 @@ class Block:
     first_line: int  # number of the first segment's line, 1-based
     data: bytes  # segments joined by \n; a segment that continues its line starts with \r
     lines: list[bytes] = field(default_factory=list)
-    _numbers: list[int] | None = None
 
     def __post_init__(self) -> None:
         self.lines = self.data.split(b"\n")
 
+    def offset(self, index: int) -> int:
+        """Where segment `index` starts in `data`."""
+        if index * 2 <= len(self.lines):
+            return sum(map(len, self.lines[:index])) + index
+        return len(self.data) - sum(map(len, self.lines[index:])) - (len(self.lines) - 1 - index)
+
     def number(self, index: int) -> int:
         """1-based line number of segment `index`."""
-        if b"\r" not in self.data:
-            return self.first_line + index
-        if self._numbers is None:
-            new_line = (not segment.startswith(b"\r") for segment in self.lines[1:])
-            self._numbers = list(accumulate(new_line, initial=self.first_line))
-        return self._numbers[index]
+        continued = self.data.count(b"\r", 1, self.offset(index) + 1) if b"\r" in self.data else 0
+        return self.first_line + index - continued
 
     def shapes(self) -> list[bytes]:
         return self.data.translate(None, NOT_SHAPE).split(b"\n")

@@ -16,20 +16,25 @@ from .lines import Block, clean, looks_binary, read_blocks
 from .loss import LossWatch
 from .readers import elastic, epochs, gsplat, metrics_csv, nerfstudio, nvidia_smi, psrecord, resources, sacct, slurm
 from .readers import events as own_events
-from .rules import HINTS, RULES, Hit
+from .rules import HINTS, RULES, Hit, Tier
 from .steps import FORMATS, StepFormat, StepSeries
 
 #: Text patterns of all readers; every new line shape is shown to them.
 FACTS: tuple[FactPattern, ...] = tuple(
     p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs) for p in module.FACTS
 )
-#: How often lines of one shape are looked at, if any rule or reader cared for the first.
-REPEATS = 64
-OFTEN = 4096
+#: How often lines of one shape are looked at after any rule or reader cared for the first. Of a shape whose numbers
+#: matter (a metric that is printed again and again) the last one in each block is read after that.
+REPEATS = 8
+REPEATS_RANKS = 64
+#: Step times are taken from every block of the first 8 MiB, then from every sixteenth and the last.
+FULL_BLOCKS = 8
+BLOCK_STRIDE = 16
 MAX_SHAPES = 200_000
 #: After this many differing shapes in one file (a dump, not a log) only lines with an alarming word are looked at.
 MAX_CLOSE_LINES = 100_000
 MAX_HITS = 20_000
+MAX_OFTEN = 32
 ALARMING = re.compile(rb"[Ee]rror|ERROR|Traceback|CANCELLED|[Kk]illed|oom|OOM|NCCL WARN|[Ff]ailed|FAILED|TIMEOUT|Xid")
 MAX_SERIES = 32
 SLURM_LINE = re.compile(r"slurmstepd|srun:|CANCELLED")
@@ -146,6 +151,8 @@ class TextReader:
         self.clock = Clock()
         self.seen: set[bytes] = set()  # shapes that nobody needs to see again
         self.repeats: dict[bytes, int] = {}  # shapes that somebody cares for -> how often still
+        self.often: set[bytes] = set()
+        self.num_blocks = 0
         self.formats: list[StepFormat] = []
         self.tail: deque[bytes] = deque(maxlen=80)
         self.progress = result.progress.setdefault(index, Progress())
@@ -160,6 +167,7 @@ class TextReader:
         chosen = self._choose(block, shapes)
         self.result.loss.read(self, block, shapes)
         hits = [hit for i in chosen for hit in self._look(block, shapes[i], i)]
+        self._look_often(block, shapes)
         self._steps(block, hits)
         self.result.hits.extend(hits[: max(0, MAX_HITS - len(self.result.hits))])
         self.tail.extend(block.lines[-80:])
@@ -167,6 +175,12 @@ class TextReader:
         self.order += len(block.lines)
         self.num_lines = block.number(len(block.lines) - 1)
         self.last_block = block
+        self.num_blocks += 1
+
+    def _look_often(self, block: Block, shapes: list[bytes]) -> None:
+        for shape in self.often.intersection(shapes):
+            i = len(shapes) - 1 - shapes[::-1].index(shape)
+            self.result.facts.read(Line(self.path, block.number(i), clean(block.lines[i])), FACTS)
 
     def _choose(self, block: Block, shapes: list[bytes]) -> list[int]:
         """Indices of the segments that may have to be looked at."""
@@ -189,7 +203,8 @@ class TextReader:
         line = Line(self.path, block.number(i), text, self.clock.read(text))
         if line.time is not None and self.clock.dated:
             self.result.first_time.setdefault(self.index, line.time)
-        again = OFTEN if self.result.facts.read(line, FACTS) else 0
+        often = self.result.facts.read(line, FACTS)
+        again = REPEATS_RANKS if often else 0
         for fmt in FORMATS:
             if fmt not in self.formats and fmt.pattern.search(block.lines[i]):
                 if fmt.name != "key value" or not any(f.pattern.search(block.lines[i]) for f in self.formats):
@@ -197,13 +212,15 @@ class TextReader:
                 break
         hit = self._judge(block, line, i)
         if hit is not None:
-            again = max(again, REPEATS)
+            again = max(again, REPEATS_RANKS if hit.rule.tier == Tier.COMMUNICATION else REPEATS)
         left = self.repeats.get(shape, again) - 1
         if left > 0:
             self.repeats[shape] = left
         else:
             self.repeats.pop(shape, None)
             self.seen.add(shape)
+            if often and len(self.often) < MAX_OFTEN:
+                self.often.add(shape)
         return [hit] if hit else []
 
     def _judge(self, block: Block, line: Line, i: int) -> Hit | None:
@@ -226,7 +243,7 @@ class TextReader:
             if found is None:
                 continue
             hit = Hit(rule, found, line, self.index, self.order + i, context, below)
-            hit.steps_before = self.progress.count + self._steps_above(block, i)
+            hit.steps_above = lambda: self.progress.count + self._steps_above(block, i)
             hit.rank, hit.node = where.of(hit)
             if rule.accept is None or rule.accept(hit):
                 return hit
@@ -240,8 +257,8 @@ class TextReader:
         """Run the active step formats over the block, and note how much progress stands before each hit."""
         starts: list[int] = []
         for fmt in self.formats:
-            data = b"\n".join(dict.fromkeys(block.lines)) if fmt.redrawn else block.data
-            self._series(fmt, data)
+            if self.num_blocks < FULL_BLOCKS or self.num_blocks % BLOCK_STRIDE == 0:
+                self._series(fmt, block)
             if hits:
                 starts += _training(fmt, block.data)
         starts.sort()
@@ -254,23 +271,21 @@ class TextReader:
         self._note_progress(block, starts)
 
     def _note_progress(self, block: Block, starts: list[int]) -> None:
-        last = -1
-        for i in range(len(block.lines) - 1, -1, -1):
-            if any(next(_training(fmt, block.lines[i]), None) is not None for fmt in self.formats):
-                last = i
-                break
+        at = max((_last_training(fmt, block.data) for fmt in self.formats), default=-1)
+        last = block.data.count(b"\n", 0, at + 1) if at >= 0 else -1
         p = self.progress
         if last >= 0:
             p.count += max(len(starts), 1)
-            p.bytes = self.offset + sum(len(line) + 1 for line in block.lines[:last])
+            p.bytes = self.offset + at
             text = clean(block.lines[last])
             p.last, p.after_time = Line(self.path, block.number(last), text, self.clock.read(text)), None
         if p.last is not None and p.after_time is None:
             below = (self.clock.read(clean(raw)) for raw in block.lines[last + 1 : last + 400])
             p.after_time = next((t for t in below if t is not None), None)
 
-    def _series(self, fmt: StepFormat, data: bytes) -> None:
+    def _series(self, fmt: StepFormat, block: Block) -> None:
         all_series = self.result.series
+        data = b"\n".join(dict.fromkeys(block.lines)) if fmt.redrawn else block.data
         for groups in fmt.pattern.findall(data):
             try:
                 p = fmt.parse(groups if isinstance(groups, tuple) else (groups,))
@@ -290,6 +305,8 @@ class TextReader:
         """Find the last times of day in the file."""
         if self.last_block is None:
             return
+        for fmt in self.formats:
+            self._series(fmt, self.last_block)
         lines = self.last_block.lines
         for i in range(len(lines) - 1, max(-1, len(lines) - 400), -1):
             text = clean(lines[i])
@@ -308,6 +325,16 @@ def _training(fmt: StepFormat, data: bytes) -> Iterator[int]:
     for m in fmt.pattern.finditer(data):
         if fmt.name != "tqdm" or not NO_TRAINING.search(_before(data, m.start())):
             yield m.start()
+
+
+def _last_training(fmt: StepFormat, data: bytes) -> int:
+    """Offset of the last progress line in `data`, -1 if there is none."""
+    for start in (max(0, len(data) - (1 << 14)), 0):
+        start = data.rfind(b"\n", 0, start) + 1
+        last = max(_training(fmt, data[start:]), default=-1)
+        if last >= 0 or start == 0:
+            return start + last if last >= 0 else -1
+    return -1
 
 
 def _before(data: bytes, at: int) -> str:

@@ -20,7 +20,7 @@ def _size(pattern: str, text: str) -> float | None:
 
 def is_broken_gpu(hit: Hit) -> bool:
     """Out of memory where nothing can have used it up: at the first touch of the device, or a tiny request on an empty one."""
-    if hit.steps_before:
+    if hit.steps_before or hit.steps_above():
         return False
     text = hit.line.text
     asked = _size(r"Tried to allocate ([\d.]+) (\w+)", text)

@@ -38,6 +38,7 @@ class Hit:
     order: int  # position in the file
     context: "Callable[[int], list[str]]" = field(repr=False, default=lambda n: [])
     below: "Callable[[int], list[str]]" = field(repr=False, default=lambda n: [])
+    steps_above: "Callable[[], int]" = field(repr=False, default=lambda: 0)
     steps_before: int = 0
     bytes_before: int = 0
     rank: int | None = None
