@@ -75,7 +75,7 @@ def compile_object(
         triple = llvm.get_process_triple()
     target = llvm.Target.from_triple(triple)
     machine = target.create_target_machine(
-        cpu=cpu, features=features, opt=3, reloc="pic", codemodel="jitdefault"
+        cpu=cpu, features=features, opt=3, reloc="pic", codemodel="small"
     )
     module = llvm.parse_assembly(text)
     module.triple = triple
@@ -147,7 +147,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _load_object(code: bytes) -> Callable[[str], int]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(reloc="pic", codemodel="jitdefault")
+    machine = llvm.Target.from_default_triple().create_target_machine(reloc="pic", codemodel="small")
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()

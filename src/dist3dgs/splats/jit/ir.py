@@ -17,9 +17,14 @@ F32, F64 = ir.FloatType(), ir.DoubleType()
 ZERO = ir.Constant(I32, 0)
 
 
-def vector(element: ir.Type) -> ir.VectorType:
-    """The type of 16 lanes of `element`."""
-    return ir.VectorType(element, LANES)
+def vector(element: ir.Type, lanes: int = LANES) -> ir.VectorType:
+    """The type of 16 (or so many) lanes of `element`."""
+    return ir.VectorType(element, lanes)
+
+
+def like(kind: ir.Type, element: ir.Type) -> ir.Type:
+    """`element` in as many lanes as `kind` has."""
+    return vector(element, kind.count) if isinstance(kind, ir.VectorType) else element
 
 
 def element_of(kind: ir.Type) -> ir.Type:
@@ -154,7 +159,7 @@ class Value:
         a, builder = element_of(self.kind), self.k.b
         if a == element:
             return self
-        target = vector(element) if isinstance(self.kind, ir.VectorType) else element
+        target = like(self.kind, element)
         if is_float(a) and is_float(element):
             op = builder.fpext if element == F64 else builder.fptrunc
         elif is_float(a):
@@ -170,12 +175,12 @@ class Value:
     def as_bits(self) -> "Value":
         """The same bits as integers."""
         kind = I32 if element_of(self.kind) == F32 else I64
-        return Value(self.k, self.k.b.bitcast(self.v, vector(kind) if self.is_vector else kind))
+        return Value(self.k, self.k.b.bitcast(self.v, like(self.kind, kind)))
 
     def as_real(self) -> "Value":
         """The same bits as floats."""
         kind = F32 if element_of(self.kind) == I32 else F64
-        return Value(self.k, self.k.b.bitcast(self.v, vector(kind) if self.is_vector else kind))
+        return Value(self.k, self.k.b.bitcast(self.v, like(self.kind, kind)))
 
     @property
     def is_vector(self) -> bool:
@@ -187,17 +192,28 @@ class Value:
         return Value(self.k, self.k.b.extract_element(self.v, index))
 
     def mask_bits(self) -> "Value":
-        """16 booleans as the low 16 bits of an i32, lane 0 lowest."""
-        return Value(self.k, self.k.b.zext(self.k.b.bitcast(self.v, I16), I32))
+        """Booleans as bits of an i32, lane 0 lowest."""
+        bits = self.k.b.bitcast(self.v, ir.IntType(self.kind.count))
+        return Value(self.k, self.k.b.zext(bits, I32) if self.kind.count < 32 else bits)
 
     def lowest_bit(self) -> "Value":
         """Index of the lowest set bit (undefined for 0)."""
         return Value(self.k, self.k.b.cttz(self.v, ir.Constant(I1, 1)))
 
     def permute(self, lanes: list[int], other: "Value | None" = None) -> "Value":
-        """Lanes chosen from self (0..15) and other (16..31)."""
+        """Lanes chosen from self (numbered first) and other (numbered after them)."""
         second = other.v if other is not None else ir.Constant(self.kind, ir.Undefined)
-        return Value(self.k, self.k.b.shuffle_vector(self.v, second, ir.Constant(vector(I32), lanes)))
+        chosen = ir.Constant(vector(I32, len(lanes)), lanes)
+        return Value(self.k, self.k.b.shuffle_vector(self.v, second, chosen))
+
+    def join(self, other: "Value") -> "Value":
+        """One vector of twice as many lanes: self, then other."""
+        return self.permute(list(range(2 * self.kind.count)), other)
+
+    def halves(self) -> "list[Value]":
+        """The two halves that `join` joined."""
+        n = self.kind.count // 2
+        return [self.permute(list(range(n))), self.permute(list(range(n, 2 * n)))]
 
 
 class Pointer:
@@ -338,11 +354,8 @@ class Kernel:
     # -- values
 
     def constant(self, x: float | int, kind: ir.Type) -> Value:
-        lane = element_of(kind)
-        x = float(x) if is_float(lane) else int(x)
-        return Value(
-            self, ir.Constant(kind, [x] * LANES) if isinstance(kind, ir.VectorType) else ir.Constant(kind, x)
-        )
+        x = float(x) if is_float(kind) else int(x)
+        return Value(self, ir.Constant(kind, [x] * kind.count if isinstance(kind, ir.VectorType) else x))
 
     def lanes(self, values: list[Any], element: ir.Type | None = None) -> Value:
         """A vector of 16 given constants."""
@@ -351,17 +364,18 @@ class Kernel:
     def zero(self, kind: ir.Type) -> Value:
         return self.constant(0, kind)
 
-    def splat(self, x: Value) -> Value:
-        kind = vector(x.kind)
+    def splat(self, x: Value, lanes: int = LANES) -> Value:
+        """A scalar in all lanes."""
+        kind = vector(x.kind, lanes)
         undef = ir.Constant(kind, ir.Undefined)
         first = self.b.insert_element(undef, x.v, ZERO)
-        return Value(self, self.b.shuffle_vector(first, undef, ir.Constant(vector(I32), [0] * LANES)))
+        return Value(self, self.b.shuffle_vector(first, undef, ir.Constant(vector(I32, lanes), [0] * lanes)))
 
     def cast(self, x: Any, kind: ir.Type) -> Value:
         """`x` as `kind`: a Python number becomes a constant, a scalar is spread over the lanes."""
         if not isinstance(x, Value):
             return self.constant(x, kind)
-        return self.splat(x) if isinstance(kind, ir.VectorType) and not x.is_vector else x
+        return self.splat(x, kind.count) if isinstance(kind, ir.VectorType) and not x.is_vector else x
 
     def match(self, *xs: Any) -> list[Value]:
         """Bring operands to one type."""
@@ -375,7 +389,7 @@ class Kernel:
     def select(self, condition: Value, a: Any, b: Any) -> Value:
         if condition.is_vector and not any(isinstance(x, Value) and x.is_vector for x in (a, b)):
             kind = next((x.kind for x in (a, b) if isinstance(x, Value)), self.real)
-            a, b = self.cast(a, vector(kind)), self.cast(b, vector(kind))
+            a, b = (self.cast(x, like(condition.kind, kind)) for x in (a, b))
         a, b = self.match(a, b)
         return Value(self, self.b.select(condition.v, a.v, b.v))
 
@@ -468,4 +482,4 @@ class Kernel:
 def _suffix(kind: ir.Type) -> str:
     lane = element_of(kind)
     name = {F32: "f32", F64: "f64"}[lane] if is_float(lane) else f"i{lane.width}"
-    return f"v{LANES}{name}" if isinstance(kind, ir.VectorType) else name
+    return f"v{kind.count}{name}" if isinstance(kind, ir.VectorType) else name

@@ -62,16 +62,52 @@ def _pixel_of_lane(k: Kernel, block: Value) -> tuple[Value, Value]:
     return lane_x + k.splat((block & 3) << 2), lane_y + k.splat((block >> 2) << 2)
 
 
+class _Blocks:
+    """What a tile's 16 blocks of pixels carry, on the stack: for each block its lines of 16 numbers, side by side.
+
+    The first two lines are the pixel centres, px in the tile, the third the transmittance. A 17th block of finished
+    pixels stands in where there is no second block to work on. The number of lines is not a power of two: lines that
+    lie 4096 bytes apart look alike to the processor, and a load of the one would wait for a store to the other.
+    """
+
+    def __init__(self, k: Kernel, num_lines: int) -> None:
+        self.k, self.num_lines = k, num_lines + 2
+        self.lines = k.local(self.num_lines * (PIXELS + LANES))
+        with k.loop(0, LANES + 1) as block:
+            for axis, pixel in enumerate(_pixel_of_lane(k, block)):
+                self.store([block], axis - 2, pixel.to(k.real) + 0.5)
+            self.store([block], 0, -1.0)
+            for line in range(1, num_lines):
+                self.store([block], line, 0.0)
+
+    def _place(self, block: Value, line: int) -> Value:
+        return block.to(I64) * (self.num_lines * LANES) + (line + 2) * LANES
+
+    def centre(self, blocks: list[Value]) -> tuple[Value, Value]:
+        """x and y of the pixels' centres."""
+        return self.load(blocks, -2), self.load(blocks, -1)
+
+    def load(self, blocks: list[Value], line: int) -> Value:
+        """One number of each of the pixels of one or two blocks."""
+        parts = [self.lines.load(self._place(block, line), 64) for block in blocks]
+        return parts[0] if len(parts) == 1 else parts[0].join(parts[1])
+
+    def store(self, blocks: list[Value], line: int, value: Value | float) -> None:
+        parts = value.halves() if isinstance(value, Value) and len(blocks) == 2 else [value]
+        for block, part in zip(blocks, parts, strict=True):
+            self.lines.store(self._place(block, line), part, 64)
+
+
 class _Gaussian:
-    """One Gaussian's numbers, spread over the lanes, relative to a tile."""
+    """One Gaussian's numbers, relative to a tile."""
 
     def __init__(self, k: Kernel, g: Pointer, left: Value, top: Value, num_channels: int) -> None:
         self.k = k
-        self.x, self.y = k.splat(g[X] - left), k.splat(g[Y] - top)
-        self.aa, self.ab, self.bb = (k.splat(g[f]) for f in (AA, AB, BB))
-        self.log_opacity = k.splat(g[LOG_OPACITY])
+        self.x, self.y = g[X] - left, g[Y] - top
+        self.aa, self.ab, self.bb = (g[f] for f in (AA, AB, BB))
+        self.log_opacity = g[LOG_OPACITY]
         fields = [RED, RED + 1, RED + 2, DEPTH][:num_channels]
-        self.channels = [k.splat(g[f]) for f in fields]
+        self.channels = [g[f] for f in fields]
 
     def alpha(self, px: Value, py: Value) -> tuple[Value, Value, Value, Value]:
         """dx, dy, unclamped alpha, and whether it counts: exponent <= 0 and alpha >= 1/255."""
@@ -88,19 +124,18 @@ def write_blend(module: ir.Module, real: ir.Type, num_channels: int) -> None:
     counter, num_tiles = k.pointer(I64), k.arg(I64)
     lists = _Lists(k)
     background, image, transmittance, used = k.pointer(), k.pointer(), k.pointer(), k.pointer(I64)
-    state, centres = k.local((1 + num_channels) * PIXELS), k.local(2 * PIXELS)
-    _write_centres(k, centres)
+    blocks = _Blocks(k, 1 + num_channels)
     with k.tasks(counter, num_tiles) as tile:
         column, row = (tile % lists.num_columns) * TILE_PX, (tile // lists.num_columns) * TILE_PX
         live = k.variable(k.constant(0, I32))
         with k.loop(0, LANES) as block:
             x, y = _pixel_of_lane(k, block)
             inside = (x + column < lists.width) & (y + row < lists.height)
-            state.store(block * LANES, k.select(inside, 1.0, k.cast(-1.0, k.vreal)), 64)
+            blocks.store([block], 0, k.select(inside, 1.0, k.cast(-1.0, k.vreal)))
             with k.when(inside.mask_bits().differs(0)):
                 live.set(live.get() | (k.constant(1, I32) << block.to(I32)))
             for c in range(num_channels):
-                state.store(block * LANES + (1 + c) * PIXELS, 0.0, 64)
+                blocks.store([block], 1 + c, 0.0)
         entry, stop = k.variable(lists.starts[tile]), lists.stops[tile]
         left, top = column.to(k.real), row.to(k.real)
         with k.loop_while(lambda: (entry.get() < stop) & live.get().differs(0)):
@@ -110,54 +145,59 @@ def write_blend(module: ir.Module, real: ir.Type, num_channels: int) -> None:
             with k.when(mask.get().differs(0)):
                 g = _Gaussian(k, lists.packed.at(lists.who[e].to(I64) * FIELDS), left, top, num_channels)
                 with k.loop_while(lambda: mask.get().differs(0)):
-                    bit = mask.get().lowest_bit()
-                    mask.set(mask.get() & (mask.get() - 1))
-                    _blend_block(k, g, bit, centres, state, live)
+                    _blend_two(k, g, _take_two(k, mask), blocks, live)
             entry.set(e + 1)
         used[tile] = entry.get()
-        _write_tile(k, lists, column, row, state, num_channels, background, image, transmittance)
+        _write_tile(k, lists, column, row, blocks, num_channels, background, image, transmittance)
     k.finish()
 
 
-def _write_centres(k: Kernel, centres: Pointer) -> None:
-    with k.loop(0, LANES) as block:
-        for axis, pixel in enumerate(_pixel_of_lane(k, block)):
-            centres.store(block * LANES + axis * PIXELS, pixel.to(k.real) + 0.5, 64)
+def _take_two(k: Kernel, mask: Variable) -> list[Value]:
+    """Take the two lowest blocks out of a mask; the second is the 17th, of finished pixels, if there is only one.
+
+    Two at a time, because one block alone is a long chain of dependent instructions that leaves the units idle.
+    """
+    first = mask.get().lowest_bit()
+    mask.set(mask.get() & (mask.get() - 1))
+    second = (mask.get() | (1 << LANES)).lowest_bit()
+    mask.set(mask.get() & (mask.get() - 1))
+    return [first, second]
 
 
 def _mask(lists: _Lists, entry: Value) -> Value:
     return lists.masks[entry].to(I32) & 0xFFFF
 
 
-def _blend_block(
-    k: Kernel, g: _Gaussian, bit: Value, centres: Pointer, state: Pointer, live: Variable
+def _blend_two(
+    k: Kernel, g: _Gaussian, two: list[Value], blocks: _Blocks, live: Variable
 ) -> None:
-    at = bit.to(I64) * LANES
-    _, _, raw, counts = g.alpha(centres.load(at, 64), centres.load(at + PIXELS, 64))
+    _, _, raw, counts = g.alpha(*blocks.centre(two))
     alpha = raw.min(ALPHA_MAX)
-    before = state.load(at, 64)
+    before = blocks.load(two, 0)
     after = k.fma(-before, alpha, before)
     goes_on = counts & (after > TRANSMITTANCE_MIN)
     weight = k.select(goes_on, alpha * before, 0.0)
     for c, color in enumerate(g.channels):
-        place = at + (1 + c) * PIXELS
-        state.store(place, k.fma(weight, color, state.load(place, 64)), 64)
-    state.store(at, k.select(goes_on, after, before), 64)
-    _finish_pixels(k, state, at, bit, counts & ~goes_on, live)
+        blocks.store(two, 1 + c, k.fma(weight, color, blocks.load(two, 1 + c)))
+    blocks.store(two, 0, before - weight)
+    _finish_pixels(k, blocks, two, counts & ~goes_on & (before > 0.0), live)
 
 
-def _finish_pixels(k: Kernel, state: Pointer, at: Value, bit: Value, ended: Value, live: Variable) -> None:
-    """Mark the pixels that would become too dark, and the block when it has no other."""
+def _finish_pixels(
+    k: Kernel, blocks: _Blocks, two: list[Value], ended: Value, live: Variable
+) -> None:
+    """Mark the pixels that would become too dark, and a block when it has no other."""
     with k.when(ended.mask_bits().differs(0), likely=False):
-        now = state.load(at, 64)
+        now = blocks.load(two, 0)
         now = k.select(ended, -now.abs(), now)
-        state.store(at, now, 64)
-        with k.when((now > 0.0).mask_bits().equals(0)):
-            live.set(live.get() & ~(k.constant(1, I32) << bit))
+        blocks.store(two, 0, now)
+        for block, bits in zip(two, ((now > 0.0).mask_bits() & 0xFFFF, (now > 0.0).mask_bits() >> 16), strict=True):
+            with k.when(bits.equals(0)):
+                live.set(live.get() & ~(k.constant(1, I32) << block))
 
 
 def _write_tile(
-    k: Kernel, lists: _Lists, column: Value, row: Value, state: Pointer, num_channels: int,
+    k: Kernel, lists: _Lists, column: Value, row: Value, blocks: _Blocks, num_channels: int,
     background: Pointer, image: Pointer, transmittance: Pointer,
 ) -> None:  # fmt: skip
     colors = [k.splat(background[c]) for c in range(num_channels)]
@@ -166,10 +206,10 @@ def _write_tile(
         x, y = x + column, y + row
         inside = (x < lists.width) & (y < lists.height)
         pixel = y * lists.width + x
-        left_over = state.load(block * LANES, 64).abs()
+        left_over = blocks.load([block], 0).abs()
         transmittance.scatter(pixel, left_over, inside)
         for c, color in enumerate(colors):
-            value = k.fma(left_over, color, state.load(block * LANES + (1 + c) * PIXELS, 64))
+            value = k.fma(left_over, color, blocks.load([block], 1 + c))
             image.scatter(pixel * num_channels + c, value, inside)
 
 
@@ -181,15 +221,13 @@ def write_blend_backward(module: ir.Module, real: ir.Type, num_channels: int, ab
     pair_slots, row_bases = k.pointer(I32), k.pointer(I64)
     image, transmittance, used = k.pointer(), k.pointer(), k.pointer(I64)
     v_image, v_alpha, slots = k.pointer(), k.pointer(), k.pointer()
-    # per pixel: transmittance, rest, gradients of the channels
-    state, centres = k.local((2 + num_channels) * PIXELS), k.local(2 * PIXELS)
-    _write_centres(k, centres)
+    blocks = _Blocks(k, 2 + num_channels)  # transmittance, rest, gradients of the channels
     num_sums = NUM_MOMENTS + num_channels + 2 * absgrad
     with k.tasks(counter, last_tile - first_tile) as task:
         tile = task + first_tile
         column, row = (tile % lists.num_columns) * TILE_PX, (tile // lists.num_columns) * TILE_PX
         live = k.variable(k.constant(0, I32))
-        _read_tile(k, lists, column, row, state, num_channels, image, transmittance, v_image, v_alpha, live)
+        _read_tile(k, lists, column, row, blocks, num_channels, image, transmittance, v_image, v_alpha, live)
         left, top = column.to(k.real), row.to(k.real)
         base = row_bases[tile // lists.num_columns]
         with k.loop(lists.starts[tile], used[tile]) as e:
@@ -202,9 +240,7 @@ def write_blend_backward(module: ir.Module, real: ir.Type, num_channels: int, ab
             with k.when(mask.get().differs(0)):
                 g = _Gaussian(k, lists.packed.at(lists.who[e].to(I64) * FIELDS), left, top, num_channels)
                 with k.loop_while(lambda: mask.get().differs(0)):
-                    bit = mask.get().lowest_bit()
-                    mask.set(mask.get() & (mask.get() - 1))
-                    _blend_block_backward(k, g, bit, centres, state, live, sums, absgrad)
+                    _blend_two_backward(k, g, _take_two(k, mask), blocks, live, sums, absgrad)
                 slot.store(0, sum_lanes(k, [s.get() for s in sums]), 64)
         with k.loop(used[tile], lists.stops[tile]) as e:
             slots.at((pair_slots[e].to(I64) + base) * SLOT).store(0, 0.0, 64)
@@ -212,7 +248,7 @@ def write_blend_backward(module: ir.Module, real: ir.Type, num_channels: int, ab
 
 
 def _read_tile(
-    k: Kernel, lists: _Lists, column: Value, row: Value, state: Pointer, num_channels: int, image: Pointer,
+    k: Kernel, lists: _Lists, column: Value, row: Value, blocks: _Blocks, num_channels: int, image: Pointer,
     transmittance: Pointer, v_image: Pointer, v_alpha: Pointer, live: Variable,
 ) -> None:  # fmt: skip
     with k.loop(0, LANES) as block:
@@ -225,48 +261,48 @@ def _read_tile(
         for c in range(num_channels):
             gradient = v_image.gather(pixel * num_channels + c, inside)
             rest = k.fma(gradient, image.gather(pixel * num_channels + c, inside), rest)
-            state.store(block * LANES + (2 + c) * PIXELS, gradient, 64)
-        state.store(block * LANES + PIXELS, rest, 64)
-        state.store(block * LANES, k.select(inside, 1.0, k.cast(-1.0, k.vreal)), 64)
+            blocks.store([block], 2 + c, gradient)
+        blocks.store([block], 1, rest)
+        blocks.store([block], 0, k.select(inside, 1.0, k.cast(-1.0, k.vreal)))
         with k.when(inside.mask_bits().differs(0)):
             live.set(live.get() | (k.constant(1, I32) << block.to(I32)))
 
 
-def _blend_block_backward(
-    k: Kernel, g: _Gaussian, bit: Value, centres: Pointer, state: Pointer, live: Variable,
+def _blend_two_backward(
+    k: Kernel, g: _Gaussian, two: list[Value], blocks: _Blocks, live: Variable,
     sums: list[Variable], absgrad: bool,
 ) -> None:  # fmt: skip
-    at = bit.to(I64) * LANES
-    dx, dy, raw, counts = g.alpha(centres.load(at, 64), centres.load(at + PIXELS, 64))
+    dx, dy, raw, counts = g.alpha(*blocks.centre(two))
     alpha = raw.min(ALPHA_MAX)
-    before = state.load(at, 64)
+    before = blocks.load(two, 0)
     after = k.fma(-before, alpha, before)
     goes_on = counts & (after > TRANSMITTANCE_MIN)
     weight = k.select(goes_on, alpha * before, 0.0)
-    gradients = [state.load(at + (2 + c) * PIXELS, 64) for c in range(len(g.channels))]
+    gradients = [blocks.load(two, 2 + c) for c in range(len(g.channels))]
     q = g.channels[-1] * gradients[-1]
     for color, gradient in zip(g.channels[-2::-1], gradients[-2::-1], strict=True):
         q = k.fma(color, gradient, q)
-    rest = k.fma(-weight, q, state.load(at + PIXELS, 64))
-    state.store(at + PIXELS, rest, 64)
+    rest = k.fma(-weight, q, blocks.load(two, 1))
+    blocks.store(two, 1, rest)
     # dL/d(log alpha) = alpha dL/dalpha; a clamped alpha does not depend on the Gaussian
     w = k.fma(weight, q, -(rest * (alpha / (1.0 - alpha))))
     w = k.select(goes_on & (raw <= ALPHA_MAX), w, 0.0)
-    state.store(at, k.select(goes_on, after, before), 64)
+    blocks.store(two, 0, before - weight)
     wx, wy = w * dx, w * dy
-    sums[0].add(w)
-    sums[1].add(wx)
-    sums[2].add(wy)
-    for total, a, b in ((sums[3], wx, dx), (sums[4], wx, dy), (sums[5], wy, dy)):
-        total.set(k.fma(a, b, total.get()))
-    for total, gradient in zip(sums[NUM_MOMENTS:], gradients, strict=False):
-        total.set(k.fma(weight, gradient, total.get()))
+    for total, value in zip(sums, (w, wx, wy), strict=False):
+        first, second = value.halves()
+        total.add(first + second)
+    products = [(wx, dx), (wx, dy), (wy, dy), *((weight, gradient) for gradient in gradients)]
+    for total, (a, b) in zip(sums[3:], products, strict=False):
+        for x, y in zip(a.halves(), b.halves(), strict=True):
+            total.set(k.fma(x, y, total.get()))
     if absgrad:  # d(log alpha)/dx = ln 2 (2 aa dx + ab dy), in the units of `packed`
         by_x = k.fma(2.0 * g.aa, wx, g.ab * wy)
         by_y = k.fma(2.0 * g.bb, wy, g.ab * wx)
-        sums[-2].add(by_x.abs())
-        sums[-1].add(by_y.abs())
-    _finish_pixels(k, state, at, bit, counts & ~goes_on, live)
+        for total, value in zip(sums[-2:], (by_x, by_y), strict=True):
+            first, second = value.abs().halves()
+            total.add(first + second)
+    _finish_pixels(k, blocks, two, counts & ~goes_on & (before > 0.0), live)
 
 
 def write_gather(module: ir.Module, real: ir.Type) -> None:
