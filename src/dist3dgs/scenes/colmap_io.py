@@ -18,6 +18,7 @@ from ..errors import UserError
 from .cameras import MODELS, NUM_PARAMS, Camera
 
 MAX_NAME_BYTES = 1024
+MAX_COORDINATE = 1e12
 NO_POINT = -1
 _OBSERVATION = np.dtype([("xy", "<f8", 2), ("point_id", "<i8")])
 _TRACK = np.dtype([("image_id", "<u4"), ("point2d", "<u4")])
@@ -163,16 +164,21 @@ def _camera(path: Path, model: str, width: int, height: int, params: tuple[float
     return camera
 
 
+def _sane(values: NDArray[np.float64]) -> bool:
+    """Whether all values are finite and small enough to be squared, also in single precision."""
+    return bool((np.abs(values) < MAX_COORDINATE).all())
+
+
 def _pose(
     path: Path, name: str, quaternion: NDArray[np.float64], translation: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    norm = np.linalg.norm(quaternion)
-    if not (np.isfinite(quaternion).all() and np.isfinite(translation).all() and 0.5 < norm < 2):
-        _bad(
-            path,
-            f"image {name!r} has no valid pose: rotation {quaternion.tolist()}, translation {translation.tolist()}",
-        )
-    return np.concatenate([rotation_from_quaternion(quaternion / norm), translation[:, None]], 1)
+    valid = _sane(quaternion) and _sane(translation) and 0.5 < np.linalg.norm(quaternion) < 2
+    if not valid:
+        numbers = f"rotation {quaternion.tolist()}, translation {translation.tolist()}"
+        _bad(path, f"image {name!r} has no valid pose: {numbers}")
+    return np.concatenate(
+        [rotation_from_quaternion(quaternion / np.linalg.norm(quaternion)), translation[:, None]], 1
+    )
 
 
 def rotation_from_quaternion(wxyz: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -329,8 +335,9 @@ def _check(model: Model, track_images: NDArray, folder: Path, suffix: str) -> No
     images_file, points_file = folder / f"images{suffix}", folder / f"points3D{suffix}"
     if not model.images:
         _bad(images_file, "holds no image")
-    if not np.isfinite(model.points).all():
-        _bad(points_file, f"point {model.point_ids[~np.isfinite(model.points).all(1)][0]} is not finite")
+    if not _sane(model.points):
+        wrong = ~(np.abs(model.points) < MAX_COORDINATE).all(1)
+        _bad(points_file, f"point {model.point_ids[wrong][0]} is not finite, or absurdly far away")
     if (np.diff(model.point_ids) == 0).any():
         _bad(points_file, "a point id occurs twice")
     missing = np.setdiff1d(track_images, list(model.images))
@@ -357,7 +364,7 @@ def _check(model: Model, track_images: NDArray, folder: Path, suffix: str) -> No
                 images_file,
                 f"image {image.name!r} sees point {seen[~found][0]}, which {points_file.name} does not have",
             )
-        if not np.isfinite(image.observations["xy"]).all():
+        if not _sane(image.observations["xy"]):
             _bad(images_file, f"image {image.name!r} has a keypoint that is not finite")
 
 

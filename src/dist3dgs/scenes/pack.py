@@ -63,7 +63,7 @@ class PackedScene:
     def open(cls, path: Path) -> "PackedScene":
         """Map the file, reading only its header and small tables. `UserError` if it is not a whole packed scene."""
         metadata, tensors = _map(Path(path))
-        view_names, sizes, offsets = json.loads(metadata["view_names"]), tensors["sizes"], tensors["offsets"]
+        view_names, sizes, offsets = metadata["view_names"], tensors["sizes"], tensors["offsets"]
         num_views = len(view_names)
         areas = 3 * sizes.astype(np.int64).prod(1)
         shapes = {
@@ -89,7 +89,7 @@ class PackedScene:
             Ks=tensors["Ks"],
             points=tensors["points"],
             colors=tensors["colors"],
-            extent=float(metadata["extent"]),
+            extent=metadata["extent"],
             normalisation=tensors["normalisation"],
             _pixels=tensors["pixels"],
             _offsets=offsets,
@@ -212,7 +212,7 @@ def _bad(path: Path, what: str) -> NoReturn:
     )
 
 
-def _map(path: Path) -> tuple[dict[str, str], dict[str, NDArray]]:
+def _map(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
     """Metadata and arrays of a safetensors file, every offset held against the file's size."""
     try:
         with path.open("rb") as f:
@@ -247,7 +247,11 @@ def _map(path: Path) -> tuple[dict[str, str], dict[str, NDArray]]:
             tensors[key] = np.frombuffer(data, dtype, (stop - start) // dtype.itemsize, end + start).reshape(
                 shape
             )
-        [metadata[k] for k in ("name", "digest", "extent", "view_names")]
+        metadata |= {"extent": float(metadata["extent"]), "view_names": json.loads(metadata["view_names"])}
+        if not all(
+            isinstance(x, str) for x in (metadata["name"], metadata["digest"], *metadata["view_names"])
+        ):
+            _bad(path, "a name in it is not text")
     except (KeyError, TypeError, ValueError):
         _bad(path, "its header is damaged")
     return metadata, tensors

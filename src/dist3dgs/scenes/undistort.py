@@ -45,6 +45,9 @@ def area_average(values: NDArray[np.floating], size: int, axis: int) -> NDArray[
     num = values.shape[axis]
     if size == num:
         return values
+    if num % size == 0:
+        shape = (*values.shape[:axis], size, num // size, *values.shape[axis + 1 :])
+        return values.reshape(shape).mean(axis + 1, dtype=np.float32)
     sums = np.zeros((num + 1, *np.delete(values.shape, axis)))
     np.cumsum(np.moveaxis(values, axis, 0), 0, out=sums[1:])
     edges = np.arange(size + 1) * (num / size)
