@@ -152,4 +152,10 @@ def _load_object(code: bytes) -> Callable[[str], int]:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    return engine.get_function_address
+
+    def address(kernel: str) -> int:
+        if not (found := engine.get_function_address(kernel)):
+            raise KeyError(f"no kernel named {kernel}")
+        return found
+
+    return address

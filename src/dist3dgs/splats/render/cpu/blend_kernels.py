@@ -1,12 +1,14 @@
 """Blending, forward and backward: one task is a 16x16 tile, one vector a 4x4 block of pixels.
 
-alpha = 2^(log2 opacity + quadratic form); masks instead of branches; a pixel that is finished carries its
-transmittance with a negative sign, so that one number says both. The backward pass walks front to back like the
+alpha = 2^(log2 opacity + quadratic form); masks instead of branches; a pixel that is finished has the
+transmittance NaN, for which every comparison is false, and keeps the last one elsewhere. The backward pass walks front to back like the
 forward pass: with q = color . g (g the gradient of the pixel), the part of g . image behind Gaussian i is
 rest_i = g . image - v_alpha T_final - sum_{j<=i} T_j alpha_j q_j, and dL/dalpha_i = T_i q_i - rest_i / (1 - alpha_i).
 """
 
 from dataclasses import dataclass
+
+import math
 
 import llvmlite.ir as ir
 
@@ -76,7 +78,7 @@ class _Blocks:
         with k.loop(0, LANES + 1) as block:
             for axis, pixel in enumerate(_pixel_of_lane(k, block)):
                 self.store([block], axis - 2, pixel.to(k.real) + 0.5)
-            self.store([block], 0, -1.0)
+            self.store([block], 0, math.nan)
             for line in range(1, num_lines):
                 self.store([block], line, 0.0)
 
@@ -124,14 +126,14 @@ def write_blend(module: ir.Module, real: ir.Type, num_channels: int) -> None:
     counter, num_tiles = k.pointer(I64), k.arg(I64)
     lists = _Lists(k)
     background, image, transmittance, used = k.pointer(), k.pointer(), k.pointer(), k.pointer(I64)
-    blocks = _Blocks(k, 1 + num_channels)
+    blocks = _Blocks(k, 2 + num_channels)  # transmittance, the channels, and the transmittance of finished pixels
     with k.tasks(counter, num_tiles) as tile:
         column, row = (tile % lists.num_columns) * TILE_PX, (tile // lists.num_columns) * TILE_PX
         live = k.variable(k.constant(0, I32))
         with k.loop(0, LANES) as block:
             x, y = _pixel_of_lane(k, block)
             inside = (x + column < lists.width) & (y + row < lists.height)
-            blocks.store([block], 0, k.select(inside, 1.0, k.cast(-1.0, k.vreal)))
+            blocks.store([block], 0, k.select(inside, 1.0, k.cast(math.nan, k.vreal)))
             with k.when(inside.mask_bits().differs(0)):
                 live.set(live.get() | (k.constant(1, I32) << block.to(I32)))
             for c in range(num_channels):
@@ -180,19 +182,22 @@ def _blend_two(
     for c, color in enumerate(g.channels):
         blocks.store(two, 1 + c, k.fma(weight, color, blocks.load(two, 1 + c)))
     blocks.store(two, 0, before - weight)
-    _finish_pixels(k, blocks, two, counts & ~goes_on & (before > 0.0), live)
+    _finish_pixels(k, blocks, two, counts & (after <= TRANSMITTANCE_MIN), live, 1 + len(g.channels))
 
 
 def _finish_pixels(
-    k: Kernel, blocks: _Blocks, two: list[Value], ended: Value, live: Variable
+    k: Kernel, blocks: _Blocks, two: list[Value], ended: Value, live: Variable, keep: int | None
 ) -> None:
-    """Mark the pixels that would become too dark, and a block when it has no other."""
-    with k.when(ended.mask_bits().differs(0), likely=False):
+    """Mark the pixels that would become too dark, keeping their transmittance in line `keep`; and full blocks."""
+    first, second = ended.halves()
+    with k.when((first | second).mask_bits().differs(0), likely=False):
         now = blocks.load(two, 0)
-        now = k.select(ended, -now.abs(), now)
+        if keep is not None:
+            blocks.store(two, keep, k.select(ended, now, blocks.load(two, keep)))
+        now = k.select(ended, math.nan, now)
         blocks.store(two, 0, now)
-        for block, bits in zip(two, ((now > 0.0).mask_bits() & 0xFFFF, (now > 0.0).mask_bits() >> 16), strict=True):
-            with k.when(bits.equals(0)):
+        for block, half in zip(two, now.halves(), strict=True):
+            with k.when(half.equals(half).mask_bits().equals(0)):
                 live.set(live.get() & ~(k.constant(1, I32) << block))
 
 
@@ -206,7 +211,8 @@ def _write_tile(
         x, y = x + column, y + row
         inside = (x < lists.width) & (y < lists.height)
         pixel = y * lists.width + x
-        left_over = blocks.load([block], 0).abs()
+        left_over = blocks.load([block], 0)
+        left_over = k.select(left_over.equals(left_over), left_over, blocks.load([block], 1 + num_channels))
         transmittance.scatter(pixel, left_over, inside)
         for c, color in enumerate(colors):
             value = k.fma(left_over, color, blocks.load([block], 1 + c))
@@ -263,7 +269,7 @@ def _read_tile(
             rest = k.fma(gradient, image.gather(pixel * num_channels + c, inside), rest)
             blocks.store([block], 2 + c, gradient)
         blocks.store([block], 1, rest)
-        blocks.store([block], 0, k.select(inside, 1.0, k.cast(-1.0, k.vreal)))
+        blocks.store([block], 0, k.select(inside, 1.0, k.cast(math.nan, k.vreal)))
         with k.when(inside.mask_bits().differs(0)):
             live.set(live.get() | (k.constant(1, I32) << block.to(I32)))
 
@@ -302,26 +308,25 @@ def _blend_two_backward(
         for total, value in zip(sums[-2:], (by_x, by_y), strict=True):
             first, second = value.abs().halves()
             total.add(first + second)
-    _finish_pixels(k, blocks, two, counts & ~goes_on & (before > 0.0), live)
+    _finish_pixels(k, blocks, two, counts & (after <= TRANSMITTANCE_MIN), live, None)
 
 
 def write_gather(module: ir.Module, real: ir.Type) -> None:
     """Add the slots of some rows of tiles to the Gaussians' sums: per chunk of Gaussians, row by row, in order."""
     k = Kernel(module, "gather", real)
     counter, chunk_size, n, num_sums = k.pointer(I64), k.arg(I64), k.arg(I64), k.arg(I64)
-    order, num_rows, first_row, last_row = k.pointer(I32), k.arg(I64), k.arg(I64), k.arg(I64)
+    sources, num_rows, first_row, last_row = k.pointer(I32), k.arg(I64), k.arg(I64), k.arg(I64)
     entry_starts, entry_stops = k.pointer(I64), k.pointer(I64)  # [chunk, row] range in the rows' lists
     row_starts, row_lists, first_slots = k.pointer(I64), k.pointer(I32), k.pointer(I32)
     row_slots, row_bases, slots, totals = k.pointer(I64), k.pointer(I64), k.pointer(), k.pointer()
     lanes = k.lanes(list(range(LANES)), I64) < k.splat(num_sums)
     with k.tasks(counter, (n + (chunk_size - 1)) // chunk_size) as chunk:
-        with k.when(first_row.equals(0)):
-            with k.loop(chunk * chunk_size, (chunk * chunk_size + chunk_size).min(n)) as i:
-                totals.store_masked(order[i].to(I64) * num_sums, 0.0, lanes)
         with k.loop(first_row, last_row) as row:
             place = chunk * num_rows + row
             last = row_starts[row + 1] - 1
             with k.loop(entry_starts[place], entry_stops[place]) as entry:
+                ahead = row_lists[(entry + PREFETCH).min(last)]
+                totals.prefetch(sources[ahead].to(I64) * num_sums)
                 begin, end = first_slots[entry].to(I64), k.variable(row_slots[row])
                 with k.when(entry < last):
                     end.set(first_slots[entry + 1].to(I64))
@@ -329,7 +334,7 @@ def write_gather(module: ir.Module, real: ir.Type) -> None:
                     total = k.variable(slots.load((begin + row_bases[row]) * SLOT, 64))
                     with k.loop(begin + 1, end.get()) as slot:
                         total.add(slots.load((slot + row_bases[row]) * SLOT, 64))
-                    to = order[row_lists[entry]].to(I64) * num_sums
+                    to = sources[row_lists[entry]].to(I64) * num_sums
                     totals.store_masked(to, totals.load_masked(to, lanes) + total.get(), lanes)
     k.finish()
 

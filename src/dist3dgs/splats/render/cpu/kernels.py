@@ -17,7 +17,7 @@ def write_all(module: ir.Module, real: ir.Type) -> None:
     """Add every kernel to a module."""
     for write in (
         project_kernels.write_cull, project_kernels.write_project, project_kernels.write_project_backward,
-        tiles.write_sort, tiles.write_pack, tiles.write_rows, tiles.write_bin,
+        tiles.write_sort, tiles.write_pack, tiles.write_count, tiles.write_rows, tiles.write_bin,
         blend_kernels.write_gather, blend_kernels.write_settle,
     ):  # fmt: skip
         write(module, real)

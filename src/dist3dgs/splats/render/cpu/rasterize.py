@@ -27,7 +27,7 @@ class Lists:
     num_columns: int
     num_rows: int
     chunk_size: int
-    order: Tensor  # int32 [V]
+    sources: Tensor  # int32 [V] place -> position in the projection
     packed: Tensor  # [V, FIELDS]
     row_starts: Tensor  # int64 [rows + 1]
     row_lists: Tensor  # int32
@@ -46,14 +46,17 @@ class Lists:
         return len(self.entry_starts)
 
 
-def sort_by_depth(depths: Tensor) -> Tensor:
-    """int32 [V]: positions in ascending order of depth, ties by position."""
+def sort(depths: Tensor, means2d: Tensor, num_columns: int, num_rows: int) -> tuple[Tensor, Tensor]:
+    """int32 [V] each: the place of every Gaussian in memory, by home tile; and the places in ascending depth."""
     n, bits = len(depths), depths.element_size() * 8
     keys = torch.empty(2, n, dtype=torch.int32 if bits == 32 else torch.int64)
-    orders = torch.empty(2, n, dtype=torch.int32)
-    counts = torch.empty(-(-bits // DIGIT_BITS) << DIGIT_BITS, dtype=torch.int32)
-    run(kernels(depths.dtype)("sort"), depths, n, keys[0], keys[1], orders[0], orders[1], counts, num_tasks=1)
-    return orders[final_buffer(bits)].clone()
+    places, *orders = torch.empty(3, n, dtype=torch.int32)
+    counts = torch.empty((-(-bits // DIGIT_BITS) << DIGIT_BITS) + num_columns * num_rows, dtype=torch.int32)
+    run(
+        kernels(depths.dtype)("sort"), depths, means2d, n, num_columns, num_rows, places,
+        counts[-num_columns * num_rows :], keys[0], keys[1], *orders, counts, num_tasks=1,
+    )  # fmt: skip
+    return places, orders[final_buffer(bits)].clone()
 
 
 def make_lists(
@@ -65,19 +68,23 @@ def make_lists(
     num_columns, num_rows = -(-width // TILE_PX), -(-height // TILE_PX)
     chunk_size = MIN_CHUNK * max(1, -(-n // (MIN_CHUNK * MAX_CHUNKS)))
     num_chunks = max(1, -(-n // chunk_size))
-    order = sort_by_depth(depths)
+    places, order = sort(depths, means2d, num_columns, num_rows)
     packed = depths.new_empty(n, FIELDS)
     boxes = torch.empty(n, 4, dtype=torch.int16)
+    sources = torch.empty(n, dtype=torch.int32)
+    run(
+        get("pack"), chunk_size, n, places, means2d, conics, depths, radii, colors, opacities, num_columns, num_rows,
+        packed, boxes, sources, num_tasks=num_chunks,
+    )  # fmt: skip
     row_counts = torch.zeros(num_chunks, num_rows, dtype=torch.int32)
     tile_counts = torch.zeros(num_chunks, num_rows, dtype=torch.int64)
     run(
-        get("pack"), chunk_size, n, order, means2d, conics, depths, radii, colors, opacities, num_columns, num_rows,
-        packed, boxes, row_counts, tile_counts, num_tasks=num_chunks,
+        get("count"), chunk_size, n, order, boxes, num_rows, row_counts, tile_counts, num_tasks=num_chunks
     )  # fmt: skip
     ends = row_counts.T.reshape(-1).cumsum(0).reshape(num_rows, num_chunks)
     row_starts = torch.cat([ends.new_zeros(1), ends[:, -1]])
-    places = (ends.T - row_counts).contiguous()
-    entry_starts = places.clone()
+    entry_starts = (ends.T - row_counts).contiguous()
+    entry_stops = entry_starts.clone()
     row_tiles = tile_counts.sum(0).cumsum(0)
     num_pairs, num_entries = int(row_tiles[-1]), int(row_starts[-1])
     if num_pairs >= MAX_PAIRS:
@@ -87,9 +94,9 @@ def make_lists(
         )
     row_tiles = torch.cat([row_tiles.new_zeros(1), row_tiles[:-1]])
     row_lists = torch.empty(num_entries, dtype=torch.int32)
-    run(get("rows"), chunk_size, n, boxes, num_rows, places, row_lists, num_tasks=num_chunks)
+    run(get("rows"), chunk_size, n, order, boxes, num_rows, entry_stops, row_lists, num_tasks=num_chunks)
     lists = Lists(
-        num_columns, num_rows, chunk_size, order, packed, row_starts, row_lists, entry_starts, places,
+        num_columns, num_rows, chunk_size, sources, packed, row_starts, row_lists, entry_starts, entry_stops,
         *torch.empty(2, num_rows * num_columns, dtype=torch.int64),
         who=torch.empty(num_pairs, dtype=torch.int32), masks=torch.empty(num_pairs, dtype=torch.int16),
         pair_slots=torch.empty(num_pairs, dtype=torch.int32),
@@ -175,8 +182,8 @@ def _backward_sums(
 ) -> Tensor:
     """[V, sums]: for each Gaussian, summed over its tiles row by row, whatever the number of threads."""
     height, width, num_channels = image.shape
-    get, n = kernels(image.dtype), len(lists.order)
-    totals = image.new_empty(n, NUM_MOMENTS + num_channels + 2 * absgrad)
+    get, n = kernels(image.dtype), len(lists.sources)
+    totals = image.new_zeros(n, NUM_MOMENTS + num_channels + 2 * absgrad)
     row_slots = lists.row_slots.tolist()
     slot_bytes = SLOT * image.element_size()
     budget = max(SLOT_BYTES_PER_GAUSSIAN * n, SLOT_BYTES_PER_THREAD * torch.get_num_threads()) // slot_bytes
@@ -193,7 +200,7 @@ def _backward_sums(
             image, transmittance, used, v_image, v_alpha, slots, num_tasks=tiles[1] - tiles[0],
         )  # fmt: skip
         run(
-            get("gather"), lists.chunk_size, n, totals.shape[1], lists.order, lists.num_rows, first, last,
+            get("gather"), lists.chunk_size, n, totals.shape[1], lists.sources, lists.num_rows, first, last,
             lists.entry_starts, lists.entry_stops, lists.row_starts, lists.row_lists, lists.first_slots,
             lists.row_slots, bases, slots, totals, num_tasks=lists.num_chunks,
         )  # fmt: skip

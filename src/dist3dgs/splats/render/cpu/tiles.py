@@ -1,8 +1,9 @@
 """Which Gaussians touch which 4x4 pixel blocks of which 16x16 pixel tiles, in depth order.
 
-Sort by depth (radix, stable) -> `pack`: rows of numbers in depth order, and how many Gaussians touch each row of tiles
--> `rows`: for each row of tiles the list of its Gaussians -> `bin`: for each tile the list of its Gaussians, each with a
-16-bit mask of the blocks in which its alpha reaches 1/255 somewhere.
+`sort`: the order by depth (radix, stable), and for each Gaussian its place in an order by home tile, in which the
+numbers of Gaussians that are blended together lie together in memory -> `pack`: their numbers, at their places
+-> `count`, `rows`: for each row of tiles the list of its Gaussians, by depth -> `bin`: for each tile the list of its
+Gaussians, each with a 16-bit mask of the blocks in which its alpha reaches 1/255 somewhere.
 """
 
 import math
@@ -26,36 +27,51 @@ DIGIT_BITS = 11
 
 
 def write_sort(module: ir.Module, real: ir.Type) -> None:
-    """Stable order of the depths, ascending: least significant digit radix sort. One thread."""
+    """Places by home tile (the one of the centre), and the places in ascending order of depth. One thread.
+
+    Depths: least significant digit radix sort of the bits; ties keep the order in which the Gaussians were given.
+    """
     k = Kernel(module, "sort", real)
     k.pointer(I64)
-    depths, n = k.pointer(k.integer), k.arg(I64)
+    depths, means2d, n = k.pointer(k.integer), k.pointer(), k.arg(I64)
+    num_columns, num_rows = k.arg(I64), k.arg(I64)
+    places, tile_counts = k.pointer(I32), k.pointer(I32)
     keys, orders = [k.pointer(k.integer) for _ in range(2)], [k.pointer(I32) for _ in range(2)]
     counts = k.pointer(I32)
     bits = k.integer.width
     passes = -(-bits // DIGIT_BITS)
     radix = 1 << DIGIT_BITS
     counts.clear(0, passes * radix)
+    tile_counts.clear(0, num_columns * num_rows)
 
     def digit(key: Value, p: int) -> Value:
         return (key >> (p * DIGIT_BITS)) & (radix - 1)
+
+    def home(coordinate: Value, num_tiles: Value) -> Value:
+        last = (num_tiles - 1).to(k.real)
+        return (coordinate * (1.0 / TILE_PX)).max(0.0).min(last).to(I64)
 
     with k.loop(0, n) as i:
         raw = depths[i]
         # order of floats as unsigned integers: flip the sign bit, and all others of negative numbers
         key = raw ^ k.select(raw < 0, k.constant(-1, k.integer), k.constant(-(1 << (bits - 1)), k.integer))
         keys[0][i] = key
-        orders[0][i] = i.to(I32)
         for p in range(passes):
             place = digit(key, p).to(I64) + p * radix
             counts[place] = counts[place] + 1
+        tile = home(means2d[i * 2 + 1], num_rows) * num_columns + home(means2d[i * 2], num_columns)
+        places[i] = tile.to(I32)
+        tile_counts[tile] = tile_counts[tile] + 1
+    _to_starts(k, tile_counts, k.constant(0, I64), num_columns * num_rows)
+    with k.loop(0, n) as i:
+        tile = places[i]
+        place = tile_counts[tile]
+        tile_counts[tile] = place + 1
+        places[i] = place
+        orders[0][i] = place
     for p in range(passes):
         source, target = p % 2, (p + 1) % 2
-        total = k.variable(k.constant(0, I32))
-        with k.loop(p * radix, (p + 1) * radix) as d:
-            here = counts[d]
-            counts[d] = total.get()
-            total.add(here)
+        _to_starts(k, counts, k.constant(p * radix, I64), k.constant((p + 1) * radix, I64))
         with k.loop(0, n) as i:
             key = keys[source][i]
             place = digit(key, p).to(I64) + p * radix
@@ -66,47 +82,49 @@ def write_sort(module: ir.Module, real: ir.Type) -> None:
     k.finish()
 
 
+def _to_starts(k: Kernel, counts: Pointer, first: Value, last: Value) -> None:
+    """Replace counts by the sums of those before them."""
+    total = k.variable(k.constant(0, I32))
+    with k.loop(first, last) as d:
+        here = counts[d]
+        counts[d] = total.get()
+        total.add(here)
+
+
 def final_buffer(real_bits: int) -> int:
     """Which of the two order buffers of `sort` holds the result."""
     return -(-real_bits // DIGIT_BITS) % 2
 
 
 def write_pack(module: ir.Module, real: ir.Type) -> None:
-    """Per chunk of the sorted Gaussians: their numbers, their tiles; per row of tiles how many, and in how many tiles."""
+    """Per chunk of the Gaussians: their numbers and their tiles, and where they came from, at their places."""
     k = Kernel(module, "pack", real)
     counter, chunk_size, n = k.pointer(I64), k.arg(I64), k.arg(I64)
-    order, means2d, conics, depths = k.pointer(I32), k.pointer(), k.pointer(), k.pointer()
+    places, means2d, conics, depths = k.pointer(I32), k.pointer(), k.pointer(), k.pointer()
     radii, colors, opacities = k.pointer(I32), k.pointer(), k.pointer()
     num_columns, num_rows = k.arg(I64), k.arg(I64)
-    packed, boxes, row_counts, tile_counts = k.pointer(), k.pointer(I16), k.pointer(I32), k.pointer(I64)
+    packed, boxes, sources = k.pointer(), k.pointer(I16), k.pointer(I32)
     with k.tasks(counter, (n + (chunk_size - 1)) // chunk_size) as chunk:
         start = chunk * chunk_size
         stop = (start + chunk_size).min(n)
-        counts, tiles = row_counts.at(chunk * num_rows), tile_counts.at(chunk * num_rows)
-        counts.clear(0, num_rows)
-        tiles.clear(0, num_rows)
         with k.loop(start, stop, LANES) as i:
-            place, mask = block_indices(k, i, stop)
-            index = order.load_masked(i, mask).to(I64)
+            index, mask = block_indices(k, i, stop)
+            place = places.load_masked(i, mask).to(I64)
             u, v = gather_rows(means2d, index, 2, mask)
             a, b, c = gather_rows(conics, index, 3, mask)
-            opacity = opacities.gather(index, mask)
+            opacity, depth = opacities.load_masked(i, mask), depths.load_masked(i, mask)
             numbers = [
                 u, v, a * (-0.5 * LOG2_E), b * -LOG2_E, c * (-0.5 * LOG2_E), log2(k, opacity),
-                *gather_rows(colors, index, 3, mask), depths.gather(index, mask), -b / c, -b / a,
+                *gather_rows(colors, index, 3, mask), depth, -b / c, -b / a,
             ]  # fmt: skip
             scatter_rows(packed, place, numbers, mask)
+            sources.scatter(place, index.to(I32), mask)
             rx, ry = (r.to(k.real) for r in gather_rows(radii, index, 2, mask))
             x0, x1 = _tile_range(u, rx, num_columns)
             y0, y1 = _tile_range(v, ry, num_rows)
             touches = mask & (x0 < x1) & (y0 < y1) & (opacity >= ALPHA_MIN)
             box = [k.select(touches, t, k.zero(t.kind)).to(I16) for t in (x0, x1, y0, y1)]
             scatter_rows(boxes, place, box, mask)
-        with k.loop(start, stop) as i:
-            x0, x1, y0, y1 = (boxes[i * 4 + j].to(I64) for j in range(4))
-            with k.loop(y0, y1) as row:
-                counts[row] = counts[row] + 1
-                tiles[row] = tiles[row] + (x1 - x0)
     k.finish()
 
 
@@ -119,21 +137,40 @@ def _tile_range(centre: Value, radius: Value, num_tiles: Value) -> tuple[Value, 
     return low.to(I32), high.to(I32)
 
 
-def write_rows(module: ir.Module, real: ir.Type) -> None:
-    """Fill the list of each row of tiles with the Gaussians (in depth order) that touch it."""
-    k = Kernel(module, "rows", real)
+def write_count(module: ir.Module, real: ir.Type) -> None:
+    """Per chunk of the Gaussians in depth order: how many touch each row of tiles, and how many tiles there."""
+    k = Kernel(module, "count", real)
     counter, chunk_size, n = k.pointer(I64), k.arg(I64), k.arg(I64)
-    boxes, num_rows, places, row_lists = k.pointer(I16), k.arg(I64), k.pointer(I64), k.pointer(I32)
+    order, boxes, num_rows = k.pointer(I32), k.pointer(I16), k.arg(I64)
+    row_counts, tile_counts = k.pointer(I32), k.pointer(I64)
     with k.tasks(counter, (n + (chunk_size - 1)) // chunk_size) as chunk:
         start = chunk * chunk_size
-        mine = places.at(chunk * num_rows)  # where this chunk's next entry goes in each row's list
-        with (
-            k.loop(start, (start + chunk_size).min(n)) as i,
-            k.loop(boxes[i * 4 + 2], boxes[i * 4 + 3]) as row,
-        ):
-            to = mine[row]
-            row_lists[to] = i.to(I32)
-            mine[row] = to + 1
+        counts, tiles = row_counts.at(chunk * num_rows), tile_counts.at(chunk * num_rows)
+        with k.loop(start, (start + chunk_size).min(n)) as i:
+            box = boxes.at(order[i].to(I64) * 4)
+            x0, x1, y0, y1 = (box[j].to(I64) for j in range(4))
+            with k.loop(y0, y1) as row:
+                counts[row] = counts[row] + 1
+                tiles[row] = tiles[row] + (x1 - x0)
+    k.finish()
+
+
+def write_rows(module: ir.Module, real: ir.Type) -> None:
+    """Fill the list of each row of tiles with the Gaussians (their places, in depth order) that touch it."""
+    k = Kernel(module, "rows", real)
+    counter, chunk_size, n = k.pointer(I64), k.arg(I64), k.arg(I64)
+    order, boxes, num_rows = k.pointer(I32), k.pointer(I16), k.arg(I64)
+    ends, row_lists = k.pointer(I64), k.pointer(I32)
+    with k.tasks(counter, (n + (chunk_size - 1)) // chunk_size) as chunk:
+        start = chunk * chunk_size
+        mine = ends.at(chunk * num_rows)  # where this chunk's next entry goes in each row's list
+        with k.loop(start, (start + chunk_size).min(n)) as i:
+            place = order[i]
+            box = boxes.at(place.to(I64) * 4)
+            with k.loop(box[2], box[3]) as row:
+                to = mine[row]
+                row_lists[to] = place
+                mine[row] = to + 1
     k.finish()
 
 
@@ -160,8 +197,9 @@ def write_bin(module: ir.Module, real: ir.Type) -> None:
             i = row_lists[entry].to(I64)
             g = packed.at(i * FIELDS)
             first_slots[entry] = slot.get().to(I32)
+            touch = BlockMask(k, g, top)
             with k.loop(boxes[i * 4], boxes[i * 4 + 1]) as column:
-                mask = block_mask(k, g, g[X] - (column * TILE_PX).to(k.real), g[Y] - top)
+                mask = touch.bits((column * TILE_PX).to(k.real))
                 with k.when(mask.differs(0)):
                     to = stops[column]
                     stops[column] = to + 1
@@ -194,22 +232,35 @@ def _place_tiles(
         place.add(cover.get())
 
 
-def block_mask(k: Kernel, g: Pointer, x: Value, y: Value) -> Value:
+class BlockMask:
     """16 bits, one per 4x4 block of a tile: whether alpha reaches 1/255 at some point between its pixel centres.
 
     The lanes are the blocks. The exponent is a concave quadratic: over a rectangle it is largest at the centre, or on
-    one of the two edges that face the centre, at the point nearest to the ridge. (x, y) is the centre, px in the tile.
+    one of the two edges that face the centre, at the point nearest to the ridge.
     """
-    left = [float(b % 4 * BLOCK_PX) + 0.5 for b in range(LANES)]
-    above = [float(b // 4 * BLOCK_PX) + 0.5 for b in range(LANES)]
-    x0, y0 = k.lanes(left) - x, k.lanes(above) - y
-    x1, y1 = x0 + float(BLOCK_PX - 1), y0 + float(BLOCK_PX - 1)
-    zero = k.zero(k.vreal)
-    near_x, near_y = zero.max(x0).min(x1), zero.max(y0).min(y1)
-    # select keeps the second operand for NaN, so that a slope of 0/0 gives an edge of the block
-    ridge_y = (near_x * g[SLOPE_X]).max(y0).min(y1)
-    ridge_x = (near_y * g[SLOPE_Y]).max(x0).min(x1)
-    aa, ab, bb = (k.splat(g[f]) for f in (AA, AB, BB))
-    first = k.fma(k.fma(aa, near_x, ab * ridge_y), near_x, bb * ridge_y * ridge_y)
-    second = k.fma(k.fma(aa, ridge_x, ab * near_y), ridge_x, bb * near_y * near_y)
-    return (first.max(second) + g[LOG_OPACITY] >= LOG2_ALPHA_MIN - MASK_MARGIN).mask_bits()
+
+    def __init__(self, k: Kernel, g: Pointer, top: Value) -> None:
+        """Everything that is the same for all tiles of a row whose upper edge is at `top` px."""
+        self.k = k
+        self.x, self.slope_x = g[X], k.splat(g[SLOPE_X])
+        self.aa, self.ab, self.bb = (k.splat(g[f]) for f in (AA, AB, BB))
+        self.slope_y = k.splat(g[SLOPE_Y])
+        self.limit = k.splat((LOG2_ALPHA_MIN - MASK_MARGIN) - g[LOG_OPACITY])
+        self.y0 = k.lanes([float(b // 4 * BLOCK_PX) + 0.5 for b in range(LANES)]) - (g[Y] - top)
+        self.y1 = self.y0 + float(BLOCK_PX - 1)
+        self.near_y = k.zero(k.vreal).max(self.y0).min(self.y1)
+        self.ridge_x = self.near_y * self.slope_y
+        self.ab_y, self.bb_yy = self.ab * self.near_y, self.bb * self.near_y * self.near_y
+
+    def bits(self, left: Value) -> Value:
+        """The mask of the tile whose left edge is at `left` px."""
+        k = self.k
+        x0 = k.lanes([float(b % 4 * BLOCK_PX) + 0.5 for b in range(LANES)]) - (self.x - left)
+        x1 = x0 + float(BLOCK_PX - 1)
+        near_x = k.zero(k.vreal).max(x0).min(x1)
+        # max and min keep the second operand for NaN, so that a slope of 0/0 gives an edge of the block
+        y = (near_x * self.slope_x).max(self.y0).min(self.y1)
+        x = self.ridge_x.max(x0).min(x1)
+        first = k.fma(k.fma(self.aa, near_x, self.ab * y), near_x, self.bb * y * y)
+        second = k.fma(k.fma(self.aa, x, self.ab_y), x, self.bb_yy)
+        return (first.max(second) >= self.limit).mask_bits()
