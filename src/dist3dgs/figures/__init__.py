@@ -19,6 +19,7 @@ NAMES = (
     "step_time",
     "phases",
     "memory",
+    "resources",
     "journey",
 )
 

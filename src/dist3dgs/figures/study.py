@@ -16,10 +16,13 @@ class Study:
     runs: list[Row]
     points: list[Row]
     records: list[RunRecord]
+    paths: list[Path]
+    """Of the records, in their order; samples of resources lie beside them."""
 
     @classmethod
     def load(cls, runs_csv: Path, points_csv: Path, records: list[Path]) -> "Study":
-        return cls(read_table(runs_csv), read_table(points_csv), load_records(sorted(map(Path, records))))
+        paths = sorted(map(Path, records))
+        return cls(read_table(runs_csv), read_table(points_csv), load_records(paths), paths)
 
     @cached_property
     def scenes(self) -> list[str]:

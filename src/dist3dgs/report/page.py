@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import __version__
-from . import failures, ingestion, journey, origin, results
+from . import failures, ingestion, journey, origin, results, usage
 from .content import Content
 from .markup import Html, join, tag
 from .verdict import headline, verdict
@@ -17,6 +17,7 @@ def page(content: Content, elapsed_s: Callable[[], float]) -> str:
         ("results", "What ran, and the numbers", results.numbers_section(content)),
         ("figures", "Figures", results.figures_section(content)),
         ("views", "Held-out views", results.views_section(content)),
+        ("resources", "What the runs used", usage.section(content)),
         ("failures", "What did not succeed", failures.section(content)),
         ("sfm", "From photographs to a scene", ingestion.section(content)),
         ("journey", "The journey", journey.section(content)),

@@ -1,0 +1,108 @@
+"""What the runs used: memory, utilisation, power and energy, from the samples beside the records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..record import RunRecord
+from ..scaling import rank_hours
+from ..scaling.resources import Samples, energy_wh, read_samples
+from . import numbers
+from .content import Content
+from .failures import name
+from .markup import Html, join, table, tag
+
+_MAX_ROWS = 64
+_HEAD = (
+    *("run", "where", "memory GiB: peak", "average", "mode", "use %: peak", "average", "mode"),
+    *("power W: average", "energy Wh"),
+)
+_COST_HEAD = (
+    "run",
+    "cost",
+    "PSNR",
+    "minutes of a rank per dB",
+    "energy Wh",
+    "Wh per dB",
+    "received MiB",
+    "read MiB",
+)
+
+
+def section(content: Content) -> Html:
+    sampled = [
+        (record, samples)
+        for record, path in zip(content.records, content.paths, strict=True)
+        if (samples := read_samples(path.parent))
+    ]
+    if not sampled:
+        return tag("p", "No resource samples lie beside these records.", class_="missing")
+    rows = [row for record, samples in sampled for row in _rows(record, samples)]
+    tables = [
+        table(_HEAD, rows[:_MAX_ROWS], numbers_from=2),
+        tag(
+            "p",
+            f"First {_MAX_ROWS} of {len(rows)} rows. " if len(rows) > _MAX_ROWS else None,
+            "Host: all processes of the job on a node, shared pages once; 100 % is one core. GPU: memory in use on the "
+            "card, utilisation as the driver states it. Mode: the most frequent value.",
+            class_="note",
+        ),
+        tag("h3", "Cost"),
+        table(
+            _COST_HEAD, [_cost(record, samples) for record, samples in sampled[:_MAX_ROWS]], numbers_from=1
+        ),
+        tag(
+            "p",
+            "Cost: wall time of all ranks that were allocated. Energy: power integrated over the samples of all GPUs; "
+            "a dash where no power was sampled.",
+            class_="note",
+        ),
+    ]
+    return join(tables)
+
+
+def _rows(record: RunRecord, samples: Sequence[Samples]) -> list[tuple[Any, ...]]:
+    """One row per node, and one per GPU."""
+    places = list(dict.fromkeys((s.node, s.gpu) for s in samples))
+    rows = []
+    for node, gpu in sorted(places, key=lambda x: (x[0], -1 if x[1] is None else x[1])):
+        by = {s.quantity: s for s in samples if (s.node, s.gpu) == (node, gpu)}
+        memory = by.get("pss_gib" if gpu is None else "gpu_mem_gib")
+        use = by.get("cpu_percent" if gpu is None else "gpu_util_percent")
+        power = by.get("gpu_power_w")
+        energy = energy_wh(list(by.values()))
+        rows.append(
+            (
+                name(record),
+                f"host {node}" if gpu is None else f"GPU {gpu} of {node}",
+                *_three(memory, 3),
+                *_three(use, 3),
+                None if power is None else numbers.plain(power.average),
+                None if energy is None else numbers.plain(energy),
+            )
+        )
+    return rows
+
+
+def _three(samples: Samples | None, digits: int) -> tuple[str | None, ...]:
+    values = (None,) * 3 if samples is None else (samples.peak, samples.average, samples.mode)
+    return tuple(numbers.plain(v, digits) for v in values)
+
+
+def _cost(record: RunRecord, samples: Sequence[Samples]) -> tuple[Any, ...]:
+    hours, energy, psnr = rank_hours(record), energy_wh(samples), record.metrics.psnr
+    return (
+        name(record),
+        numbers.hours(hours),
+        numbers.decibel(psnr),
+        numbers.plain(60 * hours / psnr) if hours is not None and psnr else None,
+        numbers.plain(energy),
+        numbers.plain(energy / psnr) if energy is not None and psnr else None,
+        _grown(samples, "net_rx_bytes"),
+        _grown(samples, "disk_read_bytes"),
+    )
+
+
+def _grown(samples: Sequence[Samples], quantity: str) -> str | None:
+    """MiB that a counter of the node rose by while the job lived, all nodes together."""
+    found = [s.growth() for s in samples if s.quantity == quantity]
+    return numbers.count(sum(found) / 2**20) if found else None

@@ -1,0 +1,142 @@
+"""Samples beside the records: peaks, means, modes, energy; phases behind them."""
+
+import json
+
+import pytest
+
+from dist3dgs import figures
+from dist3dgs.monitor import COLUMNS
+from dist3dgs.scaling.resources import Samples, Span, energy_wh, merge, read_samples, read_spans, thin
+from dist3dgs.tabulate import tabulate
+
+from .records import make_record, write_records
+
+
+def write_samples(point, num_gpus=2, power_w=300.0, num=11):
+    """Eleven samples, two seconds apart, as the monitor writes them; then a torn row."""
+    folder = point / "attempts" / "000"
+    folder.mkdir(parents=True)
+    lines = [",".join(COLUMNS)]
+    for i in range(num):
+        node = f"{1000 + 2 * i},node01,{100 + i},1.5,{1 + 0.1 * i:.1f},3"
+        counters = f"{2**20 * i},0,{3 * 2**20 * i},0"
+        for gpu in range(num_gpus):
+            lines.append(f"{node},{gpu},{10 + gpu},{90 + i % 2},{power_w},{counters}")
+        if not num_gpus:
+            lines.append(f"{node},,,,,{counters}")
+    lines.append("1022,node01,1")
+    (folder / "resources.node01.csv").write_text("\n".join(lines) + "\n1024,no")
+    events = [
+        {"t": 1000, "event": "enter", "phase": "load"},
+        {"t": 1003, "event": "leave", "phase": "load", "s": 3},
+        {"t": 1003, "event": "enter", "phase": "step"},
+        {"t": 1010, "event": "enter", "phase": "evaluate"},
+        {"t": 1015, "event": "leave", "phase": "evaluate", "s": 5},
+        {"t": 1020, "event": "warning", "message": "the run died here"},
+    ]
+    text = "\n".join(json.dumps(e | {"rank": 0}) for e in events)
+    (folder / "events.jsonl").write_text(
+        text + "\n" + text.replace('"rank": 0', '"rank": 1').replace("10", "77")
+    )
+
+
+@pytest.fixture
+def point(tmp_path):
+    write_samples(tmp_path / "p")
+    return tmp_path / "p"
+
+
+def pick(samples, quantity, gpu=None):
+    return next(s for s in samples if s.quantity == quantity and s.gpu == gpu)
+
+
+def test_node_values_are_counted_once_however_many_gpus(point):
+    host = pick(read_samples(point), "pss_gib")
+    assert len(host.values) == 11 and host.peak == 2.0 and host.average == pytest.approx(1.5)
+
+
+def test_every_gpu_has_its_own(point):
+    samples = read_samples(point)
+    assert pick(samples, "gpu_mem_gib", 0).peak == 10 and pick(samples, "gpu_mem_gib", 1).peak == 11
+    assert len(pick(samples, "gpu_util_percent", 1).values) == 11
+
+
+def test_energy_is_power_over_time(point):
+    assert energy_wh(read_samples(point)) == pytest.approx(2 * 300 * 20 / 3600)
+
+
+def test_energy_does_not_bridge_a_gap():
+    power = Samples(node="a", gpu=0, quantity="gpu_power_w", times=[0, 10, 5000, 5010], values=[100.0] * 4)
+    assert power.integral() == pytest.approx(2000)
+
+
+def test_no_power_is_not_zero_energy(tmp_path):
+    write_samples(tmp_path, num_gpus=0)
+    assert energy_wh(read_samples(tmp_path)) is None
+
+
+def test_mode_is_the_most_frequent_not_the_mean():
+    s = Samples(node="a", gpu=0, quantity="gpu_mem_gib", times=[0, 1, 2, 3], values=[1.1, 20.05, 20.1, 20.2])
+    assert s.mode == pytest.approx(20.125) and s.average == pytest.approx(15.36, abs=0.01)
+
+
+def test_counters_give_what_they_rose_by(point):
+    assert pick(read_samples(point), "net_rx_bytes").growth() == 10 * 2**20
+
+
+def test_no_folder_and_foreign_files_give_nothing(tmp_path):
+    assert read_samples(tmp_path) == [] and read_spans(tmp_path) == []
+    folder = tmp_path / "attempts" / "000"
+    folder.mkdir(parents=True)
+    (folder / "resources.x.csv").write_bytes(b"\x00\xff\n\xfe,\x00\n")
+    assert read_samples(tmp_path) == []
+
+
+def test_nested_phases_are_cut_out_and_an_open_one_lasts_to_the_end(point):
+    assert read_spans(point) == [
+        Span("load", 1000, 1003),
+        Span("step", 1003, 1010),
+        Span("evaluate", 1010, 1015),
+        Span("step", 1015, 1020),
+    ]
+
+
+def test_short_densifications_belong_to_stepping():
+    spans = [Span("step", 0, 10), Span("densify", 10, 10.1), Span("step", 10.1, 20), Span("densify", 20, 25)]
+    assert merge(spans) == [Span("step", 0, 20), Span("densify", 20, 25)]
+
+
+def test_thinning_keeps_the_peak():
+    s = Samples(node="a", gpu=None, quantity="pss_gib", times=list(range(10_000)), values=[1.0] * 10_000)
+    s.values[7777] = 9.0
+    times, values = thin(s, 100)
+    assert len(times) <= 100 and max(values) == 9.0 and times[values.index(9.0)] == 7777
+    assert times == sorted(times)
+
+
+def test_figure_has_samples_and_phases_of_the_first_repeats(tmp_path):
+    from dist3dgs.tabulate import read_table
+
+    paths = write_records(tmp_path, [make_record(repeat=i) for i in range(2)])
+    for path in paths:
+        write_samples(path.parent)
+    tabulate(paths, tmp_path / "runs.csv", tmp_path / "points.csv")
+    figures.draw("resources", tmp_path / "runs.csv", tmp_path / "points.csv", paths, tmp_path / "resources")
+    lines = (tmp_path / "resources.csv").read_text().splitlines()
+    assert sum(",phase," in line for line in lines[1:]) == 4
+    assert sum(",gpu_mem_gib," in line for line in lines) == 22
+    assert {line.split(",")[0] for line in lines[1:]} == {"builtin replicated n1g1"}
+    assert read_table(tmp_path / "runs.csv")[0]["status"] == "ok"
+
+
+def test_report_states_peaks_and_energy(tmp_path):
+    from dist3dgs.report import write_report
+
+    paths = write_records(tmp_path, [make_record(total_s=360.0)])
+    write_samples(paths[0].parent)
+    tabulate(paths, tmp_path / "runs.csv", tmp_path / "points.csv")
+    write_report(tmp_path / "report.html", paths, tmp_path, tmp_path, [], {})
+    text = (tmp_path / "report.html").read_text()
+    section = text[text.index('id="resources"') : text.index('id="failures"')]
+    for part in ("host node01", "GPU 1 of node01", ">3.33<", ">1.67<", "6.0 rank-minutes"):
+        assert part in section, part
