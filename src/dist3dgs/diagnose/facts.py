@@ -61,9 +61,9 @@ class Facts:
     def all(self, key: str) -> list[Any]:
         return [f.value for f in self.many.get(key, [])]
 
-    def read(self, line: Line, patterns: Iterable[FactPattern]) -> bool:
-        """Take what `line` states. Returns True if a line like it must be read again."""
-        again = False
+    def read(self, line: Line, patterns: Iterable[FactPattern]) -> list[FactPattern]:
+        """Take what `line` states. Returns the patterns for which a line like it must be read again."""
+        again = []
         for p in patterns:
             if m := p.pattern.search(line.text):
                 try:
@@ -71,7 +71,8 @@ class Facts:
                 except (ValueError, OverflowError):
                     continue
                 self.add(p.key, value, line, p.keep)
-                again |= p.often
+                if p.often:
+                    again.append(p)
         return again
 
 

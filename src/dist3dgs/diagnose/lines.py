@@ -13,7 +13,7 @@ expression, is what makes a 1 GB log readable in seconds (docs/decisions/0030-li
 import codecs
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 BLOCK_BYTES = 1 << 20
@@ -38,16 +38,26 @@ def clean(raw: bytes) -> str:
     return CONTROL.sub("", text).rstrip()
 
 
-@dataclass(slots=True)
 class Block:
-    """Some consecutive whole lines of a file."""
+    """Some consecutive whole lines of a file. The segments are split off only when somebody looks at them."""
 
-    first_line: int  # number of the first segment's line, 1-based
-    data: bytes  # segments joined by \n; a segment that continues its line starts with \r
-    lines: list[bytes] = field(default_factory=list)
+    def __init__(self, first_line: int, data: bytes) -> None:
+        self.first_line = first_line  # number of the first segment's line, 1-based
+        self.data = data  # segments joined by \n; a segment that continues its line starts with \r
 
-    def __post_init__(self) -> None:
-        self.lines = self.data.split(b"\n")
+    @cached_property
+    def lines(self) -> list[bytes]:
+        """The segments."""
+        return self.data.split(b"\n")
+
+    @cached_property
+    def shapes(self) -> list[bytes]:
+        """The segments' shapes."""
+        return self.data.translate(None, NOT_SHAPE).split(b"\n")
+
+    @cached_property
+    def unique(self) -> frozenset[bytes]:
+        return frozenset(self.shapes)
 
     def offset(self, index: int) -> int:
         """Where segment `index` starts in `data`."""
@@ -55,13 +65,15 @@ class Block:
             return sum(map(len, self.lines[:index])) + index
         return len(self.data) - sum(map(len, self.lines[index:])) - (len(self.lines) - 1 - index)
 
+    def number_at(self, offset: int) -> int:
+        """1-based line number of the segment around `offset`."""
+        continued = self.data.count(b"\r", 1, offset + 1) if b"\r" in self.data else 0
+        return self.first_line + self.data.count(b"\n", 0, offset) - continued
+
     def number(self, index: int) -> int:
         """1-based line number of segment `index`."""
         continued = self.data.count(b"\r", 1, self.offset(index) + 1) if b"\r" in self.data else 0
         return self.first_line + index - continued
-
-    def shapes(self) -> list[bytes]:
-        return self.data.translate(None, NOT_SHAPE).split(b"\n")
 
 
 def looks_binary(head: bytes) -> bool:

@@ -25,14 +25,15 @@ class LossWatch:
         self.first_bad: Line | None = None
         self.last_good: Line | None = None
 
-    def read(self, reader: "TextReader", block: Block, shapes: list[bytes]) -> None:
-        wanted = {s: kind for s in set(shapes) if (kind := self._kind(s, block, shapes)) is not None}
+    def read(self, reader: "TextReader", block: Block) -> None:
+        """Take the losses of one block."""
+        wanted = {s: kind for s in block.unique if (kind := self._kind(s, block)) is not None}
         if not wanted:
             return
         if False not in wanted.values() and not self.num_bad:
             self.num_good += 1
             return
-        for i, shape in enumerate(shapes):
+        for i, shape in enumerate(block.shapes):
             kind = wanted.get(shape)
             if kind is None:
                 continue
@@ -45,13 +46,13 @@ class LossWatch:
                 if self.first_bad is None:
                     self.first_bad = Line(reader.path, block.number(i), clean(block.lines[i]))
 
-    def _kind(self, shape: bytes, block: Block, shapes: list[bytes]) -> bool | None:
+    def _kind(self, shape: bytes, block: Block) -> bool | None:
         if shape in self.kinds:
             return self.kinds[shape]
         low = shape.lower()
         if b"loss" not in low:
             return None
-        raw = block.lines[shapes.index(shape)]
+        raw = block.lines[block.shapes.index(shape)]
         if GRAD_NAN.search(raw):
             kind = False
         elif m := LOSS.search(raw):

@@ -42,6 +42,7 @@ def choose(scan: Scan, finished: bool) -> Choice:
             choice.symptoms.append(hit)
         else:
             live.append(hit)
+    live = [h for h in live if h.rule.tier != Tier.IGNORED or _counts(h, scan, choice)]
     live = _before_the_end(live, choice)
     live = _without_echoes(live, choice)
     live = _after_timeouts(live, choice)
@@ -72,6 +73,14 @@ def _finish_below(hit: Hit, scan: Scan) -> bool:
     """The trainer's own word that it finished stands below the line in the same file (a wrapper's does not count)."""
     done = scan.facts.one.get("finish")
     return bool(done and done.line.file == hit.line.file and (done.line.number or 0) > (hit.line.number or 0))
+
+
+def _counts(hit: Hit, scan: Scan, choice: Choice) -> bool:
+    """An exception that did not itself end the process counts if something did fail, or nothing ended well."""
+    if choice.symptoms:
+        return True
+    ended = any(key in scan.facts.one for key in ("finish", "wrapper_finish", "teardown"))
+    return hit.rule.name == "bare-exception" and not ended
 
 
 def _nearness(hit: Hit) -> tuple[int, bool, int, int]:

@@ -2,7 +2,6 @@
 
 import re
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -37,6 +36,7 @@ MAX_HITS = 20_000
 MAX_OFTEN = 32
 ALARMING = re.compile(rb"[Ee]rror|ERROR|Traceback|CANCELLED|[Kk]illed|oom|OOM|NCCL WARN|[Ff]ailed|FAILED|TIMEOUT|Xid")
 MAX_SERIES = 32
+TAIL_BYTES = 1 << 14
 SLURM_LINE = re.compile(r"slurmstepd|srun:|CANCELLED")
 #: Progress bars that are no training.
 NO_TRAINING = re.compile(
@@ -140,7 +140,7 @@ def _scan_file(path: Path, index: int, result: Scan) -> FileInfo:
     for block in read_blocks(path):
         reader.read(block)
     reader.close()
-    return FileInfo(str(path), "sacct" if sacct.sniff(text) else "text", size, reader.num_lines)
+    return FileInfo(str(path), "sacct" if sacct.sniff(text) else "text", size, reader.last_block.number_at(len(reader.last_block.data)) if reader.last_block else 0)
 
 
 class TextReader:
@@ -151,51 +151,47 @@ class TextReader:
         self.clock = Clock()
         self.seen: set[bytes] = set()  # shapes that nobody needs to see again
         self.repeats: dict[bytes, int] = {}  # shapes that somebody cares for -> how often still
-        self.often: set[bytes] = set()
+        self.often: dict[bytes, list[FactPattern]] = {}
         self.num_blocks = 0
         self.formats: list[StepFormat] = []
-        self.tail: deque[bytes] = deque(maxlen=80)
+        self.tail = b""
         self.progress = result.progress.setdefault(index, Progress())
         self.offset = 0
-        self.num_lines = 0
         self.order = 0
         self.close_lines = 0
         self.last_block: Block | None = None
 
     def read(self, block: Block) -> None:
-        shapes = block.shapes()
-        chosen = self._choose(block, shapes)
-        self.result.loss.read(self, block, shapes)
-        hits = [hit for i in chosen for hit in self._look(block, shapes[i], i)]
-        self._look_often(block, shapes)
+        hits = [hit for i in self._choose(block) for hit in self._look(block, i)]
+        self.result.loss.read(self, block)
+        self._look_often(block)
         self._steps(block, hits)
         self.result.hits.extend(hits[: max(0, MAX_HITS - len(self.result.hits))])
-        self.tail.extend(block.lines[-80:])
+        self.tail = block.data[-TAIL_BYTES:]
         self.offset += len(block.data) + 1
-        self.order += len(block.lines)
-        self.num_lines = block.number(len(block.lines) - 1)
+        self.order += len(block.shapes)
         self.last_block = block
         self.num_blocks += 1
 
-    def _look_often(self, block: Block, shapes: list[bytes]) -> None:
-        for shape in self.often.intersection(shapes):
-            i = len(shapes) - 1 - shapes[::-1].index(shape)
-            self.result.facts.read(Line(self.path, block.number(i), clean(block.lines[i])), FACTS)
+    def _look_often(self, block: Block) -> None:
+        for shape in self.often.keys() & block.unique:
+            i = len(block.shapes) - 1 - block.shapes[::-1].index(shape)
+            self.result.facts.read(Line(self.path, None, clean(block.lines[i])), self.often[shape])
 
-    def _choose(self, block: Block, shapes: list[bytes]) -> list[int]:
+    def _choose(self, block: Block) -> list[int]:
         """Indices of the segments that may have to be looked at."""
-        wanted = set(shapes)
-        wanted -= self.seen
+        wanted = block.unique - self.seen
         if not wanted:
             return []
-        chosen = [i for i, shape in enumerate(shapes) if shape in wanted]
+        chosen = [i for i, shape in enumerate(block.shapes) if shape in wanted]
         if self.close_lines > MAX_CLOSE_LINES:
             chosen = [i for i in chosen if ALARMING.search(block.lines[i])]
         if len(self.seen) > MAX_SHAPES:
             self.seen.clear()
         return chosen
 
-    def _look(self, block: Block, shape: bytes, i: int) -> list[Hit]:
+    def _look(self, block: Block, i: int) -> list[Hit]:
+        shape = block.shapes[i]
         if shape in self.seen:
             return []
         self.close_lines += 1
@@ -220,7 +216,7 @@ class TextReader:
             self.repeats.pop(shape, None)
             self.seen.add(shape)
             if often and len(self.often) < MAX_OFTEN:
-                self.often.add(shape)
+                self.often[shape] = often
         return [hit] if hit else []
 
     def _judge(self, block: Block, line: Line, i: int) -> Hit | None:
@@ -231,15 +227,16 @@ class TextReader:
         def context(n: int) -> list[str]:
             before = block.lines[max(0, i - n) : i]
             if len(before) < n:
-                before = [*list(self_tail)[-(n - len(before)) :], *before]
+                before = [*tail.split(b"\n")[-(n - len(before)) :], *before]
             return [clean(raw) for raw in before]
 
         def below(n: int) -> list[str]:
             return [clean(raw) for raw in block.lines[i + 1 : i + 1 + n]]
 
-        self_tail = tuple(self.tail) if i < 80 else ()
+        tail = self.tail if i < 80 else b""
+        bare = where.PREFIX.sub("", line.text)
         for rule in RULES:
-            found = rule.match(line.text)
+            found = rule.match(bare)
             if found is None:
                 continue
             hit = Hit(rule, found, line, self.index, self.order + i, context, below)
@@ -272,16 +269,17 @@ class TextReader:
 
     def _note_progress(self, block: Block, starts: list[int]) -> None:
         at = max((_last_training(fmt, block.data) for fmt in self.formats), default=-1)
-        last = block.data.count(b"\n", 0, at + 1) if at >= 0 else -1
         p = self.progress
-        if last >= 0:
+        below = 0
+        if at >= 0:
             p.count += max(len(starts), 1)
             p.bytes = self.offset + at
-            text = clean(block.lines[last])
-            p.last, p.after_time = Line(self.path, block.number(last), text, self.clock.read(text)), None
-        if p.last is not None and p.after_time is None:
-            below = (self.clock.read(clean(raw)) for raw in block.lines[last + 1 : last + 400])
-            p.after_time = next((t for t in below if t is not None), None)
+            start, below = block.data.rfind(b"\n", 0, at) + 1, block.data.find(b"\n", at)
+            text = clean(block.data[start : below if below >= 0 else None])
+            p.last, p.after_time = Line(self.path, block.number_at(at), text, self.clock.read(text)), None
+        if p.last is not None and p.after_time is None and below >= 0:
+            times = (self.clock.read(clean(raw)) for raw in block.data[below : below + TAIL_BYTES].split(b"\n"))
+            p.after_time = next((t for t in times if t is not None), None)
 
     def _series(self, fmt: StepFormat, block: Block) -> None:
         all_series = self.result.series

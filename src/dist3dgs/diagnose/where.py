@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .rules import Hit
 
+#: What launchers and notebooks put before each line of a worker.
+PREFIX = re.compile(
+    r"^(?:\d{4}-\d\d-\d\dT[\d:.]+Z:? ?)?(?:\[\d+,\d+\](?:<std(?:err|out)>)?: ?|\(\w+ (?:pid|ip)=[^)]{1,80}\) ?|"
+    r"[\d.]+s\t\d+\t|\[rank\d{1,6}\]:? ?|\[default\d{1,6}\]: ?|\d{1,6}: )"
+)
 RANK_IN_LINE = tuple(
     re.compile(p)
     for p in (

@@ -39,5 +39,10 @@ FACTS = (
     FactPattern("wrapper_finish", _C(r"^\W*(?:\[[^\]]*\])*\W*(?:Training|Job|Run|Script|Experiment|Evaluation|All jobs?|Pipeline)s? (?:is |was |has |are )?(?:complete|completed|done|finished|ended)(?: successfully)?\b", re.I), lambda m: m[0].strip(" =#*"), "last"),
     FactPattern("wrapper_finish", _C(r"^\W*(?:All done|Done|Finished|done|Success)\W*$"), lambda m: m[0].strip(), "last"),
     FactPattern("wrapper_finish", _C(r"\b(?:training|pipeline|reconstruction|optimi[sz]ation) (?:completed|finished|complete)(?: successfully)?\b(?! with (?:error|exit code [1-9]))", re.I), lambda m: m[0], "last"),
+    FactPattern("finish", _C(r"^Successfully completed\.\s*$"), lambda m: "LSF: successfully completed", "last"),
+    FactPattern("gpus_asked", _C(r'^#BSUB -gpu "num=(\d{1,4})'), lambda m: int(m[1])),
+    FactPattern("job_id", _C(r"^Subject: Job (\d{1,12}):")),
+    FactPattern("nodes", _C(r"^Job was executed on host\(s\) <(?:\d+\*)?([\w.-]+)>"), lambda m: (m[1],)),
+    FactPattern("duration_s", _C(r"^\s+Run time :\s+(\d+) sec\."), lambda m: number(m[1]), "last"),
     FactPattern("exit_code", _C(r"^\W*(?:Job |Script |Process |Training )?(?:finished with |exited with |ended with )?exit[ _]?(?:code|status)[ :=]+(\d{1,3})\s*$", re.I), lambda m: int(m[1]), "last"),
 )  # fmt: skip

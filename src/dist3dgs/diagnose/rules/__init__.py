@@ -15,7 +15,7 @@ RULES: tuple[Rule, ...] = tuple(
         "extension-build", "diverged", "sfm-failed", "corrupt-data",
         "time-limit", "preempted", "cancelled",
         "collective-timeout", "nccl-network", "rendezvous", "nccl-error", "no-step", "peer-lost",
-        "environment", "command-line", "settings", "exception", "ignored-exception",
+        "environment", "command-line", "settings", "exception", "ignored-exception", "bare-exception",
         "segmentation-fault", "bus-error", "killed-by-signal", "killed", "worker-failed", "terminate", "module-unknown",
     )
 )  # fmt: skip

@@ -45,7 +45,7 @@ RULES = (
             r"\b[Nn]ode failure on \S+",
             r"DUE TO NODE FAILURE",
             r"(?:^|[\s|,=:])NODE_FAIL\b",
-            r"DUE TO NODE (?:NOT RESPONDING|DOWN)|(?:^|[\s|,=:])BOOT_FAIL\b",
+            r"UNCORRECTABLE MEMORY ERROR AT|DUE TO NODE (?:NOT RESPONDING|DOWN)|(?:^|[\s|,=:])BOOT_FAIL\b",
             r"srun: error: (?:Task launch|Launch)[^\n]*failed[^\n]*: (?:Communication connection failure|Unable to contact slurmd|Zero Bytes|Socket timed out)",
             r"(?:slurmctld|slurmd|srun): error: .*\bNodes? \S+ (?:is )?not responding",
             r"ORTE has lost communication with a remote daemon|lost connection to (?:the )?node\b",

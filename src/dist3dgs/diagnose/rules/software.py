@@ -10,7 +10,14 @@ REPORTS = (
     r"WorkflowError|RayTaskError|FailedJobError|subprocess\.TimeoutExpired|ConnectionResetError|EOFError|GeneratorExit|WorkerError|UncompletedJobError|StopIteration"
 )
 #: The last line of a traceback: `pkg.module.SomeError: message`, also behind a prefix that a launcher puts before it.
-EXCEPTION = r"^(?:\[[^\]]{0,40}\]:?\s*|\S{1,40}[:|>]\s+|\d+: ?|│\s*)?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Failure|Violation|NotFound|Missing\w*|Invalid\w*|Timeout|Unsupported\w*)(?::\s|:?\s*$)"
+EXCEPTION = r"^(?:\[[^\]]{0,40}\]:?\s*|\S{1,40}[:|>]\s+|│\s*)?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Failure|Violation|NotFound|Missing\w*|Invalid\w*|Timeout|Unsupported\w*)(?::\s|:?\s*$)"
+
+
+BUILTIN = (
+    "ArithmeticError|AssertionError|AttributeError|FileExistsError|FileNotFoundError|ImportError|IndexError|KeyError|LookupError|NameError|"
+    "NotADirectoryError|NotImplementedError|OSError|PermissionError|RecursionError|RuntimeError|TypeError|UnboundLocalError|UnicodeDecodeError|"
+    "ValueError|ZeroDivisionError|torch\\.AcceleratorError"
+)
 
 
 def ends_traceback(hit: Hit) -> bool:
@@ -204,7 +211,7 @@ RULES = (
         remedy="`sacct -j ID --format=JobID,State,MaxRSS,ReqMem` and `dmesg -T | grep -i oom` on the node; more `mem_mb` or "
         "fewer loader workers. If memory was far from its limit, somebody killed it.",
         patterns=patterns(
-            r"SIGKILL|task[s]? [\d,-]+: Killed\b|line \d+: +\d+ Killed\b|^\s*\d* ?Killed\s*$|is killed by signal: Killed",
+            r"SIGKILL|signal:? 9 \(Killed\)|by signal 9\b|task[s]? [\d,-]+: Killed\b|line \d+: +\d+ Killed\b|^\s*\d* ?Killed\s*$|is killed by signal: Killed",
             r"exit ?code\s*:? ?-9\b|(?:exit(?:ed|s)? (?:with )?(?:code|status)|(?:exits with )?return code)[ =:]*(?:137|-9)\b",
         ),
         unless=re.compile(r"(?i)sending|closing signal|Killing subprocess|sigkill_handler\]|forcefully|escalat|after SIGTERM|unable to (?:shutdown|terminate)"),
@@ -229,6 +236,16 @@ RULES = (
         accept=ends_ignored_traceback,
     ),
     Rule(
+        name="bare-exception",
+        cause="code_error",
+        tier=Tier.IGNORED,
+        looks="the last line of a traceback whose frames were cut away, and no sign of a normal end",
+        why="The log was cut or filtered; the exception is all that is left of it.",
+        remedy="Look for the whole traceback in the job's stderr.",
+        patterns=patterns(rf"^(?:{BUILTIN}): \S"),
+        unless=re.compile(REPORTS),
+    ),
+    Rule(
         name="no-step",
         cause="no_progress",
         tier=Tier.COMMUNICATION,
@@ -249,7 +266,7 @@ RULES = (
             r"error: (\S+): tasks? [\d,-]+: (?:Exited with exit code|Aborted|Terminated|Segmentation|Bus)",
             r"failed \(exitcode: -?\d+\)|\bChildFailedError\b|Root Cause \(first observed failure\)|exits? with return code = -?[1-9]|Process \d+ terminated with the following error",
             r"ProcessExitedException|ProcessRaisedException|returned non-zero exit status|failed with return code [1-9]|DataLoader worker \(pid\(s\)[^)]*\) exited unexpectedly",
-            r"(?:JobState=|State: |(?:^|[|,\s]))FAILED(?:[|,\s]|$)|JobState=FAILED|exit(?:ed with)? (?:code|status)[ :=]+[1-9]\d*\s*$|Pipeline failed|(?i:(?:training|job|run|script) failed\b)",
+            r"(?:JobState=|State: |(?:^|[|,\s]))FAILED(?:[|,\s]|$)|JobState=FAILED|[Ee]xit(?:ed with)?(?: exit)? (?:code|status)[ :=]+[1-9]\d*\.?\s*$|Pipeline failed|(?i:(?:training|job|run|script) failed\b)",
             r"Aborted \(core dumped\)|\bSIGABRT\b|task[s]? [\d,-]+: Aborted",
         ),
     ),
