@@ -1,0 +1,213 @@
+"""A folder of photographs: every bad one is named with its reason, every odd one becomes an upright RGB copy."""
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from dist3dgs.errors import UserError
+from dist3dgs.scenes.photos import UnusablePhoto, load_pixels, prepare_photos
+
+RNG = np.random.default_rng(0)
+
+
+def noise(width=64, height=48, channels=3):
+    coarse = RNG.integers(0, 256, (height // 8, width // 8, channels), np.uint8)
+    return np.kron(coarse, np.ones((8, 8, 1), np.uint8))
+
+
+def save(folder, name, pixels=None, **options):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = noise() if pixels is None else pixels
+    Image.fromarray(pixels if pixels.shape[-1] > 1 else pixels[..., 0]).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(4):
+        save(tmp_path / "photos", f"good_{i}.jpg", quality=95)
+    return tmp_path / "photos"
+
+
+def prepare(folder):
+    return prepare_photos(folder, folder.parent / "copies")
+
+
+def test_good_photographs_are_linked_not_copied(folder):
+    result = prepare(folder)
+    assert [p.name for p in result.photos] == [f"good_{i}.jpg" for i in range(4)]
+    assert not result.left_out and not result.notes
+    assert len({p.camera for p in result.photos}) == 1
+    copy = folder.parent / "copies" / "good_0.jpg"
+    assert copy.is_symlink() and copy.read_bytes() == (folder / "good_0.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.jpg", b"", "empty file"),
+        ("text.jpg", b"this is no picture\n", "not a picture"),
+        ("notes.txt", b"remember the milk", "not a picture"),
+        (".DS_Store", b"\0\0\0\1Bud1", "hidden"),
+        ("._good_0.jpg", b"\0\5\x16\7", "hidden"),
+        ("clip.mp4", b"\0\0\0\x18ftypmp42" + b"\0" * 100, "not a picture"),
+        ("header.png", b"\x89PNG\r\n\x1a\n", "damaged|not a picture"),
+    ],
+)
+def test_files_that_are_no_photographs_are_named(folder, name, content, reason):
+    (folder / name).write_bytes(content)
+    result = prepare(folder)
+    assert len(result.photos) == 4 and list(result.left_out) == [name]
+    assert __import__("re").search(reason, result.left_out[name])
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_cut_photographs_are_left_out(folder, kind, share):
+    """pycolmap takes a JPEG cut in half without a word, and registers it."""
+    path = save(folder, f"cut.{kind}", RNG.integers(0, 256, (96, 128, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    result = prepare(folder)
+    assert list(result.left_out) == [f"cut.{kind}"] and len(result.photos) == 4
+
+
+def test_tiny_pictures_are_left_out(folder):
+    save(folder, "thumb.jpg", noise(16, 16))
+    assert "smaller than" in prepare(folder).left_out["thumb.jpg"]
+
+
+def test_huge_pictures_are_left_out(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    save(folder, "bomb.png", noise(640, 480))
+    with pytest.raises(UserError, match=r"bomb\.png: more than 2,000 pixels"):
+        prepare(folder)
+
+
+def working_copy(folder, result, name):
+    (copy,) = [c for c, original in result.originals.items() if original == name]
+    with Image.open(folder.parent / "copies" / copy) as image:
+        assert image.mode == "RGB" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return copy, np.asarray(image)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+def test_exif_rotated_photographs_are_turned_upright(folder, orientation):
+    pixels = noise()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    save(folder, "turned.png", pixels, exif=exif)
+    result = prepare(folder)
+    _, copy = working_copy(folder, result, "turned.png")
+    expected = {
+        2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1], 5: pixels.transpose(1, 0, 2),
+        6: np.rot90(pixels, -1), 7: np.rot90(pixels, 2).transpose(1, 0, 2), 8: np.rot90(pixels),
+    }[orientation]  # fmt: skip
+    np.testing.assert_array_equal(copy, expected)
+    assert "EXIF orientation" in result.notes["turned.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "expected"),
+    [
+        ("grey.png", lambda p: p.convert("L"), lambda p: np.asarray(p.convert("L"))[..., None].repeat(3, -1)),
+        ("palette.gif", lambda p: p.convert("P"), lambda p: np.asarray(p.convert("P").convert("RGB"))),
+        ("cmyk.tif", lambda p: p.convert("CMYK"), lambda p: np.asarray(p.convert("CMYK").convert("RGB"))),
+        ("plain.tif", lambda p: p, np.asarray),
+        ("plain.webp", lambda p: p, None),
+        ("plain.bmp", lambda p: p, np.asarray),
+    ],
+)
+def test_other_kinds_become_rgb(folder, name, make, expected):
+    picture = Image.fromarray(noise())
+    make(picture).save(folder / name)
+    result = prepare(folder)
+    copy_name, copy = working_copy(folder, result, name)
+    assert copy_name == f"{name}.png" and name in result.notes and not result.left_out
+    if expected is not None:
+        np.testing.assert_array_equal(copy, expected(picture))
+
+
+def test_sixteen_bits_are_scaled_not_clipped(folder):
+    deep = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(deep).save(folder / "deep.png")
+    _, copy = working_copy(folder, prepare(folder), "deep.png")
+    np.testing.assert_allclose(copy[..., 0], deep / 257, atol=0.51)
+
+
+def test_transparency_is_laid_over_white(folder):
+    pixels = np.dstack([noise(), np.full((48, 64), 0, np.uint8)])
+    pixels[:24, :, 3] = 255
+    save(folder, "clear.png", pixels)
+    _, copy = working_copy(folder, prepare(folder), "clear.png")
+    np.testing.assert_array_equal(copy[:24], pixels[:24, :, :3])
+    assert (copy[24:] == 255).all()
+
+
+def test_floating_point_pixels_are_left_out(folder):
+    Image.fromarray(np.zeros((48, 64), np.float32)).save(folder / "depth.tif")
+    assert "floating-point" in prepare(folder).left_out["depth.tif"]
+
+
+def test_mixed_sizes_get_cameras_of_their_own_and_are_named(folder):
+    save(folder, "other.jpg", noise(80, 48))
+    result = prepare(folder)
+    assert len(result.photos) == 5 and len({p.camera for p in result.photos}) == 2
+    assert "80 x 48 px where most are 64 x 48" in result.notes["other.jpg"]
+
+
+def test_focal_length_from_exif(folder):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = 28
+    save(folder, "phone.jpg", exif=exif)
+    (photo,) = [p for p in prepare(folder).photos if p.name == "phone.jpg"]
+    assert photo.focal_px == pytest.approx(28 / 36 * 64)
+    assert all(
+        p.focal_px is None
+        for p in prepare_photos(folder, folder.parent / "again").photos
+        if p.name != photo.name
+    )
+
+
+def test_same_stem_other_type_do_not_collide(folder):
+    save(folder, "a.tif")
+    save(folder, "a.png")
+    save(folder, "a.bmp")
+    result = prepare(folder)
+    assert {"a.png", "a.tif", "a.bmp"} <= set(result.originals.values()) and len(result.originals) == 7
+
+
+def test_subfolders_and_odd_names(folder):
+    save(folder, "left cam/ä b.jpg")
+    assert "left cam/ä b.jpg" in [p.name for p in prepare(folder).photos]
+
+
+@pytest.mark.parametrize("num", [0, 1, 2])
+def test_too_few_photographs(tmp_path, num):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(num):
+        save(folder, f"{i}.jpg")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(
+        UserError, match=rf"{num} usable photographs of {num + 1} files(.|\n)*broken\.jpg: "
+    ) as error:
+        prepare(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        prepare_photos(tmp_path / "nothing", tmp_path / "copies")
+
+
+def test_pixels_of_an_existing_model_are_never_turned(tmp_path):
+    """Poses belong to the pixels as stored."""
+    pixels = noise()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    np.testing.assert_array_equal(load_pixels(save(tmp_path, "a.png", pixels, exif=exif)), pixels)
+    path = save(tmp_path, "b.jpg")
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(UnusablePhoto, match="truncated"):
+        load_pixels(path)
