@@ -1,8 +1,8 @@
-"""exp2, log2 and sums over lanes, in the little language."""
+"""exp2, log2, sums over lanes and transpositions, in the little language."""
 
 import math
 
-from dist3dgs.splats.jit.ir import F32, LANES, Kernel, Value
+from dist3dgs.splats.jit.ir import F32, I64, LANES, Kernel, Pointer, Value
 
 # 2^x on [-1/2, 1/2]: minimax in relative error, 7.5e-8 (iteratively reweighted least squares), for single precision;
 # the Taylor series to x^13, 1e-16, for double.
@@ -77,3 +77,47 @@ def sum_lanes(k: Kernel, vectors: list[Value]) -> Value:
 def sum_lane_scalar(k: Kernel, v: Value) -> Value:
     """The sum over the lanes of one vector."""
     return sum_lanes(k, [v]).lane(0)
+
+
+def transpose(vectors: list[Value]) -> list[Value]:
+    """16 vectors of 16 lanes, rows and columns exchanged."""
+    rows = list(vectors)
+    for step in (1, 2, 4, 8):
+        upper = [i if not i & step else LANES + (i ^ step) for i in range(LANES)]
+        lower = [i ^ step if not i & step else LANES + i for i in range(LANES)]
+        for i in range(LANES):
+            if not i & step:
+                a, b = rows[i], rows[i | step]
+                rows[i], rows[i | step] = a.permute(upper, b), a.permute(lower, b)
+    return rows
+
+
+def load_rows(k: Kernel, p: Pointer, first: Value, last: Value, columns: int) -> list[Value]:
+    """The columns of rows first..first+15 of a row-major matrix; 0 from row `last` on, and nothing read there."""
+    start, count = first * columns, (last - first) * columns
+    parts = []
+    for c in range(columns):
+        lane = k.lanes(list(range(c * LANES, (c + 1) * LANES)), I64)
+        parts.append(p.load_masked(start + c * LANES, lane < k.splat(count)))
+    return [_pick(parts, [columns * i + c for i in range(LANES)]) for c in range(columns)]
+
+
+def store_rows(k: Kernel, p: Pointer, first: Value, last: Value, values: list[Value]) -> None:
+    """Write columns of rows first..first+15 of a row-major matrix, up to row `last`."""
+    columns = len(values)
+    start, count = first * columns, (last - first) * columns
+    for c in range(columns):
+        lane = k.lanes(list(range(c * LANES, (c + 1) * LANES)), I64)
+        places = [divmod(i, columns) for i in range(c * LANES, (c + 1) * LANES)]
+        part = _pick(values, [column * LANES + row for row, column in places])
+        p.store_masked(start + c * LANES, part, lane < k.splat(count))
+
+
+def _pick(parts: list[Value], lanes: list[int]) -> Value:
+    """Lanes out of up to four vectors laid end to end."""
+    if len(parts) == 1:
+        return parts[0].permute(lanes)
+    if len(parts) == 2:
+        return parts[0].permute(lanes, parts[1])
+    front, back = parts[0].join(parts[1]), parts[2].join(parts[3 if len(parts) > 3 else 2])
+    return front.permute(lanes, back)

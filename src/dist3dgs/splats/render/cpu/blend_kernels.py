@@ -6,9 +6,8 @@ forward pass: with q = color . g (g the gradient of the pixel), the part of g . 
 rest_i = g . image - v_alpha T_final - sum_{j<=i} T_j alpha_j q_j, and dL/dalpha_i = T_i q_i - rest_i / (1 - alpha_i).
 """
 
-from dataclasses import dataclass
-
 import math
+from dataclasses import dataclass
 
 import llvmlite.ir as ir
 

@@ -7,8 +7,8 @@ of the projection is [U V]^T [U V] with U = J0 W M and V = J1 W M, W the rotatio
 from dataclasses import dataclass
 from typing import Any
 
-from dist3dgs.splats.jit.ir import I64, LANES, Kernel, Pointer, Value
-from dist3dgs.splats.jit.vmath import log2
+from dist3dgs.splats.jit.ir import I32, LANES, Kernel, Pointer, Value
+from dist3dgs.splats.jit.vmath import load_rows, log2
 from dist3dgs.splats.render.interface import ALPHA_MIN, MAX_RADIUS_PX, QUATERNION_MIN
 
 LN2 = 0.6931471805599453
@@ -88,16 +88,34 @@ def cross(k: Kernel, a: list[Value], b: list[Value]) -> list[Value]:
     return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
 
 
-def load_gaussians(
-    index: Value, mask: Value, means: Pointer, quats: Pointer, scales: Pointer, op: Pointer
-) -> Gaussians:
-    """16 Gaussians by their int64 indices."""
-    return Gaussians(
-        mean=gather_rows(means, index, 3, mask),
-        quat=gather_rows(quats, index, 4, mask),
-        scale=gather_rows(scales, index, 3, mask),
-        opacity=op.gather(index, mask),
-    )
+@dataclass
+class Inputs:
+    """Where the Gaussians are."""
+
+    means: Pointer
+    quats: Pointer
+    scales: Pointer
+    opacities: Pointer
+
+    @classmethod
+    def declare(cls, k: Kernel) -> "Inputs":
+        return cls(k.pointer(), k.pointer(), k.pointer(), k.pointer())
+
+    def load(self, k: Kernel, first: Value, last: Value) -> Gaussians:
+        """Gaussians first..first+15; zeros from `last` on."""
+        mean, quat, scale, opacity = (
+            load_rows(k, p, first, last, columns)
+            for p, columns in ((self.means, 3), (self.quats, 4), (self.scales, 3), (self.opacities, 1))
+        )
+        return Gaussians(mean, quat, scale, opacity[0])
+
+    def gather(self, chunk: Value, local: Value, mask: Value) -> Gaussians:
+        """16 Gaussians of a chunk by their int32 numbers in it."""
+        mean, quat, scale, opacity = (
+            gather_rows(p.at(chunk * CHUNK * columns), local, columns, mask)
+            for p, columns in ((self.means, 3), (self.quats, 4), (self.scales, 3), (self.opacities, 1))
+        )
+        return Gaussians(mean, quat, scale, opacity[0])
 
 
 def gather_rows(p: Pointer, index: Value, columns: int, mask: Value, stride: Any = None) -> list[Value]:
@@ -113,10 +131,9 @@ def scatter_rows(p: Pointer, index: Value, values: list[Value], mask: Value, str
         p.scatter(first + c, value, mask)
 
 
-def block_indices(k: Kernel, start: Value, stop: Value) -> tuple[Value, Value]:
-    """int64 indices start..start+15 and the mask of those below stop."""
-    index = k.splat(start) + k.lanes(list(range(LANES)), I64)
-    return index, index < k.splat(stop)
+def lanes_below(k: Kernel, first: Value, last: Value) -> Value:
+    """Mask of the lanes i with first + i < last."""
+    return k.lanes(list(range(LANES)), I32) < k.splat((last - first).min(LANES).to(I32))
 
 
 def ellipse(k: Kernel, camera: Camera, g: Gaussians) -> Ellipse:

@@ -3,9 +3,9 @@
 Real harmonics in the order and signs of 3DGS; formulas of Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2013.
 """
 
-from dist3dgs.splats.jit.ir import Kernel, Value
+from dist3dgs.splats.jit.ir import I1, I64, LANES, Kernel, Pointer, Value
+from dist3dgs.splats.jit.vmath import transpose
 
-BANDS = ((0, 1), (1, 4), (4, 9), (9, 16))  # coefficients [first, last) of each degree
 C0 = 0.2820947917738781
 C1 = 0.48860251190292
 C2, C2_ZZ, C2_Z, C2_XX = 1.092548430592079, 0.9461746957575601, 0.3153915652525201, 0.5462742152960395
@@ -56,3 +56,43 @@ def unit_direction(k: Kernel, mean: list[Value], centre: list[Value]) -> tuple[l
     length2 = k.fma(d[0], d[0], k.fma(d[1], d[1], d[2] * d[2]))
     inverse = k.select(length2 > 0.0, 1.0 / length2.sqrt(), 0.0)
     return [c * inverse for c in d], inverse
+
+
+def all_bands(k: Kernel, degree: int, direction: list[Value]) -> list[Value]:
+    """The functions of all degrees up to `degree`, except the constant first one."""
+    return [k.cast(f, k.vreal) for d in range(1, degree + 1) for f in band(d, *direction)]
+
+
+class Rows:
+    """Rows of coefficients 1.. of a chunk's Gaussians, 3 numbers each, read and written 16 rows at a time.
+
+    A row is contiguous, so it is read with whole vectors and transposed; gathering it number by number takes 5x longer.
+    """
+
+    def __init__(self, k: Kernel, p: Pointer, stride: Value, degree: int) -> None:
+        self.k, self.p, self.stride = k, p, stride
+        self.count = 3 * ((degree + 1) ** 2 - 1)
+        self.windows = range(0, self.count, LANES)
+
+    def _row(self, first: Value, local: Value, lane: int) -> Pointer:
+        return self.p.at((first + local.lane(lane).to(I64)) * self.stride)
+
+    def _used(self, start: int) -> Value:
+        return self.k.lanes([int(start + i < self.count) for i in range(LANES)], I1)
+
+    def load(self, first: Value, local: Value) -> list[Value]:
+        """`count` vectors: coefficient 1 red, green, blue, coefficient 2 red ... of rows first + local."""
+        columns: list[Value] = []
+        rows = [self._row(first, local, lane) for lane in range(LANES)]
+        for start in self.windows:
+            columns += transpose([row.load_masked(start, self._used(start)) for row in rows])
+        return columns[: self.count]
+
+    def store(self, first: Value, local: Value, mask: Value, columns: list[Value]) -> None:
+        """Write what `load` reads, to the rows of the lanes that the mask names."""
+        zero = self.k.zero(self.k.vreal)
+        columns = columns + [zero] * (-len(columns) % LANES)
+        for start in self.windows:
+            for lane, part in enumerate(transpose(columns[start : start + LANES])):
+                wanted = self._used(start) & self.k.splat(mask.lane(lane))
+                self._row(first, local, lane).store_masked(start, part, wanted)

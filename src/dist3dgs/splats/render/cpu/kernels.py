@@ -15,10 +15,12 @@ from dist3dgs.splats.render.cpu import blend_kernels, project_kernels, tiles
 
 def write_all(module: ir.Module, real: ir.Type) -> None:
     """Add every kernel to a module."""
+    for degree in project_kernels.DEGREES:
+        project_kernels.write_project(module, real, degree)
+        project_kernels.write_project_backward(module, real, degree)
     for write in (
-        project_kernels.write_cull, project_kernels.write_project, project_kernels.write_project_backward,
-        tiles.write_sort, tiles.write_pack, tiles.write_count, tiles.write_rows, tiles.write_bin,
-        blend_kernels.write_gather, blend_kernels.write_settle,
+        project_kernels.write_cull, tiles.write_sort, tiles.write_pack, tiles.write_count, tiles.write_rows,
+        tiles.write_bin, blend_kernels.write_gather, blend_kernels.write_settle,
     ):  # fmt: skip
         write(module, real)
     for num_channels in (3, 4):

@@ -12,7 +12,7 @@ from dist3dgs.splats.jit.threads import run
 from dist3dgs.splats.render import checks
 from dist3dgs.splats.render.cpu.geometry import CHUNK
 from dist3dgs.splats.render.cpu.kernels import kernels
-from dist3dgs.splats.render.cpu.project_kernels import POSE_SUMS
+from dist3dgs.splats.render.cpu.project_kernels import POSE_SUMS, kernel_name
 
 RGB = -1  # in place of a degree
 
@@ -69,9 +69,9 @@ class Project(torch.autograd.Function):
         depths, opacities = means.new_empty(v), means.new_empty(v)
         radii = torch.empty(v, 2, dtype=torch.int32)
         bad = torch.zeros(num_chunks, dtype=torch.int64)
-        ctx.shared = (num_chunks, *gaussians, *_harmonics(sh0, shn), view.degree, numbers, offsets)
+        ctx.shared = (num_chunks, *gaussians, *_harmonics(sh0, shn), numbers, offsets)
         run(
-            get("project"), *ctx.shared, packed_ids, ids, means2d, conics, depths, radii, colors, opacities, bad,
+            get(kernel_name("project", view.degree)), *ctx.shared, packed_ids, ids, means2d, conics, depths, radii, colors, opacities, bad,
             num_tasks=num_chunks,
         )  # fmt: skip
         if int(bad.sum()):
@@ -106,7 +106,7 @@ class Project(torch.autograd.Function):
         width0 = v_sh0[0].numel() if n else 0
         widthn = 0 if v_shn is None else v_shn[0].numel() if n else 0
         run(
-            kernels(means.dtype)("project_backward"), *ctx.shared, n, ids, colors, *incoming, *outgoing,
+            kernels(means.dtype)(kernel_name("project_backward", degree)), *ctx.shared, n, ids, colors, *incoming, *outgoing,
             v_sh0, width0, second, width0 if joined else widthn, int(not joined), pose, int(pose_wanted),
             num_tasks=num_chunks,
         )  # fmt: skip

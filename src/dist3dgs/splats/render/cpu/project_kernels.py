@@ -3,18 +3,23 @@
 import llvmlite.ir as ir
 
 from dist3dgs.splats.jit.ir import I32, I64, Kernel, Pointer, Value, Variable
-from dist3dgs.splats.jit.vmath import sum_lane_scalar
+from dist3dgs.splats.jit.vmath import store_rows, sum_lane_scalar
 from dist3dgs.splats.render.cpu import geometry as geo
-from dist3dgs.splats.render.cpu.harmonics import BANDS, band, band_gradient, unit_direction
+from dist3dgs.splats.render.cpu.harmonics import C0, Rows, all_bands, band_gradient, unit_direction
 
 POSE_SUMS = 16  # numbers per chunk: 9 of the rotation, 3 of the translation, 3 of the centre, 1 unused
+DEGREES = (-1, 0, 1, 2, 3)  # -1: colours are RGB
+
+
+def kernel_name(stem: str, degree: int) -> str:
+    """Projection kernels come in one version per degree of the spherical harmonics."""
+    return f"{stem}_rgb" if degree < 0 else f"{stem}{degree}"
 
 
 def write_cull(module: ir.Module, real: ir.Type) -> None:
     """Per chunk of Gaussians: the ids of the visible ones, packed; their number; how many are not finite, the first."""
     k = Kernel(module, "cull", real)
-    counter = k.pointer(I64)
-    inputs = [k.pointer() for _ in range(4)]
+    counter, inputs = k.pointer(I64), geo.Inputs.declare(k)
     numbers, n = k.pointer(), k.arg(I64)
     ids, report = k.pointer(I32), k.pointer(I64)
     camera = geo.Camera(k, numbers)
@@ -23,8 +28,7 @@ def write_cull(module: ir.Module, real: ir.Type) -> None:
         stop = (start + geo.CHUNK).min(n)
         count, bad, first = k.variable(k.constant(0, I64)), k.variable(k.constant(0, I64)), k.variable(n)
         with k.loop(start, stop, 16) as i:
-            index, mask = geo.block_indices(k, i, stop)
-            g = geo.load_gaussians(index, mask, *inputs)
+            g = inputs.load(k, i, stop)
             nan = k.zero(k.vreal)
             for value in (*g.mean, *g.quat, *g.scale, g.opacity):
                 nan = k.fma(value, 0.0, nan)
@@ -33,8 +37,9 @@ def write_cull(module: ir.Module, real: ir.Type) -> None:
                 bad.add(k.intrinsic("llvm.ctpop", damaged).to(I64))
                 first.set(first.get().min(i + damaged.lowest_bit().to(I64)))
             e = geo.ellipse(k, camera, g)
-            seen = mask & geo.visible(k, camera, e, *geo.radii(k, e))
-            ids.store_packed(start + count.get(), index.to(I32), seen)
+            seen = geo.lanes_below(k, i, stop) & geo.visible(k, camera, e, *geo.radii(k, e))
+            index = k.splat(i.to(I32)) + k.lanes(list(range(16)), I32)
+            ids.store_packed(start + count.get(), index, seen)
             count.add(k.intrinsic("llvm.ctpop", seen.mask_bits()).to(I64))
         for j, value in enumerate((count, bad, first)):
             report[chunk * 3 + j] = value.get()
@@ -42,28 +47,26 @@ def write_cull(module: ir.Module, real: ir.Type) -> None:
 
 
 class _Visible:
-    """The loop over the visible Gaussians of a chunk, 16 at a time."""
+    """Parameters of the kernels that go through the visible Gaussians, chunk by chunk."""
 
-    def __init__(self, k: Kernel) -> None:
+    def __init__(self, k: Kernel, degree: int) -> None:
+        self.degree = degree
         self.counter, self.num_chunks = k.pointer(I64), k.arg(I64)
-        self.inputs = [k.pointer() for _ in range(4)]
+        self.inputs = geo.Inputs.declare(k)
         self.sh0, self.stride0 = k.pointer(), k.arg(I64)
-        self.shn, self.striden = k.pointer(), k.arg(I64)
-        self.degree = k.arg(I64)  # -1: RGB
+        self.rows = Rows(k, k.pointer(), k.arg(I64), degree)
         self.numbers, self.offsets = k.pointer(), k.pointer(I64)
 
-    def coefficients(self, k: Kernel, index: Value, mask: Value, i: int) -> list[Value]:
-        """RGB of coefficient i."""
-        if i == 0:
-            return geo.gather_rows(self.sh0, index, 3, mask, self.stride0)
-        first = index * self.striden + 3 * (i - 1)
-        return [self.shn.gather(first + c, mask) for c in range(3)]
+    def first_coefficient(self, chunk: Value, local: Value, mask: Value) -> list[Value]:
+        """Coefficient 0, or the RGB colours."""
+        base = self.sh0.at(chunk * geo.CHUNK * self.stride0)
+        return geo.gather_rows(base, local, 3, mask, self.stride0.to(I32))
 
 
-def write_project(module: ir.Module, real: ir.Type) -> None:
+def write_project(module: ir.Module, real: ir.Type, degree: int) -> None:
     """Projection and colours of the visible Gaussians."""
-    k = Kernel(module, "project", real)
-    a = _Visible(k)
+    k = Kernel(module, kernel_name("project", degree), real)
+    a = _Visible(k, degree)
     packed_ids = k.pointer(I32)
     ids, means2d, conics, depths = k.pointer(I64), k.pointer(), k.pointer(), k.pointer()
     radii, colors, opacities, report = k.pointer(I32), k.pointer(), k.pointer(), k.pointer(I64)
@@ -73,83 +76,79 @@ def write_project(module: ir.Module, real: ir.Type) -> None:
         shift = chunk * geo.CHUNK - start
         bad = k.variable(k.constant(0, I64))
         with k.loop(start, stop, 16) as i:
-            place, mask = geo.block_indices(k, i, stop)
-            index = packed_ids.load_masked(i + shift, mask).to(I64)
-            g = geo.load_gaussians(index, mask, *a.inputs)
+            mask = geo.lanes_below(k, i, stop)
+            index = packed_ids.load_masked(i + shift, mask)
+            local = k.select(mask, index - (chunk * geo.CHUNK).to(I32), 0)
+            g = a.inputs.gather(chunk, local, mask)
             e = geo.ellipse(k, camera, g)
             rx, ry = geo.radii(k, e)
-            ids.store_masked(i, index, mask)
+            ids.store_masked(i, index.to(I64), mask)
             depths.store_masked(i, e.z, mask)
             opacities.store_masked(i, e.opacity, mask)
-            geo.scatter_rows(means2d, place, e.mean2d, mask)
-            geo.scatter_rows(conics, place, e.conic, mask)
-            geo.scatter_rows(radii, place, [rx.to(I32), ry.to(I32)], mask)
-            rgb = _colors(k, a, camera, g, index, mask)
+            store_rows(k, means2d, i, stop, e.mean2d)
+            store_rows(k, conics, i, stop, e.conic)
+            store_rows(k, radii, i, stop, [rx.to(I32), ry.to(I32)])
+            rgb = _colors(k, a, camera, g, chunk, local, mask)
             nan = k.fma(rgb[0], 0.0, k.fma(rgb[1], 0.0, rgb[2] * 0.0))
             bad.add(k.intrinsic("llvm.ctpop", (~nan.equals(0.0) & mask).mask_bits()).to(I64))
-            geo.scatter_rows(colors, place, rgb, mask)
+            store_rows(k, colors, i, stop, rgb)
         report[chunk] = bad.get()
     k.finish()
 
 
 def _colors(
-    k: Kernel, a: _Visible, camera: geo.Camera, g: geo.Gaussians, index: Value, mask: Value
+    k: Kernel, a: _Visible, camera: geo.Camera, g: geo.Gaussians, chunk: Value, local: Value, mask: Value
 ) -> list[Value]:
-    rgb = [Variable(k, c) for c in a.coefficients(k, index, mask, 0)]
-    with k.when(a.degree >= 0):
-        direction, _ = unit_direction(k, g.mean, [camera.c0, camera.c1, camera.c2])
-        for c in rgb:
-            c.set(k.fma(c.get(), band(0, *direction)[0], 0.5))
-        for degree in (1, 2, 3):
-            with k.when(a.degree >= degree):
-                sums = [c.get() for c in rgb]
-                for i, basis in enumerate(band(degree, *direction), BANDS[degree][0]):
-                    coefficients = a.coefficients(k, index, mask, i)
-                    sums = [k.fma(basis, p, s) for p, s in zip(coefficients, sums, strict=True)]
-                for c, s in zip(rgb, sums, strict=True):
-                    c.set(s)
-        for c in rgb:
-            value = c.get()
-            c.set(k.select(value < 0.0, 0.0, value))  # keeps a NaN, which is then reported
-    return [c.get() for c in rgb]
+    rgb = a.first_coefficient(chunk, local, mask)
+    if a.degree < 0:
+        return rgb
+    rgb = [k.fma(c, C0, 0.5) for c in rgb]
+    direction, _ = unit_direction(k, g.mean, [camera.c0, camera.c1, camera.c2])
+    coefficients = a.rows.load(chunk * geo.CHUNK, local) if a.degree > 0 else []
+    for i, basis in enumerate(all_bands(k, a.degree, direction)):
+        rgb = [k.fma(basis, coefficients[3 * i + c], rgb[c]) for c in range(3)]
+    return [k.select(c < 0.0, 0.0, c) for c in rgb]  # keeps a NaN, which is then reported
 
 
-def write_project_backward(module: ir.Module, real: ir.Type) -> None:
+def write_project_backward(module: ir.Module, real: ir.Type, degree: int) -> None:
     """From the gradients of the projection to those of the Gaussians (zero where not visible) and of the camera."""
-    k = Kernel(module, "project_backward", real)
-    a = _Visible(k)
+    k = Kernel(module, kernel_name("project_backward", degree), real)
+    a = _Visible(k, degree)
     n, ids, colors = k.arg(I64), k.pointer(I64), k.pointer()
-    incoming = [
-        (k.pointer(), k.arg(I64)) for _ in range(5)
-    ]  # means2d, conics, depths, colors, opacities; strides
+    incoming = [(k.pointer(), k.arg(I64)) for _ in range(5)]  # means2d, conics, depths, colors, opacities; strides
     outgoing = [(k.pointer(), width) for width in (3, 4, 3, 1)]
     v_sh0, width0, v_shn, widthn = k.pointer(), k.arg(I64), k.pointer(), k.arg(I64)
     apart = k.arg(I64)  # 1: v_shn is a tensor of its own; 0: it is the rest of the rows of v_sh0
     pose, pose_wanted = k.pointer(), k.arg(I64).differs(0)
+    v_rows = Rows(k, v_shn, widthn, degree)
     camera = geo.Camera(k, a.numbers)
     with k.tasks(a.counter, a.num_chunks) as chunk:
         first = chunk * geo.CHUNK
         count = (first + geo.CHUNK).min(n) - first
         start, stop = a.offsets[chunk], a.offsets[chunk + 1]
         for p, width in (*outgoing, (v_sh0, width0), (v_shn, widthn * apart)):
-            p.clear(first * width, count * width)
+            # rows are written as a whole, unless there are more coefficients than the degree has
+            whole = (stop - start).equals(count) & (widthn <= v_rows.count)
+            with k.when(~whole):
+                p.clear(first * width, count * width)
         sums = [k.variable(k.zero(k.vreal)) for _ in range(POSE_SUMS - 1)]
         with k.loop(start, stop, 16) as i:
-            place, mask = geo.block_indices(k, i, stop)
-            index = ids.load_masked(i, mask)
-            g = geo.load_gaussians(index, mask, *a.inputs)
+            mask = geo.lanes_below(k, i, stop)
+            local = k.select(mask, (ids.load_masked(i, mask) - first).to(I32), 0)
+            g = a.inputs.gather(chunk, local, mask)
             e = geo.ellipse(k, camera, g)
-            widths = (2, 3, 1, 3, 1)
-            v = [geo.gather_rows(p, place, w, mask, s) for (p, s), w in zip(incoming, widths, strict=True)]
+            lane = k.lanes(list(range(16)), I32)
+            v = [
+                geo.gather_rows(p.at(i * stride), lane, width, mask, stride.to(I32))
+                for (p, stride), width in zip(incoming, (2, 3, 1, 3, 1), strict=True)
+            ]
             back = _backward_geometry(k, camera, g, e, v)
-            rgb = geo.gather_rows(colors, place, 3, mask)
-            v_direction = _backward_colors(
-                k, a, camera, g, index, mask, rgb, v[3], (v_sh0, width0, v_shn, widthn)
-            )
+            rgb = geo.load_rows(k, colors, i, stop, 3)
+            v_direction = _backward_colors(k, a, camera, g, (chunk, local, mask), rgb, v[3], v_sh0, width0, v_rows)
             v_mean = [m + d for m, d in zip(back.mean, v_direction, strict=True)]
             results = (v_mean, back.quat, back.scale, [back.opacity])
-            for (p, _), values in zip(outgoing, results, strict=True):
-                geo.scatter_rows(p, index, values, mask)
+            for (p, width), values in zip(outgoing, results, strict=True):
+                geo.scatter_rows(p.at(first * width), local, values, mask)
             with k.when(pose_wanted, likely=False):
                 _add_pose(k, camera, g, e, back, v_direction, mask, sums)
         with k.when(pose_wanted, likely=False):
@@ -255,34 +254,30 @@ def _backward_quaternion(k: Kernel, e: geo.Ellipse, v: list[list[Value]]) -> lis
 
 
 def _backward_colors(
-    k: Kernel, a: _Visible, camera: geo.Camera, g: geo.Gaussians, index: Value, mask: Value,
-    rgb: list[Value], v_rgb: list[Value], out: tuple[Pointer, Value, Pointer, Value],
+    k: Kernel, a: _Visible, camera: geo.Camera, g: geo.Gaussians, where: tuple[Value, Value, Value],
+    rgb: list[Value], v_rgb: list[Value], v_sh0: Pointer, width0: Value, v_rows: Rows,
 ) -> list[Value]:  # fmt: skip
     """Write the gradients of the coefficients; return that of the Gaussian's centre through the direction."""
-    v_sh0, width0, v_shn, widthn = out
-    v_mean = [k.variable(k.zero(k.vreal)) for _ in range(3)]
-    with k.when(a.degree < 0):
-        geo.scatter_rows(v_sh0, index, v_rgb, mask, width0)
-    with k.when(a.degree >= 0):
+    chunk, local, mask = where
+    first = chunk * geo.CHUNK
+    if a.degree >= 0:
         v_rgb = [k.select(c > 0.0, v, 0.0) for c, v in zip(rgb, v_rgb, strict=True)]
-        direction, inverse = unit_direction(k, g.mean, [camera.c0, camera.c1, camera.c2])
-        geo.scatter_rows(v_sh0, index, [band(0, *direction)[0] * v for v in v_rgb], mask, width0)
-        v_direction = [k.variable(k.zero(k.vreal)) for _ in range(3)]
-        for degree in (1, 2, 3):
-            with k.when(a.degree >= degree):
-                weights = []
-                for i, basis in enumerate(band(degree, *direction), BANDS[degree][0]):
-                    weights.append(geo.dot(k, a.coefficients(k, index, mask, i), v_rgb))
-                    first = index * widthn + 3 * (i - 1)
-                    for c in range(3):
-                        v_shn.scatter(first + c, basis * v_rgb[c], mask)
-                for total, part in zip(v_direction, band_gradient(degree, *direction, weights), strict=True):
-                    total.add(part)
-        v = [d.get() for d in v_direction]
-        along = geo.dot(k, v, direction)
-        for total, part, d in zip(v_mean, v, direction, strict=True):
-            total.set((part - along * d) * inverse)
-    return [m.get() for m in v_mean]
+    v_first = [C0 * v for v in v_rgb] if a.degree >= 0 else v_rgb
+    geo.scatter_rows(v_sh0.at(first * width0), local, v_first, mask, width0.to(I32))
+    if a.degree <= 0:
+        return [k.zero(k.vreal)] * 3
+    direction, inverse = unit_direction(k, g.mean, [camera.c0, camera.c1, camera.c2])
+    coefficients = a.rows.load(first, local)
+    weights = [geo.dot(k, coefficients[i : i + 3], v_rgb) for i in range(0, len(coefficients), 3)]
+    bands = all_bands(k, a.degree, direction)
+    v_rows.store(first, local, mask, [basis * v for basis in bands for v in v_rgb])
+    v_direction = [k.zero(k.vreal)] * 3
+    for degree in range(1, a.degree + 1):
+        of_degree = weights[degree**2 - 1 : (degree + 1) ** 2 - 1]
+        parts = band_gradient(degree, *direction, of_degree)
+        v_direction = [total + part for total, part in zip(v_direction, parts, strict=True)]
+    along = geo.dot(k, v_direction, direction)
+    return [(v - along * d) * inverse for v, d in zip(v_direction, direction, strict=True)]
 
 
 def _add_pose(

@@ -11,8 +11,8 @@ import math
 import llvmlite.ir as ir
 
 from dist3dgs.splats.jit.ir import I16, I32, I64, LANES, Kernel, Pointer, Value
-from dist3dgs.splats.jit.vmath import log2
-from dist3dgs.splats.render.cpu.geometry import block_indices, gather_rows, scatter_rows
+from dist3dgs.splats.jit.vmath import load_rows, log2
+from dist3dgs.splats.render.cpu.geometry import lanes_below, scatter_rows
 from dist3dgs.splats.render.interface import ALPHA_MIN
 
 TILE_PX = 16
@@ -108,18 +108,18 @@ def write_pack(module: ir.Module, real: ir.Type) -> None:
         start = chunk * chunk_size
         stop = (start + chunk_size).min(n)
         with k.loop(start, stop, LANES) as i:
-            index, mask = block_indices(k, i, stop)
+            mask = lanes_below(k, i, stop)
             place = places.load_masked(i, mask).to(I64)
-            u, v = gather_rows(means2d, index, 2, mask)
-            a, b, c = gather_rows(conics, index, 3, mask)
+            u, v = load_rows(k, means2d, i, stop, 2)
+            a, b, c = load_rows(k, conics, i, stop, 3)
             opacity, depth = opacities.load_masked(i, mask), depths.load_masked(i, mask)
             numbers = [
                 u, v, a * (-0.5 * LOG2_E), b * -LOG2_E, c * (-0.5 * LOG2_E), log2(k, opacity),
-                *gather_rows(colors, index, 3, mask), depth, -b / c, -b / a,
+                *load_rows(k, colors, i, stop, 3), depth, -b / c, -b / a,
             ]  # fmt: skip
             scatter_rows(packed, place, numbers, mask)
-            sources.scatter(place, index.to(I32), mask)
-            rx, ry = (r.to(k.real) for r in gather_rows(radii, index, 2, mask))
+            sources.scatter(place, k.splat(i.to(I32)) + k.lanes(list(range(LANES)), I32), mask)
+            rx, ry = (r.to(k.real) for r in load_rows(k, radii, i, stop, 2))
             x0, x1 = _tile_range(u, rx, num_columns)
             y0, y1 = _tile_range(v, ry, num_rows)
             touches = mask & (x0 < x1) & (y0 < y1) & (opacity >= ALPHA_MIN)
@@ -200,13 +200,13 @@ def write_bin(module: ir.Module, real: ir.Type) -> None:
             touch = BlockMask(k, g, top)
             with k.loop(boxes[i * 4], boxes[i * 4 + 1]) as column:
                 mask = touch.bits((column * TILE_PX).to(k.real))
-                with k.when(mask.differs(0)):
-                    to = stops[column]
-                    stops[column] = to + 1
-                    who[to] = i.to(I32)
-                    masks[to] = mask.to(I16)
-                    slots[to] = slot.get().to(I32)
-                    slot.add(1)
+                # written in any case, and kept if the mask is not empty: this is a branch less to mispredict
+                to, kept = stops[column], mask.differs(0).to(I64)
+                who[to] = i.to(I32)
+                masks[to] = mask.to(I16)
+                slots[to] = slot.get().to(I32)
+                stops[column] = to + kept
+                slot.add(kept)
         row_slots[row] = slot.get()
     k.finish()
 
