@@ -48,6 +48,8 @@ CLIENTS = [
     "sstat",
 ]
 FIRST_PORT = {"dbd": 16810, "none": 16830}
+#: In the environment of a node's slurmd and of the step daemons it starts.
+MARK = "DIST3DGS_TEST_NODE"
 PATH = f"/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"
 
 
@@ -272,7 +274,7 @@ class Cluster:
         if self._alive(f"slurmd.{node}"):
             return
         (self.root / "state" / node).mkdir(parents=True, exist_ok=True)
-        self._daemon("slurmd", "-N", node)
+        self._daemon("slurmd", "-N", node, env={MARK: f"{self.root}:{node}"})
 
     # -- breaking and stopping
 
@@ -282,7 +284,8 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """What a power cut does: slurmd, its step daemons and the job's processes on the node are gone at once."""
         self._signal(f"slurmd.{node}", signal.SIGKILL)
-        for pid in self._processes_of(node):
+        # Step daemons first: one that sees its processes die would report them as failed, as no dead node can.
+        for pid in sorted(self._processes_of(node), key=lambda pid: "slurmstepd" not in _name(pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -297,7 +300,8 @@ class Cluster:
             here = f"SLURM_CONF={self.conf}".encode() in words or any(
                 w.startswith(b"PATH=" + str(self.bin).encode() + b":") for w in words
             )
-            if here and f"SLURMD_NODENAME={node}".encode() in words:
+            mine = f"{MARK}={self.root}:{node}".encode() in words  # slurmd and its step daemons
+            if mine or (here and f"SLURMD_NODENAME={node}".encode() in words):
                 found.append(int(entry.name))
         return found
 
@@ -326,13 +330,13 @@ class Cluster:
                 self("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
         return [line.split()[1] for line in states if line.strip()] or ["unknown"]
 
-    def _daemon(self, program: str, *args: str) -> None:
+    def _daemon(self, program: str, *args: str, env: Mapping[str, str] | None = None) -> None:
         """Start a program that puts itself into the background (or does its work and ends)."""
         argv = [shutil.which(program, path=PATH) or program, *args]
         with (self.root / f"log/{program}.start.log").open("ab") as log:
-            env = self.environment() | {"PATH": PATH}
+            environ = self.environment() | {"PATH": PATH} | dict(env or {})
             done = subprocess.run(
-                argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=120, check=False
+                argv, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=120, check=False
             )
         if done.returncode != 0:
             tail = Path(log.name).read_text(errors="replace").strip().splitlines()[-5:]
@@ -371,6 +375,13 @@ class Cluster:
             if time.monotonic() > end:
                 raise ClusterError(f"waited {seconds:.0f} s for {what}; see the logs in {self.root}/log")
             time.sleep(0.1)
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _run(argv: list[str], check: bool = False) -> "subprocess.CompletedProcess[str]":
