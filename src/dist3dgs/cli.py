@@ -112,6 +112,43 @@ def _report(args: argparse.Namespace) -> None:
     print(f"report: {args.out}")
 
 
+def _read(args: argparse.Namespace) -> int:
+    from .diagnose.command import run_read
+
+    return run_read(args.logs, args.json)
+
+
+def _diagnose(args: argparse.Namespace) -> int:
+    from .diagnose.command import run_diagnose
+
+    return run_diagnose(args.logs, args.json)
+
+
+def _import(args: argparse.Namespace) -> int:
+    from .diagnose.command import run_import
+
+    return run_import(
+        args.logs,
+        scene=args.scene,
+        layout=args.layout,
+        strategy=args.strategy,
+        repeat=args.repeat,
+        results=args.results,
+    )
+
+
+def _status(args: argparse.Namespace) -> None:
+    from .status import show
+
+    show(_study(args.config), args.watch)
+
+
+def _fetch_weights(args: argparse.Namespace) -> None:
+    from .weights import fetch_lpips
+
+    fetch_lpips(args.out, args.lock)
+
+
 def _schemas(args: argparse.Namespace) -> None:
     from .schemas import write_schemas
 
@@ -200,6 +237,31 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--tables", required=True, type=Path)
     p.add_argument("--data", required=True, type=Path, help="folder of the ingested scenes")
     p.add_argument("--records", nargs="*", type=Path, default=[])
+
+    logs = "log files of one job, all together"
+    p = verb("read", _read, "sum up a job from its logs: devices, phases, step times, quality")
+    p.add_argument("logs", nargs="+", type=Path, help=logs)
+    p.add_argument("--json", action="store_true")
+
+    p = verb("diagnose", _diagnose, "say why a job failed, with the line that proves it and the remedy")
+    p.add_argument("logs", nargs="+", type=Path, help=logs)
+    p.add_argument("--json", action="store_true")
+
+    p = verb("import", _import, "turn another program's logs into a record beside our own")
+    p.add_argument("logs", nargs="+", type=Path, help=logs)
+    p.add_argument("--scene", required=True)
+    p.add_argument("--layout", required=True, help="e.g. n1g4: what the job was allocated")
+    p.add_argument("--strategy", default="imported")
+    p.add_argument("--repeat", default="r0")
+    p.add_argument("--results", type=Path, default=Path("results"))
+
+    p = verb("status", _status, "every point of the study: waiting, running, ok, failed and why")
+    p.add_argument("--config", type=Path, default=Path("config"))
+    p.add_argument("--watch", type=float, metavar="SECONDS", help="refresh until Ctrl-C")
+
+    p = verb("fetch-weights", _fetch_weights, "download the LPIPS weights; needs the internet")
+    p.add_argument("--out", type=Path, default=Path("data/weights/lpips-alex.safetensors"))
+    p.add_argument("--lock", type=Path, default=Path("config/scenes.lock.yaml"))
 
     p = verb("schemas", _schemas, "write the JSON schemas of the config files and of record.json")
     p.add_argument("folder", type=Path, nargs="?", default=Path("workflow/schemas"))

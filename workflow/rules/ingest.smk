@@ -3,6 +3,7 @@
 
 localrules:
     photographs,
+    weights,
 
 
 rule photographs:
@@ -43,3 +44,15 @@ rule ingest:
     shell:
         "dist3dgs --log {log:q} ingest {wildcards.scene:q} --scene {params.scene:q}"
         " --source {input:q} --pack {output.pack:q} --facts {output.facts:q}"
+
+
+rule weights:
+    """LPIPS weights, for those who want that metric: snakemake data/weights/lpips-alex.safetensors. Needs the internet."""
+    output:
+        f"{DATA}/weights/lpips-alex.safetensors",
+    log:
+        "logs/weights.log",
+    conda:
+        "../envs/dist3dgs.yaml"
+    shell:
+        "dist3dgs --log {log:q} fetch-weights --out {output:q}"

@@ -73,6 +73,19 @@ def fetch_scene(
     return target
 
 
+def fetch_file(url: str, folder: Path, lock_path: Path, say: Callable[[str], None] = print) -> Path:
+    """Bring one file into `folder`, resumed and checked like an archive of a scene; its path."""
+    local = _local_path(url)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = Path(urllib.parse.urlparse(url).path).name
+    path = local or folder / _safe_file_name(name, url)
+    with _only_one(folder / f".{path.name}.lock"):
+        if local is None and not path.is_file():
+            _download(url, path, None, say)
+        _check_sum(url, path, {}, Path(lock_path), delete=local is None, say=say)
+    return path
+
+
 def _local_path(url: str) -> Path | None:
     """The path of a file:// address or plain path; None for http(s). Raises `UserError` for anything else."""
     parts = urllib.parse.urlparse(url)

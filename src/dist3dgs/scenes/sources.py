@@ -20,6 +20,9 @@ from .sfm import SfmSettings
 #: Sizes and sums of downloaded archives, beside the scenes they belong to; worth committing.
 LOCK_FILE = Path("config", "scenes.lock.yaml")
 
+#: Sums of downloaded archives, beside the scenes that name them; kept in version control.
+LOCK = Path("config/scenes.lock.yaml")
+
 
 def obtain(name: str, scene: Scene, out: Path) -> None:
     """Make, download or find the photographs of a scene and write `out` (source.json).

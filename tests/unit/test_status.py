@@ -1,0 +1,56 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from dist3dgs.config import load_study
+from dist3dgs.matrix import Study
+from dist3dgs.record import Failure, Metrics, Run, RunRecord, save_record
+from dist3dgs.status import rows, show
+
+from .evidence import spec, start, step, write_attempt
+
+
+@pytest.fixture
+def study(repository: Path, tmp_path: Path) -> Study:
+    study = load_study(repository / "config")
+    config = study.config.model_copy(update={"results": str(tmp_path), "layouts": ["n1g1", "n1g2", "n1g4"]})
+    return Study(config, study.scenes, study.strategies)
+
+
+def state(study: Study) -> dict[str, tuple[str, str]]:
+    return {str(r.point.layout): (r.state, r.detail) for r in rows(study)}
+
+
+def test_every_state_from_files_alone(study: Study, tmp_path: Path) -> None:
+    assert {s for s, _ in state(study).values()} == {"waiting"}
+
+    folder = tmp_path / "builtin/replicated/n1g1/r0"
+    now = time.time()
+    write_attempt(folder, spec("n1g1"), [start(0, now), step(50, now)], status="running", returncode=None)
+    (folder / "launch.json").unlink()
+    assert state(study)["n1g1"][0] == "running"
+    assert "step 50/" in state(study)["n1g1"][1] and "10.0 steps/s" in state(study)["n1g1"][1]
+
+    events = folder / "attempts/000/events.jsonl"
+    events.write_text(json.dumps(step(50, now - 4000)) + "\n{torn")
+    assert state(study)["n1g1"][0] == "silent"
+
+    run = Run(scene="builtin", strategy="replicated", layout="n1g2", repeat=0, seed=1)
+    ok = RunRecord(run=run, status="ok", metrics=Metrics(psnr=25.123, total_s=70))
+    save_record(ok, tmp_path / "builtin/replicated/n1g2/r0/record.json")
+    assert state(study)["n1g2"] == ("ok", "PSNR 25.12 dB, 1 min 10 s")
+
+    failed = RunRecord(run=run, status="failed", failure=Failure(cause="host_oom", phase="step", step=7))
+    save_record(failed, tmp_path / "builtin/replicated/n1g4/r0/record.json")
+    assert state(study)["n1g4"] == ("failed", "host_oom in step at step 7")
+
+
+def test_the_table_prints_log_text_as_text(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "builtin/replicated/n1g1/r0"
+    write_attempt(folder, spec("n1g1"), [], status="[bold]odd[/bold]")
+    show(study)
+    assert "[bold]odd" in capsys.readouterr().out
