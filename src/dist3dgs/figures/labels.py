@@ -28,7 +28,10 @@ def direct_labels(axes: Any, ends: Sequence[tuple[float, str, str]], *, fontsize
     if not ends:
         return
     figure = axes.figure
-    figure.draw_without_rendering()  # settles the layout, so that the height below is the real one
+    if not hasattr(figure, "height_settled"):
+        # The layout gives the axes their height. Laying out is slow with many panels, and all get the same height.
+        figure.draw_without_rendering()
+        figure.height_settled = True
     height_pt = axes.get_window_extent().height / figure.dpi * 72
     to_axes = axes.transData + axes.transAxes.inverted()
     x = axes.get_xlim()[1]
