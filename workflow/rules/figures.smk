@@ -15,6 +15,7 @@ rule tabulate:
         points=f"{RESULTS}/tables/points.csv",
     log:
         "logs/tabulate.log",
+    retries: 0
     conda:
         "../envs/dist3dgs.yaml"
     params:
@@ -35,6 +36,7 @@ rule figure:
         "logs/figures/{figure}.log",
     wildcard_constraints:
         figure="|".join(FIGURES),
+    retries: 0
     conda:
         "../envs/dist3dgs.yaml"
     params:
@@ -58,6 +60,7 @@ rule write_report:
         ),
     log:
         "logs/report.log",
+    retries: 0
     conda:
         "../envs/dist3dgs.yaml"
     params:

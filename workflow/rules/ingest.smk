@@ -14,6 +14,7 @@ rule photographs:
         f"{DATA}/{{scene}}/source.json",
     log:
         "logs/photographs/{scene}.log",
+    retries: 0
     conda:
         "../envs/dist3dgs.yaml"
     params:
@@ -33,6 +34,7 @@ rule ingest:
         facts=f"{DATA}/{{scene}}/ingest.json",
     log:
         "logs/ingest/{scene}.log",
+    retries: 0
     conda:
         "../envs/dist3dgs.yaml"
     threads: 1
@@ -52,6 +54,7 @@ rule weights:
         f"{DATA}/weights/lpips-alex.safetensors",
     log:
         "logs/weights.log",
+    retries: 0
     conda:
         "../envs/dist3dgs.yaml"
     shell:

@@ -33,6 +33,7 @@ rule record:
         f"{RESULTS}/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}/record.json",
     log:
         "logs/record/{scene}/{strategy}/{layout}/{repeat}.log",
+    retries: 0
     conda:
         "../envs/dist3dgs.yaml"
     shell:

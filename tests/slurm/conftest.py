@@ -1,0 +1,70 @@
+"""The test cluster, started when the first test asks for it and stopped at the end if it was not up before.
+
+Tests marked `slurm` skip with the reason, and the line that mends it, where Slurm is not installed.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, missing
+from study import Study
+
+
+def _cluster(accounting: str) -> Iterator[Cluster]:
+    if reason := missing(accounting):
+        if os.environ.get(
+            "DIST3DGS_REQUIRE_SLURM"
+        ):  # set where Slurm must be there, as in continuous integration
+            pytest.fail(reason)
+        pytest.skip(reason)
+    cluster = Cluster(accounting)
+    was_up = cluster.is_up()
+    cluster.up()
+    yield cluster
+    if not was_up:
+        cluster.down()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """With slurmdbd: accounts, sacct, limits that are enforced at submission."""
+    yield from _cluster("dbd")
+
+
+@pytest.fixture(scope="session")
+def plain_cluster() -> Iterator[Cluster]:
+    """Without accounting: no accounts, no sacct, impossible jobs are queued."""
+    yield from _cluster("none")
+
+
+@pytest.fixture
+def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """This process sees the cluster's commands."""
+    use(cluster, monkeypatch)
+    return cluster
+
+
+@pytest.fixture
+def on_plain_cluster(plain_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    use(plain_cluster, monkeypatch)
+    return plain_cluster
+
+
+def use(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = cluster.environment()
+    monkeypatch.setenv("PATH", env["PATH"])
+    monkeypatch.setenv("SLURM_CONF", env["SLURM_CONF"])
+
+
+@pytest.fixture
+def make_study(cluster: Cluster, tmp_path: Path):
+    """`make_study(layouts=[...], ...)`: a study in a folder with a space in its name."""
+
+    def make(**options) -> Study:
+        folder = tmp_path / "a study"
+        folder.mkdir()
+        return Study(folder, options.pop("cluster", cluster), **options)
+
+    return make

@@ -1,0 +1,102 @@
+"""Every failure on the real Slurm: noticed, resumed, recorded. The injections are in drill.py and run side by side."""
+
+import re
+
+import pytest
+from drill import NAMES, Outcome, run_all
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def outcomes(cluster, tmp_path_factory):
+    return run_all(cluster, tmp_path_factory.mktemp("failure drill"))
+
+
+@pytest.fixture
+def outcome(outcomes, request) -> Outcome:
+    found = outcomes[request.node.get_closest_marker("drill").args[0]]
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+def drill(name: str):
+    assert name in NAMES
+    return pytest.mark.drill(name)
+
+
+def check_resumed(o: Outcome, cause: str, *, lost_at_most: int) -> None:
+    """The record is ok, told by two attempts, the second from a checkpoint of the first and not from zero."""
+    assert o.exit_code == 0 and o.record["status"] == "ok", o.study.log()[-3000:]
+    assert o.ends == [cause, "ok"]
+    assert o.first_steps[1] > 1, "trained again from zero"
+    assert o.steps_lost is not None and 0 <= o.steps_lost <= lost_at_most
+    assert o.record["provenance"]["attempt"] == 1
+
+
+@drill("time_limit")
+def test_time_limit(outcome):
+    check_resumed(outcome, "time_limit", lost_at_most=0)  # stopped before the limit, with a checkpoint
+    first, second = outcome.attempts
+    assert "before its time limit" in first["ended"]["note"]
+    assert second["slurm"]["job_id"] != first["slurm"]["job_id"]
+    assert second["slurm"]["time_left_s"] > 60 > first["slurm"]["time_left_s"]
+
+
+@drill("out_of_memory")
+def test_host_out_of_memory(outcome):
+    assert outcome.exit_code == 0 and outcome.record["status"] == "ok", outcome.study.log()[-3000:]
+    assert set(outcome.ends[:-1]) == {"host_oom"}
+    asked = [int(m) for m in re.findall(r"rule train:.*?mem_mb=(\d+)", outcome.study.log(), re.DOTALL)]
+    assert asked[1] == pytest.approx(1.5 * asked[0], rel=0.01)
+    assert "memory limit" in outcome.attempts[0]["ended"]["note"]
+
+
+@drill("rank_killed")
+def test_one_rank_killed(outcome):
+    check_resumed(outcome, "killed", lost_at_most=60)
+
+
+@drill("node_lost")
+def test_node_lost(outcome):
+    check_resumed(outcome, "node_failure", lost_at_most=60)
+    first, second = (a["slurm"]["nodes"] for a in outcome.attempts)
+    assert not set(first) & set(second)
+    assert outcome.record["environment"]["hosts"] == second
+
+
+@drill("preempted")
+def test_preempted_and_requeued(outcome):
+    check_resumed(outcome, "preempted", lost_at_most=60)
+    first, second = (a["slurm"] for a in outcome.attempts)
+    assert first["job_id"] == second["job_id"] and second["restarts"] == 1
+
+
+@drill("cancelled")
+def test_cancelled_by_the_user_is_recorded_and_not_retried(outcome):
+    assert outcome.exit_code == 0, outcome.study.log()[-3000:]
+    assert outcome.record["status"] == "failed" and outcome.record["failure"]["cause"] == "cancelled"
+    assert outcome.ends == ["cancelled"]
+    # The job that wrote the verdict asked for one CPU and no GPU.
+    assert "nodes=1, tasks=1, tasks_per_gpu=0, gres=, cpus_per_task=1" in outcome.study.log()
+
+
+@drill("snakemake_killed")
+def test_a_job_of_a_killed_snakemake_is_found_and_not_doubled(outcome):
+    assert outcome.exit_code == 0 and outcome.record["status"] == "ok", outcome.study.log()[-3000:]
+    assert outcome.ends == ["ok"] and outcome.first_steps == [1]
+    assert "already trains it; the new job waits for that one" in outcome.study.log()
+    steps = [e["step"] for e in outcome.study.events("n1g1", "step")]
+    assert len(steps) == len(set(steps)), "a step was done twice"
+
+
+@drill("refused")
+def test_a_refused_submission_is_recorded_in_words_while_others_go_on(outcome):
+    assert outcome.exit_code == 0, outcome.study.log()[-3000:]
+    assert outcome.noticed_s < 30  # Snakemake's own start is most of it
+    failure = outcome.record["failure"]
+    assert failure["cause"] == "submission_rejected"
+    assert "'gpu:h100:9'" in failure["evidence"][0]["text"]
+    assert "Slurm said: " in failure["evidence"][0]["text"]
+    assert outcome.study.record("n1g1")["status"] == "ok"

@@ -1,0 +1,140 @@
+"""`dist3dgs site init`, the profile and the chooser, on the real cluster."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dist3dgs.errors import UserError
+from dist3dgs.names import Layout
+from dist3dgs.slurm import partitions
+from dist3dgs.slurm.jobs import Queue, describe
+from dist3dgs.slurm.settings import read_site
+from dist3dgs.slurm.site import inspect, render, run_init
+
+
+def test_the_shipped_profile_is_the_template_with_the_defaults(repository):
+    assert (repository / "profiles/slurm/config.yaml").read_text() == render(read_site({}))
+
+
+def test_every_line_of_the_profile_says_what_it_does(repository):
+    lines = (repository / "profiles/slurm/config.yaml").read_text().splitlines()
+    plain = [line for line in lines if line.strip() and "#" not in line]
+    # What is left without a comment of its own stands under one that speaks for it, or says it by its name.
+    assert {line.split(":")[0].strip() for line in plain} <= {
+        "config", "site", "slurm_partition", "executor", "slurm-init-seconds-before-status-checks", "slurm-logdir",
+    }  # fmt: skip
+
+
+def test_a_profile_read_back_is_the_site_it_was_made_from():
+    site = read_site(
+        {"account": "123", "gpu_partition": "gpu-long", "gpu_speed": {"h100": 1.0, "l40s": 0.87}}
+    )
+    value = yaml.safe_load(render(site))
+    assert read_site(value["config"]["site"]) == site
+    assert value["default-resources"]["slurm_account"] == "123"
+    assert "slurm_account" not in yaml.safe_load(render(read_site({})))["default-resources"]
+
+
+def test_what_a_shell_would_read_is_no_account():
+    with pytest.raises(UserError, match="account"):
+        read_site({"account": "lab; rm -rf /"})
+    with pytest.raises(UserError, match="did you mean `gpu_partition`"):
+        read_site({"gpu_partitions": "x"})
+
+
+@pytest.mark.slurm
+def test_site_init_reads_the_cluster(on_cluster, tmp_path):
+    site = inspect().site
+    assert (site.account, site.gpu_partition, site.cpu_partition) == ("lab", "gpu", "cpu")
+    assert (site.gpu_type, site.gpu_request, site.cpus_per_gpu) == ("h100", "gres", 4)
+    assert site.max_runtime_min == 240 and site.mem_gib_per_gpu * 4 < 12000 / 1024
+    assert set(site.gpu_speed) == {"h100", "l40s"}
+    notes = "\n".join(run_init(tmp_path / "p/config.yaml"))
+    assert "your accounts: lab, poor" in notes and "accounting (sacct): yes" in notes
+    with pytest.raises(UserError, match="--force"):
+        run_init(tmp_path / "p/config.yaml")
+
+
+@pytest.mark.slurm
+def test_site_init_without_accounting(on_plain_cluster, tmp_path):
+    out = tmp_path / "config.yaml"
+    notes = "\n".join(run_init(out))
+    assert "keeps no accounts" in notes and "can never start" in notes and "accounting (sacct): no" in notes
+    assert "slurm_account" not in yaml.safe_load(out.read_text())["default-resources"]
+
+
+@pytest.mark.slurm
+def test_the_chooser_prefers_what_ends_first(on_cluster):
+    """All h100 nodes are taken for an hour: the slower partition that is free now ends earlier."""
+    site = inspect().site.model_copy(update={"gpu_speed": {"h100": 1.0, "l40s": 0.87}})
+    free = partitions.choose(Layout.parse("n1g4"), site, 1800)
+    assert free is not None and free.gpu_type == "h100"
+    blocker = on_cluster(
+        "sbatch", "--parsable", "-p", "gpu", "-A", "lab", "-N2", "--gres=gpu:4", "-t", "60", "-o", "/dev/null",
+        "--wrap", "sleep 600",
+    ).strip()  # fmt: skip
+    try:
+        end = time.monotonic() + 10
+        while "RUNNING" not in on_cluster("squeue", "-h", "-j", blocker, "-o", "%T"):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        only = [p for p in partitions.read_partitions() if p.name in ("gpu", "l40s")]
+        found = partitions.offers(Layout.parse("n1g4"), only, site, 1800)
+        assert [o.partition for o in found] == ["l40s", "gpu"]
+        line = partitions.trade_off(found)
+        assert (
+            line.startswith("l40s (l40s) at 0.87x the speed, starts now, ends ")
+            and "earlier than gpu (h100)" in line
+        )
+        text = partitions.run([Layout.parse("n2g4")], site)
+        assert "2 nodes asked for, 1 there" in text
+    finally:
+        on_cluster("scancel", blocker)
+
+
+@pytest.mark.slurm
+def test_partitions_and_preflight_by_hand(on_cluster, repository, tmp_path):
+    profile = tmp_path / "config.yaml"
+    run_init(profile)
+    cli = [sys.executable, "-m", "dist3dgs.cli"]
+    common = ["--profile", str(profile), "--config", str(repository / "config")]
+    done = subprocess.run(
+        [*cli, "partitions", *common, "--layouts", "n1g1", "--json"], capture_output=True, text=True
+    )
+    offers = json.loads(done.stdout)["n1g1"]["offers"]
+    assert {o["partition"] for o in offers} == {"gpu", "l40s", "low", "high"}
+    done = subprocess.run(
+        [*cli, "preflight", *common, "--layouts", "n2g4", "n3g1"], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 2
+        and "n2g4: Slurm takes it" in done.stdout
+        and "n3g1: 3 nodes are more" in done.stdout
+    )
+
+
+@pytest.mark.slurm
+def test_a_job_that_can_never_start_is_named(on_plain_cluster, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    job = on_plain_cluster(
+        "sbatch", "--parsable", "-D", str(tmp_path), "-p", "gpu", "-t", "300", "--wrap", "true"
+    ).strip()
+    try:
+        end = time.monotonic() + 10
+        while not (mine := [j for j in Queue().jobs() if j.waits_for_ever]):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert mine[0].id == int(job) and "will never start" in describe(mine[0])
+    finally:
+        on_plain_cluster("scancel", job)
+
+
+def test_without_slurm_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    with pytest.raises(UserError, match="apt-get install slurm-client"):
+        partitions.read_partitions()

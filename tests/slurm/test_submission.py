@@ -1,0 +1,94 @@
+"""Refused submissions: the reason in words, from what a real sbatch says, in seconds."""
+
+import time
+
+import pytest
+
+from dist3dgs.names import Layout
+from dist3dgs.slurm.resources import layout_resources
+from dist3dgs.slurm.settings import Site, read_site
+from dist3dgs.slurm.submission import explain, limit_problem, preflight, test_only
+
+ask = test_only  # pytest would collect it by its name
+del test_only
+
+
+def site(**changes) -> Site:
+    small = {"gpu_type": "h100", "cpus_per_gpu": 2, "mem_gib_per_gpu": 1, "runtime_min": 30, "account": "lab"}
+    return read_site({**small, **changes})
+
+
+def refusal(layout: str = "n1g4", **changes):
+    chosen = site(**changes)
+    return ask(layout_resources(Layout.parse(layout), chosen), chosen.account).refusal
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("changes", "reason", "setting"),
+    [
+        ({"account": "nobody"}, "account 'nobody' is not known", "site.account"),
+        ({"gpu_partition": "nowhere"}, "no partition 'nowhere'", "site.gpu_partition"),
+        ({"layout": "n1g9"}, "'gpu:h100:9'", "smaller layout"),
+        ({"layout": "n3g4"}, "3 nodes are more than partition 'gpu'", "smaller layout"),
+        (
+            {"runtime_min": 300, "max_runtime_min": 600},
+            "300 minutes are more than partition 'gpu' allows (its limit is 4 h)",
+            "site.runtime_min",
+        ),
+        ({"mem_gib_per_gpu": 30}, "MB", "site.mem_gib_per_gpu"),
+        ({"cpus_per_gpu": 30}, "120 CPUs per node", "site.cpus_per_gpu"),
+        ({"gpu_type": "v100"}, "'gpu:v100:4'", "site.gpu_type"),
+        ({"qos": "gold"}, "QOS", "site.qos"),
+    ],
+)
+def test_refused_in_words(on_cluster, changes, reason, setting):
+    started = time.monotonic()
+    found = refusal(**changes)
+    assert time.monotonic() - started < 5
+    assert found is not None and not found.transient
+    assert reason in found.reason and setting in found.remedy, str(found)
+    assert found.line and "sbatch: error" not in found.line
+    assert f"Slurm said: {found.line}" in str(found)
+
+
+@pytest.mark.slurm
+def test_what_fits_is_taken(on_cluster):
+    assert refusal("n2g4") is None
+    assert refusal("n2g4", gpu_request="gpus-per-node") is None
+    assert refusal("n1g1", gpu_request="none") is None
+
+
+@pytest.mark.slurm
+def test_a_preflight_finds_what_a_lenient_cluster_would_queue_for_ever(on_plain_cluster):
+    """Without EnforcePartLimits sbatch takes five hours in a four-hour partition; the job would never start."""
+    lenient = site(account=None, runtime_min=300, max_runtime_min=600)
+    request = layout_resources(Layout.parse("n1g4"), lenient)
+    assert ask(request, None).refusal is None
+    problem = limit_problem(request)
+    assert problem is not None and "300 minutes" in problem.reason
+    fitting = layout_resources(Layout.parse("n2g4"), site(account=None))
+    assert set(preflight({"n1g4": request, "n2g4": fitting}, None)) == {"n1g4"}
+
+
+def test_limits_of_an_account_are_explained():
+    request = layout_resources(Layout.parse("n1g4"), site())
+    found = explain(
+        "sbatch: error: AssocMaxGRESPerJob\nsbatch: error: Batch job submission failed: Job violates "
+        "accounting/QOS policy (job submit limit, user's size and/or time limits)",
+        request,
+        account="poor",
+    )
+    assert "account 'poor'" in found.reason and "'gpu:h100:4'" in found.reason and "sacctmgr" in found.remedy
+
+
+def test_a_silent_controller_is_no_refusal_for_good():
+    found = explain(
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    )
+    assert found.transient and "scontrol ping" in found.remedy
+
+
+def test_unknown_words_are_passed_on():
+    found = explain("sbatch: error: lua: you must load the frobnicator\n")
+    assert found.line == "lua: you must load the frobnicator" and not found.transient

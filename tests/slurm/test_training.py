@@ -1,0 +1,103 @@
+"""Every layout really trains on the real Slurm; only what is asked for or has changed is submitted."""
+
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from study import Study
+
+from dist3dgs.names import Layout
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+LAYOUTS = ["n1g1", "n1g2", "n1g4", "n2g1", "n2g2", "n2g4"]
+
+
+@pytest.fixture(scope="module")
+def study(cluster, tmp_path_factory) -> Study:
+    """All layouts, trained while the controller was away for 20 s."""
+    study = Study(tmp_path_factory.mktemp("all layouts"), cluster, layouts=LAYOUTS, train={"steps": 16})
+    snakemake = study.start("train_all")
+    study.wait(lambda: study.jobs("R"), "a job to run", 60)
+    time.sleep(2)
+    cluster.stop_controller()
+    back = threading.Timer(20, cluster.start_controller)
+    back.start()
+    code = snakemake.wait(280)
+    back.join()
+    assert code == 0, study.log()[-5000:]
+    study.first_jobs = study.jobs()  # type: ignore[attr-defined]
+    return study
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_trains_on_its_nodes_with_its_ranks(study, name):
+    layout, record = Layout.parse(name), study.record(name)
+    assert record["status"] == "ok", record["failure"]
+    ranks = record["metrics"]["ranks"]
+    assert [r["rank"] for r in ranks] == list(range(layout.world_size))
+    allocated = study.attempts(name)[0]["slurm"]["nodes"]
+    assert len(allocated) == layout.nodes and record["environment"]["hosts"] == sorted(allocated)
+    per_node = [sum(r["host"] == node for r in ranks) for node in allocated]
+    assert per_node == [layout.workers_per_node] * layout.nodes
+    assert record["provenance"]["slurm_job_id"]
+
+
+def test_a_controller_away_for_20_s_loses_and_doubles_nothing(study):
+    comments = sorted(comment for _, _, comment in study.first_jobs)
+    assert comments == sorted(f"rule_train_wildcards_tiny_replicated_{name}_r0" for name in LAYOUTS)
+    assert all(len(study.attempts(name)) == 1 for name in LAYOUTS)
+
+
+def test_the_port_is_the_jobs_and_the_interface_leads_to_the_head(study):
+    argv, job = study.attempts("n2g2")[0]["argv"], study.attempts("n2g2")[0]["slurm"]["job_id"]
+    assert f"--rdzv-id={job}" in argv
+    assert any(re.fullmatch(r"--rdzv-endpoint=127\.0\.0\.1:2\d{4}", word) for word in argv)
+    log = (study.point("n2g2") / "attempts/000/train.log").read_text()
+    assert {"gpu01", "gpu02"} <= set(re.findall(r"node (\S+): interface lo to 127\.0\.0\.1", log))
+
+
+def test_a_second_run_submits_nothing(study):
+    before = study.jobs()
+    study.run("train_all")
+    assert study.jobs() == before
+
+
+def test_one_point_by_its_target_in_the_config_or_not(study):
+    before = {job for job, _, _ in study.jobs()}
+    study.run(study.target("n1g3"))
+    new = [comment for job, _, comment in study.jobs() if job not in before]
+    assert new == ["rule_train_wildcards_tiny_replicated_n1g3_r0"]
+    assert study.record("n1g3")["status"] == "ok" and len(study.record("n1g3")["metrics"]["ranks"]) == 3
+
+
+def test_only_what_changed_is_submitted(study):
+    """Another setting of one strategy trains that strategy's points again, and no other."""
+    config = study.folder / "config/config.yaml"
+    value = yaml.safe_load(config.read_text()) | {"strategies": ["replicated", "mcmc"], "layouts": ["n1g1"]}
+    config.write_text(yaml.safe_dump(value))
+    before = {job for job, _, _ in study.jobs()}
+    study.run("train_all")
+    strategies = study.folder / "config/strategies.yaml"
+    library = yaml.safe_load(strategies.read_text())
+    library["strategy_library"]["mcmc"]["train"]["init_opacity"] = 0.5
+    strategies.write_text(yaml.safe_dump(library))
+    study.run("train_all")
+    new = [comment for job, _, comment in study.jobs() if job not in before]
+    assert new == ["rule_train_wildcards_tiny_mcmc_n1g1_r0"] * 2
+
+
+def test_nothing_of_the_download_runs_in_a_job(repository):
+    """What needs the internet is a local rule: it runs where Snakemake runs."""
+    text = "".join(Path(p).read_text() for p in (repository / "workflow/rules").glob("*.smk"))
+    local = set(re.findall(r"\w+", " ".join(re.findall(r"localrules:\n((?: +\w+,\n)+)", text))))
+    assert "photographs" in local
+    network = {
+        m
+        for m in re.findall(
+            r"rule (\w+):(?:(?!\nrule ).)*?(?:https?|fetch|download)[^\n]*shell", text, re.DOTALL
+        )
+    }
+    assert network <= local
