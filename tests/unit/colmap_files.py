@@ -1,5 +1,6 @@
 """Writes COLMAP models for tests, byte by byte as the format says, so that any byte can be made wrong."""
 
+import functools
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from dist3dgs.scenes.cameras import MODELS, Camera
+from dist3dgs.scenes.procedural import build_court
+from dist3dgs.scenes.raycast import Court
+
+
+@functools.cache
+def court() -> Court:
+    """The built-in scene, painted once for all tests."""
+    return build_court(0)
+
 
 NUMBER = {name: number for number, (name, _) in MODELS.items()}
 

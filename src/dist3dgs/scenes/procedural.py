@@ -5,14 +5,13 @@ motion has to find the cameras. The true poses go to a file of their own that on
 """
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..files import replacing, write_text
+from ..files import replacing, write_json
 from . import textures as tx
 from .primitives import Box, Cylinder, Ground, Solid, Sphere, Torus
 from .raycast import Camera, Court, Thing
@@ -50,7 +49,7 @@ def build_court(seed: int) -> Court:
     def ball(x: float, y: float, z: float, radius: float, colours: list, num_cells: int) -> None:
         put(
             Sphere(x, y, z, radius),
-            tx.ball(rng(), 192, num_cells, colours, 0.02),
+            tx.ball(rng(), 160, num_cells, colours, 0.02),
             2 * np.pi * radius,
             np.pi * radius,
         )
@@ -173,6 +172,11 @@ def camera_path(num_images: int, seed: int) -> list[NDArray[np.float64]]:
     return poses
 
 
+def photograph_camera(width_px: int, height_px: int) -> Camera:
+    """The one camera of all photographs: a lens with a little barrel distortion."""
+    return Camera(width_px=width_px, height_px=height_px, focal_px=0.82 * width_px, k1=-0.04)
+
+
 def make_scene(
     folder: Path, *, num_images: int = 48, width_px: int = 540, height_px: int = 360, seed: int = 0
 ) -> None:
@@ -181,26 +185,31 @@ def make_scene(
     The JPEGs carry no pose and no EXIF. truth.json has the layout of NeRF's transforms.json (camera-to-world,
     OpenGL axes), and nothing but `pose_error` may read it.
     """
-    camera = Camera(width_px=width_px, height_px=height_px, focal_px=0.82 * width_px, k1=-0.04)
+    camera = photograph_camera(width_px, height_px)
     court = build_court(seed)
-    frames = []
-    for i, pose in enumerate(camera_path(num_images, seed)):
-        name = f"images/IMG_{i + 1:04d}.jpg"
+    poses = {f"images/IMG_{i + 1:04d}.jpg": pose for i, pose in enumerate(camera_path(num_images, seed))}
+    for name, pose in poses.items():
         encoded = io.BytesIO()
         Image.fromarray(court.render(camera, pose)).save(encoded, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         with replacing(Path(folder, name)) as temporary:
             temporary.write_bytes(encoded.getvalue())
-        opengl = pose @ np.diag([1.0, -1.0, -1.0, 1.0])
-        frames.append({"file_path": name, "transform_matrix": opengl.tolist()})
+    write_truth(Path(folder, "truth.json"), camera, poses)
+
+
+def write_truth(path: Path, camera: Camera, poses: dict[str, NDArray[np.float64]]) -> None:
+    """Camera-to-world poses [4, 4] (OpenCV axes) by photograph, in the layout of NeRF's transforms.json."""
+    opengl = np.diag([1.0, -1.0, -1.0, 1.0])
     truth = {
         "camera_model": "SIMPLE_RADIAL",
-        "w": width_px,
-        "h": height_px,
+        "w": camera.width_px,
+        "h": camera.height_px,
         "fl_x": camera.focal_px,
         "fl_y": camera.focal_px,
-        "cx": width_px / 2,
-        "cy": height_px / 2,
+        "cx": camera.width_px / 2,
+        "cy": camera.height_px / 2,
         "k1": camera.k1,
-        "frames": frames,
+        "frames": [
+            {"file_path": name, "transform_matrix": (pose @ opengl).tolist()} for name, pose in poses.items()
+        ],
     }
-    write_text(Path(folder, "truth.json"), json.dumps(truth, indent=1) + "\n")
+    write_json(path, truth)

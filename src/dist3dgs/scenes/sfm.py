@@ -6,7 +6,7 @@ process. Reproducible by default: two runs of the same photographs give the same
 
 import json
 import os
-import resource
+import re
 import signal
 import sqlite3
 import subprocess
@@ -115,12 +115,6 @@ def run_sfm(
 
 
 def _run_child(work: Path, num_photos: int, settings: SfmSettings, say: Callable[[str], None]) -> None:
-    limit = int(settings.memory_gib * 2**30)
-
-    def set_limits() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
     # faiss, inside pycolmap, starts OpenMP threads under each of COLMAP's own: 6 times slower on two cores.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     log = work / "sfm.log"
@@ -131,7 +125,6 @@ def _run_child(work: Path, num_photos: int, settings: SfmSettings, say: Callable
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=environment,
-            preexec_fn=set_limits,
         )
         try:
             _watch(child, work, num_photos, settings, say)
@@ -229,14 +222,19 @@ def _nothing_registered(
     )
 
 
+#: What tells why in a log that ends in a stack trace.
+_TELLING = re.compile(
+    r"error|terminate called|what\(\)|check failed|bad_alloc|cannot allocate|killed", re.IGNORECASE
+)
+
+
 def _died(returncode: int, log: Path, settings: SfmSettings) -> str:
-    tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-    cause = f"exit status {returncode}"
-    if returncode < 0:
-        cause = f"signal {signal.Signals(-returncode).name}"
-    if "bad_alloc" in tail or "MemoryError" in tail:
-        cause += f", out of memory (`sfm.memory_gib` is {settings.memory_gib:g})"
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("@") and set(line) - set("^~ ")]
+    words = [line for line in lines if _TELLING.search(line)][-2:] or lines[-2:]
+    cause = signal.Signals(-returncode).name if returncode < 0 else f"exit status {returncode}"
     return (
-        f"sfm_failed: structure from motion died in the stage {_stage(log.parent) or 'start'} with {cause}. "
-        f"Its last words: {tail}"
+        f"sfm_failed: structure from motion died in the stage {_stage(log.parent) or 'start'} with {cause}: "
+        f"{' | '.join(word[:200] for word in words) or 'no word in its log'}. It may use {settings.memory_gib:g} GiB: "
+        "raise `sfm.memory_gib` if that was too little, or lower `sfm.num_features` or `sfm.max_image_px`."
     )

@@ -3,7 +3,11 @@
 The only module that imports pycolmap. It is given checked photographs only, and leaves sparse/N/ and reply.json.
 """
 
+import ctypes
 import json
+import os
+import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 import pycolmap
 
 SEED = 0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 #: COLMAP's guess for a lens of unknown focal length (ImageReaderOptions.default_focal_length_factor).
 DEFAULT_FOCAL_FACTOR = 1.2
 
@@ -80,8 +85,19 @@ def reconstruct(database: str, images: str, output: Path, settings: dict[str, An
     pycolmap.incremental_mapping(database, images, str(output), options=options)
 
 
+def set_limits(memory_gib: float) -> None:
+    """No more memory than this, no core file, and no life after the parent's."""
+    num_bytes = int(memory_gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:  # it died before we asked
+        sys.exit(1)
+
+
 def main(request_path: Path) -> None:
     request = json.loads(request_path.read_text())
+    set_limits(request["settings"]["memory_gib"])
     work, images, settings, photos = (
         Path(request["work"]),
         request["images"],

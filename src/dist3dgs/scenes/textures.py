@@ -25,7 +25,7 @@ class Texture:
         level = np.clip(albedo, 0, 1).astype(np.float32)
         levels = [level]
         while min(level.shape[:2]) >= 8:
-            level = level.reshape(level.shape[0] // 2, 2, level.shape[1] // 2, 2, 3).mean((1, 3))
+            level = 0.25 * (level[::2, ::2] + level[1::2, ::2] + level[::2, 1::2] + level[1::2, 1::2])
             levels.append(level)
         self.texel_m = width_m / albedo.shape[1]
         self._widths = np.array([x.shape[1] for x in levels])
@@ -125,9 +125,11 @@ def bricks(
     rng: np.random.Generator, height: int, width: int, rows: int, columns: int, colours: list, *, plaster=0.0
 ) -> Floats:
     """Running-bond bricks with mortar, each brick of its own colour; `plaster` 0..1 covers part of them."""
-    y = (np.arange(height)[:, None] + 0.5) * rows / height + np.zeros((1, width))
+    y = (np.arange(height, dtype=np.float32)[:, None] + 0.5) * rows / height + np.zeros(
+        (1, width), np.float32
+    )
     row = y.astype(np.int64)
-    x = (np.arange(width)[None, :] + 0.5) * columns / width + 0.5 * (row % 2)
+    x = (np.arange(width, dtype=np.float32)[None, :] + 0.5) * columns / width + 0.5 * (row % 2)
     column = x.astype(np.int64) % columns
     aspect = (width / columns) / (height / rows)
     edge = np.minimum(np.minimum(y % 1, 1 - y % 1), np.minimum(x % 1, 1 - x % 1) * aspect)
