@@ -4,6 +4,7 @@ Fast and without torch, so that all runs can be judged again whenever the judge 
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -101,9 +102,12 @@ class _Case:
             devices = {
                 (e.get("host"), e.get("device")) for e in self._of("start") if e.get("device") != "cpu"
             }
-            if len(joined) < world or (devices and len(devices) < world):
+            given = max((e.get("visible_devices") or 0 for e in self._of("start")), default=0)
+            idle = bool(devices) and given > world // max(1, len({host for host, _ in devices}))
+            if len(joined) < world or (devices and len(devices) < world) or idle:
                 used = len(devices) or len(joined)
                 text = f"{world} workers asked for by {self.spec['layout']}, {used} in use"
+                text += f", {given} devices given on a node" if idle else ""
                 evidence = [Evidence(file=self._name("events.jsonl"), line=None, text=text)]
                 remedy = "compare the layers in launch.json: `world`; give every rank its own device"
                 return "degraded", Failure(
@@ -130,12 +134,20 @@ class _Case:
         own = [e for e in errors if not _NOTICED.search(str(e.get("message")))]
         if errors and not own and _line_with(self.last.log_path, _tells_of_a_kill):
             return None  # a rank that could not write an event any more was first
-        return (own or errors or [None])[0]
+        first = own or errors
+        return first[0] if first else None
 
     def _where(self, error: dict[str, Any] | None) -> tuple[str, int | None, int | None]:
         """Phase, step and rank of the failure; without an error event, of the rank that fell silent first."""
+        rank = self._silent_rank(error)
+        noticed = error or next(iter(sorted(self._of("error"), key=lambda e: e["t"])), None)
+        if rank is not None and noticed is not None:
+            # Nobody knows better how far the one got that fell silent than those who worked in step with it.
+            return self._open_phase(rank), noticed.get("step"), rank
         if error is not None and error.get("phase"):
             return error["phase"], error.get("step"), error["rank"]
+        if rank is not None:
+            return self._open_phase(rank), self._last_step(), rank
         if not self.events:
             return "startup", None, None
         last_seen: dict[int, float] = {}
@@ -143,6 +155,17 @@ class _Case:
             last_seen[e["rank"]] = e["t"]
         steps = [e["step"] for e in self._of("step")]
         return self._open_phase(0), (steps[-1] if steps else None), None
+
+    def _silent_rank(self, error: dict[str, Any] | None) -> int | None:
+        """The rank that was killed, or that the others waited for in vain, if that was the failure."""
+        started = {e["rank"]: e.get("pid") for e in self._of("start")}
+        if error is not None and error["type"] == "CollectiveTimeout":
+            # All who wait for it give up before it is heard of again, if it ever is (woken up to write its stacks).
+            heard = {e["rank"]: e["t"] for e in reversed(self._of("error"))}
+            return max(started, key=lambda r: heard.get(r, math.inf), default=None)
+        killed = _line_with(self.last.log_path, _tells_of_a_kill) if error is None else None
+        pid = re.search(r"pid: (\d+)", killed[1]) if killed else None
+        return next((r for r, p in started.items() if pid and p == int(pid[1])), None)
 
     def _open_phase(self, rank: int) -> str:
         """The innermost phase that the rank entered and did not leave."""
@@ -232,6 +255,7 @@ class _Case:
             "step_s": StepTime(**slowest["step_s"]) if slowest["step_s"] else None,
             "steps_per_s": 1 / mean_s if mean_s else None,
             "images_per_s": images_per_step / mean_s if mean_s else None,
+            "compute_s": measured_s - exposed_s,
             "comm_s": comm_s if step_comm and steps else None,
             "exposed_comm_s": exposed_s if step_comm and steps else None,
             "compute_to_comm": (measured_s - exposed_s) / comm_s if comm_s > 0 else None,
@@ -272,14 +296,18 @@ class _Case:
         for e in sorted(self._of("start"), key=lambda e: e["rank"]):
             r = e["rank"]
             mine = [c for c in self._of("comm") if c["rank"] == r and c["op"] not in _OUTSIDE_STEPS]
+            parts = timing.get(r, {}).get("parts_s", {})
+            exposed_s = sum(c["exposed_s"] for c in mine)
             ranks.append(
                 RankMetrics(
                     rank=r,
                     host=e.get("host"),
                     device=e.get("device"),
                     phases_s=timing.get(r, {}).get("phases_s", {}),
+                    step_parts_s=parts,
+                    compute_s=sum(parts.values()) - exposed_s if parts else None,
                     comm_s=sum(c["s"] for c in mine) if mine else None,
-                    exposed_comm_s=sum(c["exposed_s"] for c in mine) if mine else None,
+                    exposed_comm_s=exposed_s if mine else None,
                     peak_rss_gib=memory.get(r, {}).get("peak_rss_gib"),
                     peak_gpu_gib=memory.get(r, {}).get("peak_gpu_gib"),
                     parameter_digest=digests[-1][r] if digests and r < len(digests[-1]) else None,
@@ -386,6 +414,10 @@ _OUTSIDE_STEPS = (
     "all_reduce(stop)",
     "all_reduce(loss)",
     "all_reduce(statistics)",
+    "all_to_all(distribute)",
+    "all_to_all(gather)",
+    "all_to_all(rebalance)",
+    "all_gather(shards)",
 )
 
 #: Of runs that the scheduler ended, when no further attempt followed.
@@ -402,10 +434,17 @@ _CAUSES: dict[str, Any] = {
     "Diverged": "diverged",
     "ReplicasDiffer": "parameter_mismatch",
     "UserError": "misconfiguration",
+    "WorldMismatch": "allocation_mismatch",
+    "CollectiveTimeout": "collective_timeout",
+    "DiskFull": "disk_full",
+    "ParameterMismatch": "parameter_mismatch",
 }
 _REMEDIES: dict[str, str] = {
     "diverged": "lower the learning rates (`train.lr`), then train again",
     "parameter_mismatch": "use `init: broadcast`; if it is, please report this with events.jsonl",
+    "allocation_mismatch": "change what the message names, so that layout, allocation and devices agree",
+    "collective_timeout": "read the stacks of all ranks at the end of train.log: the one outside a collective is stuck",
+    "disk_full": "make room or raise the quota where `results` lies, then train again: it goes on from a checkpoint",
     "misconfiguration": "change the setting that the message names",
     "code_error": "read the traceback in train.log",
 }

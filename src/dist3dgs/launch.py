@@ -9,6 +9,7 @@ training is a row in the tables, not a hole in the graph. Only being stopped fro
 """
 
 import contextlib
+import ctypes
 import os
 import platform
 import shlex
@@ -35,6 +36,7 @@ from .provenance import code_digest, git_state
 from .slurm import allocation as slurm_allocation
 from .slurm import plan, turn
 from .slurm.allocation import Allocation, node_name
+from .slurm.retry import TRIES_AFTER
 from .slurm.settings import Site, current_site
 from .spec import RunSpec
 from .watch import Watch
@@ -60,10 +62,14 @@ def launch(spec_text: str, scene: Path, out: Path, weights: Path | None = None) 
             return 0
     with _lock(out, wait_s=0.0 if here is None else LOCK_WAIT_S):
         _forget_finished(out, digest)
-        attempt = new_attempt(out)
         (out / "launch.json").unlink(missing_ok=True)
-        run = _Run(spec, digest, scene, out, attempt, weights, here, site)
-        return run.execute()
+        for restart in range(spec.hardware.max_restarts + 1):
+            run = _Run(spec, digest, scene, out, new_attempt(out), weights, here, site)
+            run.may_restart = restart < spec.hardware.max_restarts
+            status = run.execute()
+            if not run.restarts:
+                break
+        return status
 
 
 class _Run:
@@ -76,6 +82,7 @@ class _Run:
         self.spec, self.scene, self.out, self.attempt, self.weights = spec, scene, out, attempt, weights
         self.layout = Layout.parse(spec.layout)
         self.allocation, self.site = allocation, site
+        self.may_restart = self.restarts = False
         self.summary: dict[str, Any] = {
             "spec_digest": digest,
             "spec": spec.model_dump(mode="json"),
@@ -111,7 +118,7 @@ class _Run:
             log.write(f"$ {shlex.join(argv)}\n".encode())
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
             monitor = Monitor(process.pid, self.attempt.folder / f"resources.{node_name()}.csv", node_name()).start()
             watch = Watch(process, self.attempt, self.spec, GRACE_S)
@@ -164,7 +171,11 @@ class _Run:
         self.summary |= {"status": status, "returncode": returncode, "finished_at": time.time()}
         if status != "ok" and "ended" not in self.summary and status != "stopped":
             self.summary["cause"] = cause_of(self.summary, self.attempt)
+        self.restarts = self.may_restart and self.summary.get("cause") in TRIES_AFTER
         self._save()
+        if self.restarts:
+            print(f"{self.spec.point}: {self.summary['cause']}; again from the last checkpoint", file=sys.stderr)
+            return 1
         if (
             self.allocation is not None
             and status != "ok"
@@ -222,6 +233,12 @@ def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
                 pass
             break
         yield
+
+
+def _end_with_parent() -> None:
+    """In torchrun's process, before it starts: be asked to stop when the launcher is gone, however it went."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 @contextlib.contextmanager

@@ -129,6 +129,8 @@ class RankMetrics(Model):
     host: str | None = None
     device: str | None = None
     phases_s: dict[str, float] = {}
+    step_parts_s: dict[str, float] = Field({}, description="as Metrics.step_parts_s; `data` is the wait for data")
+    compute_s: float | None = Field(None, description="seconds in steps, exposed communication not counted")
     comm_s: float | None = None
     exposed_comm_s: float | None = None
     peak_rss_gib: float | None = None
@@ -151,6 +153,9 @@ class Metrics(Model):
     step_s: StepTime | None = None
     steps_per_s: float | None = None
     images_per_s: float | None = None
+    compute_s: float | None = Field(
+        None, description="seconds in steps, exposed communication not counted, slowest rank"
+    )
     comm_s: float | None = Field(None, description="seconds in collectives during steps, slowest rank")
     exposed_comm_s: float | None = None
     compute_to_comm: float | None = Field(None, description="R = T_compute / T_comm")

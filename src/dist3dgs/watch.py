@@ -39,7 +39,9 @@ class Watch:
         """Called from a signal handler: ask the ranks to stop; they get `grace_s` to leave a checkpoint."""
         if self.stop_signal is None:
             self.stop_signal = signal.Signals(number).name
-            self._signal(signal.SIGTERM)
+            # The ranks themselves, where there are any: torchrun would give them 30 s, whatever is left to us.
+            if not self._signal_ranks(signal.SIGTERM):
+                self._signal(signal.SIGTERM)
             self._kill_at = time.monotonic() + self.grace_s
 
     def wait(self) -> None:
@@ -52,21 +54,46 @@ class Watch:
                 self._last_event = now
             self._display.update(events)
             if self._kill_at is not None and now > self._kill_at:
+                self._signal_ranks(signal.SIGKILL)
                 self._signal(signal.SIGKILL)
-            elif now - self._last_event > STALL_FACTOR * self.spec.hardware.timeout_s and not self.stalled:
+            waited_in_vain = any(e.get("type") == "CollectiveTimeout" for e in events)
+            if waited_in_vain or now - self._last_event > STALL_FACTOR * self.spec.hardware.timeout_s:
                 self._end_stall()
         self._display.update(self._reader.new())
         self._display.close()
-        self._signal(signal.SIGKILL)  # ranks that outlived torchrun
+        self._signal(signal.SIGKILL)
+        self._signal_ranks(signal.SIGKILL)  # ranks that outlived torchrun: they are in sessions of their own
+        self._collect_stacks()
 
     def _end_stall(self) -> None:
+        """Have all ranks write their stacks, then end them: nobody is expected to answer a polite request."""
+        if self.stalled:
+            return
         self.stalled = True
-        for pid in self._reader.pids:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGUSR1)  # faulthandler writes every thread's stack into the log
-        time.sleep(DUMP_S)
-        self._signal(signal.SIGTERM)
+        self._signal_ranks(signal.SIGUSR1)
+        self._signal_ranks(signal.SIGCONT)  # one that was stopped writes its stacks only when it runs
         self._kill_at = time.monotonic() + DUMP_S
+
+    def _signal_ranks(self, number: int) -> bool:
+        """Signal the ranks on this host; whether there was any."""
+        reached = False
+        for pid in self._reader.pids:
+            # A pid may have gone to somebody else since.
+            with contextlib.suppress(OSError):
+                if b"dist3dgs.train" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, number)
+                    reached = True
+        return reached
+
+    def _collect_stacks(self) -> None:
+        """Copy what ranks wrote about being stuck into the log."""
+        with contextlib.suppress(OSError), self.attempt.log_path.open("a", encoding="utf-8") as log:
+            for path in sorted(self.attempt.folder.glob("stacks.rank*.txt")):
+                text = path.read_text(encoding="utf-8", errors="replace")
+                if text:
+                    rank = path.name.split(".")[1].removeprefix("rank")
+                    log.write(f"\nstacks of rank {rank} when nothing went on:\n{text}")
+                path.unlink()
 
     def _signal(self, number: int) -> None:
         """Signal torchrun and everything it started (it was started in a session of its own)."""

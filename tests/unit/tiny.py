@@ -1,8 +1,10 @@
 """A tiny packed scene, drawn by the CPU renderer, and runs on it: a training of seconds."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,43 @@ def log(out: Path, attempt: int = -1) -> str:
 
 def summary(out: Path) -> dict[str, Any]:
     return json.loads((out / "launch.json").read_text())
+
+
+class Running:
+    """A launcher at work, for tests that interfere with it."""
+
+    def __init__(self, run: RunSpec, scene: Path, out: Path) -> None:
+        self.out = out
+        self.process = subprocess.Popen(
+            launch_argv(run, scene, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def wait_for(self, kind: str, step: int = 0, patience_s: float = 90) -> dict[str, Any]:
+        """The first event of that kind at or after the step."""
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end and self.process.poll() is None:
+            if (self.out / "attempts").is_dir():
+                for e in events(self.out, kind):
+                    if e.get("step", step) >= step:
+                        return e
+            time.sleep(0.02)
+        raise AssertionError(f"no event {kind} at step {step}; log:\n{log(self.out)}")
+
+    def pid(self, rank: int) -> int:
+        return next(e["pid"] for e in events(self.out, "start") if e["rank"] == rank)
+
+    def end(self, patience_s: float) -> int:
+        """Wait for the launcher; its exit status. Nothing it started may be left."""
+        status = self.process.wait(timeout=patience_s)
+        assert not processes_of(self.out)
+        return status
+
+
+def processes_of(out: Path) -> list[int]:
+    """Processes whose command line names this run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(out).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found

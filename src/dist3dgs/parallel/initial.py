@@ -40,9 +40,8 @@ def independent(
     """
     tensors = {k: t.to(device) for k, t in load().items()}
     if comm.rank % 2:
-        # A reader that stacks the columns x, y, z of a structured file and transposes: same values, strides (1, N).
-        for name in ("means", "scales"):
-            tensors[name] = tensors[name].t().contiguous().t()
+        # What a reader gives that stacks three columns and transposes: the same values, with strides (1, N).
+        tensors["scales"] = tensors["scales"].t().contiguous().t()
     if not comm.alone:
         module = torch.nn.Module()
         for name in NAMES:

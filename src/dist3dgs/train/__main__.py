@@ -10,10 +10,10 @@ import faulthandler
 import os
 import signal
 import sys
+import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,18 +21,23 @@ import torch.distributed as dist
 from .. import __version__
 from ..errors import UserError
 from ..events import EventWriter
-from ..matrix import load_spec
+from ..evidence import text_digest
+from ..matrix import load_spec, spec_json
 from ..names import Layout
 from ..parallel.comm import Communicator
+from ..parallel.joined import Member, check_members, device_identity
 from ..parallel.make import make_parallel
 from ..scenes.pack import PackedScene
 from ..slurm.allocation import node_name
 from ..spec import RunSpec
 from ..splats.render import get_renderer, set_threads
 from .clock import Clock
+from .survive import Stacks, die_with_parent, error_type, exit_now
 from .trainer import Trainer
 
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped on request, a checkpoint was left
+#: A rank that waited in vain stays this long, so that the launcher can ask the others for their stacks.
+LINGER_S = 4.0
 
 
 def main() -> int:
@@ -42,71 +47,114 @@ def main() -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for events, checkpoints and results")
     parser.add_argument("--events", type=Path, help="event file (default: OUT/events.jsonl)")
     args = parser.parse_args()
+    die_with_parent()
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=False)
-    rank = int(os.environ.get("RANK", "0"))
-    events = EventWriter(args.events or args.out / "events.jsonl", rank)
-    clock_holder: list[Any] = []
+    events = EventWriter(args.events or args.out / "events.jsonl", int(os.environ.get("RANK", "0")))
+    run = Rank(events)
     try:
-        return train(load_spec(args.spec), args.scene, args.out, events, clock_holder)
+        return run.train(load_spec(args.spec), args.scene, args.out)
     except Exception as e:
-        clock = clock_holder[0].clock if clock_holder and isinstance(clock_holder[0], Trainer) else None
-        phase = clock.phase if clock else "startup"
-        step = clock_holder[0].step if clock else None
-        text = traceback.format_exc()
-        events(
-            "error",
-            type=type(e).__name__,
-            message=str(e)[:4000],
-            traceback=text[-8000:],
-            phase=phase,
-            step=step,
-        )
-        print(f"error: {e}" if isinstance(e, UserError) else text, file=sys.stderr, flush=True)
-        # Not sys.exit: destructors of a broken process group may wait for ranks that are gone.
-        os._exit(2 if isinstance(e, UserError) else 1)
+        run.report_error(e)
+        exit_now(2 if isinstance(e, UserError) else 1)
+        raise
 
 
-def train(spec: RunSpec, scene_path: Path, out: Path, events: EventWriter, holder: list[Any]) -> int:
-    """Join the other ranks and train; the exit status."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    expected = Layout.parse(spec.layout).world_size
-    if world != expected:
-        raise UserError(
-            f"layout {spec.layout} needs {expected} ranks but {world} were started; "
-            f"run: torchrun --nproc-per-node={Layout.parse(spec.layout).workers_per_node}"
-        )
-    device = pick_device(spec.hardware.device)
-    set_threads(num_threads(spec))
-    clock = Clock(events, device)
-    events(
-        "start",
-        world_size=world,
+class Rank:
+    """This process's part in the run, and how far it got."""
+
+    def __init__(self, events: EventWriter) -> None:
+        self.events = events
+        self.clock: Clock | None = None
+        self.trainer: Trainer | None = None
+
+    def train(self, spec: RunSpec, scene_path: Path, out: Path) -> int:
+        """Join the other ranks and train; the exit status."""
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        events, layout = self.events, Layout.parse(spec.layout)
+        stacks = Stacks(events.path.parent, rank, spec.hardware.timeout_s)
+        if world != layout.world_size:
+            raise UserError(
+                f"layout {layout} needs {layout.world_size} ranks but {world} were started; "
+                f"run: torchrun --nproc-per-node={layout.workers_per_node}"
+            )
+        device = pick_device(spec.hardware.device)
+        set_threads(num_threads(spec))
+        self.clock = clock = Clock(events, device, stacks.progress)
+        events("start", **facts(world, device))
+        with clock.enter("startup"):
+            comm = join(spec, device, rank, world)
+            check_members(comm.gather_objects(member(spec, device, rank)), layout)
+        with clock.enter("load"):
+            scene = PackedScene.open(scene_path)
+            events("scene", digest=scene.digest, num_views=scene.num_views)
+        parallel = make_parallel(spec, comm, get_renderer("auto", device), device)
+        self.trainer = trainer = Trainer(spec, scene, out, parallel, device, events, clock)
+        # After every import: glog, for one, which pycolmap brings, replaces handlers it finds.
+        signal.signal(signal.SIGTERM, self._request_stop)
+        finished = trainer.run()
+        report(trainer, events)
+        if finished:
+            events("end", status="ok", step=trainer.step)
+        stacks.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return 0 if finished else EXIT_STOPPED
+
+    def report_error(self, e: Exception) -> None:
+        """Leave an event and a line in the log, whatever the state of the disk."""
+        kind = error_type(e)
+        text = "".join(traceback.format_exception(e))
+        with contextlib.suppress(OSError):
+            self.events(
+                "error", type=kind, message=str(e)[:4000], traceback=text[-8000:],
+                phase=self.clock.phase if self.clock else "startup",
+                step=self.trainer.step if self.trainer else None,
+            )  # fmt: skip
+        with contextlib.suppress(OSError):
+            print(
+                f"error: {e}" if isinstance(e, UserError) else f"{kind}\n{text}", file=sys.stderr, flush=True
+            )
+        if kind == "CollectiveTimeout":
+            time.sleep(LINGER_S)
+
+    def _request_stop(self, number: int, frame: object) -> None:
+        assert self.trainer is not None
+        self.trainer.stop_requested = "SIGTERM"
+        self.events("signal", signal="SIGTERM")
+
+
+def facts(world: int, device: torch.device) -> dict[str, object]:
+    """Fields of the `start` event."""
+    return {
+        "world_size": world,
+        "host": node_name(),
+        "pid": os.getpid(),
+        "device": str(device) if device.type == "cpu" else device_identity(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "visible_devices": visible_devices(device),
+        "threads": torch.get_num_threads(),
+        "renderer": "cuda" if device.type == "cuda" else "cpu",
+        "versions": {
+            "dist3dgs": __version__,
+            "torch": torch.__version__,
+            "python": sys.version.split()[0],
+        },
+    }
+
+
+def member(spec: RunSpec, device: torch.device, rank: int) -> Member:
+    return Member(
+        rank=rank,
         host=node_name(),
-        pid=os.getpid(),
-        device=str(device),
-        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        threads=torch.get_num_threads(),
-        renderer="cuda" if device.type == "cuda" else "cpu",
-        versions={"dist3dgs": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+        device=device_identity(device),
+        visible_devices=visible_devices(device),
+        spec_digest=text_digest(spec_json(spec)),
+        torch=torch.__version__,
     )
-    with clock.enter("startup"):
-        comm = join(spec, device, rank, world)
-    with clock.enter("load"):
-        scene = PackedScene.open(scene_path)
-        events("scene", digest=scene.digest, num_views=scene.num_views)
-    parallel = make_parallel(spec, comm, get_renderer("auto", device), device)
-    trainer = Trainer(spec, scene, out, parallel, device, events, clock)
-    holder.append(trainer)
-    # After every import: pycolmap's glog, for one, replaces handlers it finds.
-    signal.signal(signal.SIGTERM, lambda number, frame: _request_stop(trainer, events))
-    finished = trainer.run()
-    report(trainer, events)
-    if finished:
-        events("end", status="ok", step=trainer.step)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return 0 if finished else EXIT_STOPPED
+
+
+def visible_devices(device: torch.device) -> int:
+    return torch.cuda.device_count() if device.type == "cuda" else 0
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -138,8 +186,10 @@ def join(spec: RunSpec, device: torch.device, rank: int, world: int) -> Communic
         backend = spec.hardware.backend
         if backend == "auto":
             backend = "nccl" if device.type == "cuda" else "gloo"
-        options: dict[str, Any] = {"device_id": device} if backend == "nccl" else {}
-        dist.init_process_group(backend, timeout=timedelta(seconds=spec.hardware.timeout_s), **options)
+        # With NCCL small Python values still go over gloo: NCCL is first used when the devices are known to differ,
+        # as two ranks on one GPU hang or abort it.
+        backends = "cpu:gloo,cuda:nccl" if backend == "nccl" else backend
+        dist.init_process_group(backends, timeout=timedelta(seconds=spec.hardware.timeout_s))
     return Communicator(rank, world)
 
 
@@ -160,11 +210,6 @@ def peak_rss_gib() -> float | None:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**20
     return None
-
-
-def _request_stop(trainer: Trainer, events: EventWriter) -> None:
-    trainer.stop_requested = "SIGTERM"
-    events("signal", signal="SIGTERM")
 
 
 if __name__ == "__main__":

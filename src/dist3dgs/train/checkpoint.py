@@ -8,6 +8,7 @@ splits are functions of seed and step.
 
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..files import replacing
 from ..spec import RunSpec
 
 FOLDER = "checkpoints"
+_SETTINGS, _HEADER, _SUMS = "settings", "header", "crc32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,11 @@ def save(folder: Path, checkpoint: Checkpoint, digest: str, keep: int) -> Path:
     """Write a checkpoint whole or not at all, then remove all but the newest `keep`."""
     header = checkpoint.header
     path = Path(folder, FOLDER, f"step-{header.step:08d}.safetensors")
+    rows = {k: t.detach().cpu().contiguous() for k, t in checkpoint.rows.items()}
+    sums = {k: _checksum(t) for k, t in rows.items()}
+    metadata = {_SETTINGS: digest, _HEADER: json.dumps(vars(header)), _SUMS: json.dumps(sums)}
     with replacing(path) as temporary:
-        save_file(
-            {k: t.detach().cpu().contiguous() for k, t in checkpoint.rows.items()},
-            temporary,
-            {"settings": digest, "header": json.dumps(vars(header))},
-        )
+        save_file(rows, temporary, metadata)
     for old in candidates(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
@@ -77,9 +78,15 @@ def load(path: Path, digest: str) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as f:
             metadata: dict[str, Any] = f.metadata() or {}
-            if metadata["settings"] != digest:
+            if metadata[_SETTINGS] != digest:
                 raise ValueError("it was made with other settings or another scene")
             rows = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        return Checkpoint(Header(**json.loads(metadata["header"])), rows)
+        if {k: _checksum(t) for k, t in rows.items()} != json.loads(metadata[_SUMS]):
+            raise ValueError("its checksums do not match: it was damaged on disk")
+        return Checkpoint(Header(**json.loads(metadata[_HEADER])), rows)
     except (SafetensorError, OSError, KeyError, TypeError) as e:
         raise ValueError(f"it cannot be read ({type(e).__name__}: {e})") from None
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.numpy().reshape(-1).view("u1").data)

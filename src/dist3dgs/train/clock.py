@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -17,13 +17,18 @@ T = TypeVar("T")
 WARM_UP_STEPS = 5
 #: On CUDA the parts of every n-th step are timed, each behind a synchronisation; all others run free.
 CUDA_SAMPLE_EVERY = 50
+PROGRESS_EVERY_S = 1.0
 
 
 class Clock:
     """Phases by wall clock, nested ones counted once; step durations; parts of steps."""
 
-    def __init__(self, events: EventWriter, device: torch.device) -> None:
+    def __init__(
+        self, events: EventWriter, device: torch.device, on_progress: Callable[[], None] | None = None
+    ) -> None:
+        """on_progress: called now and then while phases and steps succeed each other."""
         self.events, self.device = events, device
+        self._on_progress, self._told = on_progress, 0.0
         self.phases_s: dict[str, float] = defaultdict(float)
         self.parts_s: dict[str, float] = defaultdict(float)
         self.step_s: list[float] = []
@@ -39,6 +44,7 @@ class Clock:
         outer, outer_nested = self.phase, self._nested_s
         self.phase, self._nested_s = phase, 0.0
         self.events("enter", phase=phase)
+        self._progress()
         started = time.perf_counter()
         yield
         elapsed = time.perf_counter() - started
@@ -51,6 +57,8 @@ class Clock:
         self._sampled = self.device.type == "cpu" or step % CUDA_SAMPLE_EVERY == 0
         self._synchronise()
         self._mark = self._started = time.perf_counter()
+        if self._started > self._told + PROGRESS_EVERY_S:
+            self._progress()
 
     def part(self, name: str) -> None:
         """Book the time since the last mark under `name`."""
@@ -89,6 +97,11 @@ class Clock:
             "steps": len(self.step_s),
             "train_s": self.train_s,
         }
+
+    def _progress(self) -> None:
+        self._told = time.perf_counter()
+        if self._on_progress is not None:
+            self._on_progress()
 
     def _synchronise(self) -> None:
         if self._sampled and self.device.type == "cuda":

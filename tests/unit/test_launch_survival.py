@@ -1,0 +1,166 @@
+"""What is left when ranks are killed, hang, are told to stop, or cannot write. Real processes, a tiny scene."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from dist3dgs.spec import Hardware
+
+from . import tiny
+
+pytestmark = pytest.mark.slow
+#: Hours on this scene: a run for tests to interfere with. Counts are of images, two per step.
+LONG = {"steps": 100_000, "checkpoint_every": 20, "log_every": 2, "eval_every": 100_000, "sh_every": 20}
+
+
+def final_state(out: Path) -> tuple[bytes, bytes]:
+    """The exported model and everything the optimiser knows, to the last bit."""
+    from safetensors import safe_open
+
+    newest = max((out / "checkpoints").glob("*.safetensors"))
+    with safe_open(newest, framework="np") as f:
+        tensors = b"".join(k.encode() + f.get_tensor(k).tobytes() for k in sorted(f.keys()))
+    return (out / "point_cloud.ply").read_bytes(), tensors
+
+
+def test_a_killed_rank_is_named_and_nothing_is_left_running(tiny_scene, tmp_path):
+    running = tiny.Running(tiny.spec("n1g2", **LONG), tiny_scene, tmp_path)
+    running.wait_for("step", 12)
+    os.kill(running.pid(1), signal.SIGKILL)
+    assert running.end(patience_s=60) == 0
+    record = tiny.judged(tmp_path)
+    assert record.status == "failed" and record.failure is not None
+    assert record.failure.cause == "killed"
+    assert (record.failure.rank, record.failure.phase) == (1, "step")
+    assert record.failure.step is not None and record.failure.step >= 12
+    assert "-9" in record.failure.evidence[0].text
+
+
+def test_a_killed_rank_costs_one_checkpoint_interval_where_restarts_are_allowed(tiny_scene, tmp_path):
+    run = tiny.spec("n1g2", **LONG | {"steps": 100})
+    run = run.model_copy(update={"hardware": Hardware(device="cpu", timeout_s=20, max_restarts=1)})
+    running = tiny.Running(run, tiny_scene, tmp_path)
+    running.wait_for("checkpoint", 10)
+    reached = running.wait_for("step", 15)["step"]
+    os.kill(running.pid(0), signal.SIGKILL)
+    assert running.end(patience_s=120) == 0
+    record = tiny.judged(tmp_path)
+    assert record.status == "ok", record.failure
+    assert record.provenance.attempt == 1
+    assert reached - tiny.events(tmp_path, "resume")[0]["step"] <= 20 / 2
+
+
+@pytest.mark.parametrize("kind, densify", [("replicated", "default"), ("sharded", "mcmc")])
+def test_stopped_and_resumed_ends_bit_identical(kind, densify, tiny_scene, tmp_path):
+    """SIGTERM leaves a checkpoint at once; damaged, the one before is taken, loudly; the end is the same."""
+    run = tiny.spec(
+        "n1g2", strategy={"kind": kind}, densify={"kind": densify, "start_step": 10, "every": 20, "stop_step": 90},
+        **LONG | {"steps": 120},
+    )  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert tiny.launch(run, tiny_scene, whole).status == "ok"
+    assert len(tiny.events(whole, "densify")) >= 3
+
+    running = tiny.Running(run, tiny_scene, cut)
+    running.wait_for("step", 23)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end(patience_s=30) == 128 + signal.SIGTERM
+    assert tiny.events(cut, "signal") and not (cut / "launch.json").exists()
+    stopped = tiny.events(cut, "end")[0]
+    assert stopped["status"] == "stopped"
+    newest = max((cut / "checkpoints").glob("*.safetensors"))
+    assert int(newest.name[5:13]) == stopped["step"] >= 23
+
+    damaged = bytearray(newest.read_bytes())
+    damaged[-100] ^= 1
+    newest.write_bytes(damaged)
+    assert tiny.launch(run, tiny_scene, cut).status == "ok"
+    assert tiny.events(cut, "resume")[0]["step"] == max(s for s in range(0, 60, 10) if s < stopped["step"])
+    assert any("checksums do not match" in e["message"] for e in tiny.events(cut, "warning"))
+    assert f"WARNING: checkpoint {newest.name} is not used" in tiny.log(cut)
+    assert final_state(cut) == final_state(whole)
+
+
+def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(tiny_scene, tmp_path):
+    running = tiny.Running(tiny.spec("n1g2", timeout_s=6, **LONG), tiny_scene, tmp_path)
+    running.wait_for("step", 12)
+    started = time.monotonic()
+    os.kill(running.pid(1), signal.SIGSTOP)
+    assert running.end(patience_s=60) == 0
+    assert time.monotonic() - started < 6 + 30
+    record = tiny.judged(tmp_path)
+    assert record.status == "failed" and record.failure is not None
+    assert record.failure.cause == "collective_timeout"
+    assert (record.failure.rank, record.failure.phase) == (1, "step")
+    text = tiny.log(tmp_path)
+    for rank in (0, 1):
+        stacks = text.split(f"stacks of rank {rank} when nothing went on:")[1]
+        assert "trainer.py" in stacks
+
+
+def test_a_launcher_that_is_killed_takes_its_ranks_along(tiny_scene, tmp_path):
+    running = tiny.Running(tiny.spec("n1g2", **LONG), tiny_scene, tmp_path)
+    running.wait_for("step", 12)
+    running.process.kill()
+    end = time.monotonic() + 45
+    while tiny.processes_of(tmp_path) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not tiny.processes_of(tmp_path)
+    assert list((tmp_path / "checkpoints").glob("*.safetensors"))
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path):
+    """A file system of 500 kB, where we may mount one."""
+    folder.mkdir(parents=True)
+    mount = shutil.which("mount")
+    if (
+        not mount
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=500k", "tmpfs", folder], check=False).returncode
+    ):
+        pytest.skip("may not mount a small file system here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_at_a_checkpoint(tiny_scene, tmp_path):
+    with small_disk(tmp_path / "checkpoints"):
+        record = tiny.launch(tiny.spec("n1g2", **LONG), tiny_scene, tmp_path)
+        left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert record.status == "failed" and record.failure is not None
+    assert record.failure.cause == "disk_full", record.failure
+    assert (record.failure.rank, record.failure.phase) == (0, "checkpoint")
+    assert record.failure.remedy and "make room" in record.failure.remedy
+    assert all(name.startswith("step-") for name in left), "half a file was left"
+    assert not tiny.processes_of(tmp_path)
+
+
+def test_a_quota_on_file_size_at_a_checkpoint(tiny_scene, tmp_path):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    record = tiny.launch(tiny.spec("n1g1", **LONG), tiny_scene, tmp_path, preexec_fn=limit)
+    assert record.failure is not None
+    assert (record.failure.cause, record.failure.phase) == ("disk_full", "checkpoint")
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_the_historic_crash_on_demand(tiny_scene, tmp_path):
+    """PyTorch's own verification refuses ranks whose memory formats differ; next to it the broadcast start passes."""
+    record = tiny.launch(tiny.spec("n1g2", strategy={"init": "independent"}), tiny_scene, tmp_path / "bad")
+    assert record.status == "failed" and record.failure is not None
+    assert (record.failure.cause, record.failure.phase) == ("parameter_mismatch", "init")
+    said = record.failure.evidence[0].text
+    assert "params[1] in this process" in said
+    assert "appears not to match strides of the same param in process 0" in said
+    good = tiny.launch(tiny.spec("n1g2", steps=20), tiny_scene, tmp_path / "good")
+    assert good.status == "ok"
+    digests = tiny.events(tmp_path / "good", "digest")
+    assert digests[0]["step"] == 0 and all(len(set(e["digests"])) == 1 for e in digests)
