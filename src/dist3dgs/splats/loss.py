@@ -1,18 +1,17 @@
 """Photometric losses and metrics: L1, SSIM (Wang et al. 2004) and PSNR.
 
-SSIM here is the one of the 3DGS paper (Kerbl et al. 2023, eq. 7): an 11x11 Gaussian window of sigma 1.5, zero padding,
-constants 0.01^2 and 0.03^2 for a value range of 1, the mean over pixels and channels.
+SSIM here is the one of the 3DGS paper (Kerbl et al. 2023, eq. 7): an 11x11 Gaussian window of sigma 1.5, zero
+padding, constants 0.01^2 and 0.03^2 for a value range of 1, the mean over pixels and channels.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dist3dgs.errors import UserError
-
-WINDOW_SIZE = 11
-WINDOW_SIGMA = 1.5
-C1 = 0.01**2
-C2 = 0.03**2
+from dist3dgs.splats.loss_window import C1, C2, RADIUS, WEIGHTS
 
 
 def l1_ssim_loss(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Tensor:
@@ -23,48 +22,86 @@ def l1_ssim_loss(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Ten
         target: [H,W,3] uint8 (0..255) or float (0..1).
         ssim_weight: w, 0..1.
     """
-    target = _as_float(target, image)
-    return (1 - ssim_weight) * (image - target).abs().mean() + ssim_weight * (1 - ssim(image, target))
+    _check(image, target)
+    if not 0 <= ssim_weight <= 1:
+        raise UserError(f"ssim_weight is {ssim_weight}: expected a number from 0 to 1")
+    if image.device.type == "cpu":
+        return _CpuLoss.apply(image, target, float(ssim_weight))
+    l1 = (image - _as_float(target, image)).abs().mean()
+    return (1 - ssim_weight) * l1 + ssim_weight * (1 - ssim_reference(image, target))
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Mean structural similarity of two [H,W,3] images, differentiable in `image`."""
-    target = _as_float(target, image)
-    x, y = image.movedim(-1, 0), target.movedim(-1, 0)
-    mean_x, mean_y, square_x, square_y, product = _blur(torch.stack([x, y, x * x, y * y, x * y])).unbind(0)
-    var_x, var_y = square_x - mean_x * mean_x, square_y - mean_y * mean_y
-    cov = product - mean_x * mean_y
-    numerator = (2 * mean_x * mean_y + C1) * (2 * cov + C2)
-    return (numerator / ((mean_x * mean_x + mean_y * mean_y + C1) * (var_x + var_y + C2))).mean()
+    _check(image, target)
+    return 1 - _CpuLoss.apply(image, target, 1.0) if image.device.type == "cpu" else ssim_reference(image, target)
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
     """Peak signal to noise ratio, dB, for a peak of 1; infinite for equal images."""
+    _check(image, target)
     return -10 * torch.log10((image - _as_float(target, image)).square().mean())
 
 
-def window(like: Tensor) -> Tensor:
-    """The 11 weights of the Gaussian window, summing to 1."""
-    offsets = torch.arange(WINDOW_SIZE, dtype=torch.float64) - WINDOW_SIZE // 2
-    weights = torch.exp(-(offsets**2) / (2 * WINDOW_SIGMA**2))
-    return (weights / weights.sum()).to(like)
+def ssim_reference(image: Tensor, target: Tensor) -> Tensor:
+    """SSIM in plain torch, any device and float dtype."""
+    target = _as_float(target, image)
+    # convolved channel by channel with the outer product of the window
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64, device=image.device).to(image.dtype)
+    kernel = (weights[:, None] * weights)[None, None]
+    x, y = (t.movedim(-1, 0)[:, None] for t in (image, target))
+    stack = torch.cat([x, y, x * x, y * y, x * y])
+    mean_x, mean_y, xx, yy, xy = torch.nn.functional.conv2d(stack, kernel, padding=RADIUS).split(3)
+    numerator = (2 * mean_x * mean_y + C1) * (2 * (xy - mean_x * mean_y) + C2)
+    spread = (xx - mean_x * mean_x) + (yy - mean_y * mean_y) + C2
+    return (numerator / ((mean_x * mean_x + mean_y * mean_y + C1) * spread)).mean()
 
 
-def _blur(x: Tensor) -> Tensor:
-    """[..., H, W]: every plane convolved with the window, zeros outside."""
-    weights = window(x)
-    planes = x.reshape(1, -1, *x.shape[-2:])
-    # One channel a group: PyTorch's CPU convolution of the same planes as a batch is thirty times slower.
-    kernel = (weights[:, None] * weights).expand(planes.shape[1], 1, WINDOW_SIZE, WINDOW_SIZE)
-    out = torch.nn.functional.conv2d(planes, kernel.contiguous(), padding=WINDOW_SIZE // 2, groups=planes.shape[1])
-    return out.reshape(x.shape)
+class _CpuLoss(torch.autograd.Function):
+    """(1 - w) L1 + w (1 - SSIM), value and gradient from the compiled kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, target: Tensor, weight: float) -> Tensor:
+        from dist3dgs.splats import loss_kernels
+        from dist3dgs.splats.jit.threads import run
+
+        image = image.contiguous()
+        target = (target if target.dtype == torch.uint8 else target.to(image.dtype)).contiguous()
+        height, length = image.shape[0], image.shape[1] * 3
+        num_tasks = height * -(-length // loss_kernels.STRIP)
+        get, suffix = loss_kernels.kernels(image.dtype), "_u8" if target.dtype == torch.uint8 else ""
+        wanted = ctx.needs_input_grad[0]
+        totals = image.new_empty(num_tasks, 2)
+        maps = image.new_empty(3 if wanted else 0, height, length)
+        shared = (loss_kernels.weights(image.dtype), height, length, image, target)
+        run(get(f"compare{suffix}"), *shared, totals, maps, int(wanted), num_tasks=num_tasks)
+        n = image.numel()
+        if wanted:
+            gradient = torch.empty_like(image)
+            factors = ((1 - weight) / n, -weight / n)
+            run(get(f"gradient{suffix}"), *shared, maps, gradient, *factors, num_tasks=num_tasks)
+            ctx.save_for_backward(gradient)
+        l1, similarity = (totals.double().sum(0) / n).tolist()
+        return image.new_tensor((1 - weight) * l1 + weight * (1 - similarity))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * v, None, None
+
+
+def _check(image: Tensor, target: Tensor) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or target.shape != image.shape or image.numel() == 0:
+        raise UserError(
+            f"image {list(image.shape)} and target {list(target.shape)}: expected both [height, width, 3], not empty"
+        )
+    if image.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"image is {image.dtype}: expected float32 or float64, values about 0..1")
+    if target.dtype != torch.uint8 and not target.is_floating_point():
+        raise UserError(f"target is {target.dtype}: expected uint8 in 0..255 or floats in 0..1")
+    if image.device != target.device:
+        raise UserError(f"image is on {image.device}, target on {target.device}: expected the same device")
 
 
 def _as_float(target: Tensor, image: Tensor) -> Tensor:
-    if image.ndim != 3 or image.shape[2] != 3 or target.shape != image.shape:
-        raise UserError(
-            f"image {list(image.shape)} and target {list(target.shape)}: expected both [height, width, 3]"
-        )
-    if not image.is_floating_point():
-        raise UserError(f"image is {image.dtype}: expected a float tensor in 0..1")
     return target.to(image.dtype) / 255 if target.dtype == torch.uint8 else target.to(image.dtype)

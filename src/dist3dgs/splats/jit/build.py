@@ -7,6 +7,7 @@ private one under the system's temporary folder is used; where that fails too, e
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import stat
@@ -153,6 +154,7 @@ def _load_object(code: bytes) -> Callable[[str], int]:
     engine.finalize_object()
     _engines.append(engine)
 
+    @functools.cache
     def address(kernel: str) -> int:
         if not (found := engine.get_function_address(kernel)):
             raise KeyError(f"no kernel named {kernel}")

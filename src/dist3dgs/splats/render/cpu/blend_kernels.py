@@ -34,7 +34,7 @@ SLOT = 16  # numbers per slot
 # What the lanes of a slot hold, sums over the pixels of w = dL/d(log alpha): w, w dx, w dy, w dx^2, w dx dy, w dy^2,
 # then the gradients of the channels, then |dL/dx|, |dL/dy| when absgrad
 NUM_MOMENTS = 6
-PREFETCH = 6  # entries ahead
+PREFETCH = 8  # entries ahead
 
 
 @dataclass
@@ -54,6 +54,12 @@ class _Lists:
         self.width, self.height = k.arg(I64), k.arg(I64)
         self.starts, self.stops = k.pointer(I64), k.pointer(I64)
         self.who, self.masks = k.pointer(I32), k.pointer(I16)
+
+    def prefetch(self, entry: Value) -> None:
+        """Ask for the numbers of a Gaussian, which may lie in two cache lines."""
+        first = self.who[entry].to(I64) * FIELDS
+        self.packed.prefetch(first)
+        self.packed.prefetch(first + (FIELDS - 1))
 
 
 def _pixel_of_lane(k: Kernel, block: Value) -> tuple[Value, Value]:
@@ -141,7 +147,7 @@ def write_blend(module: ir.Module, real: ir.Type, num_channels: int) -> None:
         left, top = column.to(k.real), row.to(k.real)
         with k.loop_while(lambda: (entry.get() < stop) & live.get().differs(0)):
             e = entry.get()
-            lists.packed.prefetch(lists.who[(e + PREFETCH).min(stop - 1)].to(I64) * FIELDS)
+            lists.prefetch((e + PREFETCH).min(stop - 1))
             mask = k.variable(_mask(lists, e) & live.get())
             with k.when(mask.get().differs(0)):
                 g = _Gaussian(k, lists.packed.at(lists.who[e].to(I64) * FIELDS), left, top, num_channels)
@@ -236,7 +242,7 @@ def write_blend_backward(module: ir.Module, real: ir.Type, num_channels: int, ab
         left, top = column.to(k.real), row.to(k.real)
         base = row_bases[tile // lists.num_columns]
         with k.loop(lists.starts[tile], used[tile]) as e:
-            lists.packed.prefetch(lists.who[(e + PREFETCH).min(used[tile] - 1)].to(I64) * FIELDS)
+            lists.prefetch((e + PREFETCH).min(used[tile] - 1))
             mask = k.variable(_mask(lists, e) & live.get())
             sums = [k.variable(k.zero(k.vreal)) for _ in range(num_sums)]
             slot = slots.at((pair_slots[e].to(I64) + base) * SLOT)
@@ -326,6 +332,7 @@ def write_gather(module: ir.Module, real: ir.Type) -> None:
             with k.loop(entry_starts[place], entry_stops[place]) as entry:
                 ahead = row_lists[(entry + PREFETCH).min(last)]
                 totals.prefetch(sources[ahead].to(I64) * num_sums)
+                totals.prefetch(sources[ahead].to(I64) * num_sums + (num_sums - 1))
                 begin, end = first_slots[entry].to(I64), k.variable(row_slots[row])
                 with k.when(entry < last):
                     end.set(first_slots[entry + 1].to(I64))

@@ -24,6 +24,7 @@ LOG2_ALPHA_MIN = math.log2(ALPHA_MIN)
 # A mask may keep a block too many, never lose one: covers rounding of the exponent (in log2 units, of about 8)
 MASK_MARGIN = 4e-3
 DIGIT_BITS = 11
+PREFETCH = 8  # entries ahead
 
 
 def write_sort(module: ir.Module, real: ir.Type) -> None:
@@ -195,6 +196,9 @@ def write_bin(module: ir.Module, real: ir.Type) -> None:
         top = (row * TILE_PX).to(k.real)
         with k.loop(first, last) as entry:
             i = row_lists[entry].to(I64)
+            ahead = row_lists[(entry + PREFETCH).min(last - 1)].to(I64)
+            packed.prefetch(ahead * FIELDS)
+            packed.prefetch(ahead * FIELDS + (FIELDS - 1))
             g = packed.at(i * FIELDS)
             first_slots[entry] = slot.get().to(I32)
             touch = BlockMask(k, g, top)

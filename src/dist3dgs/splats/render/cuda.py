@@ -1,0 +1,140 @@
+"""The CUDA renderer: gsplat's public functions behind the common interface.
+
+gsplat builds its extension on first use; nothing of gsplat is imported before a CUDA tensor is rendered.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dist3dgs.errors import UserError
+from dist3dgs.splats.render import checks
+from dist3dgs.splats.render.interface import QUATERNION_MIN, Colors, Image, Projection
+
+TILE_PX = 16
+
+
+class CudaRenderer:
+    """See `dist3dgs.splats.render.interface.Renderer`. Float32 on a CUDA device; also differentiable in `viewmat`."""
+
+    name = "cuda"
+
+    def project(
+        self,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Colors,
+        viewmat: Tensor,
+        K: Tensor,
+        width: int,
+        height: int,
+        *,
+        sh_degree: int | None = None,
+        near: float = 0.01,
+        far: float = 1e10,
+        eps2d: float = 0.3,
+        antialiased: bool = False,
+    ) -> Projection:
+        checks.check_size(width, height)
+        checks.check_range(near, far, eps2d)
+        checks.check_gaussians(means, quats, scales, opacities, colors, sh_degree)
+        checks.check_camera(viewmat, K)
+        _check_device(means)
+        _check_finite(means, quats, scales, opacities)
+        from gsplat.cuda._wrapper import fully_fused_projection
+
+        viewmat, K = viewmat.to(means), K.to(means)
+        turned = quats.detach().norm(dim=-1, keepdim=True) >= QUATERNION_MIN
+        quats = torch.where(turned, quats, quats.new_tensor([1.0, 0.0, 0.0, 0.0]))
+        _, _, ids, radii, means2d, depths, conics, compensations = fully_fused_projection(
+            means, None, quats, scales, viewmat[None], K[None], width, height, eps2d=eps2d, packed=True,
+            near_plane=near, far_plane=far, calc_compensations=antialiased, opacities=opacities,
+        )  # fmt: skip
+        ids = ids.long()
+        opacities = opacities[ids]
+        if antialiased:
+            opacities = opacities * compensations
+        return Projection(
+            ids=ids, means2d=means2d, conics=conics, depths=depths, radii=radii,
+            colors=_colors(means[ids], colors, ids, viewmat, sh_degree), opacities=opacities,
+        )  # fmt: skip
+
+    def rasterize(
+        self,
+        projection: Projection,
+        width: int,
+        height: int,
+        *,
+        background: Tensor | None = None,
+        absgrad: bool = False,
+        render_depth: bool = False,
+    ) -> Image:
+        checks.check_size(width, height)
+        checks.check_background(background)
+        p = projection
+        _check_device(p.means2d)
+        background = p.means2d.new_zeros(3) if background is None else background.to(p.means2d)
+        if len(p.ids) == 0:
+            return _empty(p, width, height, background, render_depth)
+        from gsplat.cuda._wrapper import isect_offset_encode, isect_tiles, rasterize_to_pixels
+
+        columns, rows = math.ceil(width / TILE_PX), math.ceil(height / TILE_PX)
+        _, pairs, who = isect_tiles(
+            p.means2d, p.radii, p.depths, TILE_PX, columns, rows, packed=True, n_images=1,
+            image_ids=torch.zeros_like(p.ids), gaussian_ids=torch.arange(len(p.ids), device=p.ids.device),
+        )  # fmt: skip
+        offsets = isect_offset_encode(pairs, 1, columns, rows)
+        channels = torch.cat([p.colors, p.depths[:, None]], 1) if render_depth else p.colors
+        image, alphas = rasterize_to_pixels(
+            p.means2d, p.conics, channels, p.opacities, width, height, TILE_PX, offsets, who,
+            packed=True, absgrad=absgrad,
+        )  # fmt: skip
+        image, alphas = image.reshape(height, width, -1), alphas.reshape(height, width)
+        # composed here: gsplat 1.5.3 refuses backgrounds of packed Gaussians (issue 764)
+        colors = image[..., :3] + (1 - alphas)[..., None] * background
+        return Image(colors=colors, alphas=alphas, depths=image[..., 3] if render_depth else None)
+
+
+def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degree: int | None) -> Tensor:
+    parts = colors if isinstance(colors, tuple) else (colors,)
+    if sh_degree is None:
+        return parts[0][ids]
+    from gsplat.cuda._wrapper import spherical_harmonics
+
+    # coefficients beyond the degree are left out before they are copied; at degree 0 shN takes no part at all
+    count = (sh_degree + 1) ** 2
+    if len(parts) == 1:
+        coefficients = parts[0][:, :count][ids]
+    elif sh_degree == 0:
+        coefficients = parts[0][ids]
+    else:
+        coefficients = torch.cat([parts[0][ids], parts[1][:, : count - 1][ids]], 1)
+    centre = -viewmat[:3, :3].T @ viewmat[:3, 3]
+    return (spherical_harmonics(sh_degree, means - centre, coefficients) + 0.5).clamp_min(0.0)
+
+
+def _empty(p: Projection, width: int, height: int, background: Tensor, render_depth: bool) -> Image:
+    nothing = p.means2d.sum() + p.conics.sum() + p.colors.sum() + p.opacities.sum() + p.depths.sum()  # 0, with a graph
+    alphas = background.new_zeros(height, width) + nothing
+    colors = background.expand(height, width, 3) + nothing
+    return Image(colors=colors, alphas=alphas, depths=alphas.clone() if render_depth else None)
+
+
+def _check_finite(*tensors: Tensor) -> None:
+    with torch.no_grad():
+        total = torch.stack([t.sum() for t in tensors]).sum()
+        if bool(torch.isfinite(total)):  # one transfer; only a sum that is not finite is looked into
+            return
+        bad = torch.stack([~torch.isfinite(t).reshape(len(t), -1).all(1) for t in tensors]).any(0)
+        if bool(bad.any()):
+            raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
+
+
+def _check_device(tensor: Tensor) -> None:
+    if tensor.device.type != "cuda":
+        raise UserError(f"Gaussians are on {tensor.device}: the renderer 'cuda' draws only those on a CUDA device")
+    if tensor.dtype != torch.float32:
+        raise UserError(f"Gaussians are {tensor.dtype}: the renderer 'cuda' draws only torch.float32")
