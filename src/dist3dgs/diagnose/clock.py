@@ -1,9 +1,16 @@
 """Times of day as logs write them, as seconds on one naive time line per file."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import calendar
 import re
 
-MONTHS = {m: i for i, m in enumerate("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
+MONTHS = {
+    m: i
+    for i, m in enumerate(
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"], 1
+    )
+}
 
 ISO = re.compile(r"\b(20\d\d)[-/](\d\d)[-/](\d\d)[T _](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?")
 #: `date`'s default output: Thu Dec 11 05:13:21 AM CST 2025 (also without AM/PM, zone or with the year first).

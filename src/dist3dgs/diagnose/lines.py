@@ -10,6 +10,8 @@ few hundred shapes. Everything that has to look at text looks at new shapes only
 expression, is what makes a 1 GB log readable in seconds (docs/decisions/0030-line-shapes.md).
 """
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import codecs
 import re
 from collections.abc import Iterator

@@ -1,5 +1,7 @@
 """Whether the loss is a number, over a whole log, from line shapes alone."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 from typing import TYPE_CHECKING
 
@@ -7,7 +9,7 @@ from .facts import Line
 from .lines import Block, clean
 
 if TYPE_CHECKING:
-    from .scan import TextReader
+    from .text import TextReader
 
 LOSS = re.compile(
     rb"(?i)(?<!val_)(?<!val )(?<!eval_)(?<!test_)(?<![a-z]scale )\bloss(?:es)?['\"]?\]?(?: \(train, val\))? *(?:[:=|]| is )? *\(?(-?nan|-?inf(?:inity)?|-?[\d.]+)(?:\b|$)"

@@ -21,14 +21,15 @@ def add_hits(scan: Scan, context: Mapping[str, Any]) -> None:
         return
     errors = sorted(diary.errors, key=lambda e: e[0]["t"] if isinstance(e[0].get("t"), int | float) else 0.0)
     for order, (event, line) in enumerate(errors):
-        hit = _error_hit(event, line, index, order, diary)
+        hit = match_error(event, line, index, order, diary)
         if hit is not None:
             scan.hits.append(hit)
     if diary.num_events and context.get("signal") == 9 and not errors:
         scan.hits.append(_killed(diary, context, index))
 
 
-def _error_hit(event: dict[str, Any], line: Line, index: int, order: int, diary: RunDiary) -> Hit | None:
+def match_error(event: Mapping[str, Any], line: Line, index: int, order: int, diary: RunDiary) -> Hit | None:
+    """The rule that takes an `error` event (type, message, traceback), as a hit; None if none does."""
     text = f"{event.get('type') or 'Error'}: {event.get('message') or ''}"[:4096].strip()
     trace = str(event.get("traceback") or "")[-20_000:].splitlines()
     for rule in RULES:
@@ -37,7 +38,14 @@ def _error_hit(event: dict[str, Any], line: Line, index: int, order: int, diary:
             found = 0
         if found is None:
             continue
-        hit = Hit(rule, found, Line(line.file, line.number, text), index, order - len(diary.errors), lambda n: trace[-n:])
+        hit = Hit(
+            rule,
+            found,
+            Line(line.file, line.number, text),
+            index,
+            order - len(diary.errors),
+            lambda n: trace[-n:],
+        )
         hit.steps_before = diary.last_step
         if rule.name != "exception" and rule.accept is not None and not rule.accept(hit):
             continue
@@ -54,7 +62,9 @@ def _killed(diary: RunDiary, context: Mapping[str, Any], index: int) -> Hit:
     rule = next(r for r in RULES if r.name == "killed-by-signal")
     text = f"rank {context.get('rank')} ended by signal 9 (SIGKILL)"
     last = diary.last_step_line
-    hit = Hit(rule, 0, Line(last.file if last else "launch.json", last.number if last else None, text), index, 0)
+    hit = Hit(
+        rule, 0, Line(last.file if last else "launch.json", last.number if last else None, text), index, 0
+    )
     rank = context.get("rank")
     hit.rank = rank if isinstance(rank, int) else None
     hit.node = diary.hosts.get(hit.rank) if hit.rank is not None else None

@@ -1,5 +1,7 @@
 """From the lines that rules took to the one that explains the others."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,10 +12,14 @@ from .scan import Scan
 #: Text printed by a process that goes on after an error is more than what a dying one still had in its buffer.
 SURVIVED_BYTES = 1 << 14
 #: Lines with which Slurm begins to end a job; what follows them is an echo of the end.
-ENDING = re.compile(r"srun: Job step aborted|srun: (?:got|Force Terminated|forcing job termination)|\bgot signal: ?15|received SIGTERM|SIGTERM")
+ENDING = re.compile(
+    r"srun: Job step aborted|srun: (?:got|Force Terminated|forcing job termination)|\bgot signal: ?15|received SIGTERM|SIGTERM"
+)
 FAILED_WORKER = ("worker-failed",)
 #: Which rules' lines tell of a worker's own failure, so that a lost rendezvous elsewhere is its echo.
-REPORT = re.compile(r"ChildFailedError|failed \(exitcode|Root Cause|terminated with the following error|FAILED|return code = -?[1-9]")
+REPORT = re.compile(
+    r"ChildFailedError|failed \(exitcode|Root Cause|terminated with the following error|FAILED|return code = -?[1-9]"
+)
 
 BY_NAME = {r.name: r for r in RULES}
 
@@ -90,8 +96,12 @@ def _nearness(hit: Hit) -> tuple[int, bool, int, int]:
 def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
     """What a stopped job prints while it is killed is an echo; an error before that is why it had to be stopped."""
     kept = []
-    stops = {h.file_index: h for h in reversed(live) if h.rule.tier == Tier.STOP and h.rule.name != "cancelled"}
-    stops |= {h.file_index: h for h in reversed(live) if h.rule.tier == Tier.STOP and h.file_index not in stops}
+    stops = {
+        h.file_index: h for h in reversed(live) if h.rule.tier == Tier.STOP and h.rule.name != "cancelled"
+    }
+    stops |= {
+        h.file_index: h for h in reversed(live) if h.rule.tier == Tier.STOP and h.file_index not in stops
+    }
     for hit in live:
         stop = stops.get(hit.file_index)
         if stop is None and len(stops) == 1 and hit.rule.tier in (Tier.COMMUNICATION, Tier.SIGNAL):
@@ -102,7 +112,12 @@ def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
         if stop is None or hit is stop or hit.rule.tier in (Tier.PROOF, Tier.STOP):
             kept.append(hit)
         elif hit.order > begin or hit.rule.tier == Tier.SIGNAL:
-            choice.ruled_out.append((hit, f"it came with or after the end from outside ({stop.rule.cause}, line {stop.line.number})"))
+            choice.ruled_out.append(
+                (
+                    hit,
+                    f"it came with or after the end from outside ({stop.rule.cause}, line {stop.line.number})",
+                )
+            )
         else:
             kept.append(hit)
     errors = [h for h in kept if h.rule.tier in (Tier.SPECIFIC, Tier.GENERIC, Tier.COMMUNICATION)]
@@ -131,7 +146,9 @@ def _without_echoes(live: list[Hit], choice: Choice) -> list[Hit]:
         if hit.rule.name in ("rendezvous", "nccl-error") and hit.rule.tier == Tier.COMMUNICATION:
             earlier = next((r for r in reports if _precedes(r, hit)), None)
             if earlier is not None:
-                choice.ruled_out.append((hit, f"a worker had failed before ({earlier.line.file}:{earlier.line.number})"))
+                choice.ruled_out.append(
+                    (hit, f"a worker had failed before ({earlier.line.file}:{earlier.line.number})")
+                )
                 continue
         kept.append(hit)
     return kept
@@ -150,8 +167,14 @@ def _after_timeouts(live: list[Hit], choice: Choice) -> list[Hit]:
     kept = []
     for hit in live:
         timeout = first.get(hit.file_index)
-        if timeout is not None and hit.order > timeout.order and hit.rule.tier in (Tier.SPECIFIC, Tier.GENERIC):
-            choice.ruled_out.append((hit, f"the collectives had timed out before (line {timeout.line.number})"))
+        if (
+            timeout is not None
+            and hit.order > timeout.order
+            and hit.rule.tier in (Tier.SPECIFIC, Tier.GENERIC)
+        ):
+            choice.ruled_out.append(
+                (hit, f"the collectives had timed out before (line {timeout.line.number})")
+            )
         else:
             kept.append(hit)
     return kept
@@ -164,11 +187,15 @@ def _desynchronised(live: list[Hit], choice: Choice) -> list[Hit]:
         # One collective and a network fault before it: the fault is why it never ended.
         faults = [h for h in live if h.rule.name == "nccl-network"]
         if timeouts and faults and min(f.order for f in faults) < min(t.order for t in timeouts):
-            choice.ruled_out += [(t, f"the network fault came first (line {faults[0].line.number})") for t in timeouts[:1]]
+            choice.ruled_out += [
+                (t, f"the network fault came first (line {faults[0].line.number})") for t in timeouts[:1]
+            ]
             return [h for h in live if h not in timeouts]
         return live
     network = [h for h in live if h.rule.name in ("nccl-network", "nccl-error")]
-    choice.ruled_out += [(h, "the ranks wait in different collectives, which is what it follows from") for h in network[:1]]
+    choice.ruled_out += [
+        (h, "the ranks wait in different collectives, which is what it follows from") for h in network[:1]
+    ]
     return [h for h in live if h not in network]
 
 
@@ -183,7 +210,11 @@ def collectives(timeouts: Sequence[Hit]) -> dict[str, Hit]:
 
 def _best_evidence(root: Hit, same: Sequence[Hit]) -> Hit:
     """Of the lines of one rule around the root in its file, the one with the most telling wording."""
-    near = [h for h in same if h.rule is root.rule and h.file_index == root.file_index and abs(h.order - root.order) < 200]
+    near = [
+        h
+        for h in same
+        if h.rule is root.rule and h.file_index == root.file_index and abs(h.order - root.order) < 200
+    ]
     return min([root, *near], key=lambda h: (h.pattern, h.order))
 
 

@@ -4,6 +4,8 @@ A format is searched for in whole blocks of a log, and only after one of its lin
 nerfstudio draws its table anew with every row, eight ranks print the same step, a progress bar is redrawn.
 """
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 import statistics
 from array import array
@@ -95,7 +97,11 @@ class StepSeries:
     @property
     def num_steps(self) -> int:
         """Steps done: the last one shown, counting from 1 (a 0-based display that names its total ends one short)."""
-        if self.total is not None and self.last == self.total - 1 and self.format.name in ("nerfstudio", "gsplat stats"):
+        if (
+            self.total is not None
+            and self.last == self.total - 1
+            and self.format.name in ("nerfstudio", "gsplat stats")
+        ):
             return self.total
         return max(self.last, 0)
 
@@ -155,7 +161,9 @@ def _int(text: bytes) -> int | None:
 def _nerfstudio(g: Sequence[bytes]) -> Progress:
     rate = re.search(rb" ([\d.]+) ?([KMB]?)$", g[2].rstrip())
     return Progress(
-        int(g[0]), seconds=parse_duration(g[1]) if g[1] else None, rate=float(rate[1]) * MULTIPLE[rate[2]] if rate else None
+        int(g[0]),
+        seconds=parse_duration(g[1]) if g[1] else None,
+        rate=float(rate[1]) * MULTIPLE[rate[2]] if rate else None,
     )
 
 

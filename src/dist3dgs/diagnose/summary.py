@@ -3,6 +3,7 @@
 import re
 import statistics
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,9 @@ from pydantic import Field
 from ..record import Evidence, Model, StepTime
 from .facts import Line
 from .readers.nvidia_smi import GpuSamples
-from .scan import NO_TRAINING, FileInfo, Scan
+from .scan import FileInfo, Scan
 from .steps import StepSeries
+from .text import NO_TRAINING
 
 MIB_PER_GIB = 1024.0
 
@@ -55,26 +57,36 @@ class LogSummary(Model):
     trainer: str | None = None
     job_id: str | None = None
     job_name: str | None = None
-    nodes: list[str] = []
+    nodes: list[str] = Field(default_factory=list)
     devices_asked: int | None = None
     devices_used: int | None = None
-    started_at: float | None = Field(None, description="seconds; local time of the log read as UTC, for differences only")
+    started_at: float | None = Field(
+        None, description="seconds; local time of the log read as UTC, for differences only"
+    )
     total_s: float | None = None
     iterations: int | None = Field(None, description="training steps done")
     iterations_asked: int | None = None
     epochs: int | None = None
-    phases_s: dict[str, float] = Field({}, description="environment, caching, stepping, evaluation, other")
+    phases_s: dict[str, float] = Field(
+        default_factory=dict, description="environment, caching, stepping, evaluation, other"
+    )
     step_s: StepTime | None = None
     step_s_kind: Literal["per step", "moving average", "per epoch"] | None = None
-    throughput: list[Rate] = []
+    throughput: list[Rate] = Field(default_factory=list)
     num_gaussians: int | None = None
-    quality: dict[str, float] = Field({}, description="last psnr, ssim, lpips, loss, accuracy ... that is shown")
-    gpus: list[GpuUse] = []
-    gpu_peak_gib: float | None = Field(None, description="as the trainer or nvidia-smi says, largest of all GPUs")
+    quality: dict[str, float] = Field(
+        {}, description="last psnr, ssim, lpips, loss, accuracy ... that is shown"
+    )
+    gpus: list[GpuUse] = Field(default_factory=list)
+    gpu_peak_gib: float | None = Field(
+        None, description="as the trainer or nvidia-smi says, largest of all GPUs"
+    )
     host_peak_gib: float | None = None
     finished: Evidence | None = Field(None, description="the trainer's own line that it came to its end")
-    ended: Evidence | None = Field(None, description="a weaker sign of a normal end: the wrapper's, or a clean teardown")
-    reasons: dict[str, str] = Field({}, description="field -> why it is null")
+    ended: Evidence | None = Field(
+        None, description="a weaker sign of a normal end: the wrapper's, or a clean teardown"
+    )
+    reasons: dict[str, str] = Field(default_factory=dict, description="field -> why it is null")
 
 
 def summarise(scan: Scan) -> LogSummary:
@@ -105,7 +117,7 @@ def summarise(scan: Scan) -> LogSummary:
         "num_gaussians": (scan.diary.num_gaussians if scan.diary else None) or f.get("num_gaussians"),
         "quality": _quality(scan),
         "gpus": gpus,
-        "gpu_peak_gib": max([x for x in (f.get("gpu_peak_gib"), *(g.memory_peak_gib for g in gpus), *((scan.diary.peak_gpu_gib.values()) if scan.diary else ())) if x is not None], default=None),
+        "gpu_peak_gib": _gpu_peak(scan, gpus),
         "host_peak_gib": _host_peak(scan),
         "finished": finished(scan, series),
         "ended": _ended(scan),
@@ -115,10 +127,18 @@ def summarise(scan: Scan) -> LogSummary:
 
 def main_series(scan: Scan) -> StepSeries | None:
     """The training's own progress display: the most telling format, then the one that ran longest."""
-    able = [s for s in scan.series.values() if s.last >= 0 and not s.format.epochs and not NO_TRAINING.search(s.description)]
+    able = [
+        s
+        for s in scan.series.values()
+        if s.last >= 0 and not s.format.epochs and not NO_TRAINING.search(s.description)
+    ]
     able = [s for s in able if s.format.name != "metrics.csv"]
     weak = ("tqdm", "key value", "trainer dict", "opensplat")
-    return max(able, key=lambda s: (s.format.name not in weak, bool(s.seconds), s.elapsed_s or 0, s.count), default=None)
+    return max(
+        able,
+        key=lambda s: (bool(s.seconds), s.format.name not in weak, s.elapsed_s or 0, s.count),
+        default=None,
+    )
 
 
 def _job_id_in_name(scan: Scan) -> str | None:
@@ -135,7 +155,11 @@ def _iterations(scan: Scan, series: StepSeries | None) -> tuple[int | None, int 
         return max([scan.diary.last_step, *scan.diary.steps.values()]), asked
     if series is None or series.format.name == "trainer dict":
         return None, asked
-    total = asked or series.total
+    total = (
+        asked
+        or series.total
+        or next((o.total for o in scan.series.values() if o.total == series.last + 1), None)
+    )
     # Displays that count from 0 end at total - 1.
     done = total if total and series.last == total - 1 else series.num_steps
     return done, total
@@ -157,12 +181,18 @@ def _step_time(scan: Scan, series: StepSeries | None) -> tuple[StepTime | None, 
     return None, None
 
 
-def _phases(scan: Scan, series: StepSeries | None, iterations: int | None) -> tuple[dict[str, float], float | None]:
+def _phases(
+    scan: Scan, series: StepSeries | None, iterations: int | None
+) -> tuple[dict[str, float], float | None]:
     diary, f = scan.diary, scan.facts
     if diary is not None and diary.phases_s:
         names = dict.fromkeys(name for phases in diary.phases_s.values() for name in phases)
         slowest = {n: max(p.get(n, 0.0) for p in diary.phases_s.values()) for n in names}
-        span = diary.last_t - diary.started_at if diary.last_t is not None and diary.started_at is not None else None
+        span = (
+            diary.last_t - diary.started_at
+            if diary.last_t is not None and diary.started_at is not None
+            else None
+        )
         return slowest, span
     total = f.get("duration_s") or f.get("train_s")
     start = min(scan.first_time.values(), default=None)
@@ -174,9 +204,10 @@ def _phases(scan: Scan, series: StepSeries | None, iterations: int | None) -> tu
     names = {"start": "environment", "caching_eval": "caching_eval", "caching_train": "caching"}
     begin = next((t for name, t in marks if name == "start"), start)
     order = [("start", begin), *[(n, t) for n, t in marks if n not in ("start", "end")]]
-    for (name, t), (_, t_next) in zip(order, order[1:], strict=False):
-        if t is not None and t_next is not None and t_next >= t and name in names:
-            phases[names[name]] = phases.get(names[name], 0.0) + t_next - t
+    for (name, t), (_, t_next) in pairwise(order):
+        phase = names.get(str(name))
+        if t is not None and t_next is not None and t_next >= t and phase is not None:
+            phases[phase] = phases.get(phase, 0.0) + t_next - t
     stepping = f.get("stepping_s") or _stepping(series, iterations)
     if stepping is not None:
         phases["stepping"] = stepping
@@ -208,7 +239,10 @@ def _rates(scan: Scan, step_s: StepTime | None, kind: str | None) -> list[Rate]:
 
 
 def _quality(scan: Scan) -> dict[str, float]:
-    found = {k: scan.facts.get(k) for k in ("psnr", "ssim", "lpips", "loss", "val_loss", "accuracy", "train_accuracy")}
+    found = {
+        k: scan.facts.get(k)
+        for k in ("psnr", "ssim", "lpips", "loss", "val_loss", "accuracy", "train_accuracy")
+    }
     if (triple := scan.facts.get("quality_json")) is not None:
         found |= dict(zip(("psnr", "ssim", "lpips"), triple, strict=True))
     if scan.diary is not None:
@@ -256,7 +290,7 @@ def devices_used(scan: Scan) -> int | None:
 
 
 def finished(scan: Scan, series: StepSeries | None) -> Evidence | None:
-    """The trainer's own word that it came to its end: its banner, our `end` event, or a display that reached its total."""
+    """The trainer's own word that it came to its end: its banner, our `end` event, a display at its total."""
     if scan.diary is not None and scan.diary.end is not None:
         event, line = scan.diary.end
         return _evidence(line) if event.get("status") == "ok" else None
@@ -266,7 +300,11 @@ def finished(scan: Scan, series: StepSeries | None) -> Evidence | None:
         return _evidence(state.line)
     if (fact := scan.facts.one.get("finish")) is not None:
         return _evidence(fact.line)
-    complete = [s for s in scan.series.values() if s.complete and not NO_TRAINING.search(s.description) and (s is series or s.format.epochs)]
+    complete = [
+        s
+        for s in scan.series.values()
+        if s.complete and not NO_TRAINING.search(s.description) and (s is series or s.format.epochs)
+    ]
     last = next((p.last for p in scan.progress.values() if p.last), None)
     return _evidence(last) if complete and last is not None else None
 
@@ -287,9 +325,18 @@ def _evidence(line: Line) -> Evidence:
 
 
 def _host_peak(scan: Scan) -> float | None:
-    peaks = [scan.facts.get("host_peak_gib"), *(p.memory_peak_mib / MIB_PER_GIB for p in scan.processes if p.num_samples)]
+    peaks = [
+        scan.facts.get("host_peak_gib"),
+        *(p.memory_peak_mib / MIB_PER_GIB for p in scan.processes if p.num_samples),
+    ]
     peaks += [n.peak_pss_gib for n in scan.nodes]
     return max([p for p in peaks if p is not None], default=None)
+
+
+def _gpu_peak(scan: Scan, gpus: list[GpuUse]) -> float | None:
+    peaks = [scan.facts.get("gpu_peak_gib"), *(g.memory_peak_gib for g in gpus)]
+    peaks += scan.diary.peak_gpu_gib.values() if scan.diary else []
+    return max((p for p in peaks if p is not None), default=None)
 
 
 def _node_gpus(scan: Scan) -> list[tuple[str, GpuSamples]]:
@@ -306,7 +353,9 @@ def _gpu(key: str, g: GpuSamples) -> GpuUse:
         name=g.name,
         num_samples=g.num_samples,
         memory_peak_gib=max(memory) / MIB_PER_GIB if memory else None,
-        memory_average_gib=sum(m * n for m, n in memory.items()) / memory.total() / MIB_PER_GIB if memory else None,
+        memory_average_gib=sum(m * n for m, n in memory.items()) / memory.total() / MIB_PER_GIB
+        if memory
+        else None,
         memory_mode_gib=bins.most_common(1)[0][0] * 64 / MIB_PER_GIB if bins else None,
         utilisation_average_percent=sum(u * n for u, n in busy.items()) / busy.total() if busy else None,
         power_average_w=g.power_sum / g.power_count if g.power_count else None,
@@ -337,4 +386,8 @@ REASONS = {
 
 
 def _reasons(fields: dict[str, Any]) -> dict[str, str]:
-    return {key: why for key, why in REASONS.items() if fields[key] is None or fields[key] == [] or fields[key] == {}}
+    return {
+        key: why
+        for key, why in REASONS.items()
+        if fields[key] is None or fields[key] == [] or fields[key] == {}
+    }

@@ -36,11 +36,13 @@ class Diagnosis(Model):
     step: int | None = None
     rank: int | None = Field(None, description="the rank that failed first")
     node: str | None = None
-    evidence: list[Evidence] = []
+    evidence: list[Evidence] = Field(default_factory=list)
     explanation: str | None = None
     remedy: str | None = None
-    ruled_out: list[RuledOut] = []
-    looked_for: list[str] = Field([], description="what would have told more, when the cause is unknown")
+    ruled_out: list[RuledOut] = Field(default_factory=list)
+    looked_for: list[str] = Field(
+        default_factory=list, description="what would have told more, when the cause is unknown"
+    )
 
     def failure(self) -> Failure | None:
         """The same for a run record; None if the status is ok."""
@@ -73,7 +75,9 @@ def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagn
         return _failed(found, choice)
     lost = _nan_loss(found)
     if lost is not None:
-        return _diagnosis("degraded" if not choice.symptoms else "failed", BY_NAME["diverged"], lost, found, choice)
+        return _diagnosis(
+            "degraded" if not choice.symptoms else "failed", BY_NAME["diverged"], lost, found, choice
+        )
     if not _ended_well(found, summary, choice, context):
         return _without_cause(found, summary, choice, context)
     return _mismatch(found, summary, choice, context) or Diagnosis(
@@ -84,7 +88,8 @@ def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagn
 def _failed(found: Scan, choice: Choice) -> Diagnosis:
     root = choice.root
     assert root is not None
-    rule, extra = root.rule, []
+    rule = root.rule
+    extra: Sequence[Evidence] = ()
     if rule.cause in ("time_limit", "cancelled"):
         silence = silent_before(root, found)
         if silence is not None:
@@ -122,7 +127,7 @@ def _phase(rule: Rule, root: Hit) -> str | None:
 
 
 def _telling(root: Hit, choice: Choice) -> list[Hit]:
-    """Further lines worth showing: other collectives that ranks wait in, other rules of the same cause, who exited first."""
+    """Further lines: other collectives that ranks wait in, other wordings of the cause, who exited first."""
     lines: list[Hit] = []
     if root.rule.name == "collective-timeout":
         lines += list(collectives([root, *choice.others]).values())
@@ -195,14 +200,17 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
         explanation = "Something failed, and these files do not say what."
     elif _silent_trainer(found) and summary.ended is not None:
         failed, evidence = True, [summary.ended]
-        explanation = "The wrapper says that it is complete, but the trainer printed neither a step nor its own end."
+        explanation = (
+            "The wrapper says that it is complete, but the trainer printed neither a step nor its own end."
+        )
     elif found.progress and any(p.last for p in found.progress.values()):
         explanation = "Training was going on where the files end; nothing says how it ended."
         evidence = [_line(p.last) for p in found.progress.values() if p.last][:1]
     first = _first_failing(found)
     rule = BY_NAME["worker-failed"]
     return Diagnosis(
-        status="failed" if failed else "unknown", cause="unknown", evidence=evidence or [_evidence(h) for h in choice.notes[:3]],
+        status="failed" if failed else "unknown", cause="unknown",
+        evidence=evidence or [_evidence(h) for h in choice.notes[:3]],
         explanation=explanation, rank=first.get("rank"), node=first.get("node"), remedy=rule.remedy,
         ruled_out=_ruled_out(choice), looked_for=[*_missing_halves(found), *_looked_for()],
     )  # fmt: skip
@@ -228,13 +236,19 @@ def _looked_for() -> list[str]:
     return [f"{cause}: {next(r.looks for r in RULES if r.cause == cause)}" for cause in causes]
 
 
-def _mismatch(found: Scan, summary: LogSummary, choice: Choice, context: Mapping[str, Any]) -> Diagnosis | None:
+def _mismatch(
+    found: Scan, summary: LogSummary, choice: Choice, context: Mapping[str, Any]
+) -> Diagnosis | None:
     """A run that ended well on fewer devices than it was given."""
     asked, used = context.get("devices_asked") or summary.devices_asked, summary.devices_used
     if not asked or not used or used >= asked:
         return None
     rule = BY_NAME["duplicate-gpu"]
-    lines = [found.facts.one[k].line for k in ("devices_used", "world_size", "gpus_asked", "gpus_per_node", "visible_devices") if k in found.facts.one]
+    lines = [
+        found.facts.one[k].line
+        for k in ("devices_used", "world_size", "gpus_asked", "gpus_per_node", "visible_devices")
+        if k in found.facts.one
+    ]
     return Diagnosis(
         status="degraded", cause=rule.cause, phase="startup", evidence=[_line(x) for x in lines][:MAX_EVIDENCE],
         explanation=f"{asked} devices were allocated and {used} used: {asked - used} idled for the whole run.",
@@ -250,7 +264,10 @@ def _ruled_out(choice: Choice) -> list[RuledOut]:
     seen: dict[tuple[str, str], RuledOut] = {}
     for hit, reason in choice.ruled_out:
         if hit.rule.cause != "unknown":
-            seen.setdefault((hit.rule.cause, reason), RuledOut(cause=hit.rule.cause, reason=reason, evidence=_evidence(hit)))
+            seen.setdefault(
+                (hit.rule.cause, reason),
+                RuledOut(cause=hit.rule.cause, reason=reason, evidence=_evidence(hit)),
+            )
     return list(seen.values())[:12]
 
 
@@ -265,4 +282,8 @@ def _evidence(hit: Hit) -> Evidence:
 
 def _line(line: Any) -> Evidence:
     text = line.text.strip()
-    return Evidence(file=line.file, line=line.number, text=text if len(text) <= MAX_EVIDENCE_TEXT else text[:MAX_EVIDENCE_TEXT] + " ...")
+    return Evidence(
+        file=line.file,
+        line=line.number,
+        text=text if len(text) <= MAX_EVIDENCE_TEXT else text[:MAX_EVIDENCE_TEXT] + " ...",
+    )

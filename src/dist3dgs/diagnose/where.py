@@ -24,7 +24,9 @@ RANK_IN_LINE = tuple(
         r"^(\d{1,6}): ",
     )
 )
-RANK_ABOVE = re.compile(r"-- Process (\d{1,6}) terminated with the following error|^\[rank(\d{1,6})\]:.*Traceback", re.M)
+RANK_ABOVE = re.compile(
+    r"-- Process (\d{1,6}) terminated with the following error|^\[rank(\d{1,6})\]:.*Traceback", re.M
+)
 NODE_IN_LINE = tuple(
     re.compile(p)
     for p in (

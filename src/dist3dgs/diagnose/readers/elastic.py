@@ -1,5 +1,7 @@
 """torchrun / torchelastic, PyTorch Lightning, Hugging Face and Megatron: world size, ranks, how it ended."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from ..facts import FactPattern, number

@@ -1,5 +1,7 @@
 """Workshop-style lines, one per epoch, and the loss and accuracy that many small trainers print."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from ..facts import FactPattern, number

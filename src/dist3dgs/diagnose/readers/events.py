@@ -69,7 +69,11 @@ def read(path: Path, on_step: Callable[[dict[str, Any], Line], None] | None = No
 
 def _num(event: dict[str, Any], key: str) -> float | None:
     value = event.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 else None
+    return (
+        float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+        else None
+    )
 
 
 def _take(d: RunDiary, e: dict[str, Any], line: Line, on_step: Any) -> None:
@@ -84,7 +88,11 @@ def _take(d: RunDiary, e: dict[str, Any], line: Line, on_step: Any) -> None:
         d.world_size = int(world) if world else d.world_size
         d.hosts[rank] = str(e.get("host"))[:256]
         d.devices[rank] = str(e.get("device_name") or e.get("device"))[:256]
-        d.versions = {str(k)[:64]: str(v)[:64] for k, v in (e.get("versions") or {}).items()} if isinstance(e.get("versions"), dict) else {}
+        d.versions = (
+            {str(k)[:64]: str(v)[:64] for k, v in (e.get("versions") or {}).items()}
+            if isinstance(e.get("versions"), dict)
+            else {}
+        )
         d.end = None
     elif kind == "enter":
         d.phase[rank] = str(e.get("phase"))[:64]
@@ -109,9 +117,15 @@ def _take(d: RunDiary, e: dict[str, Any], line: Line, on_step: Any) -> None:
         d.comm_s[rank] = d.comm_s.get(rank, 0.0) + (_num(e, "s") or 0.0)
     elif kind == "timing":
         if isinstance(e.get("step_s"), dict) and {"median", "mean", "p5", "p95"} <= e["step_s"].keys():
-            d.step_s[rank] = {k: float(e["step_s"][k]) for k in ("median", "mean", "p5", "p95") if _num(e["step_s"], k) is not None}
+            d.step_s[rank] = {
+                k: float(e["step_s"][k])
+                for k in ("median", "mean", "p5", "p95")
+                if _num(e["step_s"], k) is not None
+            }
         if isinstance(e.get("phases_s"), dict):
-            d.phases_s[rank] = {str(k)[:64]: v for k in e["phases_s"] if (v := _num(e["phases_s"], k)) is not None}
+            d.phases_s[rank] = {
+                str(k)[:64]: v for k in e["phases_s"] if (v := _num(e["phases_s"], k)) is not None
+            }
         d.steps[rank], d.images[rank] = int(_num(e, "steps") or 0), int(_num(e, "images") or 0)
     elif kind == "memory":
         for store, key in ((d.peak_rss_gib, "peak_rss_gib"), (d.peak_gpu_gib, "peak_gpu_gib")):

@@ -1,5 +1,7 @@
 """gsplat's `simple_trainer.py`, the original 3DGS trainer and OpenSplat."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from ..facts import FactPattern, number

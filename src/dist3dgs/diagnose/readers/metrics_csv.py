@@ -36,7 +36,11 @@ def sniff(head: str) -> bool:
 def _names(header: str) -> dict[int, str]:
     found: dict[int, str] = {}
     for i, cell in enumerate(header.split(",")):
-        name = re.sub(r"\s*[\[(].*?[\])]", "", cell.strip().strip('"').lower()).replace(" ", "_").replace("/", "_")
+        name = (
+            re.sub(r"\s*[\[(].*?[\])]", "", cell.strip().strip('"').lower())
+            .replace(" ", "_")
+            .replace("/", "_")
+        )
         for pattern, what in COLUMNS.items():
             if what not in found.values() and re.fullmatch(pattern, name):
                 found[i] = what
@@ -63,7 +67,9 @@ def read(path: Path, facts: Facts) -> StepSeries:
             at = row.get("epoch", row.get("step"))
             if at is None or series is None or not 0 <= at < 1e15:
                 continue
-            series.add(Progress(int(at), seconds=row.get("seconds"), rate=row.get("rate"), loss=row.get("loss")))
+            series.add(
+                Progress(int(at), seconds=row.get("seconds"), rate=row.get("rate"), loss=row.get("loss"))
+            )
             line = Line(str(path), block.number(i), text)
             for what in ("loss", "val_loss", "accuracy", "train_accuracy", "psnr", "ssim"):
                 if row.get(what) is not None:

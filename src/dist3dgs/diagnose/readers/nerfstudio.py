@@ -1,5 +1,7 @@
 """nerfstudio's console (`ns-train`): a rich log, a configuration dump, and a table redrawn with cursor codes."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from ..facts import FactPattern, number

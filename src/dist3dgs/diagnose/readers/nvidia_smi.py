@@ -57,7 +57,8 @@ def read(path: Path) -> dict[str, GpuSamples]:
                 continue
             if not columns:
                 columns = _guess(cells)
-            _sample(cells, columns, gpus)
+            if columns and max(columns.values()) < len(cells):
+                _sample(cells, columns, gpus)
     return gpus
 
 

@@ -1,5 +1,7 @@
 """`sacct` (with `-P` or in columns), `scontrol show job` and `seff`: what Slurm itself says about a job."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import csv
 import re
 from pathlib import Path

@@ -1,5 +1,7 @@
 """A Slurm job's `.out`/`.err`: the environment a script prints, its own header and footer, srun and slurmstepd."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from ..facts import FactPattern, expand_nodes, number
@@ -36,7 +38,7 @@ FACTS = (
     FactPattern("duration_s", _C(r"^\W*(?:Duration|Total time|Elapsed(?: time)?|Runtime|Wall ?time)\s*:\s*([\d.]+) ?s(?:ec(?:onds?)?)?\b", re.I), lambda m: number(m[1]), "last"),
     FactPattern("mark", _C(r"^\W*(?:Start(?:ed|ing)?(?: time| at)?|Job started(?: at)?|Begin)\s*(?::|at|on)"), lambda m: "start", "list"),
     FactPattern("mark", _C(r"^\W*(?:End(?:ed)?(?: time| at)?|Finished(?: at)?|Job (?:finished|ended)(?: at| on)?)\s*(?::|at|on)"), lambda m: "end", "list"),
-    FactPattern("wrapper_finish", _C(r"^\W*(?:\[[^\]]*\])*\W*(?:Training|Job|Run|Script|Experiment|Evaluation|All jobs?|Pipeline)s? (?:is |was |has |are )?(?:complete|completed|done|finished|ended)(?: successfully)?\b", re.I), lambda m: m[0].strip(" =#*"), "last"),
+    FactPattern("wrapper_finish", _C(r"^\W{0,40}(?:\[[^\]]{1,60}\]\W{0,9}){0,4}(?:Training|Job|Run|Script|Experiment|Evaluation|All jobs?|Pipeline)s? (?:is |was |has |are )?(?:complete|completed|done|finished|ended)(?: successfully)?\b", re.I), lambda m: m[0].strip(" =#*"), "last"),
     FactPattern("wrapper_finish", _C(r"^\W*(?:All done|Done|Finished|done|Success)\W*$"), lambda m: m[0].strip(), "last"),
     FactPattern("wrapper_finish", _C(r"\b(?:training|pipeline|reconstruction|optimi[sz]ation) (?:completed|finished|complete)(?: successfully)?\b(?! with (?:error|exit code [1-9]))", re.I), lambda m: m[0], "last"),
     FactPattern("finish", _C(r"^Successfully completed\.\s*$"), lambda m: "LSF: successfully completed", "last"),

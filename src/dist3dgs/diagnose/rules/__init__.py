@@ -23,19 +23,24 @@ assert len(RULES) == len(_BY_NAME), "every rule has its place in the order"
 
 #: Lower-case words, one of which is in every line that any rule takes; the rest of a log is never looked at closely.
 HINTS = (
-    "err", "fail", "fatal", "except", "kill", "cancel", "preempt", "requeue", "time", "oom", "memory", "full",
-    "quota", "space", "no such", "not found", "not in", "not match", "registered", "unknown", "abort", "signal", "sig",
-    "segmentation", "nan", "inf", "non-finite", "diverg", "explod", "eaddrinuse", "in use", "warn", "watchdog",
-    "ran for", "peer", "pipe", "no training", "joined", "rendezvous", "xid", "fallen", "lost", "ecc", "duplicate gpu", "ordinal", "slots",
-    "nodes which are", "corrupt", "truncat", "invalid", "mismatch", "differ", "not equal", "bad", "unable", "cannot", "can't", "could",
-    "couldn't", "no module", "not available", "terminated", "root cause", "stuck", "stall", "hung", "hang", "no progress", "no step",
-    "unexpected", "pytorchstream", "unpickling", "no good", "mapper", "colmap", "too few", "not enough",
-    "received", "reduction", "receive grad", "not used", "ready only", "expects same", "params", "node_fail",
-    "deadline", "exceed", "reached", "what():", "check failed", "assert", "libpng", "premature", "spot", "requested", "machine only",
-    "no cuda", "driver", "kernel image", "torch not compiled", "undefined", "interpreter", "conda", "retries exceeded",
-    "connect to", "unreachable", "ntasks", "ninja", "gai ", "closed", "refused", "reset", "broken", "overflow", "submit", "qosmax", "assocmax", "bsub", "scancel",
-    "boot_fail", "term_", "enospc", "edquot", "os error", "code: ", "bus ", "ancdata", "bad_alloc", "alloc", "ibv_", "retry counter", "ncclsys", "nccl",
-    "state", "bytes", "socket", "more processes", "per_node", "per-node", "weights", "loss", "grad", "missing", "abi", "numpy", "pyxis", "enroot", "gnu version", "nvcc", '"', "exit",
+    "err", "fail", "fatal", "except", "kill", "cancel", "preempt", "requeue", "time", "oom", "memory",
+    "full", "quota", "space", "no such", "not found", "not in", "not match", "registered", "unknown",
+    "abort", "signal", "sig", "segmentation", "nan", "inf", "non-finite", "diverg", "explod",
+    "eaddrinuse", "in use", "warn", "watchdog", "ran for", "peer", "pipe", "no training", "joined",
+    "rendezvous", "xid", "fallen", "lost", "ecc", "duplicate gpu", "ordinal", "slots",
+    "nodes which are", "corrupt", "truncat", "invalid", "mismatch", "differ", "not equal", "bad",
+    "unable", "cannot", "can't", "could", "couldn't", "no module", "not available", "terminated",
+    "root cause", "stuck", "stall", "hung", "hang", "no progress", "no step", "unexpected",
+    "pytorchstream", "unpickling", "no good", "mapper", "colmap", "too few", "not enough", "received",
+    "reduction", "receive grad", "not used", "ready only", "expects same", "params", "node_fail",
+    "deadline", "exceed", "reached", "what():", "check failed", "assert", "libpng", "premature", "spot",
+    "requested", "machine only", "no cuda", "driver", "kernel image", "torch not compiled", "undefined",
+    "interpreter", "conda", "retries exceeded", "connect to", "unreachable", "ntasks", "ninja", "gai ",
+    "closed", "refused", "reset", "broken", "overflow", "submit", "qosmax", "assocmax", "bsub",
+    "scancel", "boot_fail", "term_", "enospc", "edquot", "os error", "code: ", "bus ", "ancdata",
+    "bad_alloc", "alloc", "ibv_", "retry counter", "ncclsys", "nccl", "state", "bytes", "socket",
+    "more processes", "per_node", "per-node", "weights", "loss", "grad", "missing", "abi", "numpy",
+    "pyxis", "enroot", "gnu version", "nvcc", '"', "exit",
 )  # fmt: skip
 
 __all__ = ["HINTS", "RULES", "Hit", "Rule", "Tier"]

@@ -1,11 +1,15 @@
 """Between ranks: rendezvous, collectives, ports."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from .rule import Rule, Tier, patterns
 
 #: Services beside the training whose port does not matter to it.
-SIDE_SERVICE = re.compile(r"(?i)tensorboard|jupyter|viewer|viser|gradio|prometheus|wandb|dashboard|streamlit|metrics server")
+SIDE_SERVICE = re.compile(
+    r"(?i)tensorboard|jupyter|viewer|viser|gradio|prometheus|wandb|dashboard|streamlit|metrics server"
+)
 
 RULES = (
     Rule(
@@ -17,7 +21,7 @@ RULES = (
         why="More processes than GPUs, or several processes that see the same one: tasks, GPUs and world size do not "
         "agree.",
         remedy="One process per GPU: `torchrun --nproc-per-node` equal to the node's GPUs, one Slurm task per node, "
-        "`torch.cuda.set_device(LOCAL_RANK)`; `dist3dgs check` prints what each layer believes.",
+        "`torch.cuda.set_device(LOCAL_RANK)`; the launch guard of dist3dgs prints what each layer believes.",
         phase="startup",
         patterns=patterns(
             r"Duplicate GPU detected|Multiple processes (?:are )?(?:using|on) the same (?:GPU|device)",
@@ -58,7 +62,7 @@ RULES = (
         why="Ranks waited in a collective for one that never came: it died, hangs, is in another collective (compare "
         "SeqNum and OpType of the ranks), or does long work alone.",
         remedy="Look at the rank that is missing from the list or in another collective. If it only needs longer (a "
-        "cache, an evaluation on rank 0): raise `collective_timeout_s` or put a barrier after it. For the stacks: "
+        "cache, an evaluation on rank 0): raise `hardware.timeout_s`. For the stacks: "
         "TORCH_NCCL_TRACE_BUFFER_SIZE=2000, TORCH_DISTRIBUTED_DEBUG=DETAIL.",
         patterns=patterns(
             r"Watchdog caught collective operation timeout",

@@ -1,5 +1,7 @@
 """Photographs, structure from motion, files that cannot be read."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from .rule import Rule, Tier, patterns
@@ -13,8 +15,8 @@ RULES = (
         "cameras`, `Could not recognize scene type!`",
         why="Structure from motion found no poses, or not for the images that the training needs: too few features or "
         "too little overlap, or its model is not where it is looked for.",
-        remedy="`ingest.json` names the images left out. Photographs with more overlap and less blur; matcher "
-        "`exhaustive`; more features (`num_features`); leave the named images out of the split.",
+        remedy="`ingest.json` names the images left out. Photographs with more overlap and less blur; `sfm.matcher: "
+        "exhaustive`; more features (`sfm.num_features`); leave the named images out of the split.",
         phase="ingest",
         patterns=patterns(
             r"(?i)\S+\.(?:jpe?g|png|tiff?|heic|bmp) (?:is |was )?not (?:in|found in|part of) (?:the )?(?:list of )?(?:cameras|reconstruction|registered images|colmap|images\.(?:bin|txt))",
@@ -35,7 +37,7 @@ RULES = (
         "`invalid load key`, `Unable to open file (truncated file`",
         why="A file of the data set, or a checkpoint, is cut short or not what its name says; often a download or copy "
         "that was interrupted.",
-        remedy="Fetch or copy the named file again and compare sizes and sha256 (`dist3dgs fetch` does); delete the "
+        remedy="Fetch or copy the named file again and compare sizes and sha256; delete the "
         "partial one. For a checkpoint: resume from the one before.",
         phase="load",
         patterns=patterns(

@@ -1,5 +1,7 @@
 """The GPU: memory and faults."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from .rule import Hit, Rule, Tier, patterns
@@ -26,7 +28,9 @@ def is_broken_gpu(hit: Hit) -> bool:
     asked = _size(r"Tried to allocate ([\d.]+) (\w+)", text)
     if asked is None:
         frames = hit.before(14).rsplit("Traceback (most recent call last)", 1)[-1]
-        last = [line for line in frames.splitlines() if line.strip() and not re.fullmatch(r"[\s~^]*", line)][-4:]
+        last = [line for line in frames.splitlines() if line.strip() and not re.fullmatch(r"[\s~^]*", line)][
+            -4:
+        ]
         return bool(FIRST_TOUCH.search("\n".join(last)))
     held = _size(r"([\d.]+) (\w+) already allocated", text)
     if held is None:
@@ -75,7 +79,7 @@ RULES = (
         tier=Tier.SPECIFIC,
         looks="`CUDA out of memory. Tried to allocate 512.00 MiB. GPU 0 has a total capacity of ...`",
         why="Model, activations and fragments need more GPU memory than the device has.",
-        remedy="Fewer Gaussians per GPU (`max_gaussians`, strategy `sharded`, more GPUs), smaller batch or resolution; if "
+        remedy="Fewer Gaussians per GPU (`train.densify.max_gaussians`, strategy `sharded`, more GPUs), smaller batch or resolution; if "
         "'reserved but unallocated' is large: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
         patterns=patterns(
             r"(?:CUDA|HIP|XPU|MPS backend|NPU)[^\n]{0,12} out of memory\.? ?(?:Tried|\(MPS)",

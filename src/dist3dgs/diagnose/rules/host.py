@@ -1,5 +1,7 @@
 """The host: memory, shared memory, disk."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from .rule import Rule, Tier, patterns
@@ -31,7 +33,7 @@ RULES = (
         looks="`No space left on device` (28), `Disk quota exceeded` (122), a checkpoint writer that fails",
         why="The file system or your quota on it, in bytes or in number of files, is used up.",
         remedy="`df -h`, `df -i`, `quota -s` (or the site's `lfs quota`) on the results folder; remove old checkpoints "
-        "(`keep_checkpoints`) or point `results` to a larger file system. Nothing half-written is kept.",
+        "(`train.keep_checkpoints`) or point `results` to a larger file system. Nothing half-written is kept.",
         phase="checkpoint",
         patterns=patterns(
             r"(?i)disk quota exceeded|quota exceeded on|over (?:disk )?quota\b",

@@ -1,5 +1,7 @@
 """What the scheduler and the node say."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from .rule import Hit, Rule, Tier, patterns
@@ -57,8 +59,8 @@ RULES = (
         tier=Tier.STOP,
         looks="`CANCELLED AT ... DUE TO TIME LIMIT`, state `TIMEOUT`, while steps were still going on",
         why="The job's time was up before the training was.",
-        remedy="Raise `runtime` in the profile (retries grow it by themselves) or lower `steps`; the run resumes from "
-        "its last checkpoint, so shorter `checkpoint_every` loses less.",
+        remedy="Raise `runtime` in the profile (retries grow it by themselves) or lower `train.steps`; the run resumes from "
+        "its last checkpoint, so a smaller `train.checkpoint_every` loses less.",
         patterns=patterns(
             r"\bDUE TO TIME LIMIT\b",
             r"(?:JobState=|State: |[|,]\s*|\s)TIMEOUT(?:\s*[|,]|\s+\d+:\d+|\s*\(|\s*$|\s+Reason=)",

@@ -1,5 +1,7 @@
 """The program, its environment and its build."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import re
 
 from .rule import Hit, Rule, Tier, patterns
@@ -82,7 +84,7 @@ RULES = (
         tier=Tier.SPECIFIC,
         looks="`Loss is nan, stopping training`, `found NaN in local grad norm`, `loss: nan` from a step to the end",
         why="The optimisation blew up: too large a learning rate, a division by zero, overflow in 16 bits.",
-        remedy="Lower the learning rate (batch rule `sqrt`), warm up, clip gradients, train the named part in float32; "
+        remedy="Lower the learning rate (`train.lr`), warm up, clip gradients, train the named part in float32; "
         "torch.autograd.set_detect_anomaly(True) names the operation. Do not resume from a checkpoint after it.",
         phase="step",
         patterns=patterns(
@@ -252,7 +254,7 @@ RULES = (
         looks="a time limit or a cancellation after a long time without a step; `no progress for 1800 s`",
         why="The job lived but did not train: a hang in a collective, the file system, a download or a lock.",
         remedy="Stacks of all ranks (`py-spy dump`, or send SIGUSR1 where faulthandler listens); look at the rank that printed "
-        "least; set `stall_timeout_s` so that the next hang ends in minutes.",
+        "least; with `hardware.timeout_s` the next hang ends in minutes.",
         patterns=patterns(r"(?i)no (?:training )?(?:progress|step) (?:for|in|since) (?:the last )?\d+|hang detected|(?:run|job|training) (?:has )?(?:stalled|hung|is stuck)\b|stalled for \d+"),
     ),
     Rule(

@@ -1,0 +1,75 @@
+"""Our own runs: events of the ranks are judged by the same table."""
+
+# ruff: noqa: E501 (lines of logs are as long as they are)
+
+import json
+from pathlib import Path
+
+from dist3dgs.diagnose import diagnose
+
+
+def events(path: Path, *rows: tuple[float, int, str, dict]) -> Path:
+    path.write_text("".join(json.dumps({"t": t, "rank": r, "event": e, **f}) + "\n" for t, r, e, f in rows))
+    return path
+
+
+START = [(float(r), r, "start", {"world_size": 2, "host": f"n{r}", "device": "cpu"}) for r in (0, 1)]
+
+
+def test_the_rank_that_failed_first(tmp_path: Path) -> None:
+    path = events(
+        tmp_path / "events.jsonl",
+        *START,
+        (5, 0, "step", {"step": 120, "loss": 0.1}),
+        (7, 0, "error", {"type": "RuntimeError", "message": "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1", "traceback": "", "phase": "step", "step": 121}),
+        (6, 1, "error", {"type": "OSError", "message": "[Errno 28] No space left on device: 'ckpt'", "traceback": 'File "a.py", line 1', "phase": "checkpoint", "step": 120}),
+    )  # fmt: skip
+    verdict = diagnose([path])
+    assert (verdict.status, verdict.cause, verdict.rank, verdict.node) == ("failed", "disk_full", 1, "n1")
+    assert (verdict.phase, verdict.step) == ("checkpoint", 120)
+
+
+def test_an_unnamed_error_is_the_codes(tmp_path: Path) -> None:
+    path = events(
+        tmp_path / "events.jsonl",
+        *START,
+        (
+            3,
+            0,
+            "error",
+            {"type": "KeyError", "message": "'means'", "traceback": "", "phase": "init", "step": None},
+        ),
+    )
+    assert diagnose([path]).cause == "code_error"
+
+
+def test_a_killed_rank(tmp_path: Path) -> None:
+    path = events(tmp_path / "events.jsonl", *START, (5, 0, "step", {"step": 50, "loss": 0.1}))
+    verdict = diagnose([path], {"signal": 9, "rank": 1, "own_run": True})
+    assert (verdict.cause, verdict.rank, verdict.node, verdict.step) == ("killed", 1, "n1", 50)
+
+
+def test_setting_that_cannot_be(tmp_path: Path) -> None:
+    path = events(
+        tmp_path / "events.jsonl",
+        *START,
+        (
+            3,
+            0,
+            "error",
+            {"type": "UserError", "message": "train.steps: expected at least 1", "traceback": ""},
+        ),
+    )
+    assert diagnose([path]).cause == "misconfiguration"
+
+
+def test_ok_and_degraded(tmp_path: Path) -> None:
+    path = events(
+        tmp_path / "events.jsonl",
+        *START,
+        (5, 0, "step", {"step": 50, "loss": 0.1}),
+        (6, 0, "end", {"status": "ok", "step": 50}),
+    )
+    assert diagnose([path]).status == "ok"
+    verdict = diagnose([path], {"devices_asked": 4})
+    assert (verdict.status, verdict.cause) == ("degraded", "allocation_mismatch")

@@ -1,0 +1,73 @@
+"""The real logs of other people's jobs, where they are at hand."""
+
+# ruff: noqa: E501 (lines of logs are as long as they are)
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dist3dgs.diagnose import diagnose
+from dist3dgs.diagnose.readers import read_logs
+
+CATEGORIES = {
+    1: {"allocation_mismatch"}, 2: {"parameter_mismatch"}, 3: {"host_oom"}, 4: {"gpu_oom"}, 5: {"rendezvous"}, 6: {"collective_timeout"},
+    7: {"nccl_error"}, 8: {"port_in_use"}, 9: {"time_limit"}, 10: {"node_failure", "preempted"}, 11: {"disk_full"}, 12: {"environment"},
+    13: {"extension_build"}, 14: {"diverged"}, 15: {"sfm_failed"}, 16: {"dataset_corrupt"}, 17: {"shared_memory"}, 18: {"unused_parameters"},
+    19: {"gpu_fault"}, 20: {None}, 21: {"submission_rejected"}, 22: {"code_error"}, 23: {"code_error"},
+}  # fmt: skip
+
+
+def test_at_least_42_of_44_with_the_line_that_proves_it(shared: Path) -> None:
+    folder = shared / "failure-logs"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    wrong, false_alarms = [], []
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    for entry in index:
+        verdict = diagnose([folder / entry["file"]])
+        want = CATEGORIES[int(entry["category"].split("_")[0])]
+        # One half of a job that proves nothing by itself: saying so is right.
+        if entry["key_evidence_line"] is None or entry["verdict"] == "unknown":
+            want = {"unknown"}
+        key = entry["key_evidence_line"] or ""
+        shown = (
+            verdict.status == "ok"
+            or any(key.strip() in e.text or e.text in key for e in verdict.evidence)
+            or not key
+        )
+        if verdict.cause not in want or not shown:
+            wrong.append((entry["file"], verdict.status, verdict.cause))
+        if entry["verdict"] == "healthy" and verdict.status in ("failed", "degraded"):
+            false_alarms.append(entry["file"])
+    assert len(index) - len(wrong) >= 42, wrong
+    assert not false_alarms
+
+
+def test_the_allocation_of_four_that_used_one(shared: Path) -> None:
+    job = shared / "nova-logs" / "4gpu_9097883.out"
+    if not job.exists():
+        pytest.skip(f"{job} is not there")
+    s = read_logs([job, job.with_suffix(".err")])
+    assert (s.job_id, s.devices_asked, s.devices_used, s.iterations, s.total_s) == (
+        "9097883",
+        4,
+        1,
+        7000,
+        617,
+    )
+    assert s.phases_s["caching"] == 249 and s.phases_s["stepping"] == pytest.approx(284, abs=3)
+    assert s.step_s is not None and s.step_s.mean == pytest.approx(0.0407, abs=0.0002)
+    assert s.step_s.p5 < 0.01 and s.step_s.p95 < 0.083  # from 7 ms to 83 ms: the last line is not the average
+    verdict = diagnose([job, job.with_suffix(".err")])
+    assert (verdict.status, verdict.cause) == ("degraded", "allocation_mismatch")
+
+
+def test_the_stride_crash_that_says_training_complete(shared: Path) -> None:
+    job = shared / "nova-logs" / "4gpu_9104940.out"
+    if not job.exists():
+        pytest.skip(f"{job} is not there")
+    verdict = diagnose([job, job.with_suffix(".err")])
+    assert (verdict.status, verdict.cause, verdict.rank) == ("failed", "parameter_mismatch", 1)
+    alone = diagnose([job])
+    assert alone.status == "failed" and any("Training Complete!" in e.text for e in alone.evidence)
