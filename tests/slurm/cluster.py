@@ -47,7 +47,7 @@ CLIENTS = [
     "sshare",
     "sstat",
 ]
-FIRST_PORT = {"dbd": 16810, "none": 16830}
+PORTS_FROM, PORTS_PER_CLUSTER, NUM_CLUSTERS = 15000, 8, 600
 #: In the environment of a node's slurmd and of the step daemons it starts.
 MARK = "DIST3DGS_TEST_NODE"
 PATH = f"/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"
@@ -81,6 +81,9 @@ class Cluster:
         self.accounting = accounting
         self.root = root or Path(base) / accounting
         self.run, self.bin, self.conf = self.root / "run", self.root / "bin", self.root / "etc/slurm.conf"
+        # Clusters in other folders (another checkout, another kind) keep other ports.
+        number = int(hashlib.sha256(str(self.root).encode()).hexdigest(), 16) % NUM_CLUSTERS
+        self.first_port = PORTS_FROM + PORTS_PER_CLUSTER * number
         if any(c.isspace() or c in "#'\"" for c in str(self.root)):
             raise ClusterError(
                 f"{self.root}: Slurm cannot use a path with spaces; set DIST3DGS_SLURM_DIR to another"
@@ -160,7 +163,7 @@ class Cluster:
     def _write_configuration(self) -> None:
         # The cluster without accounting lets impossible jobs wait in the queue, as many sites do.
         accounting = "AccountingStorageType=accounting_storage/none\nEnforcePartLimits=NO"
-        first = FIRST_PORT[self.accounting]
+        first = self.first_port
         if self.accounting == "dbd":
             accounting = "\n".join(
                 [
@@ -216,7 +219,7 @@ class Cluster:
                 "--auth-root-authentication-method=socket",
                 "--skip-test-db",
             )
-        port = FIRST_PORT[self.accounting] + 7
+        port = self.first_port + 7
         with (self.root / "log/mariadb.log").open("ab") as log:
             subprocess.Popen(
                 [

@@ -12,6 +12,10 @@ from cluster import Cluster, missing
 from study import Study
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "drill(name): the failure of drill.py that the test looks at")
+
+
 def _cluster(accounting: str) -> Iterator[Cluster]:
     if reason := missing(accounting):
         if os.environ.get(

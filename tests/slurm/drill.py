@@ -187,6 +187,21 @@ class Drills:
         outcome = Outcome(name, study, "n1g2", study.attempts("n1g2")[0]["started_at"], exit_code=code)
         return outcome.measure()
 
+    def refused(self) -> Outcome:
+        """Nine GPUs per node where there are four: refused, recorded with the reason; the other point goes on."""
+        name = "submission refused"
+        study = self._study(name, "n1g9", train={"steps": 60})
+        path = study.folder / "config/config.yaml"
+        path.write_text(path.read_text().replace("- n1g9", "- n1g9\n- n1g1"))
+        started = time.time()
+        snakemake = study.start("train_all")
+        outcome = Outcome(name, study, "n1g9", started)
+        study.wait(lambda: "cannot be submitted" in study.log(), "the reason", 60)
+        said = time.time()
+        outcome.exit_code = snakemake.wait(280)
+        outcome.measure().noticed_s = said - started
+        return outcome
+
     def snakemake_killed(self) -> Outcome:
         """kill -9 on Snakemake; a new one finds the running job and uses its result."""
         study = self._study("snakemake killed", "n1g1", gpu_request="none")
@@ -208,6 +223,7 @@ NAMES = (
     "rank_killed",
     "cancelled",
     "snakemake_killed",
+    "refused",
 )
 
 
