@@ -92,6 +92,18 @@ def test_same_bytes_again_on_another_number_of_threads(court, ingested, tmp_path
     assert sha256(tmp_path / "scene.safetensors") == sha256(out / "scene.safetensors")
 
 
+def test_pycolmap_never_enters_our_process():
+    """Importing it replaces the SIGTERM handler, and what hangs it would hang us."""
+    code = (
+        "import pkgutil, importlib, signal, sys, dist3dgs.scenes as s\n"
+        "for m in pkgutil.iter_modules(s.__path__):\n"
+        "    if m.name != 'sfm_worker': importlib.import_module('dist3dgs.scenes.' + m.name)\n"
+        "print('pycolmap' in sys.modules, 'torch' in sys.modules, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False", "True"], done.stderr
+
+
 def photos_in(folder):
     result = []
     for path in sorted(folder.glob("*.png")):

@@ -84,8 +84,8 @@ def from_photos(
     copies, sfm_work = work / "images", work / "sfm"
     sfm_work.mkdir()
     photos = prepare_photos(folder, copies)
-    for name, reason in photos.left_out.items():
-        say(f"ingest: WARNING {name} left out: {reason}")
+    _say_each(say, "ingest: WARNING left out", photos.left_out)
+    _say_each(say, "ingest: note", photos.notes)
     timings_s = {"check": time.monotonic() - start}
     say(f"ingest: structure from motion of {len(photos.photos)} photographs")
     try:
@@ -119,6 +119,13 @@ def from_photos(
         },
         timings_s=timings_s | result.timings_s,
     )
+
+
+def _say_each(say: Callable[[str], None], what: str, items: dict[str, str], most: int = 10) -> None:
+    for name, text in list(items.items())[:most]:
+        say(f"{what}: {name}: {text}")
+    if len(items) > most:
+        say(f"{what}: {len(items) - most} more, all of them in ingest.json")
 
 
 def find_models(path: Path) -> list[Path]:
