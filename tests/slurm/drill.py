@@ -101,14 +101,14 @@ class Drills:
         layout: str,
         inject: Callable[[Study, int], None],
         *,
-        timeout: float = 280,
+        timeout: float = 900,
         **options: Any,
     ) -> Outcome:
         """Run a study, inject once its first attempt is past a checkpoint, let it come to its end."""
         study = self._study(name, layout, **options)
         snakemake = study.start("train_all")
         try:
-            study.wait(lambda: study.last_step(layout) >= BREAK_AT, f"{name}: step {BREAK_AT}", 150)
+            study.wait(lambda: study.last_step(layout) >= BREAK_AT, f"{name}: step {BREAK_AT}", 400)
             job = study.attempts(layout)[0]["slurm"]["job_id"]
             outcome = Outcome(name, study, layout, time.time())
             inject(study, job)
@@ -127,7 +127,7 @@ class Drills:
                 self.cluster("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
             return "Restarts=0" not in shown and "JobState=RUNNING" in shown
 
-        study.wait(runs_again, f"job {job} to run again", 100)
+        study.wait(runs_again, f"job {job} to run again", 300)
 
     # -- the failures
 
@@ -172,7 +172,7 @@ class Drills:
     def time_limit(self) -> Outcome:
         """One minute for a run of more: stopped before the limit, submitted again with more time."""
         study = self._study("time limit", "n1g1", gpu_request="none", runtime_min=1, train={"steps": 1500})
-        code = study.run("train_all", timeout=280)
+        code = study.run("train_all", timeout=900)
         first = study.attempts("n1g1")[0]
         outcome = Outcome("time limit", study, "n1g1", first["started_at"], exit_code=code)
         if first.get("ended"):
@@ -183,7 +183,7 @@ class Drills:
         """Less memory than the ranks need: killed, submitted again with half as much again."""
         name, tight = "host out of memory", {"mem_gib_per_gpu": 0.05, "cpus_per_gpu": 1}
         study = self._study(name, "n1g2", gpu_request="none", train={"steps": 60}, **tight)
-        code = study.run("train_all", timeout=280)
+        code = study.run("train_all", timeout=900)
         outcome = Outcome(name, study, "n1g2", study.attempts("n1g2")[0]["started_at"], exit_code=code)
         return outcome.measure()
 
@@ -198,7 +198,7 @@ class Drills:
         outcome = Outcome(name, study, "n1g9", started)
         study.wait(lambda: "cannot be submitted" in study.log(), "the reason", 60)
         said = time.time()
-        outcome.exit_code = snakemake.wait(280)
+        outcome.exit_code = snakemake.wait(900)
         outcome.measure().noticed_s = said - started
         return outcome
 
@@ -206,12 +206,12 @@ class Drills:
         """kill -9 on Snakemake; a new one finds the running job and uses its result."""
         study = self._study("snakemake killed", "n1g1", gpu_request="none")
         first = study.start("train_all")
-        study.wait(lambda: study.last_step("n1g1") >= BREAK_AT, f"step {BREAK_AT}", 150)
+        study.wait(lambda: study.last_step("n1g1") >= BREAK_AT, f"step {BREAK_AT}", 400)
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         outcome = Outcome("Snakemake killed (-9)", study, "n1g1", time.time())
         study.run("--unlock")
-        outcome.exit_code = study.run("train_all", timeout=280)
+        outcome.exit_code = study.run("train_all", timeout=900)
         return outcome.measure()
 
 

@@ -95,7 +95,7 @@ class Study:
                 cwd=self.folder, env=env, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             )  # fmt: skip
 
-    def run(self, *targets: str, timeout: float = 240, check: bool = True) -> int:
+    def run(self, *targets: str, timeout: float = 600, check: bool = True) -> int:
         process = self.start(*targets)
         try:
             code = process.wait(timeout)

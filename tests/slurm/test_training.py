@@ -20,12 +20,12 @@ def study(cluster, tmp_path_factory) -> Study:
     """All layouts, trained while the controller was away for 20 s."""
     study = Study(tmp_path_factory.mktemp("all layouts"), cluster, layouts=LAYOUTS, train={"steps": 16})
     snakemake = study.start("train_all")
-    study.wait(lambda: study.jobs("R"), "a job to run", 60)
+    study.wait(lambda: study.jobs("R"), "a job to run", 200)
     time.sleep(2)
     cluster.stop_controller()
     back = threading.Timer(20, cluster.start_controller)
     back.start()
-    code = snakemake.wait(280)
+    code = snakemake.wait(900)
     back.join()
     assert code == 0, study.log()[-5000:]
     study.first_jobs = study.jobs()  # type: ignore[attr-defined]
