@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# All tests: checks, fast unit tests, slow ones, the workflow, Slurm.
+# All tests: checks, fast unit tests, slow ones, the workflow for real, a real Slurm. The first failure ends it.
 set -euo pipefail
 bash scripts/check.sh
-python -m pytest -q tests/unit -m "not slow and not gpu"
-python -m pytest -q tests --ignore=tests/gpu -m "slow or slurm or not slurm" --deselect tests/unit -p no:cacheprovider
+python -m pytest -q tests/unit -m "not slow"
+python -m pytest -q tests/unit -m slow
+python -m pytest -q tests/workflow
+python -m pytest -q tests/slurm tests/gpu

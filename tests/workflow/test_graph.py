@@ -1,7 +1,9 @@
 """The graph itself: what would run, for every config we ship, and what a change makes run again. Nothing is trained."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,13 @@ import pytest
 TARGETS = {"photographs": 1, "ingest": 1, "train": 2, "record": 2, "tabulate": 1, "write_report": 1}
 
 
+#: Rules call `dist3dgs`: that of the environment the tests run in.
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 def snakemake(workdir: Path, *argv: str, check: bool = True) -> str:
-    done = subprocess.run(["snakemake", *argv], cwd=workdir, capture_output=True, text=True)
+    command = [sys.executable, "-m", "snakemake", *argv]
+    done = subprocess.run(command, cwd=workdir, capture_output=True, text=True, env=ENVIRONMENT)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
