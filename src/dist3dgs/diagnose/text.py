@@ -26,9 +26,10 @@ FACTS: tuple[FactPattern, ...] = tuple(
 #: matter (a metric that is printed again and again) the last one in each block is read after that.
 REPEATS = 8
 REPEATS_RANKS = 64
-#: Step times are taken from every block of the first 8 MiB, then from every sixteenth and the last.
+#: Step times are taken from every block of the first 8 MiB, then a thousand from every sixteenth and the last.
 FULL_BLOCKS = 8
 BLOCK_STRIDE = 16
+ROWS_PER_BLOCK = 1000
 MAX_SHAPES = 200_000
 #: After this many differing shapes in one file (a dump, not a log) only lines with an alarming word are looked at.
 MAX_CLOSE_LINES = 30_000
@@ -41,6 +42,10 @@ ALARMING = re.compile(
     rb"[Ee]rror|ERROR|Traceback|CANCELLED|[Kk]illed|oom|OOM|NCCL WARN|[Ff]ailed|FAILED|TIMEOUT|Xid"
 )
 MAX_SERIES = 32
+#: What torch's C++ side and torchrun call a warning: retries of a connection, a port that was taken at first, ...
+TORCH_WARNING = re.compile(r"(?:\[rank\d+\]:)?(?:\[W[ \d]|W\d{4} [\d:.]+ \d+ )")
+#: Lines of the job's script, shown by `set -x` or printed for the record: what might happen, not what did.
+SCRIPT = re.compile(r"\++ |#(?:SBATCH|BSUB|PBS|!|\s)|(?:echo|export|if|then|fi|trap) ")
 TAIL_BYTES = 1 << 14
 SLURM_LINE = re.compile(r"slurmstepd|srun:|CANCELLED")
 #: Progress bars that are no training.
@@ -128,6 +133,8 @@ class TextReader:
 
     def _judge(self, block: Block, line: Line, i: int) -> Hit | None:
         low = line.text.lower()
+        if SCRIPT.match(line.text) or TORCH_WARNING.match(line.text):
+            return None
         if not any(word in low for word in HINTS):
             return None
 
@@ -193,7 +200,10 @@ class TextReader:
     def _series(self, fmt: StepFormat, block: Block) -> None:
         all_series = self.result.series
         data = b"\n".join(dict.fromkeys(block.lines)) if fmt.redrawn else block.data
-        for groups in fmt.pattern.findall(data):
+        rows = fmt.pattern.findall(data)
+        if self.num_blocks >= FULL_BLOCKS and len(rows) > ROWS_PER_BLOCK:
+            rows = [*rows[:: len(rows) // ROWS_PER_BLOCK], rows[-1]]
+        for groups in rows:
             try:
                 p = fmt.parse(groups if isinstance(groups, tuple) else (groups,))
             except (ValueError, OverflowError):

@@ -28,6 +28,7 @@ RULES = (
             r"(?i)invalid device ordinal|cudaErrorInvalidDevice\b|CUDA_ERROR_INVALID_DEVICE",
             r"(?i)(?:you requested (?:gpu|GPUs?|devices)[^\n]*)?but your machine only has|requested \d+ (?:GPUs?|devices|processes)[^\n]*(?:but|only)[^\n]*(?:available|visible|found)",
             r"srun: error: (?:Unable to create step for job|Unable to create job step)[^\n]*: (?:More processors requested|Requested node configuration|Invalid generic resource|Memory required)",
+            r"CPU binding outside of job step allocation|Unable to satisfy cpu bind request",
             r"There are not enough slots available in the system|All nodes which are allocated for this job are already filled",
             r"(?i)--ntasks(?:-per-node)?=\d+[^\n]*(?:does not match|doesn't match|but)|(?:number of (?:tasks|devices|nodes|GPUs|processes)|world[ _]size)[^\n]{0,80}(?:does not match|doesn't match|do not match|mismatch|not equal to|is different from)",
             r"(?i)nproc[-_]per[-_]node[^\n]*(?:greater|more|larger|exceeds)[^\n]*(?:GPU|device)|more (?:processes|ranks|workers) than (?:GPUs|devices)|local[_ ]rank \d+[^\n]*(?:only|exceeds?)[^\n]*(?:GPU|device)",

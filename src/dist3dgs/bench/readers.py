@@ -1,0 +1,172 @@
+"""How fast logs are read, against `grep -c` on the same file: python -m dist3dgs.bench.readers
+
+Writes logs of the given size to a temporary folder, reads each in turn with `grep -c` and with the scan that both
+`dist3dgs read` and `dist3dgs diagnose` stand on, and takes medians. Wall time and CPU time are given: on a machine
+that does other things too only the second says something.
+"""
+
+# ruff: noqa: E501 (lines of logs are as long as they are)
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..files import write_text
+
+MB = 1_000_000
+
+
+def nerfstudio_console() -> Iterator[bytes]:
+    """A nerfstudio job: start, caching, and a table of ten rows redrawn with every row, over and over."""
+    yield b"Start: Thu Dec 11 05:13:21 AM CST 2025\n    machine=MachineConfig(seed=42, num_devices=1, num_machines=1)\n"
+    yield b"    max_num_iterations=30000,\n[05:14:06] Caching / undistorting train images   x.py:230\n"
+    rows: list[bytes] = []
+    step = 0
+    while True:
+        step += 10
+        row = b"%d (%.2f%%)        %.3f ms            4 s, 64.870 ms       %.2f M" % (
+            step, step / 1e5, 7 + step % 977 / 13, 12 + step % 89 / 7,
+        )  # fmt: skip
+        rows = [*rows[-9:], row.ljust(101) + b"\x1b[0m"]
+        yield b"\r\x1b[14A\x1b[1K\rStep (%% Done)       Train Iter (time)    ETA (time)\x1b[0m\n%s\n%s\x1b[0m\n" % (
+            b"\n".join(rows), b"-" * 100,
+        )  # fmt: skip
+
+
+def iterations_of_many_ranks() -> Iterator[bytes]:
+    """Iteration lines of a language model with timers below, another rank's chatter in between."""
+    step = 0
+    while True:
+        step += 1
+        yield (
+            b" iteration %8d/ 5000000 | consumed samples: %12d | elapsed time per iteration (ms): %.1f | "
+            b"learning rate: %.3E | global batch size:  1024 | lm loss: %.6E | loss scale: 1024.0 | number of nan iterations:   0 |\n"
+            b"time (ms) | forward: %.2f | backward: %.2f | optimizer: %.2f\n[rank%d]: step done in %.3f s, queue %d\n"
+            % (step, step * 1024, 25000 + step % 977, 1e-5 * (step % 13), 2 + step % 7 / 7, step % 1000 + 0.5,
+               step % 2000 + 0.2, step % 100, step % 64, step % 3 + 0.1, step % 11)
+        )  # fmt: skip
+
+
+def progress_bar() -> Iterator[bytes]:
+    """One endless line of a progress bar with carriage returns only."""
+    step = 0
+    while True:
+        step += 1
+        yield b"\rloss=%.3f| sh degree=3| :  12%%|%s%s| %d/9000000 [%02d:%02d:%02d<10:00:00, %.2fit/s]" % (
+            step % 97 / 1000, b"\xe2\x96\x88" * (step % 10), b" " * (10 - step % 10), step,
+            step // 3600 % 24, step // 60 % 60, step % 60, 20 + step % 30 / 7,
+        )  # fmt: skip
+
+
+KINDS: dict[str, Callable[[], Iterator[bytes]]] = {
+    "nerfstudio console": nerfstudio_console,
+    "iterations of many ranks": iterations_of_many_ranks,
+    "progress bar, one line": progress_bar,
+}
+
+
+def write_log(path: Path, pieces: Iterator[bytes], num_bytes: int) -> None:
+    """Fill `path` with pieces up to `num_bytes`, then a failure that has to be found."""
+    written = 0
+    with path.open("wb") as f:
+        while written < num_bytes:
+            part = b"".join(next(pieces) for _ in range(10_000))
+            written += f.write(part)
+        f.write(
+            b"\nRuntimeError: CUDA out of memory. Tried to allocate 1.86 GiB. GPU 0 has a total capacity of 23.65 GiB\n"
+        )
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU seconds (own and children's)."""
+
+    def cpu() -> float:
+        use = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(u.ru_utime + u.ru_stime for u in use)
+
+    wall, before = time.perf_counter(), cpu()
+    work()
+    return time.perf_counter() - wall, cpu() - before
+
+
+def measure(path: Path, repeats: int) -> dict[str, float]:
+    """Median MB/s of `grep -c` and of the scan, side by side."""
+    from ..diagnose.scan import scan
+    from ..diagnose.summary import summarise
+    from ..diagnose.verdict import judge
+
+    size = path.stat().st_size / MB
+    grep, ours = [], []
+    for _ in range(repeats):
+        grep.append(
+            timed(lambda: subprocess.run(["grep", "-c", "Traceback", str(path)], stdout=subprocess.DEVNULL))
+        )
+        ours.append(timed(lambda: scan([path])))
+    found = scan([path])
+    cause = judge(found, summarise(found), {}).cause
+    assert cause == "gpu_oom", cause
+    medians = {
+        "grep_wall": statistics.median(w for w, _ in grep),
+        "grep_cpu": statistics.median(c for _, c in grep),
+        "wall": statistics.median(w for w, _ in ours),
+        "cpu": statistics.median(c for _, c in ours),
+    }
+    return {"mb": size, **{name: size / seconds for name, seconds in medians.items()}}
+
+
+def report(rows: dict[str, dict[str, float]], num_mb: int, repeats: int, peak_mib: float) -> str:
+    lines = [
+        "# Reading logs",
+        "",
+        f"`python -m dist3dgs.bench.readers --mb {num_mb} --repeats {repeats}` on a {processor()}; Python "
+        f"{platform.python_version()}. Median of {repeats}, `grep -c Traceback` and the scan of `dist3dgs diagnose` "
+        f"on the same file in turn; load of the machine at the end: {os.getloadavg()[0]:.1f}. Each file ends with an error that the verdict must find.",
+        "",
+        "| log | MB | grep -c, MB/s (CPU) | scan, MB/s (CPU) | grep -c, MB/s (wall) | scan, MB/s (wall) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, r in rows.items():
+        numbers = (r["mb"], r["grep_cpu"], r["cpu"], r["grep_wall"], r["wall"])
+        lines.append(f"| {name} | " + " | ".join(f"{x:,.0f}" for x in numbers) + " |")
+    lines += ["", f"Peak memory of the whole benchmark: {peak_mib:.0f} MiB.", ""]
+    return "\n".join(lines)
+
+
+def processor() -> str:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    return f"{len(names)}-core {names[0]}" if names else platform.machine()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mb", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the logs are written; default: a temporary folder")
+    parser.add_argument("--out", type=Path, help="e.g. docs/benchmarks/readers.md")
+    args = parser.parse_args(argv)
+    rows = {}
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        for name, make in KINDS.items():
+            path = Path(folder) / "job.log"
+            write_log(path, make(), args.mb * MB)
+            rows[name] = measure(path, args.repeats)
+            print(name, {k: round(v) for k, v in rows[name].items()}, flush=True)
+            path.unlink()
+    text = report(rows, args.mb, args.repeats, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(text)
+    if args.out:
+        write_text(args.out, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
