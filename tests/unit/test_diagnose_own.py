@@ -73,3 +73,27 @@ def test_ok_and_degraded(tmp_path: Path) -> None:
     assert diagnose([path]).status == "ok"
     verdict = diagnose([path], {"devices_asked": 4})
     assert (verdict.status, verdict.cause) == ("degraded", "allocation_mismatch")
+
+
+def test_classify_one_error() -> None:
+    from dist3dgs.diagnose.rules import classify
+
+    causes = {
+        "OSError: [Errno 28] No space left on device": "disk_full",
+        "DiskFull: results/ckpt": "disk_full",
+        "ReplicasDiffer: step 500": "parameter_mismatch",
+        "Diverged: loss is nan at step 12": "diverged",
+        "WorldMismatch: 4 asked, 2 joined": "allocation_mismatch",
+        "CollectiveTimeout: all_reduce": "collective_timeout",
+        "UserError: train.steps": "misconfiguration",
+        "KeyError: 'x'": "code_error",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 4.00 GiB": "gpu_oom",
+    }
+    for text, cause in causes.items():
+        rule = classify(text)
+        assert rule is not None and rule.cause == cause, text
+    barrier = ['  File "train.py", line 3, in main', "    torch.distributed.barrier()"]
+    rule = classify("RuntimeError: CUDA error: out of memory", barrier)
+    assert rule is not None and rule.cause == "gpu_fault"
+    rule = classify("RuntimeError: CUDA error: out of memory", barrier, steps=100)
+    assert rule is not None and rule.cause == "gpu_oom"

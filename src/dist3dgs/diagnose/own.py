@@ -5,7 +5,7 @@ from typing import Any
 
 from .facts import Line
 from .readers.events import RunDiary
-from .rules import RULES, Hit
+from .rules import RULES, Hit, error_hit
 from .scan import Scan
 
 STALL_S = 1800.0
@@ -32,30 +32,16 @@ def match_error(event: Mapping[str, Any], line: Line, index: int, order: int, di
     """The rule that takes an `error` event (type, message, traceback), as a hit; None if none does."""
     text = f"{event.get('type') or 'Error'}: {event.get('message') or ''}"[:4096].strip()
     trace = str(event.get("traceback") or "")[-20_000:].splitlines()
-    for rule in RULES:
-        found = rule.match(text)
-        if found is None and rule.name == "exception":
-            found = 0
-        if found is None:
-            continue
-        hit = Hit(
-            rule,
-            found,
-            Line(line.file, line.number, text),
-            index,
-            order - len(diary.errors),
-            lambda n: trace[-n:],
-        )
-        hit.steps_before = diary.last_step
-        if rule.name != "exception" and rule.accept is not None and not rule.accept(hit):
-            continue
-        rank = event.get("rank")
-        hit.rank = rank if isinstance(rank, int) else None
-        hit.node = diary.hosts.get(hit.rank) if hit.rank is not None else None
-        hit.phase = event.get("phase") if isinstance(event.get("phase"), str) else None
-        hit.step = event.get("step") if isinstance(event.get("step"), int) else None
-        return hit
-    return None
+    hit = error_hit(Line(line.file, line.number, text), trace, diary.last_step)
+    if hit is None:
+        return None
+    hit.file_index, hit.order = index, order - len(diary.errors)
+    rank = event.get("rank")
+    hit.rank = rank if isinstance(rank, int) else None
+    hit.node = diary.hosts.get(hit.rank) if hit.rank is not None else None
+    hit.phase = event.get("phase") if isinstance(event.get("phase"), str) else None
+    hit.step = event.get("step") if isinstance(event.get("step"), int) else None
+    return hit
 
 
 def _killed(diary: RunDiary, context: Mapping[str, Any], index: int) -> Hit:

@@ -1,6 +1,9 @@
 """The one table of rules. What a line belongs to is decided by the first rule that takes it, so the order is from
 the most specific wording to the most general."""
 
+from collections.abc import Sequence
+
+from ..facts import Line
 from . import communication, data, gpu, host, scheduler, software
 from .rule import Hit, Rule, Tier
 
@@ -43,4 +46,29 @@ HINTS = (
     "pyxis", "enroot", "gnu version", "nvcc", '"', "exit",
 )  # fmt: skip
 
-__all__ = ["HINTS", "RULES", "Hit", "Rule", "Tier"]
+
+def classify(text: str, frames: Sequence[str] = (), steps: int = 0) -> Rule | None:
+    """The rule that takes one uncaught error, e.g. `OSError: [Errno 28] No space left on device`.
+
+    `frames` are the lines of its traceback, `steps` the training steps done before it. An error that no rule names is
+    the code's own (`exception`); None only for text that is no error at all.
+    """
+    hit = error_hit(Line("", None, text), frames, steps)
+    return hit.rule if hit is not None else None
+
+
+def error_hit(line: Line, frames: Sequence[str], steps: int) -> Hit | None:
+    """As `classify`, with the place where the text stands."""
+    for rule in RULES:
+        found = rule.match(line.text)
+        if rule.name == "exception" and found is None and line.text.strip():
+            found = 0
+        if found is None:
+            continue
+        hit = Hit(rule, found, line, 0, 0, lambda n: list(frames[-n:]), steps_before=steps)
+        if rule.name == "exception" or rule.accept is None or rule.accept(hit):
+            return hit
+    return None
+
+
+__all__ = ["HINTS", "RULES", "Hit", "Rule", "Tier", "classify", "error_hit"]

@@ -24,7 +24,7 @@ RULES = (
         "`torch.cuda.set_device(LOCAL_RANK)`; the launch guard of dist3dgs prints what each layer believes.",
         phase="startup",
         patterns=patterns(
-            r"Duplicate GPU detected|Multiple processes (?:are )?(?:using|on) the same (?:GPU|device)",
+            r"^(?:[\w.]+\.)?WorldMismatch: |Duplicate GPU detected|Multiple processes (?:are )?(?:using|on) the same (?:GPU|device)",
             r"(?i)invalid device ordinal|cudaErrorInvalidDevice\b|CUDA_ERROR_INVALID_DEVICE",
             r"(?i)(?:you requested (?:gpu|GPUs?|devices)[^\n]*)?but your machine only has|requested \d+ (?:GPUs?|devices|processes)[^\n]*(?:but|only)[^\n]*(?:available|visible|found)",
             r"srun: error: (?:Unable to create step for job|Unable to create job step)[^\n]*: (?:More processors requested|Requested node configuration|Invalid generic resource|Memory required)",
@@ -66,7 +66,7 @@ RULES = (
         "cache, an evaluation on rank 0): raise `hardware.timeout_s`. For the stacks: "
         "TORCH_NCCL_TRACE_BUFFER_SIZE=2000, TORCH_DISTRIBUTED_DEBUG=DETAIL.",
         patterns=patterns(
-            r"Watchdog caught collective operation timeout",
+            r"Watchdog caught collective operation timeout|^(?:[\w.]+\.)?CollectiveTimeout: ",
             r"Work(?:NCCL|Gloo|UCC)\(.*ran for \d+ milliseconds before timing out|Timeout at NCCL work",
             r"Timed out waiting \d+ ?ms for (?:recv|send) operation to complete|Application timeout caused pair closure",
             r"monitored_?[bB]arrier[^\n]*(?:timeout|timed out|failed)|failed to pass monitoredBarrier|Detected rank \d+ hang",

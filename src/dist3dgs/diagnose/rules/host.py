@@ -36,7 +36,7 @@ RULES = (
         "(`train.keep_checkpoints`) or point `results` to a larger file system. Nothing half-written is kept.",
         phase="checkpoint",
         patterns=patterns(
-            r"(?i)disk quota exceeded|quota exceeded on|over (?:disk )?quota\b",
+            r"^(?:[\w.]+\.)?DiskFull: |(?i:disk quota exceeded)|(?i:quota exceeded on|over (?:disk )?quota\b)",
             r"(?i)no space left on device|not enough (?:free )?(?:disk )?space|disk (?:is )?full|insufficient disk space",
             r"\[Errno (?:28|122)\]|\bENOSPC\b|\bEDQUOT\b|os error (?:28|122)\b|code: (?:28|122), kind: |FilesystemQuotaExceeded|\bStorageFull\b",
             r"PytorchStreamWriter failed writing file|inline_container\.cc[^\n]*unexpected pos \d+ vs \d+|enforce fail at inline_container",

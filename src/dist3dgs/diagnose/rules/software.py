@@ -57,7 +57,7 @@ RULES = (
         "The same seed alone is not enough: strides must be equal too.",
         phase="init",
         patterns=patterns(
-            r"params\[\d+\] in this process with sizes|appears not to match (?:strides|sizes) of the same param",
+            r"^(?:[\w.]+\.)?(?:ReplicasDiffer|ParameterMismatch): |params\[\d+\] in this process with sizes|appears not to match (?:strides|sizes) of the same param",
             r"DDP expects same model across all ranks|has \d+ params, while rank \d+ has inconsistent",
             r"(?i)parameter (?:digest|checksum|hash)e?s?[^\n]{0,40}(?:differ|mismatch|not equal|unequal)|(?:parameters|params|weights|model states?) (?:differ|are different|are not (?:equal|identical|in sync)|mismatch(?:ed)?|diverged) (?:across|between|on|among) (?:the )?(?:all )?(?:ranks|processes|replicas|workers)",
         ),
@@ -88,6 +88,7 @@ RULES = (
         "torch.autograd.set_detect_anomaly(True) names the operation. Do not resume from a checkpoint after it.",
         phase="step",
         patterns=patterns(
+            r"^(?:[\w.]+\.)?Diverged: ",
             r"(?i)\bloss(?:es)? (?:is|are|was|became|becomes|went|has become|turned)(?: to)? (?:nan|inf|-inf|infinite|infinity|non-?finite|not finite)",
             r"(?i)loss[^\n]{0,60}\b(?:is|returned in `training_step` is) (?:nan|inf)[^\n]{0,20}(?:stop|abort|exit|or inf|\.)",
             r"(?i)found (?:NaN|Inf|nan/inf)\w* in (?:local |global )?(?:grad|loss|param|output|weight)|(?:NaN|Inf|non-finite)s? (?:or (?:NaN|Inf)s? )?(?:detected|found|encountered|values?) in (?:the )?(?:loss|grad|param|output|input tensor|weights|activations)|rerun_state_machine[^\n]*(?:nan|inf)",
