@@ -37,7 +37,7 @@ def make_record(
     images_per_s: float | None = None,
     batch_per_rank: int | None = 1,
     global_batch: int | None = None,
-    images: int = 2000,
+    images: int | None = 2000,
     psnr: float = 27.4,
     gpu: bool = False,
     evidence: str = "torch.distributed.elastic: Signal 9 (SIGKILL) received by PID 4242",
@@ -50,7 +50,7 @@ def make_record(
     ranks = Layout.parse(layout).world_size
     batch = global_batch or (batch_per_rank or 1) * ranks
     rate = images_per_s if images_per_s is not None else usl_rate(ranks) * (1 + 0.01 * math.sin(7.0 * repeat))
-    steps = images // batch
+    steps = (images or 2000) // batch
     step_s = batch / rate
     stepping = steps * step_s
     comm = 0.0 if ranks == 1 else 0.08 * stepping * math.log2(ranks)
@@ -82,7 +82,7 @@ def make_record(
         if share == 1
         else {k: phases[k] * (share if k == "step" else 1) for k in ("startup", "load", "init", "step")},
         "steps": int(steps * share),
-        "images": int(steps * share) * batch,
+        "images": None if images is None else int(steps * share) * batch,
         "step_s": StepTime(median=step_s, mean=1.03 * step_s, p5=0.8 * step_s, p95=1.4 * step_s),
         "steps_per_s": rate / batch,
         "images_per_s": rate,

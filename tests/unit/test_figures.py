@@ -163,6 +163,21 @@ def test_degraded_run_is_shown_where_it_was_measured_but_not_joined(tmp_path):
     assert {r["layout"] for r in ok} == {"n1g1"}
 
 
+def test_layouts_of_equal_size_are_marked_but_not_joined(tmp_path):
+    rates = {"n1g1": 10.0, "n1g2": 19.0, "n2g1": 15.0, "n1g4": 30.0}
+    study = Drawn(tmp_path, [make_record(layout=x, images_per_s=r) for x, r in rates.items()])
+    import importlib
+
+    from dist3dgs.figures import style
+
+    module = importlib.import_module("dist3dgs.figures.throughput")
+    loaded = Study.load(tmp_path / "runs.csv", tmp_path / "points.csv", study.paths)
+    with style.styled():
+        lines = module.plot(module.data(loaded)).axes[0].lines
+    marked = [list(x.get_ydata()) for x in lines if x.get_marker() == "o"]
+    assert [10.0, 19.0, 30.0] in marked and [15.0] in marked
+
+
 def test_phases_of_a_run_add_up_to_its_total(tmp_path):
     record = make_record(layout="n1g2")
     rows = Drawn(tmp_path, [record]).rows("phases")

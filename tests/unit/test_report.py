@@ -139,6 +139,18 @@ def test_verdict_of_negative_scaling(report):
     assert "does not pay" in page.text and "slower than n1g1" in page.text
 
 
+def test_more_than_ideal_is_remarked_upon(report):
+    page = report([make_record(images_per_s=4.0), make_record(layout="n1g2", images_per_s=9.3)])
+    assert "more than ideal" in page.text and "quiet machine" in page.text
+
+
+def test_several_strategies_begin_with_a_summary(report):
+    rates = {("a", "n1g1"): 4.0, ("a", "n1g2"): 7.0, ("b", "n1g1"): 4.0, ("b", "n1g2"): 3.0}
+    page = report([make_record(strategy=s, layout=x, images_per_s=r) for (s, x), r in rates.items()])
+    assert "pays for 1 of 2 combinations of scene and strategy" in page.text
+    assert "most on builtin with a at n1g2: equal quality 1.75 times sooner than n1g1" in page.text
+
+
 def test_small_gain_of_single_runs_is_not_called_a_gain(report):
     page = report([make_record(images_per_s=4.0), make_record(layout="n1g2", images_per_s=4.1)])
     assert "no gain beyond the noise" in page.text

@@ -49,6 +49,27 @@ def test_attempts_are_in_order_of_their_start(historic):
     assert [a.record.status for a in story] == ["ok", "degraded", "failed", "ok", "ok"]
 
 
+def test_logs_without_a_start_come_first_in_the_order_of_their_jobs():
+    records = [make_record(repeat=i) for i in range(3)]
+    jobs = ((None, "9104940"), (1e9, None), (None, "9097883"))
+    records = [
+        r.model_copy(
+            update={"provenance": r.provenance.model_copy(update={"started_at": t, "slurm_job_id": j})}
+        )
+        for r, (t, j) in zip(records, jobs, strict=True)
+    ]
+    assert [a.record.run.repeat for a in attempts(records)] == [2, 0, 1]
+
+
+def test_images_are_not_compared_with_steps():
+    """A log that tells only its steps, beside a baseline that knows both, with four images a step."""
+    base = make_record(global_batch=4, images=4000, total_s=200.0, phases_s={"step": 150.0}, started_at=1.0)
+    log = make_record(
+        layout="n1g2", images=None, steps=1000, total_s=120.0, phases_s={"step": 75.0}, started_at=2.0
+    )
+    assert performance_comparison(attempts([base, log]))[1].measured_s == pytest.approx(120.0)
+
+
 def test_what_changed_between_attempts(historic):
     story = attempts(historic)
     assert story[0].changes == []
@@ -62,6 +83,11 @@ def test_repeats_and_imported_logs_are_not_changes_of_settings():
     assert differences(a, b) == ["repeat 0 → 1"]
     imported = make_record(settings={})
     assert differences(a, imported) == []
+
+
+def test_settings_of_another_program_are_not_listed():
+    theirs = make_record(settings={"trainer": "nerfstudio", "steps": 7000})
+    assert differences(theirs, make_record(scene="fox")) == ["scene builtin → fox", "another program"]
 
 
 def test_cost_counts_allocated_gpus_used_or_not(historic):

@@ -135,6 +135,6 @@ def _attempt(ax: Any, y: int, row: Row, scale: float, longest: float) -> None:
     changed = row["changes"]
     ax.text(left, y - (0.14 if changed else 0), text, va="center", fontsize=6.5, color=colour, zorder=4)
     if changed:
-        room = 100 - int(45 * (cost or 0) / longest)
+        room = int(165 * (1 - (cost or 0) / longest / 2.6))
         short = textwrap.shorten(changed, room, placeholder=" …")
         ax.text(left, y + 0.27, short, va="center", fontsize=5, color=style.GREY, zorder=4)

@@ -110,7 +110,16 @@ def draw_panel(axes: Any, rows: Sequence[Row], all_series: Sequence[str], *, lab
         line = sorted((r for r in ok if r["series"] == name), key=lambda r: (r["ranks"], r["nodes"]))
         look = style.series_style(name, all_series)
         _error_bars(axes, line, look["color"])
-        axes.plot([r["ranks"] for r in line], [r["value"] for r in line], zorder=3, **look)
+        joined = [r for i, r in enumerate(line) if i == 0 or line[i - 1]["ranks"] != r["ranks"]]
+        axes.plot([r["ranks"] for r in joined], [r["value"] for r in joined], zorder=3, **look)
+        # The same number of ranks on more nodes: marked, but a line through both would say nothing.
+        others = [r for r in line if r not in joined]
+        axes.plot(
+            [r["ranks"] for r in others],
+            [r["value"] for r in others],
+            zorder=3,
+            **look | {"linestyle": "none"},
+        )
         ends.append((line[-1]["value"], name, style.ink(look["color"])))
     ranks_axis(axes, layouts)
     _degraded(axes, [r for r in rows if r["status"] == "degraded" and r["value"] is not None])

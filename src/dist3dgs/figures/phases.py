@@ -62,7 +62,7 @@ def split_phases(record: RunRecord) -> dict[str, float]:
             parts["compute" if phase == "step" else phase] = seconds
     rest = 0.0 if m.total_s is None else m.total_s - sum(parts.values())
     if parts and rest > 0:
-        parts["other"] = rest
+        parts["other"] = parts.get("other", 0.0) + rest
     return parts
 
 
@@ -100,7 +100,7 @@ def plot(rows: list[Row]) -> Any:
         )
         ax.set_xticks([])
     longest = max((sum(r["s"] or 0 for r in rows if _bar_key(r) == b) for b in bars), default=1.0) or 1.0
-    ax.set_xlim(0, (1.3 if any(b[3] != "ok" for b in bars) else 1.12) * longest)
+    ax.set_xlim(0, (1.45 if any(b[3] != "ok" for b in bars) else 1.12) * longest)
     for i, key in enumerate(bars):
         _bar(ax, i, [r for r in rows if _bar_key(r) == key], longest)
     ax.set_yticks(range(len(bars)), [_bar_name(b, bars) for b in bars])
@@ -157,11 +157,7 @@ def _bar(ax: Any, y: int, rows: Sequence[Row], longest: float) -> None:
             f" {_seconds(left)} s" + (f"  (n = {rows[0]['n']})" if rows[0]["n"] > 1 else ""),
             "#333333",
         )
-    fits = left < 0.8 * longest or not lost
-    ax.text(
-        left if fits else left - 0.02 * longest, y, text, ha="left" if fits else "right", va="center", fontsize=6,
-        color=colour, zorder=5,
-    )  # fmt: skip
+    ax.text(left, y, text, ha="left", va="center", fontsize=6, color=colour, zorder=5)
 
 
 def _seconds(value: float) -> str:

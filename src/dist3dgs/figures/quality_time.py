@@ -134,9 +134,10 @@ def _time_axis(ax: Any, rows: Sequence[Row]) -> None:
 
 def _curve(ax: Any, curve: Sequence[Row], colour: str, marker: str, line: Any) -> None:
     times, values = [r["elapsed_s"] for r in curve], [r["psnr"] for r in curve]
+    size = 2.8 if len(curve) > 1 else 5
     ax.plot(
-        times, values, color=colour, marker=marker, markersize=2.8, lw=0.9, linestyle=line, markeredgecolor="white",
-        markeredgewidth=0.4, zorder=3,
+        times, values, color=colour, marker=marker, markersize=size, lw=0.9, linestyle=line,
+        markeredgecolor="white", markeredgewidth=0.4, zorder=3,
     )  # fmt: skip
     if curve[0]["status"] in _LOST:
         ax.plot(

@@ -141,7 +141,8 @@ def _limits(ax: Any, values: Sequence[float], last: int, ok: Sequence[Row]) -> N
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     first = min((r["baseline_ranks"] for r in ok if r.get("baseline_ranks")), default=1)
-    top = max([1.6, 1.35 * last / first, *(1.1 * v for v in values)])
+    room = 1.35 if ax.figure.get_figwidth() < 5 else 1.8  # for the key, which is wider in a narrow panel
+    top = max([1.6, room * last / first, *(1.1 * room * v for v in values)])
     bottom = min([0.6, *(0.8 * v for v in values)])
     ax.set_yscale("log", base=2)
     ax.set_ylim(bottom, top)

@@ -43,6 +43,24 @@ def tag(name: str, /, *children: object, **attributes: str | None) -> Html:
     return Html(f"<{name}{given}>{join(children)}</{name}>")
 
 
+def with_code(text: str) -> Html:
+    """`text` with what stands between backticks as code; an unpaired backtick stays one."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return join(tag("code", part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def without_empty(
+    head: Sequence[str], rows: Sequence[Sequence[object]]
+) -> tuple[list[str], list[list[object]]]:
+    """The table less the columns that no row fills; efficiencies stay, their absence is a finding."""
+    keep = [
+        i for i, name in enumerate(head) if "efficiency" in name or any(row[i] is not None for row in rows)
+    ]
+    return [head[i] for i in keep], [[row[i] for i in keep] for row in rows]
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, numbers_from: int | None = None) -> Html:
     """A table; columns from `numbers_from` on are set flush right. A None cell is shown as a dash."""
 

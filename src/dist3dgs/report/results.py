@@ -1,6 +1,5 @@
 """The numbers, the figures, the views."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from .. import figures
@@ -8,7 +7,7 @@ from ..scaling import fit_amdahl, fit_usl
 from ..tabulate import summarise
 from . import numbers, renders
 from .content import Content, Row
-from .markup import Html, join, picture, table, tag
+from .markup import Html, join, picture, table, tag, without_empty
 from .verdict import by_series
 
 _OWN_SECTION = ("journey",)
@@ -46,23 +45,15 @@ def numbers_section(content: Content) -> Html:
         [
             tag("p", _where_it_ran(content)),
             tag("h3", "Time"),
-            table(*_without_empty(_TIME_HEAD[skip:], times), numbers_from=3 - skip),
+            table(*without_empty(_TIME_HEAD[skip:], times), numbers_from=3 - skip),
             tag("p", _TIME_NOTE, class_="note"),
             tag("h3", "Scaling and quality"),
-            table(*_without_empty(_SCALING_HEAD[skip:], scaling), numbers_from=3 - skip),
+            table(*without_empty(_SCALING_HEAD[skip:], scaling), numbers_from=3 - skip),
             tag("p", _SCALING_NOTE, class_="note"),
             _reasons(content),
             _fits(content),
         ]
     )
-
-
-def _without_empty(head: Sequence[str], rows: list[tuple[Any, ...]]) -> tuple[list[str], list[list[Any]]]:
-    """The table less the columns that no row fills; efficiencies stay, their absence is a finding."""
-    keep = [
-        i for i, name in enumerate(head) if "efficiency" in name or any(row[i] is not None for row in rows)
-    ]
-    return [head[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
 def _where_it_ran(content: Content) -> str:

@@ -11,6 +11,8 @@ Row = dict[str, Any]
 _SCALING = {"strong": "strong scaling", "throughput": "throughput scaling"}
 #: With one run per point nothing is known about the noise; smaller gains are not called gains.
 SINGLE_RUN_NOISE = 0.05
+#: Gains beyond this share of the ideal are remarked upon.
+SUPERLINEAR = 1.05
 
 
 def verdict(points: Sequence[Row]) -> list[str]:
@@ -39,11 +41,16 @@ def _summary(every: Sequence[Sequence[Row]]) -> str:
         return f"Distributed training does not pay here: none of {len(tops)} combinations of scene and strategy gains."
     top = max(gains, key=lambda p: gain(p) or 0.0)
     what = "equal quality" if top.get("speedup_time_to_quality") is not None else "the same number of images"
-    count = "all" if len(gains) == len(tops) else f"{len(gains)} of"
+    if len(tops) == 1:
+        count = "the one combination of scene and strategy that could be compared:"
+    elif len(gains) == len(tops):
+        count = f"each of the {len(tops)} combinations of scene and strategy that could be compared; most"
+    else:
+        count = f"{len(gains)} of {len(tops)} combinations of scene and strategy that could be compared; most"
+    best_of = f"{top['scene']} with {top['strategy']} at {top['layout']}"
     return (
-        f"In time, distributed training pays for {count} {len(tops)} combinations of scene and strategy that were "
-        f"measured; most on {top['scene']} with {top['strategy']} at {top['layout']}: {what} {gain(top):.2f} times "
-        f"sooner than {top['baseline_layout']}."
+        f"In time, distributed training pays for {count} on {best_of}: {what} {gain(top):.2f} times sooner than "
+        f"{top['baseline_layout']}."
     )
 
 
@@ -102,6 +109,11 @@ def _series(series: Sequence[Row]) -> str:
     else:
         sentences.append(f"{where} shows no gain beyond the noise: {top['layout']} brings {_gains(top)}.")
     turns = _turns(ok) if top is not None and is_gain(top) else []
+    if top is not None and (gain(top) or 0) > SUPERLINEAR * top["ranks"] / top["baseline_ranks"]:
+        sentences.append(
+            "That is more than ideal: either the baseline was disturbed (repeat it on a quiet machine) or more ranks "
+            "have more cache and memory bandwidth together."
+        )
     sentences += _quality(top, baseline) + turns + _losses(series)
     return " ".join(s for s in sentences if s)
 
@@ -144,7 +156,11 @@ def _quality(top: Row | None, baseline: Row) -> list[str]:
     if top is None or top.get("psnr") is None or baseline.get("psnr") is None:
         return []
     delta = top["psnr"] - baseline["psnr"]
-    return [f"Held-out PSNR: {top['psnr']:.2f} dB against {baseline['psnr']:.2f} dB ({delta:+.2f} dB)."]
+    return [
+        f"Held-out PSNR: {top['psnr']:.2f} dB against {baseline['psnr']:.2f} dB ({delta:+.2f} dB).".replace(
+            "(-", "(−"
+        )
+    ]
 
 
 def _turns(ok: Sequence[Row]) -> list[str]:

@@ -55,7 +55,7 @@ class Performance:
 
 
 def attempts(records: Sequence[RunRecord]) -> list[Attempt]:
-    """All runs in order of their start; those without a known start come last, by name."""
+    """All runs in order of their start; those without a known start (imported logs) come first, by their job ids."""
     ordered = sorted(records, key=_order)
     story = []
     for i, record in enumerate(ordered):
@@ -67,7 +67,18 @@ def attempts(records: Sequence[RunRecord]) -> list[Attempt]:
 def _order(record: RunRecord) -> tuple[Any, ...]:
     start, run = record.provenance.started_at, record.run
     layout = Layout.parse(run.layout)
-    return (start is None, start or 0.0, run.scene, run.strategy, layout.world_size, layout, run.repeat)
+    job = record.provenance.slurm_job_id or ""
+    number = int(job) if job.isdecimal() else 0
+    return (
+        start is not None,
+        start or 0.0,
+        number,
+        run.scene,
+        run.strategy,
+        layout.world_size,
+        layout,
+        run.repeat,
+    )
 
 
 def differences(before: RunRecord, after: RunRecord) -> list[str]:
@@ -80,6 +91,8 @@ def differences(before: RunRecord, after: RunRecord) -> list[str]:
     ]
     if a.settings and b.settings:  # imported logs have none: that is not a change
         flat_a, flat_b = _flat(a.settings), _flat(b.settings)
+        if len(flat_a.keys() & flat_b.keys()) < min(len(flat_a), len(flat_b)) / 2:
+            return [*changed, "another program"]  # a list of all settings of both would say less
         for name in sorted(flat_a.keys() | flat_b.keys()):
             if name.split(".")[0] in ("scene", "strategy", "layout", "repeat", "seed"):
                 continue
@@ -174,7 +187,8 @@ def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
     base = baseline.record
     values["baseline"] = f"attempt {baseline.number} ({base.run.layout})"
     ratio = record.world_size / base.world_size
-    total_s, base_steps = base.metrics.total_s, _single_batch_steps(base)
+    total_s = base.metrics.total_s
+    base_work, work = _work(base, record)
     assert total_s is not None  # _baseline() asks for it
     values["expected_s"] = total_s / ratio
     values["normalised_steps"] = base.metrics.steps
@@ -182,21 +196,21 @@ def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
         values["reason"] = "the run did not finish"
         return Performance(**values)
     stepping, base_stepping = _stepping(record), _stepping(base)
-    steps = _single_batch_steps(record)
-    if stepping is None or steps is None or base_steps is None or base_stepping is None:
+    if stepping is None or base_stepping is None or not work or not base_work:
         values["reason"] = "no phases: stepping cannot be told from the serial rest"
-        if steps == base_steps:
+        if work == base_work:
             values["measured_s"] = record.metrics.total_s
         return Performance(**values)
     serial_s = record.metrics.total_s - stepping
-    values["measured_s"] = serial_s + stepping * base_steps / steps
+    values["measured_s"] = serial_s + stepping * base_work / work
     values["best_possible_s"] = serial_s + base_stepping / ratio
     return Performance(**values)
 
 
-def _single_batch_steps(record: RunRecord) -> float | None:
-    """The run's length: images seen where known, else steps; what two runs must share to be compared."""
-    return record.metrics.images or record.metrics.steps
+def _work(base: RunRecord, record: RunRecord) -> tuple[float | None, float | None]:
+    """How much each of two runs did, in the unit both know: images seen, else steps."""
+    a, b = base.metrics, record.metrics
+    return (a.images, b.images) if a.images and b.images else (a.steps, b.steps)
 
 
 def _stepping(record: RunRecord) -> float | None:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,10 +47,10 @@ class Samples:
 
     @property
     def mode(self) -> float:
-        """Centre of the fullest bin."""
+        """Median of the values in the fullest bin."""
         width = MODE_BIN.get(self.quantity, 1.0)
         fullest, _ = Counter(math.floor(v / width) for v in self.values).most_common(1)[0]
-        return (fullest + 0.5) * width
+        return statistics.median(v for v in self.values if math.floor(v / width) == fullest)
 
     def integral(self) -> float:
         """Value times seconds by the trapezoidal rule; from watts, joules."""
