@@ -10,7 +10,7 @@ from PIL import Image
 
 from dist3dgs import figures
 from dist3dgs.report import write_report
-from dist3dgs.report.markup import Html, tag
+from dist3dgs.report.markup import Html, tag, with_code
 from dist3dgs.report.verdict import headline, verdict
 from dist3dgs.tabulate import read_table, tabulate
 
@@ -123,6 +123,11 @@ def test_tag_escapes_all_but_markup():
         tag("p", "a\x1b[31m\u202eb\ud800", title="\x00") == '<p title="\ufffd">a\ufffd[31m\ufffdb\ufffd</p>'
     )
     assert tag("p", "5\u00a0s\u202f×\n") == "<p>5\u00a0s\u202f×\n</p>", "spaces and line ends stay"
+
+
+def test_backticks_become_code_and_stay_escaped():
+    assert with_code("run `a <b>` now") == "run <code>a &lt;b&gt;</code> now"
+    assert with_code("odd ` one <") == "odd ` one &lt;"
 
 
 def test_verdict_says_that_it_pays_and_what_it_costs(report):

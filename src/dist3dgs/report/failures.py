@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 
 from ..record import Failure, RunRecord
 from .content import Content
-from .markup import Html, join, tag
+from .markup import Html, join, tag, with_code
 
 
 def section(content: Content) -> Html:
@@ -53,7 +53,7 @@ def _box(same: list[RunRecord]) -> Html:
         tag("pre", "\n".join(shown))
         if shown
         else tag("p", "No line of evidence was found.", class_="missing"),
-        tag("p", tag("b", "Remedy: "), failure.remedy) if failure.remedy else None,
+        tag("p", tag("b", "Remedy: "), with_code(failure.remedy)) if failure.remedy else None,
         class_="failure",
     )
 

@@ -4,7 +4,7 @@ from ..scaling.journey import Attempt, Challenge, attempts, performance_comparis
 from . import numbers
 from .content import Content
 from .failures import name
-from .markup import Html, join, table, tag
+from .markup import Html, join, table, tag, with_code
 from .results import figure
 
 _MAX_ATTEMPTS = 200
@@ -54,7 +54,7 @@ def _challenges(story: list[Attempt]) -> Html:
             tag("b", c.cause),
             ", ".join(f"#{n}" for n in c.attempts[:12]) + (" …" if len(c.attempts) > 12 else ""),
             tag("code", _evidence(c)),
-            c.remedy,
+            None if c.remedy is None else with_code(c.remedy),
             "not yet" if c.solved_by is None else f"by attempt #{c.solved_by}",
         )
         for c in challenges

@@ -9,7 +9,7 @@ from ..scaling.resources import Samples, energy_wh, read_samples
 from . import numbers
 from .content import Content
 from .failures import name
-from .markup import Html, join, table, tag
+from .markup import Html, join, table, tag, without_empty
 
 _MAX_ROWS = 64
 _HEAD = (
@@ -38,7 +38,7 @@ def section(content: Content) -> Html:
         return tag("p", "No resource samples lie beside these records.", class_="missing")
     rows = [row for record, samples in sampled for row in _rows(record, samples)]
     tables = [
-        table(_HEAD, rows[:_MAX_ROWS], numbers_from=2),
+        table(*without_empty(_HEAD, rows[:_MAX_ROWS]), numbers_from=2),
         tag(
             "p",
             f"First {_MAX_ROWS} of {len(rows)} rows. " if len(rows) > _MAX_ROWS else None,
@@ -47,13 +47,11 @@ def section(content: Content) -> Html:
             class_="note",
         ),
         tag("h3", "Cost"),
-        table(
-            _COST_HEAD, [_cost(record, samples) for record, samples in sampled[:_MAX_ROWS]], numbers_from=1
-        ),
+        table(*without_empty(_COST_HEAD, [_cost(*one) for one in sampled[:_MAX_ROWS]]), numbers_from=1),
         tag(
             "p",
-            "Cost: wall time of all ranks that were allocated. Energy: power integrated over the samples of all GPUs; "
-            "a dash where no power was sampled.",
+            "Cost: wall time of all ranks that were allocated. Energy: power integrated over the samples of all GPUs, "
+            "where power was sampled.",
             class_="note",
         ),
     ]
