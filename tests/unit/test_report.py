@@ -222,6 +222,13 @@ def test_stages_are_stated_and_add_up(report):
     assert "sum 2 min 2" in page.text.replace("\u00a0", " ")
 
 
+def test_time_of_imported_logs_is_not_time_of_this_study(report):
+    log = make_record(repeat=1, total_s=9000.0)
+    log = log.model_copy(update={"provenance": log.provenance.model_copy(update={"source": "imported"})})
+    text = report([make_record(total_s=100.0), log]).text.replace("\u00a0", " ")
+    assert "training 100.0 s 1 runs" in text and "1 of them were imported" in text
+
+
 def test_sfm_facts_and_pose_error(report):
     ingest = {
         "num_images": {"registered": 46, "total": 48},

@@ -29,16 +29,17 @@ def time_section(content: Content, elapsed_s: Callable[[], float]) -> Html:
         rows.append(
             (f"photographs to scene: {scene}", numbers.seconds(seconds) if known else None, parts or None)
         )
-    trained = [r.metrics.total_s for r in content.records if r.metrics.total_s is not None]
+    own = [r for r in content.records if r.provenance.source == "dist3dgs"]
+    trained = [r.metrics.total_s for r in own if r.metrics.total_s is not None]
     total += sum(trained)
     rows.append(
         ("training", numbers.seconds(sum(trained)), f"{len(trained)} runs, launch to end, one after another")
     )
     drawn, note = _drawing_s(content)
-    own = elapsed_s()
-    total += (drawn or 0.0) + own
+    reporting = elapsed_s()
+    total += (drawn or 0.0) + reporting
     rows.append(("tables and figures", numbers.seconds(drawn), note))
-    rows.append(("this report", numbers.seconds(own), None))
+    rows.append(("this report", numbers.seconds(reporting), None))
     rows.append((tag("b", "sum"), tag("b", numbers.seconds(total) or ""), None))
     return table(("stage", "time", ""), rows)
 
