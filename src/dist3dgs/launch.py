@@ -30,7 +30,7 @@ from .files import write_json
 from .guard import check_world
 from .judge import cause_of
 from .matrix import load_spec, spec_json
-from .monitor import Monitor
+from .monitor import Monitor, peak_pss_gib, resources_path
 from .names import Layout
 from .provenance import code_digest, git_state
 from .slurm import allocation as slurm_allocation
@@ -120,17 +120,24 @@ class _Run:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
-            monitor = Monitor(process.pid, self.attempt.folder / f"resources.{node_name()}.csv", node_name()).start()
+            monitor = self._monitor(process.pid)
             watch = Watch(process, self.attempt, self.spec, GRACE_S)
             with _forwarding(watch), turn.before_time_limit(self.allocation, watch.request_stop) as limit:
                 watch.wait()
-            monitor.stop()
+            if monitor is not None:
+                monitor.stop()
         if limit.reached:
             self.summary["ended"] = {"cause": "time_limit", "note": limit.note, "at": time.time()}
-        self.summary["peak_pss_gib"] = round(monitor.peak_pss_gib, 4)
+        self.summary["peak_pss_gib"] = peak_pss_gib(self.attempt.resources_paths())
         self.summary["signal"] = watch.stop_signal
         self.summary["stalled"] = watch.stalled
         return self._finish(self._status(watch), process.returncode)
+
+    def _monitor(self, pid: int) -> Monitor | None:
+        """Samples of this node; where there are several, each node's first process starts its own (slurm/node.py)."""
+        if self.layout.nodes > 1:
+            return None
+        return Monitor(pid, resources_path(self.attempt.folder, node_name()), node_name()).start()
 
     def _command(self) -> tuple[list[str], dict[str, str]]:
         """Command line and environment of the ranks."""
@@ -158,6 +165,7 @@ class _Run:
         # One number for every library that would otherwise take all cores in each of the ranks.
         environment |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
         environment["PYTHONUNBUFFERED"] = "1"
+        environment["DIST3DGS_ATTEMPT"] = str(self.attempt.folder.resolve())
         if self.weights is not None:
             environment["DIST3DGS_LPIPS"] = str(self.weights.resolve())
         return argv, environment

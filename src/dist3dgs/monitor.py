@@ -4,11 +4,15 @@ One CSV per node and attempt, one row per sample and GPU (gpu_index is empty on 
 is the PSS of its process tree: shared pages are counted once. The page cache is the node's and stands apart.
 """
 
+import argparse
 import csv
+import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ class Monitor:
     def __init__(self, pid: int, path: Path, node: str, interval_s: float = 2.0) -> None:
         self.path, self.node, self.interval_s = path, node, interval_s
         self.pid = pid
-        self.peak_pss_gib = 0.0
+        self._own_pid = os.getpid()
         self._stop = threading.Event()
         self._known: dict[int, psutil.Process] = {}
         self._has_gpu = shutil.which("nvidia-smi") is not None
@@ -66,7 +70,7 @@ class Monitor:
         cpu = rss = pss = 0.0
         try:
             root = psutil.Process(self.pid)
-            processes = [root, *root.children(recursive=True)]
+            processes = [p for p in (root, *root.children(recursive=True)) if p.pid != self._own_pid]
         except psutil.Error:
             processes = []
         # cpu_percent is a difference between calls, so the same objects must be kept.
@@ -79,7 +83,6 @@ class Monitor:
                 pss += _pss(p.pid) or memory.rss
             except psutil.Error:
                 continue
-        self.peak_pss_gib = max(self.peak_pss_gib, pss / GIB)
         return {
             "cpu_percent": round(cpu, 1),
             "rss_gib": round(rss / GIB, 4),
@@ -96,6 +99,49 @@ class Monitor:
             self._has_gpu = False
             return []
         return [gpu for line in text.splitlines() if (gpu := _parse_gpu(line))]
+
+
+def resources_path(attempt: Path, node: str) -> Path:
+    """Where a node's samples of an attempt go."""
+    return Path(attempt, f"resources.{node}.csv")
+
+
+def peak_pss_gib(paths: Iterable[Path]) -> float | None:
+    """Largest PSS of the job on any node, from the samples; None where there are none."""
+    peak = None
+    for path in paths:
+        with path.open(newline="", encoding="utf-8") as f:
+            for row in csv.DictReader(f):
+                try:
+                    peak = max(peak or 0.0, float(row["pss_gib"]))
+                except (KeyError, TypeError, ValueError):
+                    continue  # a torn last line
+    return peak
+
+
+def start_beside(pid: int, attempt: Path, node: str) -> None:
+    """Sample the tree below `pid` from a process of its own, which ends when `pid` has ended."""
+    argv = [sys.executable, "-m", __name__, "--pid", str(pid), "--node", node]
+    argv += ["--out", str(resources_path(attempt, node))]
+    # Closed streams: srun waits until nobody holds the other ends of its pipes.
+    null = subprocess.DEVNULL
+    subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, start_new_session=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dist3dgs.monitor", description=__doc__)
+    parser.add_argument("--pid", required=True, type=int)
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--out", required=True, type=Path)
+    args = parser.parse_args()
+    monitor = Monitor(args.pid, args.out, args.node).start()
+    try:
+        process = psutil.Process(args.pid)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+    except psutil.Error:
+        pass
+    monitor.stop()
 
 
 def _parse_gpu(line: str) -> dict[str, Any] | None:
@@ -122,3 +168,7 @@ def _pss(pid: int) -> int | None:
     except OSError:
         pass
     return None
+
+
+if __name__ == "__main__":
+    main()

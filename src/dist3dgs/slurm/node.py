@@ -17,8 +17,12 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import psutil
+
+from ..monitor import start_beside
+from .allocation import node_name
 
 INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 
@@ -83,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         file=sys.stderr,
         flush=True,
     )
+    if attempt := env.get("DIST3DGS_ATTEMPT"):
+        # This process becomes torchrun and keeps its pid: what runs below it is this node's part of the job.
+        start_beside(os.getpid(), Path(attempt), node_name(env))
     run = command(torchrun, env)
     os.execvpe(run[0], run, env)  # becomes torchrun: signals and exit status are its own
 
