@@ -16,7 +16,8 @@ from dist3dgs.files import sha256
 from dist3dgs.scenes.ingest import IngestSettings, IngestSource, ingest
 from dist3dgs.scenes.pack import PackedScene
 from dist3dgs.scenes.procedural import camera_path, photograph_camera, write_truth
-from dist3dgs.scenes.sfm import Photo, SfmSettings, run_sfm
+from dist3dgs.scenes.sfm import Photo, run_sfm
+from dist3dgs.spec import SfmSettings
 
 from .colmap_files import court as builtin_court
 

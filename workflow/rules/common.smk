@@ -1,9 +1,10 @@
 import sys
+from functools import cache
 from pathlib import Path
 
 from dist3dgs import figures as figures_module
 from dist3dgs.errors import UserError
-from dist3dgs.names import LAYOUT_PATTERN, NAME_PATTERN, REPEAT_PATTERN, Point
+from dist3dgs.names import LAYOUT_PATTERN, NAME_PATTERN, REPEAT_PATTERN, Layout, Point
 
 
 def stop(error):
@@ -53,12 +54,18 @@ def point_of(wildcards):
     return Point.parse(wildcards.scene, wildcards.strategy, wildcards.layout, wildcards.repeat)
 
 
-def spec_of(wildcards):
-    """The run of a point as one line of JSON; a change of it, and of nothing else in the config, trains again."""
+@cache
+def spec_text(point):
+    """Asked for many times per point: the graph of a big study is built in half the time."""
     try:
-        return spec_json(STUDY.spec(point_of(wildcards)))
+        return spec_json(STUDY.spec(point))
     except UserError as error:
         stop(error)
+
+
+def spec_of(wildcards):
+    """The run of a point as one line of JSON; a change of it, and of nothing else in the config, trains again."""
+    return spec_text(point_of(wildcards))
 
 
 def train_request(wildcards, attempt):
@@ -93,8 +100,8 @@ def photograph_files(scene):
 
 def train_threads(wildcards):
     """CPU threads a run takes on its node, which the local scheduler counts."""
-    spec = STUDY.spec(point_of(wildcards))
-    return max(1, spec.hardware.threads_per_rank) * point_of(wildcards).layout.workers_per_node
+    layout = Layout.parse(wildcards.layout)
+    return max(1, STUDY.config.hardware.threads_per_rank) * layout.workers_per_node
 
 
 PARSER_FILES = judge_files()

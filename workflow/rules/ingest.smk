@@ -19,7 +19,7 @@ rule photographs:
         "../envs/dist3dgs.yaml"
     params:
         scene=lambda wildcards: scene_of(wildcards).model_dump_json(
-            include={"builtin", "images", "colmap", "download"}
+            include={"builtin", "images", "colmap", "download", "truth"}
         ),
     shell:
         "dist3dgs --log {log:q} photographs {wildcards.scene:q} --scene {params.scene:q} --out {output:q}"
@@ -37,7 +37,8 @@ rule ingest:
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
-    threads: 1
+    # Extraction and matching use them all and give the same result with any number (docs/decisions/0020).
+    threads: lambda wildcards: scene_of(wildcards).sfm.num_threads or workflow.cores or 8
     resources:
         mem_mb=lambda wildcards: int(scene_of(wildcards).sfm.memory_gib * 1024),
         runtime=lambda wildcards: 10 + int(scene_of(wildcards).sfm.timeout_s / 60),

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
+from ..spec import SfmSettings
 from .colmap_io import Model, model_format, read_model
 from .photos import prepare_photos
-from .sfm import SfmSettings, run_sfm
+from .sfm import run_sfm
 
 SFM_LOG = "sfm.log"
 #: images_N folders are rounded in their own way: half a percent less than wanted is large enough.

@@ -32,12 +32,11 @@ from .pack import scene_extent, write_packed
 from .photos import MIN_PHOTOS, UnusablePhoto, load_pixels
 from .pose_error import pose_error, read_truth
 from .procedural import make_scene
-from .sfm import SfmSettings
 from .undistort import Undistorter
 
 SCENE_FILE, REPORT_FILE, POINTS_FILE = "scene.safetensors", "ingest.json", "points.ply"
 
-__all__ = ["IngestSettings", "IngestSource", "SfmSettings", "ingest"]
+__all__ = ["IngestSettings", "IngestSource", "ingest"]
 
 
 def ingest(

@@ -15,41 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..errors import UserError
+from ..spec import SfmSettings
 from .colmap_io import Model, read_model
 
-Matcher = Literal["exhaustive", "sequential"]
 POLL_S = 0.2
 REPORT_EVERY_S = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SfmSettings:
-    """How to run structure from motion.
-
-    num_features: SIFT features per photograph at most, before a feature is doubled for a second orientation.
-    matcher: "exhaustive" compares all pairs (right up to a few hundred photographs), "sequential" those within
-        `sequential_overlap` of each other by name (video).
-    camera_model: COLMAP camera that is fitted to the photographs; SIMPLE_RADIAL is right for ordinary lenses.
-    reproducible: the mapper runs on one thread, so that the result is the same to the last bit on every run. False is
-        the fast setting: the mapper uses `num_threads` too, and poses differ in the last digits between runs.
-    num_threads: threads of feature extraction and matching (0: all cores this process may use). Does not change
-        the result.
-    max_image_px: photographs are shrunk to this long edge for feature extraction only.
-    timeout_s, memory_gib: limits on the child process.
-    """
-
-    num_features: int = 4096
-    matcher: Matcher = "exhaustive"
-    sequential_overlap: int = 10
-    camera_model: str = "SIMPLE_RADIAL"
-    reproducible: bool = True
-    num_threads: int = 0
-    max_image_px: int = 2000
-    timeout_s: float = 4 * 3600.0
-    memory_gib: float = 16.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +64,7 @@ def run_sfm(
     request = {
         "images": str(images),
         "work": str(work),
-        "settings": asdict(settings) | {"num_threads": num_threads},
+        "settings": settings.model_dump() | {"num_threads": num_threads},
         "photos": [asdict(photo) for photo in photos],
     }
     Path(work, "request.json").write_text(json.dumps(request))
@@ -166,7 +138,7 @@ def _stage(work: Path) -> str:
         return ""
 
 
-def _progress(work: Path, num_photos: int, matcher: Matcher) -> str:
+def _progress(work: Path, num_photos: int, matcher: str) -> str:
     stage = _stage(work)
     table, total = {
         "extract": ("keypoints", num_photos),

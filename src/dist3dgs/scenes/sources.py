@@ -15,7 +15,6 @@ from .download import fetch_scene
 from .ingest import IngestSettings, IngestSource, ingest
 from .procedural import make_scene
 from .registry import download_spec
-from .sfm import SfmSettings
 
 #: Sizes and sums of downloaded archives, beside the scenes they belong to; worth committing.
 LOCK_FILE = Path("config", "scenes.lock.yaml")
@@ -39,9 +38,9 @@ def obtain(name: str, scene: Scene, out: Path) -> None:
         folder = fetch_scene(name, download_spec(scene.download), out.parent.parent, LOCK_FILE)
         source |= {"kind": "colmap", "colmap": str(folder), "images": None}
     elif scene.colmap is not None:
-        source |= {"kind": "colmap", "colmap": scene.colmap, "images": scene.images}
+        source |= {"kind": "colmap", "colmap": scene.colmap, "images": scene.images, "truth": scene.truth}
     else:
-        source |= {"kind": "images", "images": scene.images}
+        source |= {"kind": "images", "images": scene.images, "truth": scene.truth}
     folders = [Path(source[k]) for k in ("images", "colmap") if source[k] is not None]
     files = sorted({p for folder in folders for p in _files(folder)})
     if not files:
@@ -77,7 +76,7 @@ def ingest_scene(name: str, scene: Scene, source_json: Path, pack: Path, facts: 
         max_width_px=scene.max_width_px,
         downscale=scene.downscale,
         test_every=scene.test_every,
-        sfm=SfmSettings(**scene.sfm.model_dump()),
+        sfm=scene.sfm,
     )
     ingest(source, pack.parent, settings)
 
