@@ -81,8 +81,9 @@ class Result:
 def run(
     cloud: Cloud, renderer: str | Renderer, dtype: torch.dtype, *, degree: int = 3, antialiased: bool = False,
     depth: bool = False, absgrad: bool = True, joined: bool = False, seed: int = 7, device: str = "cpu",
+    ignore: Tensor | None = None,
 ) -> Result:  # fmt: skip
-    """Render, weight the image randomly, go back."""
+    """Render, weight the image randomly, go back. Pixels to `ignore` [H,W] become 0 and have no gradient."""
     r = get_renderer(renderer) if isinstance(renderer, str) else renderer
 
     def leaf(t: Tensor) -> Tensor:
@@ -102,6 +103,12 @@ def run(
     )
     g = torch.Generator().manual_seed(seed)
     weights = torch.randn(5, cloud.height, cloud.width, generator=g, dtype=torch.float64).to(device, dtype)
+    if ignore is not None:
+        keep = ~ignore.to(device)
+        weights = weights * keep
+        for part in (image.colors, image.alphas, image.depths):
+            if part is not None:
+                part.data *= keep[..., None] if part.ndim == 3 else keep
     loss = (image.colors * weights[:3].movedim(0, -1)).sum() + (image.alphas * weights[3]).sum()
     if image.depths is not None:
         loss = loss + (image.depths * weights[4]).sum() * 0.1
@@ -110,6 +117,30 @@ def run(
     gradients |= {"means2d": p.means2d.grad, "absgrad": getattr(p.means2d, "absgrad", None)}
     depths = None if image.depths is None else image.depths.detach()
     return Result(p.ids, p.radii, image.colors.detach(), image.alphas.detach(), depths, gradients)
+
+
+@torch.no_grad()
+def edge_pixels(cloud: Cloud, antialiased: bool = False, tolerance: float = 1e-4) -> Tensor:
+    """bool [H,W]: pixels where some Gaussian's alpha is within a relative `tolerance` of 1/255, or some transmittance
+    of 1e-4. There, rounding decides what is drawn."""
+    reference = get_renderer("reference")
+    p = reference.project(
+        cloud.means, cloud.quats, cloud.scales, cloud.opacities, (cloud.sh0, cloud.shn), cloud.viewmat, cloud.K,
+        cloud.width, cloud.height, sh_degree=0, antialiased=antialiased,
+    )  # fmt: skip
+    order = torch.argsort(p.depths, stable=True)
+    means2d, conics, opacities = p.means2d[order], p.conics[order], p.opacities[order]
+    rows = []
+    for y in range(cloud.height):
+        near = (means2d[:, 1] - y - 0.5).abs() <= p.radii[order, 1] + 1
+        x = torch.arange(cloud.width, dtype=torch.float64) + 0.5
+        dx, dy = means2d[near, 0] - x[:, None], means2d[near, 1] - y - 0.5
+        a, b, c = conics[near].unbind(-1)
+        alpha = opacities[near] * torch.exp(-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy)
+        edge = ((alpha * 255 - 1).abs() < tolerance).any(1)
+        left = torch.cumprod(1 - torch.where(alpha >= 1 / 255, alpha.clamp_max(0.999), 0.0), 1)
+        rows.append(edge | ((left * 1e4 - 1).abs() < tolerance * 10).any(1))
+    return torch.stack(rows)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

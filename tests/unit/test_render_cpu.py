@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clouds import Cloud, around_points, assert_close, random_cloud, relative, run
+from tests.unit.clouds import Cloud, around_points, assert_close, edge_pixels, random_cloud, relative, run
 
 from dist3dgs.splats.render import Projection, get_renderer, render, set_threads
 from dist3dgs.splats.render.cpu.rasterize import split_rows
@@ -28,8 +28,10 @@ def _keep_threads() -> object:
     {"degree": 2, "joined": True}, {"joined": True, "antialiased": True, "depth": True, "absgrad": False},
 ], ids=str)  # fmt: skip
 def test_random_scenes(options: dict) -> None:
-    for seed, size in ((0, (90, 70)), (1, (16, 16)), (2, (33, 97))):
-        cloud = random_cloud(2000, seed, *size)
+    options = dict(options)
+    for seed, size in ((0, (70, 50)), (2, (33, 67))):
+        cloud = random_cloud(1000, seed, *size)
+        options["ignore"] = edge_pixels(cloud, options.get("antialiased", False))
         truth = run(cloud, "reference", torch.float64, **options)
         assert_close(truth, run(cloud, "cpu", torch.float64, **options), 1e-12, 1e-11)
         assert_close(truth, run(cloud, "cpu", torch.float32, **options), COLOR, GRADIENT)
@@ -40,22 +42,22 @@ def test_built_in_scene() -> None:
     from dist3dgs.scenes.raycast import nearest
 
     poses = camera_path(12, 0)
-    rng = np.random.default_rng(0)
-    points = []
+    rng, court, points = np.random.default_rng(0), build_court(0), []
     for pose in poses[::3]:
-        pixels = np.column_stack([rng.uniform(-0.6, 0.6, 2500), rng.uniform(-0.4, 0.4, 2500), np.ones(2500)])
+        pixels = np.column_stack([rng.uniform(-0.6, 0.6, 1500), rng.uniform(-0.4, 0.4, 1500), np.ones(1500)])
         rays = (pixels @ pose[:3, :3].T).astype(np.float32)
         rays /= np.linalg.norm(rays, axis=1, keepdims=True)
         eye = np.broadcast_to(pose[:3, 3].astype(np.float32), rays.shape)
-        distance, which = nearest(build_court(0).things, tuple(eye.T.copy()), tuple(rays.T.copy()))
+        distance, which = nearest(court.things, tuple(eye.T.copy()), tuple(rays.T.copy()))
         hit = which >= 0
         points.append(eye[hit] + rays[hit] * distance[hit, None])
     cloud_points = np.concatenate(points).astype(np.float64)
-    K = np.array([[0.82 * 160, 0, 80], [0, 0.82 * 160, 54], [0, 0, 1]])
-    cloud = around_points(cloud_points, rng.random(cloud_points.shape), np.linalg.inv(poses[1]), K, (160, 108))
-    truth = run(cloud, "reference", torch.float64)
-    assert len(truth.ids) > 3000
-    assert_close(truth, run(cloud, "cpu", torch.float32), COLOR, GRADIENT)
+    K = np.array([[0.82 * 120, 0, 60], [0, 0.82 * 120, 40], [0, 0, 1]])
+    cloud = around_points(cloud_points, rng.random(cloud_points.shape), np.linalg.inv(poses[1]), K, (120, 80))
+    ignore = edge_pixels(cloud)
+    truth = run(cloud, "reference", torch.float64, ignore=ignore)
+    assert len(truth.ids) > 2000 and ignore.double().mean() < 0.05
+    assert_close(truth, run(cloud, "cpu", torch.float32, ignore=ignore), COLOR, GRADIENT)
 
 
 def test_fox_cameras(shared: Path) -> None:
@@ -65,34 +67,34 @@ def test_fox_cameras(shared: Path) -> None:
     scene = json.loads((shared / "scenes/fox/transforms.json").read_text())
     frames = [f for f in scene["frames"] if (shared / "scenes/fox" / f["file_path"]).exists()]
     flip = np.diag([1.0, -1, -1, 1])  # OpenGL to OpenCV axes
-    scale = 135 / scene["w"]
+    scale = 90 / scene["w"]
     K = np.array([[scene["fl_x"], 0, scene["cx"]], [0, scene["fl_y"], scene["cy"]], [0, 0, 1 / scale]]) * scale
     rng, points, colors = np.random.default_rng(0), [], []
     for frame in frames[::10]:
         with Image.open(shared / "scenes/fox" / frame["file_path"]) as photo:
-            pixels = np.asarray(photo.convert("RGB").resize((135, 240))) / 255
-        u, v = rng.integers(0, 135, 1500), rng.integers(0, 240, 1500)
-        depth = rng.uniform(2, 6, 1500)
-        rays = np.column_stack([(u + 0.5 - K[0, 2]) / K[0, 0], (v + 0.5 - K[1, 2]) / K[1, 1], np.ones(1500)])
+            pixels = np.asarray(photo.convert("RGB").resize((90, 160))) / 255
+        u, v = rng.integers(0, 90, 1000), rng.integers(0, 160, 1000)
+        depth = rng.uniform(2, 6, 1000)
+        rays = np.column_stack([(u + 0.5 - K[0, 2]) / K[0, 0], (v + 0.5 - K[1, 2]) / K[1, 1], np.ones(1000)])
         pose = np.array(frame["transform_matrix"]) @ flip
         points.append((rays * depth[:, None]) @ pose[:3, :3].T + pose[:3, 3])
         colors.append(pixels[v, u])
     view = np.linalg.inv(np.array(frames[5]["transform_matrix"]) @ flip)
-    cloud = around_points(np.concatenate(points), np.concatenate(colors), view, K, (135, 240))
-    for options in ({}, {"antialiased": True}):
-        truth = run(cloud, "reference", torch.float64, **options)
-        assert len(truth.ids) > 2000
-        assert_close(truth, run(cloud, "cpu", torch.float32, **options), COLOR, GRADIENT)
+    cloud = around_points(np.concatenate(points), np.concatenate(colors), view, K, (90, 160))
+    ignore = edge_pixels(cloud)
+    truth = run(cloud, "reference", torch.float64, ignore=ignore)
+    assert len(truth.ids) > 2000 and ignore.double().mean() < 0.05
+    assert_close(truth, run(cloud, "cpu", torch.float32, ignore=ignore), COLOR, GRADIENT)
 
 
 def degenerate(kind: str) -> Cloud:
-    cloud = random_cloud(1500, 3)
+    cloud = random_cloud(600, 3, 60, 50)
     if kind == "needles":
         cloud.scales = torch.tensor([1.0, 1e-3, 1e-3]).double() * (0.1 + cloud.opacities[:, None])
     elif kind == "discs":
         cloud.scales[:, 0] = 1e-9
     elif kind == "points":
-        cloud.scales[:] = 1e-12
+        cloud.scales *= 1e-3
     elif kind == "huge":
         cloud.scales *= 300
     elif kind == "opaque":
@@ -127,18 +129,18 @@ def test_degenerate_scenes(kind: str) -> None:
 
 def test_gradcheck() -> None:
     """The float64 kernels against finite differences: the derivatives themselves, not another implementation."""
-    cloud = random_cloud(12, 5, 20, 18)
+    cloud = random_cloud(6, 5, 14, 12)
     cloud.means[:, 2] = cloud.means[:, 2].abs() * 0.3
     cloud.scales = cloud.scales * 4
     cloud.opacities = cloud.opacities * 0.5 + 0.2
     cpu = get_renderer("cpu")
-    weights = torch.randn(5, 18, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.randn(5, 12, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for antialiased in (False, True):
 
         def number(means, quats, scales, opacities, sh0, shn, viewmat, background, antialiased=antialiased):
-            p = cpu.project(means, quats, scales, opacities, (sh0, shn), viewmat, cloud.K, 20, 18, sh_degree=3,
+            p = cpu.project(means, quats, scales, opacities, (sh0, shn), viewmat, cloud.K, 14, 12, sh_degree=3,
                             antialiased=antialiased)  # fmt: skip
-            image = cpu.rasterize(p, 20, 18, background=background, render_depth=True)
+            image = cpu.rasterize(p, 14, 12, background=background, render_depth=True)
             return (image.colors * weights[:3].movedim(0, -1)).sum() + (image.alphas * weights[3]).sum() + (
                 image.depths * weights[4]
             ).sum()
@@ -173,7 +175,7 @@ def test_slots_in_parts_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> N
     parts = run(cloud, "cpu", torch.float32)
     for name, gradient in whole.gradients.items():
         assert gradient is not None and torch.equal(gradient, parts.gradients[name]), name
-    assert split_rows([5, 1, 1, 9, 0], 6) == [(0, 2), (2, 3), (3, 5)]
+    assert split_rows([5, 1, 1, 9, 0], 6) == [(0, 2), (2, 3), (3, 4), (4, 5)]
 
 
 def test_a_projection_put_together_in_any_order() -> None:
@@ -260,25 +262,25 @@ assert not [m for m in sys.modules if m.startswith("gsplat")], "gsplat was impor
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_exactly_as_many_threads_as_given() -> None:
+def test_exactly_the_threads_of_torch() -> None:
     code = """
-import os, sys, threading, torch
+import os, sys, torch
 from dist3dgs.splats.render import get_renderer, set_threads
-n = int(sys.argv[1])
-set_threads(n)
-torch.ones(1 << 22).sum()  # torch's own threads are there before
+set_threads(int(sys.argv[1]))
+def count(): return len(os.listdir("/proc/self/task"))
+one = count()
+torch.ones(1 << 22).sum()  # now torch's threads are there
 g = torch.Generator().manual_seed(0)
-r = get_renderer("cpu")
+before, r = count(), get_renderer("cpu")
 x = [torch.randn(20000, 3, generator=g).requires_grad_() for _ in range(2)]
 p = r.project(x[0], torch.randn(20000, 4, generator=g), x[1].exp() * 0.01, torch.rand(20000, generator=g),
               torch.rand(20000, 3, generator=g), torch.eye(4), torch.tensor([[99.0, 0, 64], [0, 99, 64], [0, 0, 1]]),
               128, 128)
 r.rasterize(p, 128, 128).colors.sum().backward()
-print(len(os.listdir("/proc/self/task")))
+print(before - one, count() - before)
 """
     if not Path("/proc/self/task").exists():
         pytest.skip("threads are counted in /proc")
-    def count(n: int) -> int:
+    for n in (1, 2):
         out = subprocess.run([sys.executable, "-c", code, str(n)], capture_output=True, text=True, check=True)
-        return int(out.stdout)
-    assert count(2) == count(1) + 1
+        assert out.stdout.split() == [str(n - 1), "0"], "the renderer started threads of its own"

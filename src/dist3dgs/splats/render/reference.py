@@ -243,7 +243,7 @@ def _blend(delta: Tensor, conics: Tensor, opacities: Tensor, colors: Tensor, bac
         alive = torch.cumprod(1 - alpha, 1) > TRANSMITTANCE_MIN
     alpha = torch.where(alive, alpha, torch.zeros_like(alpha))
     after = torch.cumprod(1 - alpha, 1)
-    before = torch.cat([torch.ones_like(alpha[:, :1]), after], 1)
+    before = torch.cat([alpha.new_ones(len(alpha), 1), after], 1)
     last = before[:, -1:]
     return torch.cat([(alpha * before[:, :-1]) @ colors + last * background, last], 1)
 

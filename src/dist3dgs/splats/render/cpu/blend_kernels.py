@@ -117,11 +117,15 @@ class _Gaussian:
         self.channels = [g[f] for f in fields]
 
     def alpha(self, px: Value, py: Value) -> tuple[Value, Value, Value, Value]:
-        """dx, dy, unclamped alpha, and whether it counts: exponent <= 0 and alpha >= 1/255."""
+        """dx, dy, unclamped alpha, and whether it counts: at least 1/255."""
         k = self.k
         dx, dy = self.x - px, self.y - py
-        log_alpha = k.fma(k.fma(self.aa, dx, self.ab * dy), dx, k.fma(self.bb * dy, dy, self.log_opacity))
-        counts = (log_alpha >= LOG2_ALPHA_MIN) & (log_alpha <= self.log_opacity)
+        exponent = k.fma(
+            k.fma(self.aa, dx, self.ab * dy), dx, k.fma(self.bb * dy, dy, self.log_opacity)
+        )
+        # the quadratic form is never positive, but its rounding can be, on the ridge of a needle
+        log_alpha = exponent.min(self.log_opacity)
+        counts = log_alpha >= LOG2_ALPHA_MIN
         return dx, dy, exp2(k, log_alpha), counts
 
 
