@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +12,8 @@ def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from .tiny import write_tiny
 
     return write_tiny(tmp_path_factory.mktemp("tiny") / "scene.safetensors")
+
+
+# Time limits per example mean nothing on a machine that others use as well.
+settings.register_profile("dist3dgs", deadline=None)
+settings.load_profile("dist3dgs")

@@ -12,7 +12,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from dist3dgs.events import EventWriter
 from dist3dgs.parallel.comm import Communicator
+from dist3dgs.parallel.digest import parameter_digest
+from dist3dgs.parallel.make import make_parallel
+from dist3dgs.scenes.pack import PackedScene
+from dist3dgs.spec import RunSpec
+from dist3dgs.splats.render import get_renderer, set_threads
+from dist3dgs.train.clock import Clock
+from dist3dgs.train.trainer import Trainer
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -24,6 +32,23 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
             _rank, (world_size, _free_port(), folder, function, args), nprocs=world_size, start_method="fork"
         )
         return [torch.load(Path(folder, f"{r}.pt"), weights_only=True) for r in range(world_size)]
+
+
+def train(comm: Communicator, spec: RunSpec, scene: Path, out: Path) -> dict[str, Any]:
+    """A whole training on this rank, without launcher: digest of its Gaussians, collectives, steps."""
+    device = torch.device("cpu")
+    set_threads(1)
+    events = EventWriter(out / "events.jsonl", comm.rank)
+    parallel = make_parallel(spec, comm, get_renderer("cpu"), device)
+    trainer = Trainer(spec, PackedScene.open(scene), out, parallel, device, events, Clock(events, device))
+    assert trainer.run()
+    return {
+        "digest": parameter_digest(trainer.model.gaussians),
+        "shards": parallel.shards,
+        "bytes": {op: m.bytes for op, m in comm.meters.items()},
+        "calls": {op: m.calls for op, m in comm.meters.items()},
+        **trainer.summary(),
+    }
 
 
 def _rank(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dist3dgs.bench.cloud import intrinsics, ring_of_cameras
 from dist3dgs.parallel.base import RenderOptions
 from dist3dgs.parallel.comm import Communicator
 from dist3dgs.parallel.make import KINDS
@@ -14,7 +15,7 @@ from dist3dgs.splats.loss import l1_ssim_loss
 from dist3dgs.splats.render import get_renderer
 
 from .ranks import run_ranks
-from .tiny import HEIGHT, WIDTH, intrinsics, ring_of_cameras
+from .tiny import HEIGHT, WIDTH
 
 GLOBAL_BATCH = 12  # divisible by 1, 2, 3 and 4 ranks
 NUM_GAUSSIANS = 203  # by none of 2, 3 and 4
@@ -39,7 +40,10 @@ def some_gaussians(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def batch(dtype: torch.dtype, world_size: int, num_views: int = GLOBAL_BATCH) -> list[list[Camera]]:
     g = torch.Generator().manual_seed(9)
     photos = torch.randint(0, 255, (num_views, HEIGHT, WIDTH, 3), generator=g, dtype=torch.uint8)
-    viewmats, Ks = torch.from_numpy(ring_of_cameras(num_views)), torch.from_numpy(intrinsics(num_views))
+    viewmats, Ks = (
+        torch.from_numpy(ring_of_cameras(num_views)),
+        torch.from_numpy(intrinsics(num_views, WIDTH, HEIGHT)),
+    )
     cameras = [
         Camera(
             name=str(i), viewmat=viewmats[i].to(dtype), K=Ks[i].to(dtype), width=WIDTH, height=HEIGHT, photo=photos[i]

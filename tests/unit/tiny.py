@@ -8,67 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from dist3dgs.bench.cloud import write_cloud
 from dist3dgs.events import read_events
 from dist3dgs.matrix import spec_json
 from dist3dgs.record import RunRecord
-from dist3dgs.scenes.pack import scene_extent, write_packed
 from dist3dgs.spec import RunSpec, Strategy, TrainSettings
-from dist3dgs.splats.gaussians import initial_gaussians
-from dist3dgs.splats.render import get_renderer
 
 NUM_VIEWS, WIDTH, HEIGHT = 20, 64, 48
 
 
-def ring_of_cameras(num_views: int = NUM_VIEWS, radius: float = 3.0) -> np.ndarray:
-    """float64 [V,4,4] world to camera, looking at the origin from a circle."""
-    out = []
-    for i in range(num_views):
-        angle = 2 * np.pi * i / num_views
-        centre = np.array([radius * np.cos(angle), 0.5, radius * np.sin(angle)])
-        z = -centre / np.linalg.norm(centre)
-        x = np.cross([0.0, 1.0, 0.0], z)
-        x /= np.linalg.norm(x)
-        viewmat = np.eye(4)
-        viewmat[:3, :3] = np.stack([x, np.cross(z, x), z])
-        viewmat[:3, 3] = -viewmat[:3, :3] @ centre
-        out.append(viewmat)
-    return np.stack(out)
-
-
-def intrinsics(num_views: int = NUM_VIEWS) -> np.ndarray:
-    """float64 [V,3,3], px."""
-    K = np.array([[60.0, 0, WIDTH / 2], [0, 60, HEIGHT / 2], [0, 0, 1]])
-    return np.repeat(K[None], num_views, 0)
-
-
-def write_tiny(path: Path, num_points: int = 400, num_views: int = NUM_VIEWS, seed: int = 0) -> Path:
+def write_tiny(path: Path, num_points: int = 400) -> Path:
     """Pack photographs of a cloud of coloured blobs; half of the blobs' centres are the scene's points."""
-    rng = np.random.default_rng(seed)
-    points = (rng.normal(size=(num_points, 3)) * 0.5).astype(np.float32)
-    colors = rng.integers(0, 255, (num_points, 3)).astype(np.uint8)
-    truth = initial_gaussians(
-        torch.from_numpy(points), torch.from_numpy(colors).float() / 255, init_opacity=0.8, init_scale=1.2
-    )
-    viewmats, Ks, renderer = ring_of_cameras(num_views), intrinsics(num_views), get_renderer("cpu")
-    photos = []
-    for viewmat, K in zip(viewmats, Ks, strict=True):
-        projection = renderer.project(
-            truth["means"], truth["quats"], truth["scales"].exp(), torch.sigmoid(truth["opacities"]),
-            (truth["sh0"], truth["shN"]), torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(),
-            WIDTH, HEIGHT, sh_degree=0,
-        )  # fmt: skip
-        image = renderer.rasterize(projection, WIDTH, HEIGHT).colors
-        photos.append((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
-    write_packed(
-        path, name="tiny", view_names=[f"{i:03}.jpg" for i in range(num_views)], images=photos,
-        is_test=np.arange(num_views) % 8 == 0, sizes=np.array([[WIDTH, HEIGHT]] * num_views, np.int32),
-        viewmats=viewmats, Ks=Ks, points=points[::2], colors=colors[::2], extent=scene_extent(viewmats),
-        normalisation=np.eye(4),
-    )  # fmt: skip
-    return path
+    return write_cloud(path, num_points=num_points, num_views=NUM_VIEWS, width=WIDTH, height=HEIGHT, every=2)
 
 
 def spec(

@@ -228,7 +228,8 @@ def _floats(p: Projection) -> Tensor:
 
 def _projection(floats: Tensor, radii: Tensor) -> Projection:
     """One camera's Gaussians, as they arrived."""
-    means2d, conics, depths, colors, opacities = floats.split([2, 3, 1, 3, 1], 1)
+    # Contiguous, as the rasterisers want them: a copy they made would keep the absolute gradients to itself.
+    means2d, conics, depths, colors, opacities = (t.contiguous() for t in floats.split([2, 3, 1, 3, 1], 1))
     return Projection(
         ids=torch.arange(len(floats), device=floats.device),
         means2d=means2d,

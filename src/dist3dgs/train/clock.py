@@ -86,7 +86,7 @@ class Clock:
         steps = np.asarray(self.step_s[WARM_UP_STEPS:] or self.step_s)
         statistics = None
         if len(steps):
-            p5, median, p95 = np.percentile(steps, [5, 50, 95])
+            p5, median, p95 = map(float, np.percentile(steps, [5, 50, 95]))
             statistics = {"median": median, "mean": float(steps.mean()), "p5": p5, "p95": p95}
         total = sum(self.parts_s.values()) or 1.0
         scale = sum(self.step_s) / total if self.device.type != "cpu" else 1.0

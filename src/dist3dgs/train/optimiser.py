@@ -1,32 +1,53 @@
 """Adam over the six parameters, which keeps its moments while Gaussians come and go."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..splats.densify.change import Change
-from ..splats.gaussians import NAMES, Gaussians
+from ..splats.gaussians import Gaussians
 from .schedules import AdamRule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+@dataclass
+class _State:
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Tensor
+    """float32, 0-dim: updates so far."""
+
+
 class Optimiser:
-    """One fused `torch.optim.Adam` per parameter, so that each is updated as soon as its gradient is there."""
+    """Adam (Kingma and Ba 2015), each parameter updated as soon as its gradient is there.
+
+    Calls PyTorch's fused kernel itself: `torch.optim.Adam` would compute the same (a test holds them equal), but its
+    first use imports PyTorch's compiler, more than a second of every rank's start.
+    """
 
     def __init__(self, gaussians: Gaussians, rule: AdamRule) -> None:
         self.gaussians, self.rule = gaussians, rule
-        self._adam = {
-            name: torch.optim.Adam([p], lr=0.0, betas=rule.betas, eps=rule.eps, fused=True)
-            for name, p in gaussians.items()
-        }
+        self._states: dict[str, _State] = {}
 
+    @torch.no_grad()
     def step(self, rates: Mapping[str, float], ready: Iterable[str]) -> None:
         """Update the parameters that `ready` names, in its order, and drop all gradients. rates: by name."""
         for name in ready:
-            self._adam[name].param_groups[0]["lr"] = rates[name]
-            self._adam[name].step()
+            p, grad = self.gaussians[name], self.gaussians[name].grad
+            assert grad is not None
+            if name not in self._states:
+                step = torch.zeros((), device=p.device)
+                self._states[name] = _State(torch.zeros_like(p), torch.zeros_like(p), step)
+            state = self._states[name]
+            state.step += 1
+            torch._fused_adam_(
+                [p], [grad], [state.exp_avg], [state.exp_avg_sq], [], [state.step], lr=rates[name],
+                beta1=self.rule.betas[0], beta2=self.rule.betas[1], weight_decay=0.0, eps=self.rule.eps,
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
         self.gaussians.zero_grad()
 
     def apply(self, change: Change) -> Gaussians:
@@ -39,26 +60,21 @@ class Optimiser:
             if key.partition(".")[0] in change.reset_moments:
                 moved.zero_()
             moments[key] = moved
-        steps = self.steps()
-        self.__init__(Gaussians(change.parameters), self.rule)  # type: ignore[misc]
-        self.load(moments, steps)
+        self.gaussians = Gaussians(change.parameters)
+        self.load(moments, self.steps())
         return self.gaussians
 
     def moments(self) -> dict[str, Tensor]:
         """`{parameter}.exp_avg` and `.exp_avg_sq`, shaped as the parameter, of those that were ever updated."""
-        return {f"{name}.{k}": state[k] for name, state in self._states().items() for k in MOMENTS}
+        return {f"{name}.{k}": getattr(state, k) for name, state in self._states.items() for k in MOMENTS}
 
     def steps(self) -> dict[str, float]:
         """Updates so far, by parameter: `shN` starts later than the others."""
-        return {name: float(state["step"]) for name, state in self._states().items()}
+        return {name: float(state.step) for name, state in self._states.items()}
 
     def load(self, moments: Mapping[str, Tensor], steps: Mapping[str, float]) -> None:
         """Take over what `moments` and `steps` gave."""
-        for name, count in steps.items():
-            p = self.gaussians[name]
-            state = {k: moments[f"{name}.{k}"].contiguous() for k in MOMENTS}
-            self._adam[name].state[p] = {"step": torch.tensor(count, device=p.device), **state}
-
-    def _states(self) -> dict[str, dict[str, Tensor]]:
-        found = {name: self._adam[name].state.get(self.gaussians[name]) for name in NAMES}
-        return {name: state for name, state in found.items() if state}
+        device = self.gaussians.device
+        for name in steps:
+            first, second = (moments[f"{name}.{k}"].contiguous() for k in MOMENTS)
+            self._states[name] = _State(first, second, torch.tensor(steps[name], device=device))

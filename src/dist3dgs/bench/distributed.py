@@ -1,0 +1,170 @@
+"""Images per second of 2 ranks against 1, side by side in one run; bytes per step against the formulae.
+
+    python -m dist3dgs.bench.distributed --gaussians 50000 --size 540x360 --out distributed.json
+
+Both ranks are processes of one run with one thread each. Blocks of steps alternate between one rank (the other waits
+in a barrier) and two ranks with each strategy, all with the same global batch, so that whatever else happens on the
+machine hits all alike; the speed-up is the median over rounds of ratios within a round. `cpu_speedup` is the same
+ratio of processor seconds of the busiest rank: what two free cores would give if ranks never waited for each other.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ..events import EventWriter
+from ..files import write_json
+from ..parallel.comm import Communicator
+from ..parallel.make import make_parallel
+from ..scenes.pack import PackedScene
+from ..spec import Densification, Hardware, RunSpec, Strategy, TrainSettings
+from ..splats.render import get_renderer, set_threads
+from ..train.clock import Clock
+from ..train.trainer import Trainer
+from .cloud import write_cloud
+from .machine import describe_machine
+
+WORLD = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dist3dgs.bench.distributed", description=__doc__)
+    parser.add_argument("--scene", type=Path, help="packed scene (default: a cloud of --gaussians)")
+    parser.add_argument("--gaussians", type=int, default=50_000)
+    parser.add_argument("--size", default="540x360", help="pixels of the cloud's photographs")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--block", type=int, default=6, help="steps per block")
+    parser.add_argument("--sh-degree", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON file (default: print)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scene = args.scene
+        if scene is None:
+            width, height = map(int, args.size.split("x"))
+            scene = write_cloud(
+                Path(folder, "cloud.safetensors"),
+                num_points=args.gaussians,
+                num_views=24,
+                width=width,
+                height=height,
+            )
+        job = (str(scene), args.rounds, args.block, args.sh_degree, folder)
+        mp.start_processes(_rank, (job,), nprocs=WORLD, start_method="spawn")
+        result = json.loads(Path(folder, "result.json").read_text())
+    result["command"] = "python -m dist3dgs.bench.distributed " + " ".join(
+        f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items() if v is not None and k != "out"
+    )
+    if args.out:
+        write_json(args.out, result)
+    print(json.dumps(result, indent=1))
+
+
+def strategies() -> dict[str, Strategy]:
+    return {
+        "replicated": Strategy(),
+        "sharded": Strategy(kind="sharded"),
+        "bf16": Strategy(compression="bf16"),
+        "powersgd": Strategy(compression="powersgd"),
+    }
+
+
+def _rank(rank: int, job: tuple[str, int, int, int, str]) -> None:
+    scene_path, rounds, block, sh_degree, folder = job
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("BENCH_PORT", "29591")}
+    set_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD, timeout=timedelta(seconds=300))
+    scene = PackedScene.open(Path(scene_path))
+    runs = {"one rank": _trainer(scene, Communicator(), Strategy(), sh_degree, Path(folder, f"one{rank}"))}
+    for name, strategy in strategies().items():
+        comm = Communicator(rank, WORLD)
+        runs[name] = _trainer(scene, comm, strategy, sh_degree, Path(folder, f"{name}{rank}"))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            dist.barrier()
+            started, cpu_started = time.perf_counter(), time.process_time()
+            if name != "one rank" or rank == 0:
+                for _ in range(block):
+                    run._one_step(run.step + 1)
+            used = torch.tensor(time.process_time() - cpu_started, dtype=torch.float64)
+            dist.all_reduce(used, op=dist.ReduceOp.MAX)
+            if number:  # the first round warms up
+                seconds[name].append((time.perf_counter() - started) / block)
+                cpu[name].append(float(used) / block)
+    if rank == 0:
+        write_json(Path(folder, "result.json"), _result(runs, seconds, cpu, scene, sh_degree))
+    dist.destroy_process_group()
+
+
+def _trainer(
+    scene: PackedScene, comm: Communicator, strategy: Strategy, sh_degree: int, out: Path
+) -> Trainer:
+    train = TrainSettings(
+        steps=1_000_000, keep="steps", global_batch=WORLD, sh_degree=sh_degree, sh_every=1, lpips=False,
+        tensorboard=False, densify=Densification(start_step=10**6, stop_step=10**6),
+    )  # fmt: skip
+    spec = RunSpec(
+        scene="cloud", strategy="bench", layout=f"n1g{comm.world_size}", repeat=0, seed=1, parallel=strategy,
+        train=train, hardware=Hardware(device="cpu"),
+    )  # fmt: skip
+    device = torch.device("cpu")
+    events = EventWriter(out / "events.jsonl", comm.rank)
+    parallel = make_parallel(spec, comm, get_renderer("cpu"), device)
+    trainer = Trainer(spec, scene, out, parallel, device, events, Clock(events, device))
+    trainer._start()
+    comm.meters.clear()
+    return trainer
+
+
+def _result(
+    runs: dict[str, Trainer],
+    seconds: dict[str, list[float]],
+    cpu: dict[str, list[float]],
+    scene: PackedScene,
+    sh_degree: int,
+) -> dict[str, Any]:
+    one = np.asarray(seconds["one rank"])
+    out: dict[str, Any] = {
+        "gaussians": runs["one rank"].model.gaussians.num_gaussians,
+        "size": [int(v) for v in scene.sizes[0]],
+        "sh_degree": sh_degree,
+        "global_batch": WORLD,
+        "machine": describe_machine(),
+        "strategies": {},
+    }
+    for name, run in runs.items():
+        each = np.asarray(seconds[name])
+        steps = run.step
+        out["strategies"][name] = {
+            "step_s": float(np.median(each)),
+            "images_per_s": float(WORLD / np.median(each)),
+            "speedup": float(np.median(one / each)),
+            "cpu_s_per_step": float(np.median(cpu[name])),
+            "cpu_speedup": float(np.median(np.asarray(cpu["one rank"]) / np.asarray(cpu[name]))),
+            "speedup_p10_p90": [float(v) for v in np.percentile(one / each, [10, 90])],
+            "parts_ms": {k: 1e3 * v / steps for k, v in run.clock.parts_s.items()},
+            "collectives": {
+                op: {
+                    "bytes_per_step": m.bytes / steps,
+                    "ms_per_step": 1e3 * m.s / steps,
+                    "exposed_ms": 1e3 * m.exposed_s / steps,
+                }
+                for op, m in run.comm.meters.items()
+            },
+        }
+    return out
+
+
+if __name__ == "__main__":
+    main()

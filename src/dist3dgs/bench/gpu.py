@@ -1,0 +1,170 @@
+"""What `make gpu-check` runs on a machine with an NVIDIA GPU: is the CUDA path right, and where does its time go?
+
+    python -m dist3dgs.bench.gpu --out docs/benchmarks/gpu-check.json
+    python -m dist3dgs.bench.gpu --scene data/fox/scene.safetensors --steps 500
+
+CPU and CUDA renderers draw the same Gaussians (forward and all gradients), then a training of 500 steps runs on the
+scene given, else on the packed fox, else on the packed built-in scene, else on a cloud made here. One JSON object comes
+out; the exit status is 1 where the renderers disagree, and 2 where there is no GPU.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..events import EventWriter, read_events
+from ..files import write_json
+from ..parallel.comm import Communicator
+from ..parallel.make import make_parallel
+from ..scenes.pack import PackedScene
+from ..spec import Hardware, RunSpec, Strategy, TrainSettings
+from ..splats.gaussians import NAMES, Gaussians, initial_gaussians
+from ..splats.loss import l1_ssim_loss
+from ..splats.render import Renderer, get_renderer
+from ..train.clock import Clock
+from ..train.trainer import Trainer
+from .cloud import intrinsics, ring_of_cameras, write_cloud
+from .machine import describe_machine
+
+#: Largest relative L2 difference between the renderers, both float32: colours; gradients (where a pair sits on the
+#: 1/255 cut the renderers may decide differently).
+TOLERANCE = {"image": 1e-4, "gradient": 1e-3}
+PACKED = (Path("data/fox/scene.safetensors"), Path("data/builtin/scene.safetensors"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m dist3dgs.bench.gpu", description=__doc__)
+    parser.add_argument("--scene", type=Path, help="packed scene to train on")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--gaussians", type=int, default=20_000, help="for the comparison of the renderers")
+    parser.add_argument("--out", type=Path, help="JSON file (default: print)")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("error: PyTorch sees no NVIDIA GPU here; nothing was checked (see nvidia-smi)", file=sys.stderr)
+        return 2
+    result: dict[str, Any] = {"machine": describe_machine() | describe_gpu()}
+    result["agreement"] = {
+        f"sh{degree}{'-antialiased' if antialiased else ''}": compare_renderers(
+            args.gaussians, degree, antialiased
+        )
+        for degree in (0, 3)
+        for antialiased in (False, True)
+    }
+    result["agrees"] = all(
+        error <= TOLERANCE["image" if what == "image" else "gradient"]
+        for case in result["agreement"].values()
+        for what, error in case.items()
+    )
+    result["training"] = train(args.scene, args.steps)
+    if args.out:
+        write_json(args.out, result)
+    print(json.dumps(result, indent=1))
+    return 0 if result["agrees"] else 1
+
+
+def describe_gpu() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    p = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": p.name,
+        "gpu_memory_gib": p.total_memory / 2**30,
+        "cuda": torch.version.cuda,
+        "gsplat": version("gsplat"),
+    }
+
+
+def compare_renderers(num_gaussians: int, sh_degree: int, antialiased: bool) -> dict[str, float]:
+    """Relative L2 difference of image and of each parameter's gradient, CUDA against CPU, worst of three views."""
+    worst: dict[str, float] = {}
+    for view in range(3):
+        cpu = draw(get_renderer("cpu"), torch.device("cpu"), num_gaussians, sh_degree, antialiased, view)
+        cuda = draw(get_renderer("cuda"), torch.device("cuda"), num_gaussians, sh_degree, antialiased, view)
+        for name, want in cpu.items():
+            error = float((cuda[name].cpu() - want).double().norm() / want.double().norm().clamp_min(1e-12))
+            worst[name] = max(worst.get(name, 0.0), error)
+    return worst
+
+
+def draw(
+    renderer: Renderer, device: torch.device, num_gaussians: int, sh_degree: int, antialiased: bool, view: int
+) -> dict[str, Tensor]:
+    """One view's image and gradients of a loss against a fixed random photograph."""
+    g = torch.Generator().manual_seed(3)
+    width, height = 317, 211  # no multiples of a tile
+    points, colors = (
+        torch.randn(num_gaussians, 3, generator=g) * 0.5,
+        torch.rand(num_gaussians, 3, generator=g),
+    )
+    values = initial_gaussians(points, colors, init_opacity=0.5, init_scale=1.0)
+    values["quats"] = torch.randn(num_gaussians, 4, generator=g)
+    values["scales"] = values["scales"] + 0.4 * torch.randn(num_gaussians, 3, generator=g)
+    values["shN"] = 0.1 * torch.randn(num_gaussians, 15, 3, generator=g)
+    photo = torch.randint(0, 255, (height, width, 3), generator=g, dtype=torch.uint8).to(device)
+    gaussians = Gaussians({k: values[k].to(device) for k in NAMES})
+    viewmat = torch.from_numpy(ring_of_cameras(8)[view]).float().to(device)
+    K = torch.from_numpy(intrinsics(1, width, height)[0]).float().to(device)
+    projection = renderer.project(
+        **gaussians.activated(),  # type: ignore[arg-type]
+        viewmat=viewmat,
+        K=K,
+        width=width,
+        height=height,
+        sh_degree=sh_degree,
+        antialiased=antialiased,
+    )
+    image = renderer.rasterize(projection, width, height).colors
+    l1_ssim_loss(image, photo).backward()
+    gradients = {f"d {k}": t.grad for k, t in gaussians.items() if t.grad is not None}
+    return {"image": image.detach(), **gradients}
+
+
+def train(scene_path: Path | None, steps: int) -> dict[str, Any]:
+    """A training on the GPU: speed, where a step's time goes, peak memory, held-out PSNR."""
+    device = torch.device("cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        found = scene_path or next((p for p in PACKED if p.is_file()), None)
+        if found is None:
+            found = write_cloud(
+                Path(folder, "cloud.safetensors"), num_points=20_000, num_views=24, width=540, height=360
+            )
+        elif not found.is_file():
+            raise UserError(f"{found}: no packed scene; make it with: snakemake {found}")
+        scene = PackedScene.open(found)
+        densify = {"start_step": 100, "every": 50, "stop_step": max(101, steps * 3 // 4)}
+        spec = RunSpec(
+            scene="check", strategy="check", layout="n1g1", repeat=0, seed=1, parallel=Strategy(),
+            train=TrainSettings(
+                steps=steps, eval_every=steps, sh_every=max(1, steps // 4), lpips=False, tensorboard=False,
+                densify=densify,
+            ),
+            hardware=Hardware(device="cuda"),
+        )  # fmt: skip
+        torch.cuda.reset_peak_memory_stats()
+        events = EventWriter(Path(folder, "events.jsonl"), 0)
+        parallel = make_parallel(spec, Communicator(), get_renderer("cuda"), device)
+        trainer = Trainer(spec, scene, Path(folder), parallel, device, events, Clock(events, device))
+        trainer.run()
+        summary = trainer.summary()
+        quality = [e for e in read_events(events.path) if e["event"] == "eval"][-1]
+        return {
+            "scene": scene.name,
+            "steps": steps,
+            "psnr": quality["psnr"],
+            "gaussians": quality["num_gaussians"],
+            "step_s": summary["step_s"],
+            "parts_s": summary["parts_s"],
+            "phases_s": summary["phases_s"],
+            "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30,
+        }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

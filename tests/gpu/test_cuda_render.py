@@ -1,0 +1,75 @@
+"""The CUDA renderer against the float64 reference and the CPU kernels, and against gsplat's own rasterization()."""
+
+import pytest
+import torch
+
+from tests.unit.clouds import GRADIENTS, edge_pixels, random_cloud, relative, run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
+]
+COLOR, GRADIENT = 1e-4, 1e-3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"antialiased": True}, {"depth": True}, {"degree": 0}, {"degree": 2, "joined": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("other", ["reference", "cpu"])
+def test_agreement(options: dict, other: str) -> None:
+    for seed, size in ((0, (90, 70)), (1, (16, 16)), (2, (33, 97))):
+        cloud = random_cloud(2000, seed, *size)
+        # gsplat's exponential is coarser than ours, so more pixels count as lying on a threshold
+        ignore = edge_pixels(cloud, options.get("antialiased", False), tolerance=1e-3)
+        truth = run(cloud, other, torch.float64, ignore=ignore, **options)
+        result = run(cloud, "cuda", torch.float32, ignore=ignore, device="cuda", **options)
+        assert torch.equal(truth.ids, result.ids.cpu())
+        assert relative(truth.colors, result.colors) <= COLOR
+        assert relative(truth.alphas, result.alphas) <= COLOR
+        for name in GRADIENTS:
+            a, b = truth.gradients[name], result.gradients[name]
+            assert (a is None) == (b is None), name
+            assert a is None or b is None or relative(a, b) <= GRADIENT, f"{name}: {relative(a, b):.1e}"
+
+
+@pytest.mark.parametrize("mode", ["classic", "antialiased"])
+def test_the_same_as_gsplat_rasterization(mode: str) -> None:
+    from gsplat import rasterization
+
+    from dist3dgs.splats.render import get_renderer, render
+
+    cloud = random_cloud(3000, 5)
+    x = [getattr(cloud, n).float().cuda() for n in ("means", "quats", "scales", "opacities")]
+    sh = torch.cat([cloud.sh0, cloud.shn], 1).float().cuda()
+    views, Ks = cloud.viewmat.float().cuda()[None], cloud.K.float().cuda()[None]
+    ours = render(
+        get_renderer("cuda"), *x, sh, views, Ks, cloud.width, cloud.height, sh_degree=3,
+        antialiased=mode == "antialiased",
+    )  # fmt: skip
+    colors, alphas, _ = rasterization(
+        *x, sh, views, Ks, cloud.width, cloud.height, sh_degree=3, packed=True, rasterize_mode=mode
+    )
+    assert relative(colors, ours.colors) < 1e-6 and relative(alphas, ours.alphas) < 1e-6
+
+
+def test_nothing_to_see() -> None:
+    from dist3dgs.splats.render import get_renderer
+
+    r, means = get_renderer("auto", "cuda"), torch.zeros(5, 3, device="cuda", requires_grad=True)
+    p = r.project(
+        means - 5, torch.ones(5, 4, device="cuda"), torch.ones(5, 3, device="cuda") * 0.1,
+        torch.ones(5, device="cuda") * 0.5, torch.ones(5, 3, device="cuda"), torch.eye(4, device="cuda"),
+        torch.tensor([[9.0, 0, 4], [0, 9, 4], [0, 0, 1]], device="cuda"), 8, 8,
+    )  # fmt: skip
+    image = r.rasterize(p, 8, 8, background=torch.tensor([1.0, 0, 0], device="cuda"), render_depth=True)
+    image.colors.sum().backward()
+    assert image.colors[..., 0].min() == 1 and image.alphas.max() == 0
+
+
+def test_loss_is_the_same_on_both_devices() -> None:
+    from dist3dgs.splats.loss import l1_ssim_loss
+
+    a, b = torch.rand(50, 60, 3), (torch.rand(50, 60, 3) * 255).to(torch.uint8)
+    assert l1_ssim_loss(a.cuda(), b.cuda()).item() == pytest.approx(l1_ssim_loss(a, b).item(), abs=1e-6)

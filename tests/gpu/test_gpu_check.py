@@ -1,0 +1,37 @@
+"""On a machine with an NVIDIA GPU: the renderers agree, and training works; where there are two GPUs, over NCCL."""
+
+import pytest
+import torch
+
+from dist3dgs.bench import gpu
+from tests.unit import tiny
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, there is none here"),
+]
+
+
+@pytest.mark.parametrize("sh_degree", [0, 3])
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_cuda_and_cpu_renderers_agree(sh_degree, antialiased):
+    errors = gpu.compare_renderers(5_000, sh_degree, antialiased)
+    assert errors.pop("image") < gpu.TOLERANCE["image"]
+    assert max(errors.values()) < gpu.TOLERANCE["gradient"], errors
+
+
+def test_a_short_training_learns(tmp_path):
+    scene = tiny.write_tiny(tmp_path / "scene.safetensors")
+    result = gpu.train(scene, 200)
+    assert result["psnr"] > 15 and result["peak_gpu_gib"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_ranks_over_nccl(kind, tmp_path):
+    scene = tiny.write_tiny(tmp_path / "scene.safetensors")
+    run = tiny.spec("n1g2", strategy={"kind": kind})
+    run = run.model_copy(update={"hardware": run.hardware.model_copy(update={"device": "cuda"})})
+    record = tiny.launch(run, scene, tmp_path / "run")
+    assert record.status == "ok", record.failure
+    assert len({e["device"] for e in tiny.events(tmp_path / "run", "start")}) == 2

@@ -1,0 +1,124 @@
+"""Shares, moves between ranks, and what the guard says about the ranks that joined."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist3dgs.names import Layout
+from dist3dgs.parallel.comm import Communicator
+from dist3dgs.parallel.compress import PowerSgd, _orthogonal
+from dist3dgs.parallel.joined import Member, WorldMismatch, check_members
+from dist3dgs.parallel.shards import even, plan_moves, strided
+
+from .ranks import run_ranks
+
+sizes = st.lists(st.integers(0, 10_000), min_size=1, max_size=64)
+
+
+@given(sizes)
+def test_moves_make_the_shares_even_and_move_no_more_than_the_surplus(sizes):
+    moves, targets = plan_moves(sizes), even(sum(sizes), len(sizes))
+    after = list(sizes)
+    for (giver, taker), count in moves.items():
+        assert count > 0 and giver != taker
+        after[giver] -= count
+        after[taker] += count
+    assert after == targets
+    assert sum(moves.values()) == sum(max(0, n - t) for n, t in zip(sizes, targets, strict=True))
+    assert not {g for g, _ in moves} & {t for _, t in moves}, "a rank both gives and takes"
+
+
+@given(st.integers(0, 500), st.integers(1, 32))
+def test_strided_is_a_permutation_cut_into_even_shares(total, ranks):
+    order = strided(total, ranks).tolist()
+    assert sorted(order) == list(range(total))
+    at = 0
+    for r, n in enumerate(even(total, ranks)):
+        assert order[at : at + n] == list(range(r, total, ranks))
+        at += n
+
+
+def uneven(comm: Communicator) -> torch.Tensor:
+    """Rank r sends r + d rows, filled with its number, to every rank d."""
+    send = [comm.rank + d for d in range(comm.world_size)]
+    receive = [r + comm.rank for r in range(comm.world_size)]
+    return comm.exchange(torch.full((sum(send), 2), float(comm.rank)), send, receive)
+
+
+def test_an_uneven_exchange_brings_everything_in_rank_order():
+    for rank, got in enumerate(run_ranks(3, uneven)):
+        assert got[:, 0].tolist() == [float(r) for r in range(3) for _ in range(r + rank)]
+
+
+def test_columns_become_orthonormal_or_zero():
+    columns = torch.randn(50, 3)
+    columns[:, 2] = 2 * columns[:, 0]
+    basis = _orthogonal(columns)
+    assert torch.allclose(basis.T @ basis, torch.diag(torch.tensor([1.0, 1.0, 0.0])), atol=1e-5)
+
+
+def compress(comm: Communicator) -> list[torch.Tensor]:
+    """What powersgd makes of a rank-2 gradient, and of the sum over 30 steps of one of full rank."""
+    g = torch.Generator().manual_seed(comm.rank)
+    power = PowerSgd(comm, 2)
+    low = torch.randn(200, 2, generator=torch.Generator().manual_seed(9)) @ torch.randn(2, 45, generator=g)
+    low_sum = low.clone()
+    comm.all_reduce(low_sum)
+    for _ in range(3):
+        approximate = power.start("low", low.clone())()
+    full = torch.randn(200, 45, generator=g)
+    full_sum, total = full.clone(), torch.zeros(200, 45)
+    comm.all_reduce(full_sum)
+    for _ in range(60):
+        total += power.start("full", full.clone())()
+    return [low_sum, approximate, full_sum, total / 60]
+
+
+def test_powersgd_is_exact_for_low_rank_and_loses_nothing_over_time():
+    """Vogels et al. 2019: error feedback makes the average of what is sent converge to the gradient."""
+    low_sum, approximate, full_sum, mean = run_ranks(2, compress)[0]
+    assert (approximate - low_sum).norm() / low_sum.norm() < 1e-4
+    assert (mean - full_sum).norm() / full_sum.norm() < 0.35
+    one_step = 1 - (2 / 45)  # what a rank-2 product of noise misses at least, squared and roughly
+    assert one_step > 0.9
+
+
+def members(layout: str, **changes) -> list[Member]:
+    size = Layout.parse(layout)
+    base = {"visible_devices": size.workers_per_node, "spec_digest": "s", "torch": "2"} | changes
+    return [
+        Member(rank=r, host=f"n{r // size.workers_per_node}", device=f"GPU-{r}", **base)
+        for r in range(size.world_size)
+    ]
+
+
+@pytest.mark.parametrize("layout", ["n1g1", "n1g4", "n2g4", "n8g8"])
+def test_a_whole_world_passes(layout):
+    check_members(members(layout), Layout.parse(layout))
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda m: m[:-1], "7 joined, 8 are wanted"),
+        (lambda m: [replace(x, host="n0") for x in m], "ranks per host: 8 on n0"),
+        (lambda m: [*m[:-1], replace(m[-1], device="GPU-6")], "two ranks on one device (GPU-6 of n1)"),
+        (lambda m: [replace(x, visible_devices=8) for x in m], "ask for n2g8"),
+        (lambda m: [*m[:-1], replace(m[-1], device="cpu")], "some ranks compute on GPUs and some on the CPU"),
+        (lambda m: [*m[:-1], replace(m[-1], spec_digest="other")], "different settings"),
+        (lambda m: [*m[:-1], replace(m[-1], torch="1")], "different PyTorch versions"),
+    ],
+)
+def test_every_disagreement_is_named_with_the_table_of_ranks(change, says):
+    with pytest.raises(WorldMismatch) as e:
+        check_members(change(members("n2g4")), Layout.parse("n2g4"))
+    assert says in str(e.value)
+    assert "rank 0    host n0  device GPU-0" in str(e.value)
+
+
+def test_cpu_ranks_share_their_device():
+    layout = Layout.parse("n1g4")
+    check_members([replace(m, device="cpu", visible_devices=0) for m in members("n1g4")], layout)

@@ -1,0 +1,128 @@
+"""Whole trainings on several ranks: replicas stay equal, shards stay even, bytes are those of the formulae."""
+
+import pytest
+
+from dist3dgs.events import read_events
+
+from . import tiny
+from .ranks import run_ranks, train
+
+pytestmark = pytest.mark.slow
+
+
+def events_of(out, kind):
+    return [e for e in read_events(out / "events.jsonl") if e["event"] == kind]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("kind", ["default", "mcmc"])
+def test_replicas_stay_equal_to_the_bit(kind, world_size, tiny_scene, tmp_path):
+    """Through clone, split, prune, reset or relocation, growth and noise, over 300 steps."""
+    run = tiny.spec(
+        f"n1g{world_size}", steps=300, keep="steps", digest_every=10, checkpoint_every=1000, eval_every=1000,
+        log_every=100, sh_every=60,
+        densify={
+            "kind": kind, "start_step": 20, "every": 40, "stop_step": 290, "reset_every": 110, "max_gaussians": 500,
+            "scale_threshold": 0.07,
+        },
+    )  # fmt: skip
+    ranks = run_ranks(world_size, train, run, tiny_scene, tmp_path)
+    assert len({r["digest"] for r in ranks}) == 1
+    compared = events_of(tmp_path, "digest")
+    assert len(compared) >= 30 and all(len(set(e["digests"])) == 1 for e in compared)
+    changed = events_of(tmp_path, "densify")
+    what = ("cloned", "split", "pruned") if kind == "default" else ("relocated", "added")
+    assert sum(any(e[k] for k in what) for e in changed) >= 3
+    assert all(sum(e[k] for e in changed) > 0 for k in what)
+
+
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_quality_does_not_depend_on_the_number_of_ranks(kind, tiny_scene, tmp_path):
+    """The same global batch and images, without densification: rounding alone remains."""
+    psnr = {}
+    for world_size in (1, 2, 4):
+        run = tiny.spec(
+            f"n1g{world_size}", strategy={"kind": kind}, steps=240, global_batch=4, densify={"kind": "none"},
+            eval_every=1000, checkpoint_every=1000,
+        )  # fmt: skip
+        out = tmp_path / str(world_size)
+        run_ranks(world_size, train, run, tiny_scene, out)
+        psnr[world_size] = events_of(out, "eval")[-1]["psnr"]
+    assert psnr[1] > 15
+    assert psnr[2] == pytest.approx(psnr[1], abs=0.15)
+    assert psnr[4] == pytest.approx(psnr[1], abs=0.15)
+
+
+def test_a_sharded_checkpoint_goes_on_with_any_number_of_ranks(tiny_scene, tmp_path):
+    """Saved at 4 ranks, evaluated and resumed at 2 and at 1, by either strategy."""
+
+    def run(layout, kind, steps):
+        return tiny.spec(
+            layout, strategy={"kind": kind}, steps=160, global_batch=4, checkpoint_every=steps, eval_every=80,
+            densify={"start_step": 20, "every": 20, "stop_step": 80},
+        )  # fmt: skip
+
+    def folder(name):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        return tmp_path / name
+
+    run_ranks(4, train, run("n1g4", "sharded", 80), tiny_scene, tmp_path / "four")
+    halfway = tmp_path / "four" / "checkpoints" / "step-00000020.safetensors"
+    at_four = events_of(tmp_path / "four", "eval")
+    assert [e["step"] for e in at_four] == [20, 40]
+    for layout, kind in (("n1g2", "sharded"), ("n1g1", "sharded"), ("n1g1", "replicated")):
+        out = folder(f"{layout}-{kind}")
+        (out / "checkpoints" / halfway.name).write_bytes(halfway.read_bytes())
+        run_ranks(int(layout[-1]), train, run(layout, kind, 80), tiny_scene, out)
+        assert events_of(out, "resume")[0]["step"] == 20
+        last = events_of(out, "eval")[-1]
+        assert last["psnr"] == pytest.approx(at_four[-1]["psnr"], abs=0.5)
+        assert last["num_gaussians"] == at_four[-1]["num_gaussians"]
+
+
+def test_shards_are_evened_out_after_densification(tiny_scene, tmp_path):
+    run = tiny.spec(
+        "n1g3", strategy={"kind": "sharded", "rebalance_above": 1.0}, steps=180, eval_every=1000, checkpoint_every=1000,
+        densify={"start_step": 15, "every": 15, "stop_step": 150, "max_gaussians": 600},
+    )  # fmt: skip
+    ranks = run_ranks(3, train, run, tiny_scene, tmp_path)
+    changed = events_of(tmp_path, "densify")
+    assert len(changed) >= 3
+    assert all(max(e["shards"]) - min(e["shards"]) <= 1 for e in changed)
+    assert sum(r["bytes"].get("all_to_all(rebalance)", 0) for r in ranks) > 0, "nothing ever moved"
+
+
+@pytest.mark.parametrize("compression", ["none", "bf16", "powersgd"])
+def test_bytes_of_replicas_are_those_of_the_formula(compression, tiny_scene, tmp_path):
+    """2 (p-1)/p x 236 N for whole gradients; half of it as bfloat16."""
+    p, steps = 2, 40
+    run = tiny.spec(
+        "n1g2", strategy={"compression": compression}, steps=steps * p, sh_every=1, densify={"kind": "none"},
+        eval_every=1000, checkpoint_every=1000,
+    )  # fmt: skip
+    ranks = run_ranks(p, train, run, tiny_scene, tmp_path)
+    n = 200
+    assert len({r["digest"] for r in ranks}) == 1, "compressed or not, replicas stay equal"
+    # SH degree 0, 1 and 2 come first, two images each.
+    floats = [14, *(14 + 3 * ((d + 1) ** 2 - 1) for d in (1, 2)), *[59] * (steps - 3)]
+    if compression == "powersgd":
+        floats = [14, 14 + 2 + 2 * 9 / n] + [14 + 2 + 2 * 24 / n] + [14 + 2 + 2 * 45 / n] * (steps - 3)
+    want = sum(2 * (p - 1) / p * f * n * (2 if compression == "bf16" else 4) for f in floats)
+    for r in ranks:
+        sent = sum(b for op, b in r["bytes"].items() if "gradients" in op)
+        assert sent == pytest.approx(want, rel=0.05)
+
+
+def test_bytes_of_shards_are_those_of_the_formula(tiny_scene, tmp_path):
+    """(p-1)/p x what is visible x (48 forward + 40 backward), summed over ranks and cameras."""
+    p, steps = 2, 30
+    run = tiny.spec(
+        "n1g2", strategy={"kind": "sharded"}, steps=steps * p, densify={"kind": "none"}, eval_every=1000,
+        checkpoint_every=1000,
+    )  # fmt: skip
+    ranks = run_ranks(p, train, run, tiny_scene, tmp_path)
+    n, visible = 200, 1.0  # the ring's cameras see the whole cloud, but for blobs at its rim
+    evaluations = 3 * n * 48 * (p - 1) / p  # three held-out views
+    want = steps * p * visible * n * (48 + 40) * (p - 1) / p + evaluations
+    sent = sum(b for r in ranks for op, b in r["bytes"].items() if "projection" in op)
+    assert sent == pytest.approx(want, rel=0.05)

@@ -1,0 +1,41 @@
+"""Which rank sees which photograph: each once per epoch, by seed and step alone."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist3dgs.train.views import ViewOrder
+
+
+@given(st.integers(1, 60), st.integers(1, 16), st.integers(1, 4), st.integers(0, 5))
+def test_over_an_epoch_every_view_once_whatever_the_ranks(num_views, ranks, per_rank, seed):
+    train_ids = np.arange(num_views) * 3 + 1
+    batch = ranks * per_rank
+    order = ViewOrder(train_ids, seed, ranks, batch)
+    steps = -(-2 * num_views // batch)
+    seen = [v for step in range(1, steps + 1) for part in order.batch(step) for v in part]
+    assert sorted(seen[:num_views]) == train_ids.tolist()
+    assert sorted(seen[num_views : 2 * num_views]) == train_ids.tolist()
+    assert all(len(part) == per_rank for part in order.batch(1))
+
+
+@given(st.integers(1, 60), st.integers(1, 200), st.integers(0, 5))
+def test_a_resumed_run_sees_what_an_uninterrupted_one_does(num_views, step, seed):
+    train_ids = np.arange(num_views)
+    went_on = ViewOrder(train_ids, seed, 2, 4)
+    for k in range(1, step):
+        went_on.batch(k)
+    assert ViewOrder(train_ids, seed, 2, 4).batch(step) == went_on.batch(step)
+
+
+def test_ranks_see_different_views_and_together_the_same_as_one():
+    many, one = ViewOrder(np.arange(40), 0, 8, 8), ViewOrder(np.arange(40), 0, 1, 8)
+    for step in range(1, 6):
+        parts = many.batch(step)
+        assert len({v for part in parts for v in part}) == 8
+        assert [v for part in parts for v in part] == one.batch(step)[0]
+
+
+def test_seed_and_epoch_change_the_order():
+    first = [ViewOrder(np.arange(30), seed, 1, 30).batch(step)[0] for seed, step in ((0, 1), (0, 2), (1, 1))]
+    assert first[0] != first[1] and first[0] != first[2]
