@@ -64,6 +64,7 @@ class TextReader:
         self.seen: set[bytes] = set()  # shapes that nobody needs to see again
         self.repeats: dict[bytes, int] = {}  # shapes that somebody cares for -> how often still
         self.often: dict[bytes, list[FactPattern]] = {}
+        self.progress_shapes: set[bytes] = set()
         self.num_blocks = 0
         self.formats: list[StepFormat] = []
         self.tail = b""
@@ -113,11 +114,7 @@ class TextReader:
             self.result.first_time.setdefault(self.index, line.time)
         often = self.result.facts.read(line, FACTS)
         again = REPEATS_RANKS if often else 0
-        for fmt in FORMATS:
-            if fmt not in self.formats and fmt.pattern.search(block.lines[i]):
-                if fmt.name != "key value" or not any(f.pattern.search(block.lines[i]) for f in self.formats):
-                    self.formats.append(fmt)
-                break
+        self._know_progress(block.lines[i], shape)
         hit = self._judge(block, line, i)
         if hit is not None:
             again = max(again, REPEATS_RANKS if hit.rule.tier == Tier.COMMUNICATION else REPEATS)
@@ -130,6 +127,20 @@ class TextReader:
             if often and len(self.often) < MAX_OFTEN:
                 self.often[shape] = often
         return [hit] if hit else []
+
+    def _know_progress(self, raw: bytes, shape: bytes) -> None:
+        """Take note of a progress line's format and shape at first sight."""
+        for fmt in FORMATS:
+            m = fmt.pattern.search(raw)
+            if m is None:
+                continue
+            if fmt not in self.formats:
+                if fmt.name == "key value" and any(f.pattern.search(raw) for f in self.formats):
+                    return
+                self.formats.append(fmt)
+            if len(self.progress_shapes) < MAX_SHAPES and _is_training(fmt, raw, m.start()):
+                self.progress_shapes.add(shape)
+            return
 
     def _judge(self, block: Block, line: Line, i: int) -> Hit | None:
         low = line.text.lower()
@@ -161,8 +172,7 @@ class TextReader:
         return None
 
     def _steps_above(self, block: Block, i: int) -> int:
-        above = b"\n".join(block.lines[max(0, i - 400) : i])
-        return sum(1 for fmt in self.formats if next(_training(fmt, above), None) is not None)
+        return sum(shape in self.progress_shapes for shape in block.shapes[max(0, i - 400) : i])
 
     def _steps(self, block: Block, hits: list[Hit]) -> None:
         """Run the active step formats over the block, and note how much progress stands before each hit."""
@@ -182,14 +192,16 @@ class TextReader:
         self._note_progress(block, starts)
 
     def _note_progress(self, block: Block, starts: list[int]) -> None:
-        at = _last_progress(self.formats, block.data)
         p = self.progress
         below = 0
-        if at >= 0:
+        if not self.progress_shapes.isdisjoint(block.unique):
+            back = next(n for n, shape in enumerate(reversed(block.shapes)) if shape in self.progress_shapes)
+            last = len(block.shapes) - 1 - back
+            at = block.offset(last)
+            below = at + len(block.lines[last])
             p.count += max(len(starts), 1)
             p.bytes = self.offset + at
-            start, below = block.data.rfind(b"\n", 0, at) + 1, block.data.find(b"\n", at)
-            text = clean(block.data[start : below if below >= 0 else None])
+            text = clean(block.lines[last])
             p.last, p.after_time = Line(self.path, block.number_at(at), text, self.clock.read(text)), None
         if p.last is not None and p.after_time is None and below >= 0:
             times = (
@@ -250,25 +262,12 @@ class TextReader:
 def _training(fmt: StepFormat, data: bytes) -> Iterator[int]:
     """Offsets of the format's lines in `data`, those of bars that are no training left out."""
     for m in fmt.pattern.finditer(data):
-        if fmt.name != "tqdm" or not NO_TRAINING.search(_before(data, m.start())):
+        if _is_training(fmt, data, m.start()):
             yield m.start()
 
 
-def _last_progress(formats: Sequence[StepFormat], data: bytes) -> int:
-    """Offset of the last progress line in `data`, -1 if there is none."""
-    for start in (max(0, len(data) - TAIL_BYTES), 0):
-        start = data.rfind(b"\n", 0, start) + 1
-        part = data[start:]
-        last = -1
-        for fmt in formats:
-            found = [m.start() for m in fmt.pattern.finditer(part)]
-            for at in reversed(found):
-                if at <= last or fmt.name != "tqdm" or not NO_TRAINING.search(_before(part, at)):
-                    last = max(last, at)
-                    break
-        if last >= 0 or start == 0:
-            return start + last if last >= 0 else -1
-    return -1
+def _is_training(fmt: StepFormat, data: bytes, at: int) -> bool:
+    return fmt.name != "tqdm" or not NO_TRAINING.search(_before(data, at))
 
 
 def _before(data: bytes, at: int) -> str:
