@@ -9,7 +9,18 @@ from torch import Tensor
 
 from dist3dgs.splats.render import Renderer, get_renderer
 
-GRADIENTS = ("means", "quats", "scales", "opacities", "sh0", "shn", "viewmat", "background", "means2d", "absgrad")
+GRADIENTS = (
+    "means",
+    "quats",
+    "scales",
+    "opacities",
+    "sh0",
+    "shn",
+    "viewmat",
+    "background",
+    "means2d",
+    "absgrad",
+)
 
 
 @dataclass(kw_only=True)
@@ -55,7 +66,9 @@ def around_points(points: np.ndarray, colors: np.ndarray, viewmat: np.ndarray, K
     g, n = torch.Generator().manual_seed(seed), len(points)
     means, view = torch.from_numpy(points).double(), torch.from_numpy(viewmat).double()
     depth = (means @ view[2, :3] + view[2, 3]).clamp_min(0.1)
-    scales = torch.exp(torch.randn(n, 3, generator=g, dtype=torch.float64) * 0.5) * depth[:, None] * 1.5 / K[0, 0]
+    scales = (
+        torch.exp(torch.randn(n, 3, generator=g, dtype=torch.float64) * 0.5) * depth[:, None] * 1.5 / K[0, 0]
+    )
     scales[:, 2] *= 0.2
     return Cloud(
         means=means, quats=torch.randn(n, 4, generator=g, dtype=torch.float64), scales=scales,

@@ -58,7 +58,11 @@ def test_sums_and_transpositions(real: ir.Type, dtype: torch.dtype) -> None:
         vmath.store_rows(k, rows, k.constant(0, I64), k.constant(7, I64), [v * 2.0 for v in three])
 
     matrix = torch.randn(16, 16, dtype=dtype)
-    sums, turned, rows = torch.zeros(16, dtype=dtype), torch.zeros_like(matrix), torch.zeros(16, 3, dtype=dtype)
+    sums, turned, rows = (
+        torch.zeros(16, dtype=dtype),
+        torch.zeros_like(matrix),
+        torch.zeros(16, 3, dtype=dtype),
+    )
     compiled(write, real)(matrix, sums, turned, rows)
     assert torch.allclose(sums[:11], matrix.sum(1)[:11]) and torch.equal(turned, matrix.T)
     assert torch.equal(rows[:7], 2 * matrix.flatten()[:21].view(7, 3)) and rows[7:].abs().sum() == 0
@@ -98,7 +102,9 @@ image = r.rasterize(p, 48, 40)
 image.colors.sum().backward()
 print(hashlib.sha256(image.colors.detach().numpy().tobytes() + means.grad.numpy().tobytes()).hexdigest())
 """
-    out = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr
     return out.stdout.strip()
 
@@ -217,7 +223,9 @@ assert answer() == 42
     environment = {**os.environ, CACHE_VARIABLE: str(tmp_path)}
     ranks = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment) for _ in range(4)]
     assert [rank.wait() for rank in ranks] == [0] * 4
-    assert (tmp_path / "built").read_text() == "x", f"compiled more than once in {time.monotonic() - start:.0f} s"
+    assert (tmp_path / "built").read_text() == "x", (
+        f"compiled more than once in {time.monotonic() - start:.0f} s"
+    )
 
 
 def test_unknown_kernels_and_processors(monkeypatch: pytest.MonkeyPatch) -> None:

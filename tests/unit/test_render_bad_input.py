@@ -26,7 +26,9 @@ def gaussians(n: int = 3) -> list[Tensor]:
             torch.rand(n, 3, generator=g)]  # fmt: skip
 
 
-def draw(name: str, inputs: list[Tensor], viewmat: Tensor = EYE, K: Tensor = K, size: tuple = (16, 12), **options):
+def draw(
+    name: str, inputs: list[Tensor], viewmat: Tensor = EYE, K: Tensor = K, size: tuple = (16, 12), **options
+):
     """Project, rasterize, go back; return the image and the gradients."""
     renderer = get_renderer(name)
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
@@ -191,7 +193,7 @@ def test_any_numbers_at_all(data: st.DataObject) -> None:
     focal = data.draw(st.sampled_from([1e-3, 1.0, 20.0, 1e5, 3e38]))
     K = torch.tensor([[focal, 0, data.draw(numbers)], [0, focal, 6], [0, 0, 1]])
     try:
-        image, gradients, p = draw(
+        image, gradients, _ = draw(
             "cpu", inputs, K=K, size=size, eps2d=data.draw(st.sampled_from([0.0, 0.3, 1e6])),
             antialiased=data.draw(st.booleans()), near=data.draw(st.sampled_from([1e-30, 0.01, 1.0])),
         )  # fmt: skip
@@ -216,7 +218,9 @@ def test_any_projection_at_all(data: st.DataObject) -> None:
     radii = torch.full((n, 2), 9, dtype=torch.int32)
     for _ in range(data.draw(st.integers(0, 5))):
         tensor = fields[data.draw(st.sampled_from(sorted(fields)))].view(n, -1)
-        tensor[data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, tensor.shape[1] - 1))] = data.draw(numbers)
+        tensor[data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, tensor.shape[1] - 1))] = data.draw(
+            numbers
+        )
         radii[data.draw(st.integers(0, n - 1)), 0] = data.draw(st.integers(-(2**31), 2**31 - 1))
     leaves = {name: t.requires_grad_() for name, t in fields.items()}
     p = Projection(ids=torch.arange(n), radii=radii, **leaves)

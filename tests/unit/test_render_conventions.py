@@ -49,7 +49,9 @@ def test_alpha_below_one_255th_is_nothing(name: str, dtype: torch.dtype) -> None
 
 @both
 def test_alpha_is_clamped_at_0_999(name: str, dtype: torch.dtype) -> None:
-    image = draw(name, dtype, (1, 1), {"at": (0.5, 0.5), "opacity": 1.0}, background=torch.ones(3, dtype=dtype))
+    image = draw(
+        name, dtype, (1, 1), {"at": (0.5, 0.5), "opacity": 1.0}, background=torch.ones(3, dtype=dtype)
+    )
     assert image.alphas.item() == pytest.approx(0.999, rel=1e-6)
 
 
@@ -57,7 +59,10 @@ def test_alpha_is_clamped_at_0_999(name: str, dtype: torch.dtype) -> None:
 def test_a_pixel_stops_before_its_transmittance_reaches_1e_4(name: str, dtype: torch.dtype) -> None:
     # 0.02 * 0.02 = 4e-4 is left after two of alpha 0.98; the third would leave 8e-6 and must not be drawn, and
     # what comes behind it neither, even where it alone would be transparent enough
-    layers = [{"at": (0.5, 0.5), "opacity": 0.98, "depth": float(i), "color": (float(i), 0.0, 0.0)} for i in (1, 2, 3)]
+    layers = [
+        {"at": (0.5, 0.5), "opacity": 0.98, "depth": float(i), "color": (float(i), 0.0, 0.0)}
+        for i in (1, 2, 3)
+    ]
     image = draw(name, dtype, (1, 1), *layers, {"at": (0.5, 0.5), "opacity": 0.1, "depth": 4.0})
     assert image.alphas.item() == pytest.approx(1 - 4e-4, rel=1e-6)
     assert image.colors[0, 0, 0].item() == pytest.approx(0.98 + 0.02 * 0.98 * 2, rel=1e-6)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.unit.clouds import Cloud, around_points, assert_close, edge_pixels, random_cloud, relative, run
 
 from dist3dgs.splats.render import Projection, get_renderer, render, set_threads
 from dist3dgs.splats.render.cpu.rasterize import split_rows
+from tests.unit.clouds import Cloud, around_points, assert_close, edge_pixels, random_cloud, relative, run
 
 COLOR, GRADIENT = 1e-6, 1e-5
 
@@ -68,7 +68,10 @@ def test_fox_cameras(shared: Path) -> None:
     frames = [f for f in scene["frames"] if (shared / "scenes/fox" / f["file_path"]).exists()]
     flip = np.diag([1.0, -1, -1, 1])  # OpenGL to OpenCV axes
     scale = 90 / scene["w"]
-    K = np.array([[scene["fl_x"], 0, scene["cx"]], [0, scene["fl_y"], scene["cy"]], [0, 0, 1 / scale]]) * scale
+    K = (
+        np.array([[scene["fl_x"], 0, scene["cx"]], [0, scene["fl_y"], scene["cy"]], [0, 0, 1 / scale]])
+        * scale
+    )
     rng, points, colors = np.random.default_rng(0), [], []
     for frame in frames[::10]:
         with Image.open(shared / "scenes/fox" / frame["file_path"]) as photo:
@@ -141,9 +144,11 @@ def test_gradcheck() -> None:
             p = cpu.project(means, quats, scales, opacities, (sh0, shn), viewmat, cloud.K, 14, 12, sh_degree=3,
                             antialiased=antialiased)  # fmt: skip
             image = cpu.rasterize(p, 14, 12, background=background, render_depth=True)
-            return (image.colors * weights[:3].movedim(0, -1)).sum() + (image.alphas * weights[3]).sum() + (
-                image.depths * weights[4]
-            ).sum()
+            return (
+                (image.colors * weights[:3].movedim(0, -1)).sum()
+                + (image.alphas * weights[3]).sum()
+                + (image.depths * weights[4]).sum()
+            )
 
         names = ("means", "quats", "scales", "opacities", "sh0", "shn", "background")
         leaves = [getattr(cloud, name).clone().requires_grad_() for name in names]
@@ -244,7 +249,9 @@ def step(n):
 step(1000)
 print(step(600_000) / 600_000)
 """
-    out = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr
     assert float(out.stdout) < 250 + 480 * 270 * 4 * 12 / 600_000
 

@@ -36,9 +36,13 @@ def test_value_and_gradient(size: tuple[int, int], dtype: torch.dtype, tolerance
 def test_agrees_with_torchmetrics() -> None:
     image, target = images(120, 90, torch.float32)
     # torchmetrics pads by reflection: in a frame of zeros, its map inside the frame is that of zero padding
-    a, b = (torch.nn.functional.pad(t.detach().movedim(-1, 0)[None], (10,) * 4) for t in (image, target / 255))
+    a, b = (
+        torch.nn.functional.pad(t.detach().movedim(-1, 0)[None], (10,) * 4) for t in (image, target / 255)
+    )
     _, similarity = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)
-    assert ssim(image, target).item() == pytest.approx(similarity[..., 10:-10, 10:-10].mean().item(), abs=1e-5)
+    assert ssim(image, target).item() == pytest.approx(
+        similarity[..., 10:-10, 10:-10].mean().item(), abs=1e-5
+    )
 
 
 def test_the_same_bits_for_any_number_of_threads() -> None:

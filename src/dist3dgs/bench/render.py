@@ -40,7 +40,16 @@ class BenchCloud:
     def project(self, renderer: Renderer) -> Projection:
         means, quats, scales, opacities, sh0, shn = self.parameters
         return renderer.project(
-            means, quats, scales, opacities, (sh0, shn), torch.eye(4), self.K, self.width, self.height, sh_degree=3
+            means,
+            quats,
+            scales,
+            opacities,
+            (sh0, shn),
+            torch.eye(4),
+            self.K,
+            self.width,
+            self.height,
+            sh_degree=3,
         )
 
 
@@ -168,11 +177,11 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Speed of the CPU renderer",
         "",
-        f"`{result['command']}` on {m['cpu']}, {result['threads']} threads, torch {m['torch']}, llvmlite {m['llvmlite']}, "
-        f"commit {m['commit']}, {m['date']}. Load of the machine before the run: {m['load']} on {m['cores']} cores.",
+        f"`{result['command']}` on {m['cpu']}, {result['threads']} threads, torch {m['torch']}, "
+        f"llvmlite {m['llvmlite']}, commit {m['commit']}, {m['date']}. Load of the machine before the run: {m['load']} on {m['cores']} cores.",
         "",
-        "Forward + backward with projection and spherical harmonics of degree 3. Median (best) of the runs, side by side "
-        "with the plain torch reference in one process with the same threads. The scenes: "
+        "Forward + backward with projection and spherical harmonics of degree 3. Median (best) of the runs, side by "
+        "side with the plain torch reference in one process with the same threads. The scenes: "
         + " ".join((make_cloud.__doc__ or "").split()),
         "",
         "| Gaussians, size | cpu, ms | reference, ms | ratio of medians | of best runs | must |",

@@ -34,7 +34,11 @@ def l1_ssim_loss(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Ten
 def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Mean structural similarity of two [H,W,3] images, differentiable in `image`."""
     _check(image, target)
-    return 1 - _CpuLoss.apply(image, target, 1.0) if image.device.type == "cpu" else ssim_reference(image, target)
+    return (
+        1 - _CpuLoss.apply(image, target, 1.0)
+        if image.device.type == "cpu"
+        else ssim_reference(image, target)
+    )
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:

@@ -149,7 +149,12 @@ def write_all(module: ir.Module, real: ir.Type) -> None:
 @functools.cache
 def kernels(dtype: torch.dtype) -> Callable[[str], int]:
     """Kernel name -> address, for float32 or float64."""
-    return load_kernels("loss", write_all, F32 if dtype == torch.float32 else F64, [Path(__file__), Path(loss_window.__file__)])
+    return load_kernels(
+        "loss",
+        write_all,
+        F32 if dtype == torch.float32 else F64,
+        [Path(__file__), Path(loss_window.__file__)],
+    )
 
 
 @functools.cache

@@ -75,9 +75,7 @@ def compile_object(
         llvm.initialize_native_asmprinter()
         triple = llvm.get_process_triple()
     target = llvm.Target.from_triple(triple)
-    machine = target.create_target_machine(
-        cpu=cpu, features=features, opt=3, reloc="pic", codemodel="small"
-    )
+    machine = target.create_target_machine(cpu=cpu, features=features, opt=3, reloc="pic", codemodel="small")
     module = llvm.parse_assembly(text)
     module.triple = triple
     module.data_layout = str(machine.target_data)

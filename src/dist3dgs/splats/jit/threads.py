@@ -1,7 +1,8 @@
 """Run kernels on exactly as many threads as torch has, and on the same ones.
 
 A kernel shares out its own tasks (see `ir.Kernel.tasks`), so running it on n threads means calling it n times at once.
-torch's OpenMP runtime does that: no second pool of threads competes for the cores, and none spins while the other works.
+torch's OpenMP runtime does that: no second pool of threads competes for the cores, and none spins while the other
+works.
 Where torch has no OpenMP (macOS), a pool of Python threads does it.
 """
 

@@ -44,7 +44,7 @@ class CudaRenderer:
         checks.check_camera(viewmat, K)
         _check_device(means)
         _check_finite(means, quats, scales, opacities)
-        from gsplat.cuda._wrapper import fully_fused_projection
+        from gsplat import fully_fused_projection
 
         viewmat, K = viewmat.to(means), K.to(means)
         turned = quats.detach().norm(dim=-1, keepdim=True) >= QUATERNION_MIN
@@ -79,7 +79,7 @@ class CudaRenderer:
         background = p.means2d.new_zeros(3) if background is None else background.to(p.means2d)
         if len(p.ids) == 0:
             return _empty(p, width, height, background, render_depth)
-        from gsplat.cuda._wrapper import isect_offset_encode, isect_tiles, rasterize_to_pixels
+        from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels
 
         columns, rows = math.ceil(width / TILE_PX), math.ceil(height / TILE_PX)
         _, pairs, who = isect_tiles(
@@ -102,7 +102,7 @@ def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degr
     parts = colors if isinstance(colors, tuple) else (colors,)
     if sh_degree is None:
         return parts[0][ids]
-    from gsplat.cuda._wrapper import spherical_harmonics
+    from gsplat import spherical_harmonics
 
     # coefficients beyond the degree are left out before they are copied; at degree 0 shN takes no part at all
     count = (sh_degree + 1) ** 2
@@ -117,7 +117,9 @@ def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degr
 
 
 def _empty(p: Projection, width: int, height: int, background: Tensor, render_depth: bool) -> Image:
-    nothing = p.means2d.sum() + p.conics.sum() + p.colors.sum() + p.opacities.sum() + p.depths.sum()  # 0, with a graph
+    nothing = (
+        p.means2d.sum() + p.conics.sum() + p.colors.sum() + p.opacities.sum() + p.depths.sum()
+    )  # 0, with a graph
     alphas = background.new_zeros(height, width) + nothing
     colors = background.expand(height, width, 3) + nothing
     return Image(colors=colors, alphas=alphas, depths=alphas.clone() if render_depth else None)
@@ -135,6 +137,8 @@ def _check_finite(*tensors: Tensor) -> None:
 
 def _check_device(tensor: Tensor) -> None:
     if tensor.device.type != "cuda":
-        raise UserError(f"Gaussians are on {tensor.device}: the renderer 'cuda' draws only those on a CUDA device")
+        raise UserError(
+            f"Gaussians are on {tensor.device}: the renderer 'cuda' draws only those on a CUDA device"
+        )
     if tensor.dtype != torch.float32:
         raise UserError(f"Gaussians are {tensor.dtype}: the renderer 'cuda' draws only torch.float32")

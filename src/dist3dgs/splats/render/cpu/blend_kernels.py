@@ -1,8 +1,8 @@
 """Blending, forward and backward: one task is a 16x16 tile, one vector a 4x4 block of pixels.
 
-alpha = 2^(log2 opacity + quadratic form); masks instead of branches; a pixel that is finished has the
-transmittance NaN, for which every comparison is false, and keeps the last one elsewhere. The backward pass walks front to back like the
-forward pass: with q = color . g (g the gradient of the pixel), the part of g . image behind Gaussian i is
+alpha = 2^(log2 opacity + quadratic form); masks instead of branches; a pixel that is finished has the transmittance
+NaN, for which every comparison is false, and keeps the last one elsewhere. The backward pass walks front to back like
+the forward pass: with q = color . g (g the gradient of the pixel), the part of g . image behind Gaussian i is
 rest_i = g . image - v_alpha T_final - sum_{j<=i} T_j alpha_j q_j, and dL/dalpha_i = T_i q_i - rest_i / (1 - alpha_i).
 """
 
@@ -120,9 +120,7 @@ class _Gaussian:
         """dx, dy, unclamped alpha, and whether it counts: at least 1/255."""
         k = self.k
         dx, dy = self.x - px, self.y - py
-        exponent = k.fma(
-            k.fma(self.aa, dx, self.ab * dy), dx, k.fma(self.bb * dy, dy, self.log_opacity)
-        )
+        exponent = k.fma(k.fma(self.aa, dx, self.ab * dy), dx, k.fma(self.bb * dy, dy, self.log_opacity))
         # the quadratic form is never positive, but its rounding can be, on the ridge of a needle
         log_alpha = exponent.min(self.log_opacity)
         counts = log_alpha >= LOG2_ALPHA_MIN
@@ -135,7 +133,9 @@ def write_blend(module: ir.Module, real: ir.Type, num_channels: int) -> None:
     counter, num_tiles = k.pointer(I64), k.arg(I64)
     lists = _Lists(k)
     background, image, transmittance, used = k.pointer(), k.pointer(), k.pointer(), k.pointer(I64)
-    blocks = _Blocks(k, 2 + num_channels)  # transmittance, the channels, and the transmittance of finished pixels
+    blocks = _Blocks(
+        k, 2 + num_channels
+    )  # transmittance, the channels, and the transmittance of finished pixels
     with k.tasks(counter, num_tiles) as tile:
         column, row = (tile % lists.num_columns) * TILE_PX, (tile // lists.num_columns) * TILE_PX
         live = k.variable(k.constant(0, I32))
@@ -179,9 +179,7 @@ def _mask(lists: _Lists, entry: Value) -> Value:
     return lists.masks[entry].to(I32) & 0xFFFF
 
 
-def _blend_two(
-    k: Kernel, g: _Gaussian, two: list[Value], blocks: _Blocks, live: Variable
-) -> None:
+def _blend_two(k: Kernel, g: _Gaussian, two: list[Value], blocks: _Blocks, live: Variable) -> None:
     _, _, raw, counts = g.alpha(*blocks.centre(two))
     alpha = raw.min(ALPHA_MAX)
     before = blocks.load(two, 0)
@@ -329,23 +327,22 @@ def write_gather(module: ir.Module, real: ir.Type) -> None:
     row_starts, row_lists, first_slots = k.pointer(I64), k.pointer(I32), k.pointer(I32)
     row_slots, row_bases, slots, totals = k.pointer(I64), k.pointer(I64), k.pointer(), k.pointer()
     lanes = k.lanes(list(range(LANES)), I64) < k.splat(num_sums)
-    with k.tasks(counter, (n + (chunk_size - 1)) // chunk_size) as chunk:
-        with k.loop(first_row, last_row) as row:
-            place = chunk * num_rows + row
-            last = row_starts[row + 1] - 1
-            with k.loop(entry_starts[place], entry_stops[place]) as entry:
-                ahead = row_lists[(entry + PREFETCH).min(last)]
-                totals.prefetch(sources[ahead].to(I64) * num_sums)
-                totals.prefetch(sources[ahead].to(I64) * num_sums + (num_sums - 1))
-                begin, end = first_slots[entry].to(I64), k.variable(row_slots[row])
-                with k.when(entry < last):
-                    end.set(first_slots[entry + 1].to(I64))
-                with k.when(begin < end.get()):
-                    total = k.variable(slots.load((begin + row_bases[row]) * SLOT, 64))
-                    with k.loop(begin + 1, end.get()) as slot:
-                        total.add(slots.load((slot + row_bases[row]) * SLOT, 64))
-                    to = sources[row_lists[entry]].to(I64) * num_sums
-                    totals.store_masked(to, totals.load_masked(to, lanes) + total.get(), lanes)
+    with k.tasks(counter, (n + (chunk_size - 1)) // chunk_size) as chunk, k.loop(first_row, last_row) as row:
+        place = chunk * num_rows + row
+        last = row_starts[row + 1] - 1
+        with k.loop(entry_starts[place], entry_stops[place]) as entry:
+            ahead = row_lists[(entry + PREFETCH).min(last)]
+            totals.prefetch(sources[ahead].to(I64) * num_sums)
+            totals.prefetch(sources[ahead].to(I64) * num_sums + (num_sums - 1))
+            begin, end = first_slots[entry].to(I64), k.variable(row_slots[row])
+            with k.when(entry < last):
+                end.set(first_slots[entry + 1].to(I64))
+            with k.when(begin < end.get()):
+                total = k.variable(slots.load((begin + row_bases[row]) * SLOT, 64))
+                with k.loop(begin + 1, end.get()) as slot:
+                    total.add(slots.load((slot + row_bases[row]) * SLOT, 64))
+                to = sources[row_lists[entry]].to(I64) * num_sums
+                totals.store_masked(to, totals.load_masked(to, lanes) + total.get(), lanes)
     k.finish()
 
 

@@ -138,8 +138,9 @@ def lanes_below(k: Kernel, first: Value, last: Value) -> Value:
 
 def ellipse(k: Kernel, camera: Camera, g: Gaussians) -> Ellipse:
     """Project 16 Gaussians. Where they are not in range, nothing means anything."""
+    translation = (camera.t0, camera.t1, camera.t2)
     cam = [k.fma(r[0], g.mean[0], k.fma(r[1], g.mean[1], k.fma(r[2], g.mean[2], t)))
-           for r, t in zip((camera.row(i) for i in range(3)), (camera.t0, camera.t1, camera.t2), strict=True)]  # fmt: skip
+           for r, t in zip((camera.row(i) for i in range(3)), translation, strict=True)]  # fmt: skip
     x, y, z = cam
     in_range = (z >= camera.near) & (z <= camera.far)
     z = k.select(in_range, z, 1.0)

@@ -28,8 +28,9 @@ def band(degree: int, x: Value, y: Value, z: Value) -> list[Value | float]:
     ]  # fmt: skip
 
 
-def band_gradient(degree: int, x: Value, y: Value, z: Value, w: list[Value]) -> list[Value]:
+def band_gradient(degree: int, direction: list[Value], w: list[Value]) -> list[Value]:
     """d(sum_i w_i * function_i) / d(x, y, z) of one degree >= 1."""
+    x, y, z = direction
     if degree == 1:
         return [-C1 * w[2], -C1 * w[0], C1 * w[1]]
     if degree == 2:

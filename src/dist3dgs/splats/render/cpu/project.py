@@ -71,7 +71,8 @@ class Project(torch.autograd.Function):
         bad = torch.zeros(num_chunks, dtype=torch.int64)
         ctx.shared = (num_chunks, *gaussians, *_harmonics(sh0, shn), numbers, offsets)
         run(
-            get(kernel_name("project", view.degree)), *ctx.shared, packed_ids, ids, means2d, conics, depths, radii, colors, opacities, bad,
+            get(kernel_name("project", view.degree)), *ctx.shared, packed_ids, ids, means2d, conics, depths, radii,
+            colors, opacities, bad,
             num_tasks=num_chunks,
         )  # fmt: skip
         if int(bad.sum()):
@@ -106,8 +107,8 @@ class Project(torch.autograd.Function):
         width0 = v_sh0[0].numel() if n else 0
         widthn = 0 if v_shn is None else v_shn[0].numel() if n else 0
         run(
-            kernels(means.dtype)(kernel_name("project_backward", degree)), *ctx.shared, n, ids, colors, *incoming, *outgoing,
-            v_sh0, width0, second, width0 if joined else widthn, int(not joined), pose, int(pose_wanted),
+            kernels(means.dtype)(kernel_name("project_backward", degree)), *ctx.shared, n, ids, colors, *incoming,
+            *outgoing, v_sh0, width0, second, width0 if joined else widthn, int(not joined), pose, int(pose_wanted),
             num_tasks=num_chunks,
         )  # fmt: skip
         v_viewmat = v_centre = None

@@ -41,8 +41,8 @@ def write_cull(module: ir.Module, real: ir.Type) -> None:
             index = k.splat(i.to(I32)) + k.lanes(list(range(16)), I32)
             ids.store_packed(start + count.get(), index, seen)
             count.add(k.intrinsic("llvm.ctpop", seen.mask_bits()).to(I64))
-        for j, value in enumerate((count, bad, first)):
-            report[chunk * 3 + j] = value.get()
+        for j, number in enumerate((count, bad, first)):
+            report[chunk * 3 + j] = number.get()
     k.finish()
 
 
@@ -115,7 +115,9 @@ def write_project_backward(module: ir.Module, real: ir.Type, degree: int) -> Non
     k = Kernel(module, kernel_name("project_backward", degree), real)
     a = _Visible(k, degree)
     n, ids, colors = k.arg(I64), k.pointer(I64), k.pointer()
-    incoming = [(k.pointer(), k.arg(I64)) for _ in range(5)]  # means2d, conics, depths, colors, opacities; strides
+    incoming = [
+        (k.pointer(), k.arg(I64)) for _ in range(5)
+    ]  # means2d, conics, depths, colors, opacities; strides
     outgoing = [(k.pointer(), width) for width in (3, 4, 3, 1)]
     v_sh0, width0, v_shn, widthn = k.pointer(), k.arg(I64), k.pointer(), k.arg(I64)
     apart = k.arg(I64)  # 1: v_shn is a tensor of its own; 0: it is the rest of the rows of v_sh0
@@ -144,7 +146,9 @@ def write_project_backward(module: ir.Module, real: ir.Type, degree: int) -> Non
             ]
             back = _backward_geometry(k, camera, g, e, v)
             rgb = geo.load_rows(k, colors, i, stop, 3)
-            v_direction = _backward_colors(k, a, camera, g, (chunk, local, mask), rgb, v[3], v_sh0, width0, v_rows)
+            v_direction = _backward_colors(
+                k, a, camera, g, (chunk, local, mask), rgb, v[3], v_sh0, width0, v_rows
+            )
             v_mean = [m + d for m, d in zip(back.mean, v_direction, strict=True)]
             results = (v_mean, back.quat, back.scale, [back.opacity])
             for (p, width), values in zip(outgoing, results, strict=True):
@@ -274,7 +278,7 @@ def _backward_colors(
     v_direction = [k.zero(k.vreal)] * 3
     for degree in range(1, a.degree + 1):
         of_degree = weights[degree**2 - 1 : (degree + 1) ** 2 - 1]
-        parts = band_gradient(degree, *direction, of_degree)
+        parts = band_gradient(degree, direction, of_degree)
         v_direction = [total + part for total, part in zip(v_direction, parts, strict=True)]
     along = geo.dot(k, v_direction, direction)
     return [(v - along * d) * inverse for v, d in zip(v_direction, direction, strict=True)]

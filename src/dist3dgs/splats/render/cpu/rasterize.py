@@ -97,7 +97,8 @@ def make_lists(
     run(get("rows"), chunk_size, n, order, boxes, num_rows, entry_stops, row_lists, num_tasks=num_chunks)
     lists = Lists(
         num_columns, num_rows, chunk_size, sources, packed, row_starts, row_lists, entry_starts, entry_stops,
-        *torch.empty(2, num_rows * num_columns, dtype=torch.int64),
+        tile_starts=torch.empty(num_rows * num_columns, dtype=torch.int64),
+        tile_stops=torch.empty(num_rows * num_columns, dtype=torch.int64),
         who=torch.empty(num_pairs, dtype=torch.int32), masks=torch.empty(num_pairs, dtype=torch.int16),
         pair_slots=torch.empty(num_pairs, dtype=torch.int32),
         first_slots=torch.empty(num_entries, dtype=torch.int32), row_slots=torch.empty(num_rows, dtype=torch.int64),
@@ -129,8 +130,11 @@ class Rasterize(torch.autograd.Function):
             absgrad,
             render_depth,
         ) = inputs
-        rows = [t.contiguous() for t in (means2d, conics, depths, radii, colors, opacities)]
-        lists = make_lists(*rows, width, height)
+        conics, opacities = conics.contiguous(), opacities.contiguous()
+        lists = make_lists(
+            means2d.contiguous(), conics, depths.contiguous(), radii.contiguous(), colors.contiguous(), opacities,
+            width, height,
+        )  # fmt: skip
         num_channels = 4 if render_depth else 3
         image, transmittance = depths.new_empty(height, width, num_channels), depths.new_empty(height, width)
         num_tiles = lists.num_columns * lists.num_rows
@@ -141,15 +145,15 @@ class Rasterize(torch.autograd.Function):
             lists.tile_starts, lists.tile_stops, lists.who, lists.masks, behind, image, transmittance, used,
             num_tasks=num_tiles,
         )  # fmt: skip
-        ctx.save_for_backward(means2d, rows[1], rows[5], image, transmittance)
-        ctx.state = (lists, used, width, height, absgrad)
+        ctx.save_for_backward(means2d, conics, opacities, image, transmittance)
+        ctx.state = (lists, used, absgrad)
         return image, transmittance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_image: Tensor, v_transmittance: Tensor) -> tuple[Any, ...]:
         means2d, conics, opacities, image, transmittance = ctx.saved_tensors
-        lists, used, width, height, absgrad = ctx.state
+        lists, used, absgrad = ctx.state
         num_channels = image.shape[2]
         v_image, v_alpha = v_image.contiguous(), -v_transmittance
         totals = _backward_sums(lists, used, image, transmittance, v_image, v_alpha, absgrad)
