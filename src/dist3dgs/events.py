@@ -14,7 +14,7 @@ enter           phase: the rank goes into a phase (see `PHASES`)
 leave           phase, s: it leaves it, after s seconds
 resume          step, path: training goes on from a checkpoint
 step            step, loss, num_gaussians, step_s (mean per step since the last such event), images, sh_degree
-densify         step, cloned, split, pruned, relocated, num_gaussians, s
+densify         step, cloned, split, pruned, relocated, num_gaussians, shards, s
 eval            step, elapsed_s (training seconds so far, evaluation not counted), psnr, ssim, lpips, views
 digest          step, digests: one parameter digest per rank
 comm            op, bytes, s, exposed_s, calls: totals of one collective over the run, per rank

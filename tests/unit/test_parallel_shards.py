@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dist3dgs.names import Layout
 from dist3dgs.parallel.comm import Communicator
 from dist3dgs.parallel.compress import PowerSgd, _orthogonal
+from dist3dgs.parallel.digest import checksum
 from dist3dgs.parallel.joined import Member, WorldMismatch, check_members
 from dist3dgs.parallel.shards import even, plan_moves, strided
 
@@ -51,6 +52,18 @@ def uneven(comm: Communicator) -> torch.Tensor:
 def test_an_uneven_exchange_brings_everything_in_rank_order():
     for rank, got in enumerate(run_ranks(3, uneven)):
         assert got[:, 0].tolist() == [float(r) for r in range(3) for _ in range(r + rank)]
+
+
+def test_the_checksum_made_on_a_gpu_sees_every_change():
+    tensor = torch.randn(1000, 3)
+    tensor[5], tensor[6] = 1.0, 2.0
+    want = checksum(tensor)
+    assert checksum(tensor.clone()) == want
+    flipped = tensor.clone().view(torch.int32)
+    flipped[999, 2] ^= 1
+    exchanged = tensor.clone()
+    exchanged[[5, 6]] = tensor[[6, 5]]
+    assert len({want, checksum(flipped.view(torch.float32)), checksum(exchanged)}) == 3
 
 
 def test_columns_become_orthonormal_or_zero():
