@@ -178,7 +178,8 @@ def markdown(result: dict[str, Any]) -> str:
         "# Speed of the CPU renderer",
         "",
         f"`{result['command']}` on {m['cpu']}, {result['threads']} threads, torch {m['torch']}, "
-        f"llvmlite {m['llvmlite']}, commit {m['commit']}, {m['date']}. Load of the machine before the run: {m['load']} on {m['cores']} cores.",
+        f"llvmlite {m['llvmlite']}, commit {m['commit']}, {m['date']}. "
+        f"Load of the machine before the run: {m['load']} on {m['cores']} cores.",
         "",
         "Forward + backward with projection and spherical harmonics of degree 3. Median (best) of the runs, side by "
         "side with the plain torch reference in one process with the same threads. The scenes: "
