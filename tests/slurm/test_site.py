@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from dist3dgs.errors import UserError
-from dist3dgs.names import Layout
+from dist3dgs.names import Layout, Point
 from dist3dgs.slurm import partitions
 from dist3dgs.slurm.jobs import Queue, describe
+from dist3dgs.slurm.resources import Planner
 from dist3dgs.slurm.settings import read_site
 from dist3dgs.slurm.site import inspect, render, run_init
 
@@ -26,7 +27,7 @@ def test_every_line_of_the_profile_says_what_it_does(repository):
     plain = [line for line in lines if line.strip() and "#" not in line]
     # What is left without a comment of its own stands under one that speaks for it, or says it by its name.
     assert {line.split(":")[0].strip() for line in plain} <= {
-        "config", "site", "slurm_partition", "executor", "slurm-init-seconds-before-status-checks", "slurm-logdir",
+        "config", "site", "slurm_partition", "mem_mb", "executor", "slurm-init-seconds-before-status-checks", "slurm-logdir",
     }  # fmt: skip
 
 
@@ -138,3 +139,11 @@ def test_without_slurm_the_message_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     with pytest.raises(UserError, match="apt-get install slurm-client"):
         partitions.read_partitions()
+
+
+@pytest.mark.slurm
+def test_the_chooser_can_be_the_source_of_the_partition(on_cluster, tmp_path):
+    site = inspect().site.model_copy(update={"gpu_partition": "auto", "gpu_type": None})
+    planner = Planner(tmp_path, site, Queue(tmp_path))
+    asked = planner.resources(Point.parse("s", "t", "n2g4"), 1, "{}")
+    assert asked["slurm_partition"] == "gpu" and asked["gres"] == "gpu:h100:4"

@@ -7,6 +7,8 @@ what is left may describe the step (one task) rather than the job.
 
 import os
 import socket
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -60,6 +62,18 @@ class Allocation:
         return None
 
 
+#: How long a job waits for the controller before it gives up, and how often it asks.
+PATIENCE_S, POLL_S = 600.0, 3.0
+
+
+def _answers(job: int) -> bool:
+    try:
+        slurm("squeue", "-h", "-j", str(job), "-o", "%i")
+    except SlurmError as e:
+        return "Invalid job id" in e.text
+    return True
+
+
 def job_id(environ: Mapping[str, str] = os.environ) -> int | None:
     """The Slurm job this process runs in, or None outside of one."""
     text = environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID") or ""
@@ -74,11 +88,18 @@ def node_name(environ: Mapping[str, str] = os.environ) -> str:
 def current(environ: Mapping[str, str] = os.environ) -> Allocation | None:
     """This process's allocation, or None outside Slurm. Raises `UserError` if Slurm cannot be asked."""
     job = job_id(environ)
-    return None if job is None else read(job)
+    return None if job is None else read(job, patience_s=PATIENCE_S)
 
 
-def read(job: int) -> Allocation:
-    """Ask squeue and scontrol for a running job's nodes, their addresses, GPUs and time left."""
+def read(job: int, patience_s: float = 0.0) -> Allocation:
+    """Ask squeue and scontrol for a running job's nodes, their addresses, GPUs and time left.
+
+    A controller that does not answer is asked again for `patience_s`: jobs outlive its restarts.
+    """
+    end = time.monotonic() + patience_s
+    while not _answers(job) and time.monotonic() < end:
+        print(f"Slurm job {job}: the controller does not answer; asking again", file=sys.stderr, flush=True)
+        time.sleep(POLL_S)
     try:
         fields = rows(slurm("squeue", "-h", "-j", str(job), "-o", "%N|%P|%L|%b"), 4)
         if not fields or not fields[0][0]:

@@ -7,13 +7,11 @@ the head.
 Why the details are as they are (each was met as a failure, see docs/decisions/0060-slurm-launch.md):
 
 * the `SLURM_*` environment of the enclosing step is removed but for the job's identity, or the inner srun
-  believes it
-  owns one node and one task;
+  believes it owns one node and one task;
 * `--overlap`, or the inner srun waits for ever for the resources the enclosing step holds;
 * `--kill-on-bad-exit=1`, or the other nodes wait for the dead one until the collective times out;
 * `--max-restarts=0`: a restart inside the job would hide a failure and start from nothing; retries are
-  Snakemake's,
-  from the checkpoint, with the reason written down;
+  Snakemake's, from the checkpoint, with the reason written down;
 * the port comes from the job id, so that two jobs on one node do not meet, and is tried before it is used.
 """
 

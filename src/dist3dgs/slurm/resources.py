@@ -21,6 +21,7 @@ from .allocation import job_id
 from .attempts import Try, settle
 from .commands import SlurmError
 from .jobs import Queue
+from .partitions import Offer, choose
 from .retry import Decision, decide
 from .settings import Site
 from .submission import test_only
@@ -34,6 +35,8 @@ BASE_MEM_MB = 1000
 SMALL_MEM_MB, SMALL_RUNTIME_MIN = 1000, 10
 #: How long a controller that does not answer, or a queue that is full, is waited for before a submission.
 REFUSAL_PATIENCE_S, REFUSAL_POLL_S = 600.0, 5.0
+#: `gpu_partition: auto` lets the chooser decide; a choice this young is used again.
+AUTO, CHOICE_S = "auto", 60.0
 KEYS = (
     "nodes",
     "tasks",
@@ -100,6 +103,7 @@ class Planner:
         self.on_cluster = on_cluster
         self.results, self.site, self.queue = Path(results), site, queue or Queue()
         self.own_job = job_id()
+        self._chosen: dict[Layout, tuple[Offer | None, float]] = {}
         self._known: dict[tuple[Point, int], Resources] = {}
 
     def resources(self, point: Point, attempt: int, spec_text: str) -> Resources:
@@ -112,12 +116,13 @@ class Planner:
     def _plan(self, point: Point, attempt: int, spec_text: str) -> Resources:
         if not self.on_cluster:
             return layout_resources(point.layout, self.site)
+        site = self._site_for(point.layout)
         if self.own_job is None and (others := self.queue.of_point(point)):
             say(f"{point}: Slurm job {others[0].id} already trains it; the new job waits for that one")
             return small_resources(self.site, after=[j.id for j in others])
         folder = point.folder(self.results)
         if attempt == 1 and not (folder / ATTEMPTS).is_dir():
-            return layout_resources(point.layout, self.site)
+            return layout_resources(point.layout, site)
         decision, tries = self._decide(folder, spec_text)
         if decision.action == "wait":
             return small_resources(
@@ -125,10 +130,24 @@ class Planner:
             )
         if decision.action != "train":
             return small_resources(self.site)
-        wanted = layout_resources(point.layout, self.site, decision)
+        wanted = layout_resources(point.layout, site, decision)
         if attempt == 1 or self.own_job is not None:
             return wanted
         return self._unless_refused(point, folder, spec_text, wanted)
+
+    def _site_for(self, layout: Layout) -> Site:
+        """The site, with `gpu_partition: auto` replaced by the partition where the layout would end first."""
+        if self.site.gpu_partition != AUTO or self.own_job is not None:
+            return self.site
+        chosen, at = self._chosen.get(layout, (None, -math.inf))
+        if time.monotonic() - at > CHOICE_S:
+            chosen = choose(layout, self.site, self.site.runtime_min * 60.0)
+            self._chosen[layout] = (chosen, time.monotonic())
+            if chosen is not None:
+                say(f"{layout}: partition {chosen.partition}, where it would end first")
+        if chosen is None:
+            return self.site
+        return self.site.model_copy(update={"gpu_partition": chosen.partition, "gpu_type": chosen.gpu_type})
 
     def _decide(self, folder: Path, spec_text: str) -> tuple[Decision, list[Try]]:
         # In a job that Slurm has requeued, the earlier attempt of the same job has ended.
@@ -160,7 +179,7 @@ def say(text: str) -> None:
     print(f"dist3dgs: {text}", file=sys.stderr, flush=True)
 
 
-def rule_resources(plan: Callable[[Any, int], Resources]) -> dict[str, Callable[..., int | str]]:
+def rule_resources(plan: Callable[[Any, int], Resources]) -> dict[str, Callable[..., int | str] | int]:
     """One Snakemake resource function per key of `plan(wildcards, attempt)`: `resources:
     **rule_resources(plan)`."""
 
@@ -170,4 +189,5 @@ def rule_resources(plan: Callable[[Any, int], Resources]) -> dict[str, Callable[
 
         return value
 
-    return {key: one(key) for key in KEYS}
+    # Snakemake inspects and calls each function for each job: what is the same for all is a plain value.
+    return {"tasks_per_gpu": 0} | {key: one(key) for key in KEYS if key != "tasks_per_gpu"}

@@ -35,7 +35,9 @@ class Site(Settings):
     """One cluster. The defaults fit a site with one kind of GPU node and no accounting."""
 
     account: Word = Field(None, description="Slurm account; null: none is given to sbatch")
-    gpu_partition: Word = Field("gpu", description="partition of the training jobs")
+    gpu_partition: Word = Field(
+        "gpu", description="partition of the training jobs; auto: where each layout would end first"
+    )
     cpu_partition: Word = Field("cpu", description="partition of everything else, and of jobs without GPUs")
     qos: Word = None
     gpu_request: Literal["gres", "gpus-per-node", "none"] = Field(
