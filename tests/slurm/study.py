@@ -85,10 +85,11 @@ class Study:
 
     # -- running
 
-    def start(self, *targets: str) -> "subprocess.Popen[str]":
-        """Snakemake in the background; its output goes to snakemake.log."""
+    def start(self, *targets: str, path: Path | None = None) -> "subprocess.Popen[str]":
+        """Snakemake in the background, with `path` first on PATH; its output goes to snakemake.log."""
         env = self.cluster.environment(os.environ | {"PYTHONUNBUFFERED": "1"})
         env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+        env["PATH"] = f"{path}:{env['PATH']}" if path else env["PATH"]
         with (self.folder / "snakemake.log").open("a") as log:
             return subprocess.Popen(
                 ["snakemake", "--profile", "profiles/slurm", *targets],

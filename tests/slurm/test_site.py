@@ -27,7 +27,8 @@ def test_every_line_of_the_profile_says_what_it_does(repository):
     plain = [line for line in lines if line.strip() and "#" not in line]
     # What is left without a comment of its own stands under one that speaks for it, or says it by its name.
     assert {line.split(":")[0].strip() for line in plain} <= {
-        "config", "site", "slurm_partition", "mem_mb", "executor", "slurm-init-seconds-before-status-checks", "slurm-logdir",
+        "config", "site", "slurm_partition", "mem_mb", "executor", "slurm-logdir",
+        "slurm-init-seconds-before-status-checks",
     }  # fmt: skip
 
 

@@ -1,0 +1,138 @@
+"""What a layout asks for, down to the sbatch line that the executor plugin makes of it."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
+from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
+
+from dist3dgs.names import Layout, Point
+from dist3dgs.slurm.jobs import Queue, comment_of
+from dist3dgs.slurm.polling import limit_interval
+from dist3dgs.slurm.resources import KEYS, Planner, layout_resources, rule_resources, small_resources
+from dist3dgs.slurm.retry import Decision
+from dist3dgs.slurm.settings import Site, export, read_site
+
+GOLDEN = Path(__file__).parent / "golden"
+SITE = {"account": "lab", "gpu_type": "h100", "cpus_per_gpu": 8, "mem_gib_per_gpu": 60, "max_mem_gib": 500}
+
+
+class Resources(dict):
+    """As the plugin sees a job's resources: a mapping with attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
+def sbatch_line(resources, site: Site) -> str:
+    """The plugin's own sbatch line for these resources."""
+    job = SimpleNamespace(resources=Resources(resources), threads=1, is_group=lambda: False)
+    validate_slurm_extra(job)
+    params = {
+        "run_uuid": "dist3dgs_run", "slurm_logfile": "logs/slurm/%j.log", "comment_str": "rule_train",
+        "workdir": "/study",
+        "account": f"-A {site.account}", "partition": f"-p {resources['slurm_partition']}",
+    }  # fmt: skip
+    settings = SimpleNamespace(requeue=True, no_requeue=False, qos=None, reservation=None)
+    return get_submit_command(job, params, settings=settings) + set_gres_string(job)
+
+
+@pytest.mark.parametrize("way", ["gres", "gpus-per-node", "none"])
+def test_sbatch_lines(way):
+    """Golden: every layout from one GPU to 500, for each way of asking for GPUs."""
+    site = read_site({**SITE, "gpu_request": way})
+    layouts = ["n1g1", "n1g2", "n1g4", "n2g1", "n2g2", "n2g4", "n8g8", "n16g8", "n125g4"]
+    lines = [f"{name}: {sbatch_line(layout_resources(Layout.parse(name), site), site)}" for name in layouts]
+    text, path = "\n".join(lines) + "\n", GOLDEN / f"sbatch-{way}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text(), f"{path} differs; if that is meant: UPDATE_GOLDEN=1 pytest {__file__}"
+
+
+def test_growth_stops_at_the_nodes_memory_and_the_partitions_limit():
+    site = read_site({**SITE, "max_runtime_min": 200})
+    grown = layout_resources(
+        Layout(1, 8), site, Decision(action="train", reason="", mem_factor=1.5, runtime_factor=2.25)
+    )
+    assert grown["mem_mb"] == 500 * 1024 and grown["runtime"] == 200
+
+
+def test_small_jobs_ask_for_no_gpu_and_wait_for_what_they_wait_for():
+    site = read_site(SITE)
+    line = sbatch_line(small_resources(site, after=[7, 8]), site)
+    assert "--dependency=afterany:7:8" in line and "gres" not in line and "--cpus-per-task=1" in line
+
+
+def planner(tmp_path: Path, **site) -> Planner:
+    made = Planner(tmp_path, read_site({**SITE, **site}), Queue(tmp_path))
+    made.own_job = None
+    made.queue.of_point = lambda point, but=None: []  # type: ignore[method-assign]
+    return made
+
+
+def attempt(folder: Path, number: int, **launch) -> None:
+    path = folder / f"attempts/{number:03d}/launch.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        json.dumps({"started_at": 1000.0, "finished_at": 1100.0, "spec": {"layout": "n1g4"}, **launch})
+    )
+
+
+def test_the_next_submission_follows_the_reason(tmp_path):
+    point = Point.parse("garden", "sharded", "n1g4")
+    first = planner(tmp_path).resources(point, 1, "{}")
+    attempt(point.folder(tmp_path), 0, status="failed", ended={"cause": "host_oom", "note": "", "at": 1100.0})
+    # Asked as the plugin's job step asks: inside a job nothing is submitted and sbatch is not consulted.
+    inside = planner(tmp_path)
+    inside.own_job = 99
+    assert inside.resources(point, 2, "{}")["mem_mb"] == pytest.approx(1.5 * int(first["mem_mb"]), abs=1)
+    attempt(point.folder(tmp_path), 1, status="failed", cause="code_error")
+    assert planner(tmp_path).resources(point, 3, "{}") == small_resources(read_site(SITE))
+
+
+def test_a_point_without_history_costs_no_call(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *a, **k: pytest.fail("a command was called"))
+    quiet = planner(tmp_path)
+    functions = rule_resources(lambda wildcards, attempt: quiet.resources(wildcards, attempt, "{}"))
+    point = Point.parse("garden", "sharded", "n2g4")
+    values = {k: f(point, 1) if callable(f) else f for k, f in functions.items()}
+    assert set(values) == set(KEYS) and values == layout_resources(Layout(2, 4), read_site(SITE))
+
+
+def test_the_comment_names_the_point_as_the_plugin_does():
+    from snakemake_executor_plugin_slurm.utils import get_job_wildcards
+
+    point = Point.parse("garden", "sharded", "n2g4", "r3")
+    job = SimpleNamespace(wildcards=["garden", "sharded", "n2g4", "r3"])
+    assert comment_of(point) == f"rule_train_wildcards_{get_job_wildcards(job)}"
+
+
+def test_the_site_reaches_the_launcher_through_the_environment(monkeypatch):
+    from dist3dgs.slurm.settings import VARIABLE, current_site
+
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert current_site() == read_site({})
+    site = read_site({**SITE, "modules": ["cuda/12.8"]})
+    monkeypatch.setenv(VARIABLE, "")  # restored after the test
+    export(site)
+    assert current_site() == site
+
+
+def test_looks_at_the_queue_stay_regular():
+    """The plugin raises its waiting time by ten seconds per look; capped, it stays where it was put."""
+    from snakemake_executor_plugin_slurm import Executor
+
+    before = Executor.__dict__.get("next_seconds_between_status_checks")
+    assert limit_interval(15)
+    executor = Executor.__new__(Executor)
+    try:
+        executor.next_seconds_between_status_checks = 10
+        assert executor.next_seconds_between_status_checks == 10
+        executor.next_seconds_between_status_checks = 180
+        assert executor.next_seconds_between_status_checks == 15
+    finally:
+        if before is None:
+            del Executor.next_seconds_between_status_checks

@@ -1,0 +1,16 @@
+"""A study of many points: throttled, none lost, none doubled. The full size is `python tests/slurm/scale.py`."""
+
+import pytest
+from scale import run
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_points_are_throttled_and_neither_lost_nor_doubled(plain_cluster, tmp_path):
+    """On the cluster without accounts and sacct, whose states come from squeue alone."""
+    folder = tmp_path / "many points"
+    folder.mkdir()
+    result = run(plain_cluster, folder, points=8, jobs=4)
+    assert (result.records, result.lost, result.doubled) == (8, 0, 0)
+    assert len(result.jobs_per_point) == 8
+    assert 0 < result.most_queued <= 4 + 4  # ended jobs are completing for a moment
