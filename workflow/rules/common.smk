@@ -76,7 +76,8 @@ def train_request(wildcards, attempt):
 def judge_files():
     """The code that makes records: when it changes, runs are judged again, not trained again."""
     package = Path(figures_module.__file__).parent.parent
-    return [str(package / "judge.py"), str(package / "record.py")]
+    parts = [*(package / "judge").glob("*.py"), *(package / "diagnose").rglob("*.py"), package / "record.py"]
+    return sorted(str(path) for path in parts)
 
 
 def scene_of(wildcards):

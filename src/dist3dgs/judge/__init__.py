@@ -1,0 +1,74 @@
+"""From evidence to verdict: what the attempts of one point left behind becomes its record.
+
+Fast and without torch, so that all runs can be judged again whenever the judge gets better.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..evidence import Attempt
+from ..files import sha256
+from ..record import Cause, Environment, Provenance, Run, RunRecord
+from .case import Case
+from .failure import failure, verdict
+from .measure import measure
+
+__all__ = ["cause_of", "judge"]
+
+
+def judge(launch_json: Path) -> RunRecord:
+    """Make the record of the point whose `launch.json` this is. Raises `UserError` if it cannot be read."""
+    case = Case.of(launch_json)
+    metrics, reasons = measure(case)
+    status, found = verdict(case)
+    names = ("scene", "strategy", "layout", "repeat", "seed")
+    return RunRecord(
+        run=Run(**{k: case.spec[k] for k in names}, settings=case.spec),
+        status=status,
+        failure=found,
+        metrics=metrics,
+        reasons=reasons,
+        environment=_environment(case),
+        provenance=_provenance(case),
+    )
+
+
+def cause_of(launch: dict[str, Any], attempt: Attempt) -> Cause:
+    """The cause of an attempt that has just failed, for the decision whether to try again."""
+    return failure(Case(launch, launch["spec"], [attempt])).cause
+
+
+def _environment(case: Case) -> Environment:
+    starts = sorted(case.of_kind("start"), key=lambda e: e["rank"])
+    versions = dict(starts[0].get("versions", {})) if starts else {}
+    return Environment(
+        hosts=sorted({e["host"] for e in starts if e.get("host")}) or [case.launch["host"]],
+        devices=[e.get("device_name") or e.get("device") or "unknown" for e in starts],
+        cpu=case.launch.get("cpu"),
+        cores=case.launch.get("cores"),
+        python=case.launch.get("python"),
+        versions=versions,
+    )
+
+
+def _provenance(case: Case) -> Provenance:
+    scene_digest = next((e["digest"] for e in case.events if e["event"] == "scene"), None)
+    files = [
+        case.last.launch_path,
+        case.last.events_path,
+        case.last.log_path,
+        *case.last.resources_paths(),
+    ]
+    slurm = case.launch.get("slurm") or {}
+    return Provenance(
+        git_sha=case.launch.get("git_sha"),
+        git_dirty=case.launch.get("git_dirty"),
+        code_digest=case.launch.get("code_digest"),
+        scene_digest=scene_digest,
+        slurm_job_id=str(slurm["job_id"]) if slurm.get("job_id") else None,
+        attempt=case.last.number,
+        argv=[str(a) for a in case.launch.get("argv", [])],
+        started_at=case.launch.get("started_at"),
+        finished_at=case.launch.get("finished_at"),
+        evidence_sha256={p.name: sha256(p) for p in files if p.is_file()},
+    )

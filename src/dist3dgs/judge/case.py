@@ -1,0 +1,78 @@
+"""The evidence of one run, read once: the attempts that hang together, their events, what the launcher knew."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..events import read_events
+from ..evidence import Attempt, attempts
+from ..names import Layout
+
+Events = list[dict[str, Any]]
+
+
+class Case:
+    """launch: the newest launch.json. spec: the run spec. story: attempts under this spec, oldest first."""
+
+    def __init__(self, launch: dict[str, Any], spec: dict[str, Any], story: list[Attempt]) -> None:
+        self.launch, self.spec = launch, spec
+        self.last = story[-1]
+        #: The attempts that the last one continues: resumed ones hang together through a checkpoint.
+        self.story = _since_fresh_start(story)
+        self.diary: Events = [e for a in self.story for e in read_events(a.events_path)]
+        self.events: Events = list(read_events(self.last.events_path))
+
+    @classmethod
+    def of(cls, launch_json: Path) -> "Case":
+        """The case of a point. Raises `UserError` if its `launch.json` cannot be read."""
+        launch_json = Path(launch_json)
+        try:
+            launch = json.loads(launch_json.read_text(encoding="utf-8"))
+            digest, spec = launch["spec_digest"], launch["spec"]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f"{launch_json}: not a launch summary ({e}); train the point again: snakemake {launch_json}"
+            ) from None
+        # Attempts under other settings tell another story.
+        story = [a for a in attempts(launch_json.parent) if a.launch().get("spec_digest") == digest]
+        if not story:
+            raise UserError(
+                f"{launch_json.parent}/attempts: no attempt of this run; train it again: snakemake {launch_json}"
+            )
+        return cls(launch, spec, story)
+
+    def of_kind(self, kind: str) -> Events:
+        """The last attempt's events of one kind, in file order."""
+        return [e for e in self.events if e["event"] == kind]
+
+    @property
+    def world_size(self) -> int:
+        return Layout.parse(self.spec["layout"]).world_size
+
+    @property
+    def last_step(self) -> int:
+        return max((e["step"] for e in self.events if isinstance(e.get("step"), int)), default=0)
+
+    def name(self, file: str) -> str:
+        """Path of a file of the last attempt, as records give it: relative to the point's folder."""
+        return f"attempts/{self.last.folder.name}/{file}"
+
+    def line_with(self, wanted: Callable[[str], bool]) -> tuple[int, str] | None:
+        """Number and text of the first line of the training log that `wanted` accepts."""
+        try:
+            with self.last.log_path.open(encoding="utf-8", errors="replace") as f:
+                for number, line in enumerate(f, 1):
+                    if wanted(line):
+                        return number, line.strip()[:2000]
+        except OSError:
+            pass
+        return None
+
+
+def _since_fresh_start(story: list[Attempt]) -> list[Attempt]:
+    first = len(story) - 1
+    while first > 0 and any(e["event"] == "resume" for e in read_events(story[first].events_path)):
+        first -= 1
+    return story[first:]

@@ -1,0 +1,155 @@
+"""Status and, where it is not ok, the root cause: the rank that failed first, not the ranks that noticed."""
+
+import math
+import re
+from typing import Any
+
+from ..diagnose.rules import classify
+from ..record import Evidence, Failure, Status
+from .case import Case
+
+#: Of runs that the scheduler ended, when no further attempt followed.
+_ENDED_REMEDIES: dict[str, str] = {
+    "time_limit": "raise site.runtime_min in profiles/slurm/config.yaml, or lower train.checkpoint_every",
+    "host_oom": "raise site.mem_gib_per_gpu in profiles/slurm/config.yaml",
+    "node_failure": "train again on other nodes (slurm-exclude-failed-nodes)",
+    "cancelled": "train again with: snakemake --profile profiles/slurm --forcerun train RECORD",
+    "submission_rejected": "change what the message names in profiles/slurm/config.yaml, then train again",
+}
+
+#: What a rank says when another one has gone.
+_NOTICED = re.compile(
+    r"connection (reset|closed)|closed by peer|broken pipe|remote (worker|process)", re.IGNORECASE
+)
+
+
+def _tells_of_a_kill(line: str) -> bool:
+    return "exitcode" in line and "-9" in line
+
+
+def verdict(case: Case) -> tuple[Status, Failure | None]:
+    """ok; degraded where not all it was given was used; failed with the root cause."""
+    world = case.world_size
+    if case.launch.get("status") == "ok":
+        joined = {e["rank"] for e in case.of_kind("start")}
+        devices = {
+            (e.get("host"), e.get("device")) for e in case.of_kind("start") if e.get("device") != "cpu"
+        }
+        given = max((e.get("visible_devices") or 0 for e in case.of_kind("start")), default=0)
+        idle = bool(devices) and given > world // max(1, len({host for host, _ in devices}))
+        if len(joined) < world or (devices and len(devices) < world) or idle:
+            used = len(devices) or len(joined)
+            text = f"{world} workers asked for by {case.spec['layout']}, {used} in use"
+            text += f", {given} devices given on a node" if idle else ""
+            evidence = [Evidence(file=case.name("events.jsonl"), line=None, text=text)]
+            remedy = "compare the layers in launch.json: `world`; give every rank its own device"
+            return "degraded", Failure(
+                cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=remedy
+            )
+        return "ok", None
+    return "failed", failure(case)
+
+
+def failure(case: Case) -> Failure:
+    first = _first_error(case)
+    phase, step, rank = _where(case, first)
+    chosen = _own_words(case, first, phase)
+    return chosen.model_copy(
+        update={
+            "phase": chosen.phase or phase,
+            "step": chosen.step if chosen.step is not None else step,
+            "rank": chosen.rank if chosen.rank is not None else rank,
+        }
+    )
+
+
+def _first_error(case: Case) -> dict[str, Any] | None:
+    """The error that came first, not those of ranks which noticed that another was gone."""
+    errors = sorted(case.of_kind("error"), key=lambda e: e["t"])
+    own = [e for e in errors if not _NOTICED.search(str(e.get("message")))]
+    if errors and not own and case.line_with(_tells_of_a_kill):
+        return None  # a rank that could not write an event any more was first
+    first = own or errors
+    return first[0] if first else None
+
+
+def _where(case: Case, error: dict[str, Any] | None) -> tuple[str, int | None, int | None]:
+    """Phase, step and rank of the failure; without an error event, of the rank that fell silent first."""
+    rank = _silent_rank(case, error)
+    noticed = error or next(iter(sorted(case.of_kind("error"), key=lambda e: e["t"])), None)
+    if rank is not None and noticed is not None:
+        # Nobody knows better how far the one got that fell silent than those who worked in step with it.
+        return _open_phase(case, rank), noticed.get("step"), rank
+    if error is not None and error.get("phase"):
+        return error["phase"], error.get("step"), error["rank"]
+    if rank is not None:
+        return _open_phase(case, rank), case.last_step, rank
+    if not case.events:
+        return "startup", None, None
+    last_seen: dict[int, float] = {}
+    for e in case.events:
+        last_seen[e["rank"]] = e["t"]
+    steps = [e["step"] for e in case.of_kind("step")]
+    return _open_phase(case, 0), (steps[-1] if steps else None), None
+
+
+def _silent_rank(case: Case, error: dict[str, Any] | None) -> int | None:
+    """The rank that was killed, or that the others waited for in vain, if that was the failure."""
+    started = {e["rank"]: e.get("pid") for e in case.of_kind("start")}
+    if error is not None and error["type"] == "CollectiveTimeout":
+        # All who wait for it give up before it is heard of again, if it ever is (woken up to write its stacks).
+        heard = {e["rank"]: e["t"] for e in reversed(case.of_kind("error"))}
+        return max(started, key=lambda r: heard.get(r, math.inf), default=None)
+    killed = case.line_with(_tells_of_a_kill) if error is None else None
+    pid = re.search(r"pid: (\d+)", killed[1]) if killed else None
+    return next((r for r, p in started.items() if pid and p == int(pid[1])), None)
+
+
+def _open_phase(case: Case, rank: int) -> str:
+    """The innermost phase that the rank entered and did not leave."""
+    stack = ["startup"]
+    for e in case.events:
+        if e["rank"] != rank:
+            continue
+        if e["event"] == "enter":
+            stack.append(e["phase"])
+        elif e["event"] == "leave" and len(stack) > 1 and stack[-1] == e["phase"]:
+            stack.pop()
+    return stack[-1]
+
+
+def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
+    log = case.name("train.log")
+    ended = case.launch.get("ended")
+    if ended and ended.get("cause"):  # killed or stopped from outside: the scheduler's own words
+        evidence = [Evidence(file=case.name("launch.json"), text=ended["note"])]
+        remedy = _ENDED_REMEDIES.get(ended["cause"]) or case.launch.get("closing_note")
+        return Failure(cause=ended["cause"], phase=phase, evidence=evidence, remedy=remedy)
+    if case.launch.get("refused"):
+        evidence = [Evidence(file=log, line=1, text=case.launch["refused"])]
+        remedy = "ask for a layout that fits what the machine or the allocation has"
+        return Failure(cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=remedy)
+    if error is not None:
+        return _by_rule(case, error, phase)
+    killed = case.line_with(_tells_of_a_kill)
+    if killed or case.launch.get("returncode") in (-9, 137):
+        number, text = killed or (None, f"exit status {case.launch.get('returncode')}")
+        remedy = (
+            "see whether the kernel's out-of-memory killer did it (dmesg -T | grep -i oom); then train again"
+        )
+        evidence = [Evidence(file=log, line=number, text=text)]
+        return Failure(cause="killed", phase=phase, evidence=evidence, remedy=remedy)
+    text = f"exit status {case.launch.get('returncode')} and no error event"
+    evidence = [Evidence(file=case.name("launch.json"), text=text)]
+    return Failure(cause="unknown", phase=phase, evidence=evidence, remedy=f"read {case.last.log_path}")
+
+
+def _by_rule(case: Case, error: dict[str, Any], phase: str) -> Failure:
+    """An error event, named by the table of rules that foreign logs are judged by too."""
+    text = f"{error['type']}: {error['message']}"
+    rule = classify(text, str(error.get("traceback") or "").splitlines(), case.last_step)
+    evidence = [Evidence(file=case.name("events.jsonl"), text=text)]
+    if rule is None:
+        remedy = "read the traceback in train.log"
+        return Failure(cause="code_error", phase=phase, evidence=evidence, remedy=remedy)
+    return Failure(cause=rule.cause, phase=phase, evidence=evidence, remedy=rule.remedy)
