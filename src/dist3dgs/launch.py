@@ -182,7 +182,9 @@ class _Run:
         self.restarts = self.may_restart and self.summary.get("cause") in TRIES_AFTER
         self._save()
         if self.restarts:
-            print(f"{self.spec.point}: {self.summary['cause']}; again from the last checkpoint", file=sys.stderr)
+            print(
+                f"{self.spec.point}: {self.summary['cause']}; again from the last checkpoint", file=sys.stderr
+            )
             return 1
         if (
             self.allocation is not None

@@ -129,7 +129,9 @@ class RankMetrics(Model):
     host: str | None = None
     device: str | None = None
     phases_s: dict[str, float] = {}
-    step_parts_s: dict[str, float] = Field({}, description="as Metrics.step_parts_s; `data` is the wait for data")
+    step_parts_s: dict[str, float] = Field(
+        {}, description="as Metrics.step_parts_s; `data` is the wait for data"
+    )
     compute_s: float | None = Field(None, description="seconds in steps, exposed communication not counted")
     comm_s: float | None = None
     exposed_comm_s: float | None = None

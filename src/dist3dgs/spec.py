@@ -55,10 +55,12 @@ class Scene(Settings):
     images: str | None = Field(None, description="folder of photographs, with `colmap` those of the model")
     colmap: str | None = Field(None, description="folder of an existing COLMAP model (binary or text)")
     download: str | None = Field(
-        None, description="published scene, e.g. mipnerf360/garden, or the address of an archive (#folder inside it)"
+        None,
+        description="published scene, e.g. mipnerf360/garden, or the address of an archive (#folder inside it)",
     )
     truth: str | None = Field(
-        None, description="known poses (transforms.json), only to state the pose error of structure from motion"
+        None,
+        description="known poses (transforms.json), only to state the pose error of structure from motion",
     )
     max_width_px: int | None = Field(None, ge=16, description="photographs are reduced to at most this width")
     downscale: int = Field(

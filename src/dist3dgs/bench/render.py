@@ -220,11 +220,19 @@ def main() -> None:
     args = parser.parse_args()
     machine = describe_machine()
     set_threads(args.threads)
+    print("step", flush=True)
+    parts = training_step(args.runs)
+    print("scaling", flush=True)
+    scales = scaling(args.threads, args.runs)
+    sizes = []
+    for size in SIZES:
+        print(f"{size[0]} Gaussians", flush=True)
+        sizes.append(against_reference(size, args.runs, args.reference_runs))
     result = {
         "command": f"python -m dist3dgs.bench.render --threads {args.threads}", "machine": machine,
-        "threads": args.threads, "training_step": training_step(args.runs),
-        "scaling": scaling(args.threads, args.runs),
-        "sizes": [against_reference(size, args.runs, args.reference_runs) for size in SIZES],
+        "threads": args.threads, "training_step": parts,
+        "scaling": scales,
+        "sizes": sizes,
     }  # fmt: skip
     write_json(args.out / "render.json", result)
     write_text(args.out / "render.md", markdown(result))

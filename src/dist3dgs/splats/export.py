@@ -38,7 +38,7 @@ def write_ply(path: Path, parameters: dict[str, Tensor]) -> None:
         ],
         axis=1,
     )
-    vertices = np.rec.fromarrays(columns.T.astype("<f4"), names=ply_properties())
+    vertices = np.rec.fromarrays(columns.T.astype("<f4"), names=",".join(ply_properties()))
     with replacing(path) as temporary:
         PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
 
