@@ -38,7 +38,9 @@ def write_ply(path: Path, parameters: dict[str, Tensor]) -> None:
         ],
         axis=1,
     )
-    vertices = np.rec.fromarrays(columns.T.astype("<f4"), names=",".join(ply_properties()))
+    vertices = np.empty(n, dtype=[(name, "<f4") for name in ply_properties()])
+    for name, column in zip(ply_properties(), columns.T, strict=True):
+        vertices[name] = column
     with replacing(path) as temporary:
         PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<").write(str(temporary))
 
