@@ -1,0 +1,96 @@
+"""Held-out quality of whole trainings, by strategy and number of ranks, at the same number of images seen.
+
+    python -m dist3dgs.bench.quality --scene data/builtin/scene.safetensors --images 1500 --out quality.json
+    python -m dist3dgs.bench.quality --layouts n1g2 --strategies replicated,bf16,powersgd
+
+Each run goes through the launcher and leaves a record; PSNR and bytes are read from it. `--scene` defaults to a small
+cloud. The global batch is the same for all (default 4), so what differs between numbers of ranks is rounding and, with
+densification, what rounding decides.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import write_json
+from ..judge import judge
+from ..launch import launch
+from ..matrix import spec_json
+from ..spec import Densification, Hardware, RunSpec, Strategy, TrainSettings
+from .cloud import write_cloud
+from .machine import describe_machine
+
+STRATEGIES = {
+    "replicated": Strategy(),
+    "sharded": Strategy(kind="sharded"),
+    "bf16": Strategy(compression="bf16"),
+    "powersgd": Strategy(compression="powersgd"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dist3dgs.bench.quality", description=__doc__)
+    parser.add_argument("--scene", type=Path, help="packed scene (default: a cloud of 2,000 Gaussians)")
+    parser.add_argument("--images", type=int, default=1500)
+    parser.add_argument("--global-batch", type=int, default=4)
+    parser.add_argument("--layouts", default="n1g1,n1g2,n1g4")
+    parser.add_argument("--strategies", default="replicated,sharded")
+    parser.add_argument("--densify", default="default", choices=["default", "mcmc", "none"])
+    parser.add_argument("--max-gaussians", type=int, default=100_000)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--out", type=Path, help="JSON file (default: print)")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        scene = args.scene or write_cloud(
+            Path(folder, "cloud.safetensors"), num_points=2000, num_views=40, width=192, height=128, every=4
+        )
+        for strategy in args.strategies.split(","):
+            for layout in args.layouts.split(","):
+                rows.append(one_run(args, scene, strategy, layout, Path(folder, f"{strategy}-{layout}")))
+                print(json.dumps(rows[-1]), flush=True)
+    command = "python -m dist3dgs.bench.quality " + " ".join(
+        f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items() if v is not None and k != "out"
+    )
+    if args.out:
+        write_json(args.out, {"command": command, "machine": describe_machine(), "runs": rows})
+
+
+def one_run(args: argparse.Namespace, scene: Path, strategy: str, layout: str, out: Path) -> dict[str, Any]:
+    if strategy not in STRATEGIES:
+        raise UserError(f"--strategies: {strategy!r}; known: {', '.join(STRATEGIES)}")
+    n = args.images
+    train = TrainSettings(
+        steps=n, global_batch=args.global_batch, eval_every=n, checkpoint_every=n, sh_every=max(1, n // 6),
+        lpips=False, tensorboard=False,
+        densify=Densification(
+            kind=args.densify, start_step=n // 5, stop_step=n * 4 // 5, every=max(1, n // 15),
+            max_gaussians=args.max_gaussians,
+        ),
+    )  # fmt: skip
+    spec = RunSpec(
+        scene="quality", strategy=strategy, layout=layout, repeat=0, seed=42, parallel=STRATEGIES[strategy],
+        train=train, hardware=Hardware(device=args.device),
+    )  # fmt: skip
+    launch(spec_json(spec), scene, out)
+    record = judge(out / "launch.json")
+    if record.status != "ok":
+        raise UserError(f"{strategy} {layout}: {record.failure}; see {out}")
+    m = record.metrics
+    sent = sum(c.bytes for c in m.collectives if "gradients" in c.op or "projection" in c.op)
+    return {
+        "strategy": strategy,
+        "layout": layout,
+        "psnr": m.psnr,
+        "ssim": m.ssim,
+        "gaussians": m.num_gaussians,
+        "steps": m.steps,
+        "bytes_per_step": sent / m.steps if m.steps else None,
+    }
+
+
+if __name__ == "__main__":
+    main()
