@@ -141,7 +141,7 @@ def test_a_full_disk_at_a_checkpoint(tiny_scene, tmp_path):
     assert record.status == "failed" and record.failure is not None
     assert record.failure.cause == "disk_full", record.failure
     assert (record.failure.rank, record.failure.phase) == (0, "checkpoint")
-    assert record.failure.remedy and "make room" in record.failure.remedy
+    assert record.failure.remedy and "df -h" in record.failure.remedy
     assert all(name.startswith("step-") for name in left), "half a file was left"
     assert not tiny.processes_of(tmp_path)
 
