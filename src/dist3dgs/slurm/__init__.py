@@ -9,11 +9,15 @@ module          says
 `node`          the small program srun starts on every node: network interface, then torchrun
 `resources`     what a point asks for, as Snakemake resources
 `attempts`      the attempts a point has had and why each ended
+`turn`          the launcher's turn in a job: wait, train, use a result or close
 `retry`         whether to try again, by the reason of the failure and the GPU-hours spent
 `jobs`          jobs of this study that are queued or running; the guard against doubling one
 `submission`    why sbatch refused, in words; the check before a study
 `partitions`    where a layout would start and end first
 `site`          a profile written for the cluster one stands on
+`settings`      the profile's `site` block
+`polling`       regular looks at the queue
+`verbs`         the command line
 ==============  ===========================================================================================
 
 Nothing here imports torch.
