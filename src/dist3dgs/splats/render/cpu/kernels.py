@@ -19,7 +19,7 @@ def write_all(module: ir.Module, real: ir.Type) -> None:
         project_kernels.write_project(module, real, degree)
         project_kernels.write_project_backward(module, real, degree)
     for write in (
-        project_kernels.write_cull, tiles.write_sort, tiles.write_pack, tiles.write_count, tiles.write_rows,
+        project_kernels.write_cull, tiles.write_place, tiles.write_pack, tiles.write_count, tiles.write_rows,
         tiles.write_bin, blend_kernels.write_gather, blend_kernels.write_settle,
     ):  # fmt: skip
         write(module, real)

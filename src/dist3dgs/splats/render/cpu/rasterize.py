@@ -16,7 +16,7 @@ from dist3dgs.splats.render.cpu.tiles import DIGIT_BITS, FIELDS, TILE_PX, final_
 MIN_CHUNK, MAX_CHUNKS = 1024, 256
 MAX_PAIRS = 1 << 31
 # Slots hold one row of tiles or more at a time: as many rows as fit into this
-SLOT_BYTES_PER_GAUSSIAN = 24
+SLOT_BYTES_PER_GAUSSIAN = 64
 SLOT_BYTES_PER_THREAD = 1 << 20
 
 
@@ -46,19 +46,6 @@ class Lists:
         return len(self.entry_starts)
 
 
-def sort(depths: Tensor, means2d: Tensor, num_columns: int, num_rows: int) -> tuple[Tensor, Tensor]:
-    """int32 [V] each: the place of every Gaussian in memory, by home tile; and the places in ascending depth."""
-    n, bits = len(depths), depths.element_size() * 8
-    keys = torch.empty(2, n, dtype=torch.int32 if bits == 32 else torch.int64)
-    places, *orders = torch.empty(3, n, dtype=torch.int32)
-    counts = torch.empty((-(-bits // DIGIT_BITS) << DIGIT_BITS) + num_columns * num_rows, dtype=torch.int32)
-    run(
-        kernels(depths.dtype)("sort"), depths, means2d, n, num_columns, num_rows, places,
-        counts[-num_columns * num_rows :], keys[0], keys[1], *orders, counts, num_tasks=1,
-    )  # fmt: skip
-    return places, orders[final_buffer(bits)].clone()
-
-
 def make_lists(
     means2d: Tensor, conics: Tensor, depths: Tensor, radii: Tensor, colors: Tensor, opacities: Tensor,
     width: int, height: int,
@@ -68,14 +55,23 @@ def make_lists(
     num_columns, num_rows = -(-width // TILE_PX), -(-height // TILE_PX)
     chunk_size = MIN_CHUNK * max(1, -(-n // (MIN_CHUNK * MAX_CHUNKS)))
     num_chunks = max(1, -(-n // chunk_size))
-    places, order = sort(depths, means2d, num_columns, num_rows)
+    bits = depths.element_size() * 8
+    keys = torch.empty(2, n, dtype=torch.int32 if bits == 32 else torch.int64)
+    places, *orders = torch.empty(3, n, dtype=torch.int32)
+    counts = torch.empty((-(-bits // DIGIT_BITS) << DIGIT_BITS) + num_columns * num_rows, dtype=torch.int32)
+    home_counts = counts[-num_columns * num_rows :]
+    run(
+        get("place"), depths, means2d, n, num_columns, num_rows, places, home_counts, keys[0], orders[0], counts,
+        num_tasks=1,
+    )  # fmt: skip
     packed = depths.new_empty(n, FIELDS)
     boxes = torch.empty(n, 4, dtype=torch.int16)
     sources = torch.empty(n, dtype=torch.int32)
     run(
         get("pack"), chunk_size, n, places, means2d, conics, depths, radii, colors, opacities, num_columns, num_rows,
-        packed, boxes, sources, num_tasks=num_chunks,
+        packed, boxes, sources, keys[0], keys[1], *orders, counts, num_tasks=num_chunks + 1,
     )  # fmt: skip
+    order = orders[final_buffer(bits)]
     row_counts = torch.zeros(num_chunks, num_rows, dtype=torch.int32)
     tile_counts = torch.zeros(num_chunks, num_rows, dtype=torch.int64)
     run(
@@ -193,20 +189,20 @@ def _backward_sums(
     budget = max(SLOT_BYTES_PER_GAUSSIAN * n, SLOT_BYTES_PER_THREAD * torch.get_num_threads()) // slot_bytes
     segments = split_rows(row_slots, budget)
     slots = image.new_empty(max(sum(row_slots[a:b]) for a, b in segments), SLOT)
+    bases = lists.row_slots.cumsum(0) - lists.row_slots
     for first, last in segments:
-        counts = torch.tensor([0, *row_slots[first : last - 1]], dtype=torch.int64)
-        bases = torch.zeros(lists.num_rows, dtype=torch.int64)
-        bases[first:last] = counts.cumsum(0)
+        # rows count slots from the image's first; the memory holds those from `first` on
+        held = slots.data_ptr() - int(bases[first]) * slot_bytes
         tiles = (first * lists.num_columns, last * lists.num_columns)
         run(
             get(f"blend_backward{num_channels}{'_abs' if absgrad else ''}"), *tiles, lists.packed, lists.num_columns,
             width, height, lists.tile_starts, lists.tile_stops, lists.who, lists.masks, lists.pair_slots, bases,
-            image, transmittance, used, v_image, v_alpha, slots, num_tasks=tiles[1] - tiles[0],
+            image, transmittance, used, v_image, v_alpha, held, num_tasks=tiles[1] - tiles[0],
         )  # fmt: skip
         run(
             get("gather"), lists.chunk_size, n, totals.shape[1], lists.sources, lists.num_rows, first, last,
             lists.entry_starts, lists.entry_stops, lists.row_starts, lists.row_lists, lists.first_slots,
-            lists.row_slots, bases, slots, totals, num_tasks=lists.num_chunks,
+            lists.row_slots, bases, held, totals, num_tasks=lists.num_chunks,
         )  # fmt: skip
     return totals
 

@@ -1,9 +1,9 @@
 """Which Gaussians touch which 4x4 pixel blocks of which 16x16 pixel tiles, in depth order.
 
-`sort`: the order by depth (radix, stable), and for each Gaussian its place in an order by home tile, in which the
-numbers of Gaussians that are blended together lie together in memory -> `pack`: their numbers, at their places
--> `count`, `rows`: for each row of tiles the list of its Gaussians, by depth -> `bin`: for each tile the list of its
-Gaussians, each with a 16-bit mask of the blocks in which its alpha reaches 1/255 somewhere.
+`place`: for each Gaussian its place in an order by home tile, in which the numbers of Gaussians that are blended
+together lie together in memory -> `pack`: their numbers, at their places; and the places sorted by depth -> `count`,
+`rows`: for each row of tiles the list of its Gaussians, by depth -> `bin`: for each tile the list of its Gaussians,
+each with a 16-bit mask of the blocks in which its alpha reaches 1/255 somewhere.
 """
 
 import math
@@ -27,26 +27,16 @@ DIGIT_BITS = 11
 PREFETCH = 8  # entries ahead
 
 
-def write_sort(module: ir.Module, real: ir.Type) -> None:
-    """Places by home tile (the one of the centre), and the places in ascending order of depth. One thread.
-
-    Depths: least significant digit radix sort of the bits; ties keep the order in which the Gaussians were given.
-    """
-    k = Kernel(module, "sort", real)
+def write_place(module: ir.Module, real: ir.Type) -> None:
+    """Places by home tile (the one of the centre), and the keys and first counts of the sort by depth. One thread."""
+    k = Kernel(module, "place", real)
     k.pointer(I64)
     depths, means2d, n = k.pointer(k.integer), k.pointer(), k.arg(I64)
     num_columns, num_rows = k.arg(I64), k.arg(I64)
-    places, tile_counts = k.pointer(I32), k.pointer(I32)
-    keys, orders = [k.pointer(k.integer) for _ in range(2)], [k.pointer(I32) for _ in range(2)]
-    counts = k.pointer(I32)
+    places, home_counts, keys, order, counts = (k.pointer(kind) for kind in (I32, I32, k.integer, I32, I32))
     bits = k.integer.width
-    passes = -(-bits // DIGIT_BITS)
-    radix = 1 << DIGIT_BITS
-    counts.clear(0, passes * radix)
-    tile_counts.clear(0, num_columns * num_rows)
-
-    def digit(key: Value, p: int) -> Value:
-        return (key >> (p * DIGIT_BITS)) & (radix - 1)
+    counts.clear(0, _passes(k) << DIGIT_BITS)
+    home_counts.clear(0, num_columns * num_rows)
 
     def home(coordinate: Value, num_tiles: Value) -> Value:
         last = (num_tiles - 1).to(k.real)
@@ -56,31 +46,46 @@ def write_sort(module: ir.Module, real: ir.Type) -> None:
         raw = depths[i]
         # order of floats as unsigned integers: flip the sign bit, and all others of negative numbers
         key = raw ^ k.select(raw < 0, k.constant(-1, k.integer), k.constant(-(1 << (bits - 1)), k.integer))
-        keys[0][i] = key
-        for p in range(passes):
-            place = digit(key, p).to(I64) + p * radix
+        keys[i] = key
+        for p in range(_passes(k)):
+            place = _digit(key, p)
             counts[place] = counts[place] + 1
         tile = home(means2d[i * 2 + 1], num_rows) * num_columns + home(means2d[i * 2], num_columns)
         places[i] = tile.to(I32)
-        tile_counts[tile] = tile_counts[tile] + 1
-    _to_starts(k, tile_counts, k.constant(0, I64), num_columns * num_rows)
+        home_counts[tile] = home_counts[tile] + 1
+    _to_starts(k, home_counts, k.constant(0, I64), num_columns * num_rows)
     with k.loop(0, n) as i:
         tile = places[i]
-        place = tile_counts[tile]
-        tile_counts[tile] = place + 1
+        place = home_counts[tile]
+        home_counts[tile] = place + 1
         places[i] = place
-        orders[0][i] = place
-    for p in range(passes):
+        order[i] = place
+    k.finish()
+
+
+def _passes(k: Kernel) -> int:
+    return -(-k.integer.width // DIGIT_BITS)
+
+
+def _digit(key: Value, p: int) -> Value:
+    """Where digit p of a key is counted."""
+    radix = 1 << DIGIT_BITS
+    return ((key >> (p * DIGIT_BITS)) & (radix - 1)).to(I64) + p * radix
+
+
+def _sort(k: Kernel, n: Value, keys: list[Pointer], orders: list[Pointer], counts: Pointer) -> None:
+    """Least significant digit radix sort; ties keep the order in which the Gaussians were given."""
+    for p in range(_passes(k)):
         source, target = p % 2, (p + 1) % 2
-        _to_starts(k, counts, k.constant(p * radix, I64), k.constant((p + 1) * radix, I64))
+        first = k.constant(p << DIGIT_BITS, I64)
+        _to_starts(k, counts, first, first + (1 << DIGIT_BITS))
         with k.loop(0, n) as i:
             key = keys[source][i]
-            place = digit(key, p).to(I64) + p * radix
-            to = counts[place]
-            counts[place] = to + 1
+            digit = _digit(key, p)
+            to = counts[digit]
+            counts[digit] = to + 1
             keys[target][to] = key
             orders[target][to] = orders[source][i]
-    k.finish()
 
 
 def _to_starts(k: Kernel, counts: Pointer, first: Value, last: Value) -> None:
@@ -93,21 +98,28 @@ def _to_starts(k: Kernel, counts: Pointer, first: Value, last: Value) -> None:
 
 
 def final_buffer(real_bits: int) -> int:
-    """Which of the two order buffers of `sort` holds the result."""
+    """Which of the two order buffers holds the sorted places."""
     return -(-real_bits // DIGIT_BITS) % 2
 
 
 def write_pack(module: ir.Module, real: ir.Type) -> None:
-    """Per chunk of the Gaussians: their numbers and their tiles, and where they came from, at their places."""
+    """Per chunk of the Gaussians: their numbers and their tiles, and where they came from, at their places.
+
+    The first task is the sort by depth, which one thread does while the others pack.
+    """
     k = Kernel(module, "pack", real)
     counter, chunk_size, n = k.pointer(I64), k.arg(I64), k.arg(I64)
     places, means2d, conics, depths = k.pointer(I32), k.pointer(), k.pointer(), k.pointer()
     radii, colors, opacities = k.pointer(I32), k.pointer(), k.pointer()
     num_columns, num_rows = k.arg(I64), k.arg(I64)
     packed, boxes, sources = k.pointer(), k.pointer(I16), k.pointer(I32)
-    with k.tasks(counter, (n + (chunk_size - 1)) // chunk_size) as chunk:
-        start = chunk * chunk_size
-        stop = (start + chunk_size).min(n)
+    keys, orders = [k.pointer(k.integer) for _ in range(2)], [k.pointer(I32) for _ in range(2)]
+    counts = k.pointer(I32)
+    with k.tasks(counter, (n + (chunk_size - 1)) // chunk_size + 1) as task:
+        with k.when(task.equals(0)):
+            _sort(k, n, keys, orders, counts)
+        start = (task - 1) * chunk_size
+        stop = k.select(task.equals(0), start, (start + chunk_size).min(n))
         with k.loop(start, stop, LANES) as i:
             mask = lanes_below(k, i, stop)
             place = places.load_masked(i, mask).to(I64)
