@@ -4,5 +4,5 @@ set -euo pipefail
 ruff format --check --quiet src tests
 ruff check --quiet src tests
 mypy
-snakefmt --check --quiet Snakefile workflow
+snakefmt --check Snakefile workflow
 snakemake --lint --snakefile Snakefile

@@ -1,4 +1,7 @@
-"""The study at a glance, from its files alone: which points wait, run, are done, failed and why."""
+"""The study at a glance: which points wait, run, are done, failed and why.
+
+From the files alone; where there is a Slurm that answers, points without files yet are looked up in its queue.
+"""
 
 import os
 import time
@@ -10,6 +13,7 @@ from typing import Any
 from .evidence import Attempt, attempts
 from .matrix import Study
 from .names import Point
+from .slurm.jobs import Queue, describe
 from .spec import RunSpec
 
 #: An attempt without a new event for this long is called silent: it may be hung, or its node gone.
@@ -24,15 +28,19 @@ class Row:
 
     point: Point
     state: str
-    """waiting, running, silent, retrying, ended (no record yet), or the record's status"""
+    """waiting, queued, running, silent, retrying, ended (no record yet), or the record's status"""
     detail: str = ""
 
 
-def rows(study: Study) -> Iterator[Row]:
-    """One row per point of the matrix, and per further point that has a folder, in a stable order."""
-    specs = {spec.point: spec for spec in study.specs()}
-    for point, spec in specs.items():
-        yield _row(point, spec, point.folder(Path(study.config.results)))
+def rows(study: Study, queue: Queue | None = None) -> Iterator[Row]:
+    """One row per point of the matrix, in its order."""
+    for spec in study.specs():
+        row = _row(spec.point, spec, spec.point.folder(Path(study.config.results)))
+        jobs = queue.of_point(spec.point) if queue and row.state in ("waiting", "retrying") else []
+        if jobs:
+            number = f"{row.detail}; " if row.detail else ""
+            row = Row(row.point, "queued", f"{number}job {jobs[0].id}: {describe(jobs[0])}")
+        yield row
 
 
 def _row(point: Point, spec: RunSpec, folder: Path) -> Row:
@@ -134,7 +142,7 @@ def _table(study: Study) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    found = list(rows(study))
+    found = list(rows(study, Queue()))
     counts = Counter(r.state for r in found)
     title = ", ".join(f"{n} {state}" for state, n in counts.most_common())
     table = Table("point", "state", "", title=title, box=None, title_justify="left")
