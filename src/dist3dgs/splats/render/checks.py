@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dist3dgs.errors import UserError
-from dist3dgs.splats.render.interface import MAX_SIDE_PX, Colors
+from dist3dgs.splats.render.interface import COLOR_MAX, MAX_SIDE_PX, Colors
 
 
 def check_size(width: int, height: int) -> None:
@@ -111,4 +111,12 @@ def nonfinite_error(count: int, first: int, total: int) -> UserError:
     return UserError(
         f"{count} of {total} Gaussians have NaN or infinite parameters (the first is number {first}): the training "
         "diverged or its checkpoint is damaged; lower the learning rates, or start from an earlier checkpoint"
+    )
+
+
+def bad_colors_error(count: int, total: int) -> UserError:
+    """The error for visible Gaussians whose colour is NaN, infinite or beyond `COLOR_MAX`."""
+    return UserError(
+        f"{count} of {total} visible Gaussians have colours that are NaN, infinite or above {COLOR_MAX:g}: the "
+        "training diverged or its checkpoint is damaged; lower the learning rates, or start from an earlier checkpoint"
     )

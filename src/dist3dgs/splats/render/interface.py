@@ -17,6 +17,7 @@ ALPHA_MIN = 1.0 / 255.0  # a Gaussian weaker than one 8-bit level does not touch
 ALPHA_MAX = 0.999  # keeps 1 - alpha away from 0 in the backward pass
 TRANSMITTANCE_MIN = 1e-4  # a pixel that would become darker than this is finished
 QUATERNION_MIN = 1e-12  # shorter quaternions mean no rotation
+COLOR_MAX = 1e18  # gradients through a brighter picture overflow float32
 MAX_SIDE_PX = 1 << 15  # largest image side: keeps pixel and tile numbers in 32 bits
 MAX_RADIUS_PX = 1 << 30  # radii are int32; a Gaussian wider than this has this radius
 

@@ -10,6 +10,7 @@ from dist3dgs.splats.render import checks
 from dist3dgs.splats.render.interface import (
     ALPHA_MAX,
     ALPHA_MIN,
+    COLOR_MAX,
     MAX_RADIUS_PX,
     QUATERNION_MIN,
     TRANSMITTANCE_MIN,
@@ -95,6 +96,9 @@ class ReferenceRenderer:
             position = -rotation.T @ translation
             read = parts if sh_degree > 0 else parts[:1]
             rgb = _evaluate_sh(sh_degree, means[ids] - position, torch.cat([part[ids] for part in read], 1))
+        bad = ~(rgb.detach().abs() <= COLOR_MAX).all(-1)
+        if bool(bad.any()):
+            raise checks.bad_colors_error(int(bad.sum()), len(ids))
         return Projection(
             ids=ids, means2d=means2d[ids], conics=conics[ids], depths=cam[ids, 2], radii=radii[ids].int(),
             colors=rgb, opacities=opacities[ids],

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dist3dgs.errors import UserError
 from dist3dgs.splats.jit.threads import run
 from dist3dgs.splats.render import checks
 from dist3dgs.splats.render.cpu.geometry import CHUNK
@@ -76,10 +75,7 @@ class Project(torch.autograd.Function):
             num_tasks=num_chunks,
         )  # fmt: skip
         if int(bad.sum()):
-            raise UserError(
-                f"{int(bad.sum())} of {v} visible Gaussians have NaN or infinite colours: the training diverged or "
-                "its checkpoint is damaged; lower the learning rates, or start from an earlier checkpoint"
-            )
+            raise checks.bad_colors_error(int(bad.sum()), v)
         ctx.save_for_backward(*gaussians, sh0, shn, ids, colors)
         ctx.view = view
         ctx.mark_non_differentiable(ids, radii)

@@ -6,6 +6,7 @@ from dist3dgs.splats.jit.ir import I32, I64, Kernel, Pointer, Value, Variable
 from dist3dgs.splats.jit.vmath import store_rows, sum_lane_scalar
 from dist3dgs.splats.render.cpu import geometry as geo
 from dist3dgs.splats.render.cpu.harmonics import C0, Rows, all_bands, band_gradient, unit_direction
+from dist3dgs.splats.render.interface import COLOR_MAX
 
 POSE_SUMS = 16  # numbers per chunk: 9 of the rotation, 3 of the translation, 3 of the centre, 1 unused
 DEGREES = (-1, 0, 1, 2, 3)  # -1: colours are RGB
@@ -89,8 +90,8 @@ def write_project(module: ir.Module, real: ir.Type, degree: int) -> None:
             store_rows(k, conics, i, stop, e.conic)
             store_rows(k, radii, i, stop, [rx.to(I32), ry.to(I32)])
             rgb = _colors(k, a, camera, g, chunk, local, mask)
-            nan = k.fma(rgb[0], 0.0, k.fma(rgb[1], 0.0, rgb[2] * 0.0))
-            bad.add(k.intrinsic("llvm.ctpop", (~nan.equals(0.0) & mask).mask_bits()).to(I64))
+            good = (rgb[0].abs() <= COLOR_MAX) & (rgb[1].abs() <= COLOR_MAX) & (rgb[2].abs() <= COLOR_MAX)
+            bad.add(k.intrinsic("llvm.ctpop", (~good & mask).mask_bits()).to(I64))
             store_rows(k, colors, i, stop, rgb)
         report[chunk] = bad.get()
     k.finish()
