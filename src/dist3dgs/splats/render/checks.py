@@ -117,6 +117,6 @@ def nonfinite_error(count: int, first: int, total: int) -> UserError:
 def bad_colors_error(count: int, total: int) -> UserError:
     """The error for visible Gaussians whose colour is NaN, infinite or beyond `COLOR_MAX`."""
     return UserError(
-        f"{count} of {total} visible Gaussians have colours that are NaN, infinite or above {COLOR_MAX:g}: the "
+        f"{count} of {total} visible Gaussians have NaN or infinite colours, or some above {COLOR_MAX:g}: the "
         "training diverged or its checkpoint is damaged; lower the learning rates, or start from an earlier checkpoint"
     )
