@@ -43,6 +43,17 @@ test-fast: setup ## unit tests without the slow ones, about a minute
 check: setup ## formatting, lint, types, workflow lint
 	@bash scripts/check.sh
 
+.PHONY: reference
+reference: setup ## tables and figures from the committed reference records; trains nothing
+	@$(SNAKEMAKE) --profile profiles/cached --config only_existing=true results=results/reference -- figures
+	@echo "reference: $(CURDIR)/results/reference/figures"
+
+.PHONY: bench-readers bench-distributed
+bench-readers: setup ## log readers against grep -c on the same 1 GB file
+	@$(BIN)/python -m dist3dgs.bench.readers
+bench-distributed: setup ## images per second at 1 and 2 ranks, side by side
+	@$(BIN)/python -m dist3dgs.bench.distributed
+
 .PHONY: gpu-check
 gpu-check: setup ## on a machine with an NVIDIA GPU: CUDA and CPU renderers agree, fox, step times
 	@$(BIN)/python -m dist3dgs.bench.gpu

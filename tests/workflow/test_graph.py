@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,23 @@ def test_lint_is_clean(study: Path) -> None:
 def test_the_shim_for_the_workflow_catalogue(study: Path) -> None:
     table = job_table(snakemake(study, "-n", "-s", "workflow/Snakefile", "train_all"))
     assert table["train"] == 2
+
+
+def test_a_newcomer_draws_the_reference_records(study: Path, repository: Path) -> None:
+    shutil.copytree(
+        repository / "results/reference",
+        study / "reference",
+        ignore=shutil.ignore_patterns("figures", "tables"),
+    )
+    snakemake(
+        study,
+        "--profile",
+        "profiles/cached",
+        "--config",
+        "only_existing=true",
+        "results=reference",
+        "--",
+        "figures",
+    )
+    assert len(list((study / "reference/figures").glob("*.svg"))) >= 7
+    assert "n1g2" in (study / "reference/tables/points.csv").read_text()
