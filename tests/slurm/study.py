@@ -1,11 +1,13 @@
 """A small study in a folder of its own, run on the test cluster as a user would run it."""
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,6 +54,21 @@ TRAIN = {
 }
 
 
+def plain_bin() -> Path:
+    """This environment's bin folder by a path without a space.
+
+    The plugin writes Python's path unquoted into the job script, so that a checkout in "my work/" could not submit.
+    """
+    folder = Path(sys.executable).parent
+    if " " not in str(folder):
+        return folder
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    link = Path(tempfile.gettempdir(), f"dist3dgs-env-{digest}")
+    if not link.is_symlink():
+        link.symlink_to(folder.parent)
+    return link / folder.name
+
+
 class Study:
     """Project files, a tiny packed scene and a profile in `folder`; Snakemake is run there."""
 
@@ -88,11 +105,11 @@ class Study:
     def start(self, *targets: str, path: Path | None = None) -> "subprocess.Popen[str]":
         """Snakemake in the background, with `path` first on PATH; its output goes to snakemake.log."""
         env = self.cluster.environment(os.environ | {"PYTHONUNBUFFERED": "1"})
-        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+        env["PATH"] = f"{plain_bin()}:{env['PATH']}"
         env["PATH"] = f"{path}:{env['PATH']}" if path else env["PATH"]
         with (self.folder / "snakemake.log").open("a") as log:
             return subprocess.Popen(
-                ["snakemake", "--profile", "profiles/slurm", *targets],
+                [str(plain_bin() / "python"), "-m", "snakemake", "--profile", "profiles/slurm", *targets],
                 cwd=self.folder, env=env, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             )  # fmt: skip
 

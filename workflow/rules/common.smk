@@ -22,6 +22,12 @@ try:
     # The cluster, from the profile: no part of the study, so that moving to another one trains nothing again.
     ON_CLUSTER = "site" in config
     SITE = read_site(config.pop("site", None))
+    if ON_CLUSTER and " " in sys.executable:
+        raise UserError(
+            f"{sys.executable}: the Slurm plugin writes this path unquoted into job scripts, and it has a space in"
+            " it. Link the environment to a path without one (ln -s .venv's folder ~/env) and run"
+            " ~/env/bin/python -m snakemake --profile profiles/slurm ..."
+        )
     STUDY = Study.from_config(config)
     POINTS = STUDY.points()
 except UserError as error:
