@@ -163,7 +163,9 @@ class _Run:
         environment = plan.launch_environment(os.environ, self.layout, self.allocation, cpus_per_node=cpus)
         threads = self.spec.hardware.threads_per_rank or max(1, cpus // self.layout.workers_per_node)
         # One number for every library that would otherwise take all cores in each of the ranks.
-        environment |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+        environment |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        # Waiting threads sleep: spinning ones take the cores of other ranks and of whoever else is on the node.
+        environment.setdefault("OMP_WAIT_POLICY", "passive")
         environment["PYTHONUNBUFFERED"] = "1"
         environment["DIST3DGS_ATTEMPT"] = str(self.attempt.folder.resolve())
         if self.weights is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "pycolmap", "numba", "gsplat")
+HEAVY = ("torch", "pycolmap", "llvmlite", "gsplat")
 ANALYSIS = (
     "cli", "config", "diagnose", "errors", "events", "evidence", "figures", "files", "guard", "judge", "launch",
     "matrix", "monitor", "names", "record", "report", "scaling", "slurm", "spec", "tabulate", "watch",
