@@ -180,7 +180,7 @@ class Drills:
 
     def out_of_memory(self) -> Outcome:
         """Less memory than the ranks need: killed, submitted again with half as much again."""
-        name, tight = "host out of memory", {"mem_gib_per_gpu": 0.05, "cpus_per_gpu": 1}
+        name, tight = "memory", {"mem_gib_per_gpu": 0.05, "cpus_per_gpu": 1}
         study = self._study(name, "n1g3", gpu_request="none", train={"steps": 60}, **tight)
         code = study.run("train_all", timeout=900)
         outcome = Outcome(name, study, "n1g3", study.attempts("n1g3")[0]["started_at"], exit_code=code)
@@ -203,7 +203,8 @@ class Drills:
 
     def snakemake_killed(self) -> Outcome:
         """kill -9 on Snakemake; a new one finds the running job and uses its result."""
-        study = self._study("snakemake killed", "n1g1", gpu_request="none")
+        # Long enough to be running still when the second Snakemake has started, on a fast machine too.
+        study = self._study("snakemake killed", "n1g1", gpu_request="none", train={"steps": 2000})
         first = study.start("train_all")
         study.wait(lambda: study.last_step("n1g1") >= BREAK_AT, f"step {BREAK_AT}", 400)
         os.killpg(first.pid, signal.SIGKILL)

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster import Cluster
-from study import Study
+from study import Study, plain_bin
 
 NO_OP = """#!{python}
 import json, os, sys, time
@@ -72,8 +72,8 @@ def run(cluster: Cluster, folder: Path, points: int, jobs: int) -> Result:
     )  # fmt: skip
     shim = folder / "bin/dist3dgs"
     shim.parent.mkdir()
-    real = str(Path(sys.executable).parent / "dist3dgs")
-    shim.write_text(NO_OP.format(python=sys.executable, dist3dgs=real))
+    # A shebang takes no path with a space.
+    shim.write_text(NO_OP.format(python=plain_bin() / "python", dist3dgs=str(plain_bin() / "dist3dgs")))
     shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
     before, started, most = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
     snakemake = study.start("train_all", path=shim.parent)

@@ -79,7 +79,7 @@ def test_cancelled_by_the_user_is_recorded_and_not_retried(outcome):
     assert outcome.record["status"] == "failed" and outcome.record["failure"]["cause"] == "cancelled"
     assert outcome.ends == ["cancelled"]
     # The job that wrote the verdict asked for one CPU and no GPU.
-    assert "nodes=1, tasks=1, tasks_per_gpu=0, gres=, cpus_per_task=1" in outcome.study.log()
+    assert "tasks_per_gpu=0, nodes=1, tasks=1, gres=, cpus_per_task=1" in outcome.study.log()
 
 
 @drill("snakemake_killed")

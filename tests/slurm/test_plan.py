@@ -163,4 +163,4 @@ def test_one_node_line_really_runs(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split("\n"))[1:] == ["rank 0 of 2", "rank 1 of 2"]
-    assert shlex.join(words).startswith(sys.executable)
+    assert shlex.join(words).startswith(shlex.quote(sys.executable))
