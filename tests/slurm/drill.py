@@ -183,7 +183,9 @@ class Drills:
         name, tight = "memory", {"mem_gib_per_gpu": 0.05, "cpus_per_gpu": 1}
         study = self._study(name, "n1g3", gpu_request="none", train={"steps": 60}, **tight)
         code = study.run("train_all", timeout=900)
-        outcome = Outcome("host out of memory", study, "n1g3", study.attempts("n1g3")[0]["started_at"], exit_code=code)
+        outcome = Outcome(
+            "host out of memory", study, "n1g3", study.attempts("n1g3")[0]["started_at"], exit_code=code
+        )
         return outcome.measure()
 
     def refused(self) -> Outcome:
