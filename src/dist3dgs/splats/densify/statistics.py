@@ -52,6 +52,6 @@ class Statistics:
         y = grad[:, 1] * (camera.height / 2 / loss_weight)
         norm = torch.sqrt(x * x + y * y).double().nan_to_num(0.0).clamp_max(_MAX_NORM)
         ids = projection.ids
-        # ids are unique within a projection, so indexed addition is a plain, deterministic gather-add-scatter.
-        self.grad_sum[ids] += (norm / QUANTUM).round().long()
-        self.count[ids] += 1
+        # Whole numbers: the same sum in any order. (`tensor[ids] += ...` gathers and scatters: six times slower.)
+        self.grad_sum.index_add_(0, ids, (norm / QUANTUM).round().long())
+        self.count.index_add_(0, ids, torch.ones_like(ids))
