@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (lines of logs are as long as they are)
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -156,3 +157,22 @@ def test_terminal_gets_no_escape_codes(tmp_path: Path, capsys: pytest.CaptureFix
     )
     run_diagnose([path], False)
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_pipe_is_refused_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "job.log")
+    with pytest.raises(UserError, match="not a regular file"):
+        diagnose([tmp_path / "job.log"])
+
+
+def test_a_million_of_our_own_steps_take_seconds(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    row = '{"t": %d.0, "rank": %d, "event": "step", "step": %d, "loss": 0.1, "num_gaussians": %d, "step_s": 0.1}\n'
+    with path.open("w") as f:
+        for i in range(0, 1_000_000, 2):
+            f.write(row % (i, 0, i, 100 + i) + row % (i, 1, i, 100 + i))
+        f.write('{"t": 1e6, "rank": 0, "event": "end", "status": "ok", "step": 999998}\n')
+    began = time.process_time()
+    summary = read_logs([path])
+    assert time.process_time() - began < 15
+    assert (summary.iterations, summary.num_gaussians, summary.quality["loss"]) == (999_998, 1_000_098, 0.1)

@@ -97,3 +97,17 @@ def test_classify_one_error() -> None:
     assert rule is not None and rule.cause == "gpu_fault"
     rule = classify("RuntimeError: CUDA error: out of memory", barrier, steps=100)
     assert rule is not None and rule.cause == "gpu_oom"
+
+
+def test_a_cancelled_run_whose_events_had_stopped_long_before_is_no_progress(tmp_path: Path) -> None:
+    err = tmp_path / "job.err"
+    err.write_text("slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2025-05-05T16:00:00 ***\n")
+    for last_t, cause in ((4000.0, "no_progress"), (400.0, "cancelled")):
+        path = events(
+            tmp_path / "events.jsonl",
+            *START,
+            (300, 0, "step", {"step": 120, "loss": 0.1, "step_s": 0.1}),
+            (last_t, 0, "signal", {"signal": "SIGTERM"}),
+        )
+        verdict = diagnose([path, err])
+        assert verdict.cause == cause

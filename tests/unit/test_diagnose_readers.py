@@ -314,3 +314,25 @@ def test_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
     assert "img/s" in capsys.readouterr().out
     assert run_read([folder / "ok-workshop-epochs.log"], True) == 0
     assert json.loads(capsys.readouterr().out)["epochs"] == 3
+
+
+def test_evaluation_is_a_phase_where_its_bars_are_shown(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    bars = "".join(
+        f"Epoch {e}: 100%|##| 100/100 [01:40<00:00, 1.00it/s]\nValidation: 10%|# | 1/10 [00:02<00:18, 2.00s/it]\n"
+        "Validation: 100%|##| 10/10 [00:20<00:00, 2.00s/it]\n"
+        for e in range(3)
+    )
+    log.write_text(bars)
+    assert read_logs([log]).phases_s["evaluation"] == 60.0
+
+
+def test_step_times_of_a_sample_say_so(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    row = "step %d/400000 (1.0%%) | loss: 0.1000 | dt: %.2fms\n"
+    log.write_text("".join(row % (i, 20 + i % 7) for i in range(1000)))
+    assert not read_logs([log]).step_s_sampled
+    log.write_text("".join(row % (i, 20 + i % 7) for i in range(190_000)))
+    summary = read_logs([log])
+    assert log.stat().st_size > 8 << 20 and summary.step_s_sampled
+    assert summary.step_s is not None and abs(summary.step_s.median - 0.023) < 0.002

@@ -4,6 +4,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -11,7 +12,7 @@ import pytest
 
 from dist3dgs.diagnose import diagnose
 from dist3dgs.diagnose.command import troubleshooting
-from dist3dgs.diagnose.rules import HINTS, RULES, Tier
+from dist3dgs.diagnose.rules import RULES, Hit, Tier
 from dist3dgs.diagnose.scan import scan
 from dist3dgs.record import Cause
 
@@ -34,14 +35,17 @@ def test_verdict_and_the_line_that_proves_it(name: str) -> None:
         assert e.text in written.strip() or e.text.startswith(written.strip()[:900])
 
 
+@cache
+def every_hit() -> list[Hit]:
+    return [h for f in sorted(FOLDER.glob("*.log")) for h in scan([f]).hits]
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.name)
 def test_each_rule_takes_a_line_of_a_fixture(rule) -> None:
     if rule.name in NOT_BY_TEXT:
         pytest.skip("not found by text alone")
-    hits = [h for f in FOLDER.glob("*.log") for h in scan([f]).hits if h.rule is rule]
+    hits = [h for h in every_hit() if h.rule is rule]
     assert hits
-    for hit in hits:
-        assert any(word in hit.line.text.lower() for word in HINTS)
 
 
 def test_every_cause_has_a_rule_or_is_made_of_numbers() -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from dist3dgs.diagnose import diagnose
+from dist3dgs.diagnose.importer import import_record
 from dist3dgs.diagnose.readers import read_logs
+from dist3dgs.scaling import rank_unit
+from dist3dgs.scaling.journey import attempts, performance_comparison
 
 CATEGORIES = {
     1: {"allocation_mismatch"}, 2: {"parameter_mismatch"}, 3: {"host_oom"}, 4: {"gpu_oom"}, 5: {"rendezvous"}, 6: {"collective_timeout"},
@@ -71,3 +74,25 @@ def test_the_stride_crash_that_says_training_complete(shared: Path) -> None:
     assert (verdict.status, verdict.cause, verdict.rank) == ("failed", "parameter_mismatch", 1)
     alone = diagnose([job])
     assert alone.status == "failed" and any("Training Complete!" in e.text for e in alone.evidence)
+
+
+def test_the_two_real_jobs_tell_their_story(shared: Path, tmp_path: Path) -> None:
+    logs = shared / "nova-logs"
+    if not (logs / "4gpu_9097883.out").exists():
+        pytest.skip(f"{logs} has no jobs")
+    records = []
+    for repeat, job in ((1, "4gpu_9097883"), (0, "4gpu_9104940")):  # named against their order in time
+        paths = [logs / f"{job}.{half}" for half in ("out", "err")]
+        records.append(
+            import_record(paths, scene="bicycle", layout="n1g4", repeat=f"r{repeat}", results=tmp_path)[0]
+        )
+    story = attempts(records)
+    assert [a.record.provenance.slurm_job_id for a in story] == ["9097883", "9104940"]
+    assert story[1].changes == ["devices 1 → 4"]
+    assert [rank_unit(a.record) for a in story] == ["GPU", "GPU"]
+    assert [a.rank_hours for a in story] == pytest.approx([4 * 617 / 3600, 4 * 79 / 3600])
+    assert story[0].record.metrics.images == 7000
+    used_one, crashed = performance_comparison(story)
+    assert (used_one.expected_s, used_one.measured_s) == (pytest.approx(617 / 4), 617)
+    assert used_one.best_possible_s == pytest.approx(403, abs=1)
+    assert crashed.measured_s is None and crashed.expected_s == used_one.expected_s

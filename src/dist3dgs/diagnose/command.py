@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .facts import Line
 from .lines import CONTROL
 
 
@@ -98,10 +97,11 @@ def _summary_lines(s: Any) -> list[str]:
     lines += [row(f"  {name}", _duration(seconds)) for name, seconds in s.phases_s.items()]
     if s.step_s is not None:
         t = s.step_s
+        of = f"{s.step_s_kind}{', of a sample' if s.step_s_sampled else ''}"
         lines.append(
             row(
                 "step_s",
-                f"median {t.median:.6g}, mean {t.mean:.6g}, 5 % {t.p5:.6g}, 95 % {t.p95:.6g} ({s.step_s_kind})",
+                f"median {t.median:.6g}, mean {t.mean:.6g}, 5 % {t.p5:.6g}, 95 % {t.p95:.6g} ({of})",
             )
         )
     else:
@@ -163,10 +163,6 @@ def troubleshooting() -> str:
                 "",
             ]
     return "\n".join(out).rstrip() + "\n"
-
-
-def one_line(line: Line) -> str:
-    return f"{line.file}:{line.number}: {line.text}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .words import WordIndex
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -35,6 +37,17 @@ class FactPattern:
     value: Callable[[re.Match[str]], Any] = lambda m: m[1]
     keep: Literal["first", "last", "max", "set", "list"] = "first"
     often: bool = False
+
+
+class FactTable:
+    """All patterns, and which of them a line may have."""
+
+    def __init__(self, patterns: Iterable[FactPattern]) -> None:
+        self._patterns = tuple(patterns)
+        self._index = WordIndex([p.pattern for p in self._patterns])
+
+    def candidates(self, text: str) -> list[FactPattern]:
+        return [self._patterns[i] for i in self._index.candidates(text)]
 
 
 MAX_LIST = 1000

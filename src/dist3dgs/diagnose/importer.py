@@ -56,19 +56,21 @@ def import_record(
 
 def _record(point: Point, found: Scan, summary: LogSummary, verdict: Diagnosis) -> RunRecord:
     failure = verdict.failure()
+    images = _images(found, summary)
     seed = found.facts.get("seed")
     return RunRecord(
         run=Run(
             scene=point.scene, strategy=point.strategy, layout=str(point.layout), repeat=point.repeat, seed=seed,
-            settings={"steps": summary.iterations_asked, "trainer": summary.trainer} if summary.trainer else {},
+            settings=_settings(found, summary),
         ),
         status=verdict.status,
         failure=_portable(failure),
-        metrics=_metrics(summary),
-        reasons=summary.reasons,
-        environment=Environment(hosts=summary.nodes, devices=_devices(summary)),
+        metrics=_metrics(summary, images),
+        reasons=_reasons(summary, images),
+        environment=Environment(hosts=summary.nodes, devices=_devices(found, summary)),
         provenance=Provenance(
-            slurm_job_id=summary.job_id, source="imported", started_at=None, evidence_sha256=_digests(summary),
+            slurm_job_id=summary.job_id, source="imported", started_at=summary.started_at,
+            finished_at=_finished_at(summary), evidence_sha256=_digests(summary),
         ),
     )  # fmt: skip
 
@@ -86,21 +88,55 @@ def _portable(failure: Failure | None) -> Failure | None:
     return failure.model_copy(update={"evidence": evidence})
 
 
-def _metrics(s: LogSummary) -> Metrics:
+def _settings(found: Scan, s: LogSummary) -> dict[str, object]:
+    """What the log states of how the program was set."""
+    stated = {
+        "trainer": s.trainer, "method": found.facts.get("method"), "steps": s.iterations_asked or s.iterations,
+        "devices": s.devices_used,
+    }  # fmt: skip
+    return {name: value for name, value in stated.items() if value is not None} if s.trainer else {}
+
+
+def _images(found: Scan, s: LogSummary) -> int | None:
+    """Training images seen, where the trainer says how many a step takes on each device."""
+    per_step = found.facts.get("images_per_step")
+    if per_step is None or s.iterations is None or s.devices_used is None:
+        return None
+    return per_step * s.iterations * s.devices_used
+
+
+def _reasons(s: LogSummary, images: int | None) -> dict[str, str]:
+    reasons = dict(s.reasons)
+    if images is None:
+        reasons["images"] = "the log does not say how many images a step takes"
+    if s.started_at is None:
+        reasons["started_at"] = "no line has a date and a time of day"
+    return reasons
+
+
+def _finished_at(s: LogSummary) -> float | None:
+    return None if s.started_at is None or s.total_s is None else s.started_at + s.total_s
+
+
+def _metrics(s: LogSummary, images: int | None) -> Metrics:
     phases: dict[str, float] = {}
     for name, seconds in s.phases_s.items():
         name = PHASES.get(name, name)
         phases[name] = phases.get(name, 0.0) + seconds
     per_step = s.step_s if s.step_s_kind != "per epoch" else None
-    images = next((r.mean for r in s.throughput if r.unit == "img/s"), None)
+    stepping = s.phases_s.get("stepping")
+    rate = next((r.mean for r in s.throughput if r.unit == "img/s"), None)
+    if rate is None and images and stepping:
+        rate = images / stepping
     return Metrics(
         total_s=s.total_s,
-        train_s=s.phases_s.get("stepping"),
+        train_s=stepping,
         phases_s=phases,
         steps=s.iterations,
         step_s=per_step,
         steps_per_s=1 / per_step.mean if per_step is not None and per_step.mean > 0 else None,
-        images_per_s=images,
+        images=images,
+        images_per_s=rate,
         peak_host_gib=s.host_peak_gib,
         peak_gpu_gib=s.gpu_peak_gib,
         num_gaussians=s.num_gaussians,
@@ -111,5 +147,8 @@ def _metrics(s: LogSummary) -> Metrics:
     )  # fmt: skip
 
 
-def _devices(s: LogSummary) -> list[str]:
-    return [g.name for g in s.gpus if g.name]
+def _devices(found: Scan, s: LogSummary) -> list[str]:
+    """Names as nvidia-smi gave them; `GPU` where the log only says that they are."""
+    named = [g.name for g in s.gpus if g.name]
+    on_gpu = s.devices_asked is not None or found.facts.get("device_type") == "cuda"
+    return named or (["GPU"] * min(s.devices_used or s.devices_asked or 0, 4096) if on_gpu else [])

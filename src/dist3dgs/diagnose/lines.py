@@ -13,14 +13,20 @@ expression, is what makes a 1 GB log readable in seconds (docs/decisions/0030-li
 # ruff: noqa: E501 (a pattern is read best on one line)
 
 import codecs
+import csv
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import accumulate, count
 from pathlib import Path
 
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 17
 MAX_TEXT = 4096
+#: After so many questions about one block the places of all its segments are worked out at once.
+FEW = 8
+#: So many segments from the end of a block, one is cut out alone rather than all of them.
+NEAR_END = 256
 #: Removed to get a line's shape: digits, blanks, signs, and bytes of the bars that progress displays draw with.
 NOT_SHAPE = b"0123456789.,:+- \t#=*" + bytes(range(0x80, 0x90)) + b"\x96\xe2"
 
@@ -40,11 +46,23 @@ def clean(raw: bytes) -> str:
     return CONTROL.sub("", text).rstrip()
 
 
+def cells(raw: bytes) -> list[str]:
+    """The cells of one line of a CSV, stripped; none of a line that is not one."""
+    text = clean(raw)
+    if '"' in text:
+        try:
+            return [cell.strip() for cell in next(csv.reader([text]))]
+        except (csv.Error, StopIteration):
+            return []
+    return [cell.strip() for cell in text.split(",")] if text else []
+
+
 class Block:
     """Some consecutive whole lines of a file. The segments are split off only when somebody looks at them."""
 
     def __init__(self, first_line: int, data: bytes) -> None:
         self.first_line = first_line  # number of the first segment's line, 1-based
+        self._num_asked = 0
         self.data = data  # segments joined by \n; a segment that continues its line starts with \r
 
     @cached_property
@@ -58,24 +76,43 @@ class Block:
         return self.data.translate(None, NOT_SHAPE).split(b"\n")
 
     @cached_property
-    def unique(self) -> frozenset[bytes]:
-        return frozenset(self.shapes)
+    def last(self) -> dict[bytes, int]:
+        """Each shape -> the last segment that has it."""
+        return dict(zip(self.shapes, count()))
+
+    def line(self, index: int) -> bytes:
+        """One segment; near the block's end without splitting the whole."""
+        back = len(self.shapes) - index
+        if back > NEAR_END or "lines" in self.__dict__:
+            return self.lines[index]
+        return self.data.rsplit(b"\n", back)[-back]
 
     def offset(self, index: int) -> int:
-        """Where segment `index` starts in `data`."""
-        if index * 2 <= len(self.lines):
-            return sum(map(len, self.lines[:index])) + index
-        return len(self.data) - sum(map(len, self.lines[index:])) - (len(self.lines) - 1 - index)
-
-    def number_at(self, offset: int) -> int:
-        """1-based line number of the segment around `offset`."""
-        continued = self.data.count(b"\r", 1, offset + 1) if b"\r" in self.data else 0
-        return self.first_line + self.data.count(b"\n", 0, offset) - continued
+        """Where segment `index` starts in `data`; near the block's ends without splitting up the rest."""
+        self._num_asked += 1
+        if self._num_asked > FEW:
+            return self._starts[index]
+        back = len(self.shapes) - index
+        if back <= NEAR_END:
+            return len(self.data) - sum(map(len, self.data.rsplit(b"\n", back)[-back:])) - (back - 1)
+        return sum(map(len, self.lines[:index])) + index
 
     def number(self, index: int) -> int:
         """1-based line number of segment `index`."""
-        continued = self.data.count(b"\r", 1, self.offset(index) + 1) if b"\r" in self.data else 0
-        return self.first_line + index - continued
+        if b"\r" not in self.data:
+            return self.first_line + index
+        if self._num_asked > FEW:
+            return self.first_line + index - self._continued[index]
+        return self.first_line + index - self.data.count(b"\r", 1, self.offset(index) + 1)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(len(line) + 1 for line in self.lines)]
+
+    @cached_property
+    def _continued(self) -> list[int]:
+        """How many segments up to each one go on with the line of the one before."""
+        return [0, *accumulate(line.startswith(b"\r") for line in self.lines[1:])]
 
 
 def looks_binary(head: bytes) -> bool:
@@ -118,5 +155,7 @@ def _block(data: bytes, first_line: int) -> Block:
     if b"\0" in data:
         data = data.replace(b"\0", b"")
     if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n\r")
+        if b"\r\n" in data:
+            data = data.replace(b"\r\n", b"\n")
+        data = data.replace(b"\r", b"\n\r")
     return Block(first_line, data[:-1] if data.endswith(b"\n") else data)

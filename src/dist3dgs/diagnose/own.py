@@ -8,8 +8,6 @@ from .readers.events import RunDiary
 from .rules import RULES, Hit, error_hit
 from .scan import Scan
 
-STALL_S = 1800.0
-
 
 def add_hits(scan: Scan, context: Mapping[str, Any]) -> None:
     """Turn `error` events into hits, in order of time, and a signal from the launcher into one."""

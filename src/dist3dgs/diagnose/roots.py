@@ -11,11 +11,12 @@ from .scan import Scan
 
 #: Text printed by a process that goes on after an error is more than what a dying one still had in its buffer.
 SURVIVED_BYTES = 1 << 14
+#: After a warning, which need not have ended anything, so many progress lines are enough.
+WARNED_ROWS = 2
 #: Lines with which Slurm begins to end a job; what follows them is an echo of the end.
 ENDING = re.compile(
     r"srun: Job step aborted|srun: (?:got|Force Terminated|forcing job termination)|\bgot signal: ?15|received SIGTERM|SIGTERM"
 )
-FAILED_WORKER = ("worker-failed",)
 #: Which rules' lines tell of a worker's own failure, so that a lost rendezvous elsewhere is its echo.
 REPORT = re.compile(
     r"ChildFailedError|failed \(exitcode|Root Cause|terminated with the following error|FAILED|return code = -?[1-9]"
@@ -72,6 +73,8 @@ def survived(hit: Hit, scan: Scan, finished: bool) -> bool:
         went_on = progress.bytes > hit.bytes_before and progress.count > 0
         if went_on and progress.bytes - hit.bytes_before > SURVIVED_BYTES:
             return True
+        if went_on and "NCCL WARN" in hit.line.text and progress.count - hit.steps_before >= WARNED_ROWS:
+            return True
     return finished and (went_on or _finish_below(hit, scan))
 
 
@@ -109,7 +112,15 @@ def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
             begin = -1
         else:
             begin = _ending_begins(stop) if stop else 0
-        if stop is None or hit is stop or hit.rule.tier in (Tier.PROOF, Tier.STOP):
+        if (
+            stop is not None
+            and stop.rule.name == "preempted"
+            and hit.rule.name == "oom-killer"
+            and hit.order > begin
+        ):
+            # Slurm counts kills when the step ends; that others needed the node does not come from memory.
+            choice.ruled_out.append((hit, f"the job was ended for another one (line {stop.line.number})"))
+        elif stop is None or hit is stop or hit.rule.tier in (Tier.PROOF, Tier.STOP):
             kept.append(hit)
         elif hit.order > begin or hit.rule.tier == Tier.SIGNAL:
             choice.ruled_out.append(

@@ -81,6 +81,8 @@ def _scan_file(path: Path, index: int, result: Scan) -> FileInfo:
         raise UserError(
             f"{path} is a folder; name the files in it: dist3dgs diagnose {path}/*.out {path}/*.err"
         )
+    if path.exists() and not path.is_file():  # a pipe or a device may never end
+        return FileInfo(str(path), "unreadable", note="not a regular file; save its content to one")
     try:
         with path.open("rb") as f:
             head = f.read(1 << 16)
@@ -121,5 +123,5 @@ def _scan_file(path: Path, index: int, result: Scan) -> FileInfo:
         str(path),
         "sacct" if sacct.sniff(text) else "text",
         size,
-        reader.last_block.number_at(len(reader.last_block.data)) if reader.last_block else 0,
+        reader.last_block.number(len(reader.last_block.lines) - 1) if reader.last_block else 0,
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..record import Evidence
+from .readers.events import RunDiary
 from .rules import Hit
 from .scan import Scan
 
@@ -18,10 +19,10 @@ def silent_before(stop: Hit, scan: Scan) -> Sequence[Evidence] | None:
 
     The last step's time is that on its own line or, at the latest, that of the next line which has one.
     """
+    if scan.diary is not None and scan.diary.last_step_t is not None:
+        return _by_diary(scan.diary)
     if stop.line.time is None:
         return None
-    if scan.diary is not None and scan.diary.last_step_t is not None:
-        return None  # its clock is Unix time, the log's is local: see own.py
     steps = [p for p in scan.progress.values() if p.last is not None]
     if steps:
         known = [(t, p.last) for p in steps if p.last and (t := p.last.time or p.after_time) is not None]
@@ -37,3 +38,17 @@ def silent_before(stop: Hit, scan: Scan) -> Sequence[Evidence] | None:
     if last is None or last.time is None or stop.line.time - last.time < NO_STEP_S:
         return None
     return [Evidence(file=last.file, line=last.number, text=last.text[:1000])]
+
+
+def _by_diary(diary: RunDiary) -> Sequence[Evidence] | None:
+    """Our own events alone: their clock is Unix time, that of the lines around the stop is local.
+
+    The ranks' last words (a signal, an error) are at or before the stop.
+    """
+    line = diary.last_step_line
+    if line is None or diary.last_t is None or diary.last_step_t is None:
+        return None
+    step_s = max((s.get("mean", 0.0) for s in diary.step_s.values()), default=0.0)
+    if diary.last_t - diary.last_step_t < max(SILENCE_S, SILENCE_STEPS * step_s):
+        return None
+    return [Evidence(file=line.file, line=line.number, text=line.text[:1000])]

@@ -24,7 +24,7 @@ UNIT_S = {b"d": 86400.0, b"h": 3600.0, b"m": 60.0, b"s": 1.0, b"ms": 1e-3}
 MULTIPLE = {b"": 1.0, b"K": 1e3, b"M": 1e6, b"B": 1e9}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: a log has a million, and freezing makes each three times as dear
 class Progress:
     """One progress line. `step` counts from 0 or 1 as the trainer does."""
 
@@ -63,18 +63,22 @@ class StepSeries:
     restarts: int = 0
     elapsed_s: float | None = None
     first_elapsed_s: float | None = None
+    earlier_s: float = 0.0  # shown by the same display before it was started again
     loss: float | None = None
     seconds: array = field(default_factory=lambda: array("d"))
     rates: array = field(default_factory=lambda: array("d"))
     thinned: int = 1
+    sampled: bool = False  # of a long log not every row was read
     _phase: int = 0
     _stride: int = 1
 
     def add(self, p: Progress) -> None:
         if p.step <= self.last:
-            if p.step > self.last - max(RESTART_GAP, RESTART_ROWS * self._stride):
+            again = self.complete and p.step * 2 < self.last  # a short bar that is drawn for every evaluation
+            if not again and p.step > self.last - max(RESTART_GAP, RESTART_ROWS * self._stride):
                 return
             self.restarts += 1
+            self.earlier_s += self.elapsed_s or 0.0
         self._stride = max(1, p.step - self.last)
         self.last = p.step
         self.first = p.step if self.first is None else self.first
@@ -87,9 +91,10 @@ class StepSeries:
         self._phase += 1
         if self._phase % self.thinned or p.step < self.format.skip_first:
             return
-        for samples, value in ((self.seconds, p.seconds), (self.rates, p.rate)):
-            if value is not None and 0 < value < 1e9:
-                samples.append(value)
+        if p.seconds is not None and 0 < p.seconds < 1e9:
+            self.seconds.append(p.seconds)
+        if p.rate is not None and 0 < p.rate < 1e9:
+            self.rates.append(p.rate)
         if len(self.seconds) >= MAX_SAMPLES or len(self.rates) >= MAX_SAMPLES:
             self.seconds, self.rates = self.seconds[::2], self.rates[::2]
             self.thinned *= 2
@@ -143,6 +148,9 @@ def parse_duration(text: bytes) -> float:
 
 def parse_clock(text: bytes) -> float:
     """Seconds of `41`, `05:12`, `1:02:03` or `2 days, 1:02:03`."""
+    parts = text.split(b":")
+    if len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit():
+        return 60.0 * int(parts[0]) + int(parts[1])
     days, _, clock = text.rpartition(b" day")
     seconds = 0.0
     for part in clock.replace(b"s, ", b"").replace(b", ", b"").split(b":"):

@@ -2,33 +2,33 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import where
 from .clock import Clock
-from .facts import FactPattern, Line
+from .facts import FactPattern, FactTable, Line
 from .lines import Block, clean
 from .readers import elastic, epochs, gsplat, nerfstudio, sacct, slurm
-from .rules import HINTS, RULES, Hit, Tier
+from .rules import Hit, Tier, takers
 from .steps import FORMATS, StepFormat, StepSeries
 
 if TYPE_CHECKING:
     from .scan import Scan
 
 #: Text patterns of all readers; every new line shape is shown to them.
-FACTS: tuple[FactPattern, ...] = tuple(
-    p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs) for p in module.FACTS
-)
+FACTS = FactTable(p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs) for p in module.FACTS)
 #: How often lines of one shape are looked at after any rule or reader cared for the first. Of a shape whose numbers
 #: matter (a metric that is printed again and again) the last one in each block is read after that.
 REPEATS = 8
 REPEATS_RANKS = 64
-#: Step times are taken from every block of the first 8 MiB, then a thousand from every sixteenth and the last.
+#: Step times are taken from all of the first 8 MiB, then from the beginning of every sixteenth block, and a thousand
+#: from the last one.
 FULL_BLOCKS = 8
 BLOCK_STRIDE = 16
+SAMPLE_BYTES = 1 << 17
 ROWS_PER_BLOCK = 1000
 MAX_SHAPES = 200_000
 #: After this many differing shapes in one file (a dump, not a log) only lines with an alarming word are looked at.
@@ -64,8 +64,11 @@ class TextReader:
         self.seen: set[bytes] = set()  # shapes that nobody needs to see again
         self.repeats: dict[bytes, int] = {}  # shapes that somebody cares for -> how often still
         self.often: dict[bytes, list[FactPattern]] = {}
-        self.progress_shapes: set[bytes] = set()
+        self.rows: dict[bytes, StepFormat] = {}  # shapes of progress lines
+        self.progress_shapes: set[bytes] = set()  # those of the training
         self.num_blocks = 0
+        self.series_read = False  # of the last block
+        self.last_row: tuple[Block, int] | None = None
         self.formats: list[StepFormat] = []
         self.tail = b""
         self.progress = result.progress_of(index)
@@ -87,13 +90,13 @@ class TextReader:
         self.num_blocks += 1
 
     def _look_often(self, block: Block) -> None:
-        for shape in self.often.keys() & block.unique:
-            i = len(block.shapes) - 1 - block.shapes[::-1].index(shape)
-            self.result.facts.read(Line(self.path, None, clean(block.lines[i])), self.often[shape])
+        for shape in self.often.keys() & block.last.keys():
+            line = Line(self.path, None, clean(block.line(block.last[shape])))
+            self.result.facts.read(line, self.often[shape])
 
     def _choose(self, block: Block) -> list[int]:
         """Indices of the segments that may have to be looked at."""
-        wanted = block.unique - self.seen
+        wanted = block.last.keys() - self.seen
         if not wanted or self.close_lines > MAX_CLOSE_LINES + MAX_ALARMS:
             return []
         chosen = [i for i, shape in enumerate(block.shapes) if shape in wanted]
@@ -112,7 +115,7 @@ class TextReader:
         line = Line(self.path, block.number(i), text, self.clock.read(text))
         if line.time is not None and self.clock.dated:
             self.result.first_time.setdefault(self.index, line.time)
-        often = self.result.facts.read(line, FACTS)
+        often = self.result.facts.read(line, FACTS.candidates(text))
         again = REPEATS_RANKS if often else 0
         self._know_progress(block.lines[i], shape)
         hit = self._judge(block, line, i)
@@ -138,15 +141,14 @@ class TextReader:
                 if fmt.name == "key value" and any(f.pattern.search(raw) for f in self.formats):
                     return
                 self.formats.append(fmt)
-            if len(self.progress_shapes) < MAX_SHAPES and _is_training(fmt, raw, m.start()):
-                self.progress_shapes.add(shape)
+            if len(self.rows) < MAX_SHAPES:
+                self.rows[shape] = fmt
+                if _is_training(fmt, raw, m.start()):
+                    self.progress_shapes.add(shape)
             return
 
     def _judge(self, block: Block, line: Line, i: int) -> Hit | None:
-        low = line.text.lower()
         if SCRIPT.match(line.text) or TORCH_WARNING.match(line.text):
-            return None
-        if not any(word in low for word in HINTS):
             return None
 
         def context(n: int) -> list[str]:
@@ -160,10 +162,7 @@ class TextReader:
 
         tail = self.tail if i < 80 else b""
         bare = where.PREFIX.sub("", line.text)
-        for rule in RULES:
-            found = rule.match(bare)
-            if found is None:
-                continue
+        for rule, found in takers(bare):
             hit = Hit(rule, found, line, self.index, self.order + i, context, below)
             hit.steps_above = lambda: self.progress.count + self._steps_above(block, i)
             hit.rank, hit.node = where.of(hit)
@@ -176,42 +175,53 @@ class TextReader:
 
     def _steps(self, block: Block, hits: list[Hit]) -> None:
         """Run the active step formats over the block, and note how much progress stands before each hit."""
-        starts: list[int] = []
-        for fmt in self.formats:
-            if self.num_blocks < FULL_BLOCKS or self.num_blocks % BLOCK_STRIDE == 0:
-                self._series(fmt, block)
-            if hits:
-                starts += _training(fmt, block.data)
-        starts.sort()
-        if hits:
-            ends = [0, *accumulate(len(line) + 1 for line in block.lines)]
-            for hit in hits:
-                at = ends[hit.order - self.order]
-                hit.steps_before = self.progress.count + bisect_right(starts, at)
-                hit.bytes_before = self.offset + at
-        self._note_progress(block, starts)
+        self.series_read = self.num_blocks < FULL_BLOCKS
+        if self.series_read:
+            self._all_series(block)
+        elif self.num_blocks % BLOCK_STRIDE == 0:
+            self._all_series(Block(0, block.data[:SAMPLE_BYTES].rpartition(b"\n")[0]))
+        rows: list[int] = []
+        if hits and not self.progress_shapes.isdisjoint(block.last):
+            rows = [i for i, shape in enumerate(block.shapes) if shape in self.progress_shapes]
+        for hit in hits:
+            hit.steps_before = self.progress.count + bisect_right(rows, hit.order - self.order)
+            hit.bytes_before = self.offset + block.offset(hit.order - self.order)
+        self._note_progress(block, len(rows))
 
-    def _note_progress(self, block: Block, starts: list[int]) -> None:
+    def _note_progress(self, block: Block, num_rows: int) -> None:
         p = self.progress
         below = 0
-        if not self.progress_shapes.isdisjoint(block.unique):
-            back = next(n for n, shape in enumerate(reversed(block.shapes)) if shape in self.progress_shapes)
-            last = len(block.shapes) - 1 - back
+        if not self.progress_shapes.isdisjoint(block.last):
+            last = max(block.last[shape] for shape in self.progress_shapes & block.last.keys())
             at = block.offset(last)
-            below = at + len(block.lines[last])
-            p.count += max(len(starts), 1)
+            below = at + len(block.line(last))
+            p.count += max(num_rows, 1)
             p.bytes = self.offset + at
-            text = clean(block.lines[last])
-            p.last, p.after_time = Line(self.path, block.number_at(at), text, self.clock.read(text)), None
+            text = clean(block.line(last))
+            p.last, p.after_time = Line(self.path, None, text, self.clock.read(text)), None
+            self.last_row = block, last  # its line number is counted once, at the end
         if p.last is not None and p.after_time is None and below >= 0:
             times = (
                 self.clock.read(clean(raw)) for raw in block.data[below : below + TAIL_BYTES].split(b"\n")
             )
             p.after_time = next((t for t in times if t is not None), None)
 
-    def _series(self, fmt: StepFormat, block: Block) -> None:
+    def _all_series(self, block: Block) -> None:
+        """Take the progress of all displays in the block; of several, each from its own lines."""
+        if len(self.formats) == 1 or self.close_lines > MAX_CLOSE_LINES:
+            for fmt in self.formats:
+                self._series(fmt, b"\n".join(dict.fromkeys(block.lines)) if fmt.redrawn else block.data)
+            return
+        mine: dict[str, list[bytes]] = {fmt.name: [] for fmt in self.formats}
+        for line, found in zip(block.lines, map(self.rows.get, block.shapes), strict=True):
+            if found is not None:
+                mine[found.name].append(line)
+        for fmt in self.formats:
+            lines = mine[fmt.name]
+            self._series(fmt, b"\n".join(dict.fromkeys(lines) if fmt.redrawn else lines))
+
+    def _series(self, fmt: StepFormat, data: bytes) -> None:
         all_series = self.result.series
-        data = b"\n".join(dict.fromkeys(block.lines)) if fmt.redrawn else block.data
         rows = fmt.pattern.findall(data)
         if self.num_blocks >= FULL_BLOCKS and len(rows) > ROWS_PER_BLOCK:
             rows = [*rows[:: len(rows) // ROWS_PER_BLOCK], rows[-1]]
@@ -228,14 +238,18 @@ class TextReader:
                 if len(all_series) >= MAX_SERIES:
                     continue
                 series = all_series[key] = StepSeries(fmt, p.total, _description(fmt, data, groups))
+            series.sampled = self.num_blocks >= FULL_BLOCKS
             series.add(p)
 
     def close(self) -> None:
         """Find the last times of day in the file."""
         if self.last_block is None:
             return
-        for fmt in self.formats:
-            self._series(fmt, self.last_block)
+        if self.last_row is not None and self.progress.last is not None:
+            block, row = self.last_row
+            self.progress.last = replace(self.progress.last, number=block.number(row))
+        if not self.series_read:
+            self._all_series(self.last_block)
         if self.close_lines > MAX_CLOSE_LINES + MAX_ALARMS:
             self._look_at_the_end(self.last_block)
         lines = self.last_block.lines
@@ -257,13 +271,6 @@ class TextReader:
         for hit in hits:
             hit.bytes_before = self.offset - len(block.data) + block.offset(hit.order - self.order)
         self.result.hits.extend(hits)
-
-
-def _training(fmt: StepFormat, data: bytes) -> Iterator[int]:
-    """Offsets of the format's lines in `data`, those of bars that are no training left out."""
-    for m in fmt.pattern.finditer(data):
-        if _is_training(fmt, data, m.start()):
-            yield m.start()
 
 
 def _is_training(fmt: StepFormat, data: bytes, at: int) -> bool:

@@ -9,11 +9,12 @@ from pydantic import Field
 
 from ..record import Cause, Evidence, Failure, Model, Status
 from . import own, roots
+from .course import main_series
 from .roots import BY_NAME, Choice, collectives
 from .rules import RULES, Hit, Rule, Tier
 from .scan import Scan, scan
 from .stalls import silent_before
-from .summary import LogSummary, main_series, summarise
+from .summary import LogSummary, summarise
 
 MAX_EVIDENCE = 6
 MAX_EVIDENCE_TEXT = 1000

@@ -1,7 +1,6 @@
 """Our own `events.jsonl` (vocabulary: dist3dgs.events)."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from ..lines import clean, looks_binary
 
 #: An event line is one `write` and small; a longer one is no event.
 MAX_EVENT_BYTES = 1 << 20
+#: As `dist3dgs.events` writes them; written otherwise they are read one by one.
+STEP, FIRST_RANK = b'"event": "step"', b'"rank": 0,'
 
 
 @dataclass
@@ -48,23 +49,40 @@ def sniff(head: str) -> bool:
     return first.startswith("{") and '"event"' in first and '"rank"' in first
 
 
-def read(path: Path, on_step: Callable[[dict[str, Any], Line], None] | None = None) -> RunDiary:
-    """Read a run's events in order; torn and foreign lines are skipped."""
+def read(path: Path) -> RunDiary:
+    """Read a run's events in order; torn and foreign lines are skipped.
+
+    Of steps that follow each other only the last one is looked at: a run has a million.
+    """
     d = RunDiary()
     with Path(path).open("rb") as f:
         if looks_binary(f.read(4096)):
             return d
         f.seek(0)
         number = 0
+        step: tuple[bytes, int] | None = None
         while raw := f.readline(MAX_EVENT_BYTES):
             number += raw.endswith(b"\n")
-            try:
-                event = json.loads(raw)
-            except (ValueError, RecursionError):
+            if STEP in raw and raw.endswith(b"}\n"):
+                if FIRST_RANK in raw:
+                    step = raw, number
                 continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                _take(d, event, Line(str(path), number, clean(raw)), on_step)
+            if step is not None:
+                _take(d, str(path), *step)
+                step = None
+            _take(d, str(path), raw, number)
+        if step is not None:
+            _take(d, str(path), *step)
     return d
+
+
+def _take(d: RunDiary, path: str, raw: bytes, number: int) -> None:
+    try:
+        event = json.loads(raw)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(event, dict) and isinstance(event.get("event"), str):
+        _note(d, event, Line(path, number, clean(raw)))
 
 
 def _num(event: dict[str, Any], key: str) -> float | None:
@@ -76,7 +94,7 @@ def _num(event: dict[str, Any], key: str) -> float | None:
     )
 
 
-def _take(d: RunDiary, e: dict[str, Any], line: Line, on_step: Any) -> None:
+def _note(d: RunDiary, e: dict[str, Any], line: Line) -> None:
     rank = e["rank"] if isinstance(e.get("rank"), int) and 0 <= e["rank"] < 1 << 20 else 0
     t, kind = _num(e, "t"), e["event"]
     d.num_events += 1
@@ -105,8 +123,6 @@ def _take(d: RunDiary, e: dict[str, Any], line: Line, on_step: Any) -> None:
         if step is not None and rank == 0:
             d.last_step, d.last_step_t, d.last_step_line = int(step), t, line
             d.loss = _num(e, "loss")
-            if on_step:
-                on_step(e, line)
         d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
     elif kind == "densify":
         d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians

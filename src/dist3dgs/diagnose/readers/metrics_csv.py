@@ -1,12 +1,11 @@
 """`metrics.csv`: one row per epoch (or step) with times, losses and accuracies, columns found by their names."""
 
-import csv
 import math
 import re
 from pathlib import Path
 
 from ..facts import Facts, Line
-from ..lines import clean, read_blocks
+from ..lines import cells, clean, read_blocks
 from ..steps import Progress, StepFormat, StepSeries
 
 EPOCHS = StepFormat("metrics.csv", re.compile(rb"$^"), lambda g: Progress(0), rate_unit="img/s", epochs=True)
@@ -25,6 +24,8 @@ COLUMNS = {
     r"(?:val_|test_)?psnr": "psnr",
     r"(?:val_|test_)?ssim": "ssim",
 }
+
+SHOWN = ("loss", "val_loss", "accuracy", "train_accuracy", "psnr", "ssim")
 
 
 def sniff(head: str) -> bool:
@@ -53,27 +54,23 @@ def read(path: Path, facts: Facts) -> StepSeries:
     columns: dict[int, str] = {}
     series: StepSeries | None = None
     for block in read_blocks(path):
+        last: dict[str, tuple[float, int]] = {}
         for i, raw in enumerate(block.lines):
-            text = clean(raw)
             if not columns:
-                columns = _names(text)
+                columns = _names(clean(raw))
                 series = StepSeries(EPOCHS if "epoch" in columns.values() else STEPS)
                 continue
-            try:
-                cells = next(csv.reader([text]))
-            except (csv.Error, StopIteration):
-                continue
-            row = {what: _finite(cells[i]) for i, what in columns.items() if i < len(cells)}
+            found = cells(raw)
+            row = {what: _finite(found[k]) for k, what in columns.items() if k < len(found)}
             at = row.get("epoch", row.get("step"))
             if at is None or series is None or not 0 <= at < 1e15:
                 continue
             series.add(
                 Progress(int(at), seconds=row.get("seconds"), rate=row.get("rate"), loss=row.get("loss"))
             )
-            line = Line(str(path), block.number(i), text)
-            for what in ("loss", "val_loss", "accuracy", "train_accuracy", "psnr", "ssim"):
-                if row.get(what) is not None:
-                    facts.add(what, row[what], line, "last")
+            last |= {what: (value, i) for what in SHOWN if (value := row.get(what)) is not None}
+        for what, (value, i) in last.items():
+            facts.add(what, value, Line(str(path), block.number(i), clean(block.lines[i])), "last")
     return series or StepSeries(EPOCHS)
 
 

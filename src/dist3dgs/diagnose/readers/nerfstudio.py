@@ -16,9 +16,11 @@ def _devices(m: re.Match[str]) -> int:
 FACTS = (
     FactPattern("trainer", _C(r"nerfstudio\.engine\.trainer|ns-train"), lambda m: "nerfstudio"),
     FactPattern("devices_used", _C(r"num_devices=(\d{1,5}), num_machines=(\d{1,5})"), _devices),
-    FactPattern("num_nodes_used", _C(r"num_machines=(\d{1,5})"), lambda m: int(m[1])),
     FactPattern("iterations_asked", _C(r"\bmax_num_iterations=(\d{1,12})"), lambda m: int(m[1])),
     FactPattern("seed", _C(r"MachineConfig\(seed=(\d{1,18})"), lambda m: int(m[1])),
+    FactPattern("device_type", _C(r"\bdevice_type='(\w+)'")),
+    # Its full-image data managers (splatfacto) draw one photograph per device and step.
+    FactPattern("images_per_step", _C(r"\bdatamanager=FullImageDatamanagerConfig\("), lambda m: 1),
     FactPattern("method", _C(r"^\s*method_name='([\w.-]+)'")),
     FactPattern("mark", _C(r"Caching ?/ ?undistorting (eval|train) images"), lambda m: f"caching_{m[1]}", "list"),
     FactPattern("mark", _C(r"^\s*\[\d\d:\d\d:\d\d\] Printing max of \d+ lines"), lambda m: "stepping", "list"),

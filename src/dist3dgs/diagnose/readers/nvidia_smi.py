@@ -1,16 +1,17 @@
 """`nvidia-smi --query-gpu=... --format=csv -l N` logs, with or without units and header."""
 
-import csv
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-from ..lines import CONTROL, clean, read_blocks
+from ..lines import CONTROL, cells, read_blocks
 
 MAX_GPUS = 1024
 #: Values of one GPU's memory that are counted exactly, in MiB; a GPU has fewer than 300,000.
 MAX_VALUES = 1 << 19
+HEADER = (b"memory.used", b"utilization.gpu", b"power.draw")
 
 
 @dataclass
@@ -44,33 +45,26 @@ def read(path: Path) -> dict[str, GpuSamples]:
     columns: dict[str, int] = {}
     for block in read_blocks(path):
         for raw in block.lines:
-            text = clean(raw)
-            if not text:
-                continue
-            try:
-                cells = [c.strip() for c in next(csv.reader([text[:4096]]))]
-            except (csv.Error, StopIteration):
-                continue
-            named = _columns(cells)
-            if named:
+            found = cells(raw)
+            if any(name in raw for name in HEADER) and (named := _columns(found)):
                 columns = named
                 continue
             if not columns:
-                columns = _guess(cells)
-            if columns and max(columns.values()) < len(cells):
-                _sample(cells, columns, gpus)
+                columns = _guess(found)
+            if columns and max(columns.values()) < len(found):
+                _sample(found, columns, gpus)
     return gpus
 
 
-def _columns(cells: list[str]) -> dict[str, int]:
-    names = {re.sub(r"\s*\[.*?\]$", "", c): i for i, c in enumerate(cells)}
+def _columns(row: list[str]) -> dict[str, int]:
+    names = {re.sub(r"\s*\[.*?\]$", "", c): i for i, c in enumerate(row)}
     return names if names.keys() & {"memory.used", "utilization.gpu", "power.draw"} else {}
 
 
-def _guess(cells: list[str]) -> dict[str, int]:
+def _guess(row: list[str]) -> dict[str, int]:
     """Columns of a log without header, from the units of its first row."""
     columns: dict[str, int] = {}
-    for i, cell in enumerate(cells):
+    for i, cell in enumerate(row):
         if cell.endswith("MiB"):
             columns.setdefault("memory.used", i)
         elif cell.endswith("%"):
@@ -82,14 +76,20 @@ def _guess(cells: list[str]) -> dict[str, int]:
     return columns
 
 
-def _sample(cells: list[str], columns: dict[str, int], gpus: dict[str, GpuSamples]) -> None:
+@lru_cache(4096)
+def _number(text: str) -> float | None:
+    """The number that a cell begins with; the same few stand in a log again and again."""
+    m = re.match(r"\d{1,12}(?:\.\d{1,6})?", text)
+    return float(m[0]) if m else None
+
+
+def _sample(row: list[str], columns: dict[str, int], gpus: dict[str, GpuSamples]) -> None:
     def cell(name: str) -> str | None:
         i = columns.get(name)
-        return cells[i] if i is not None and i < len(cells) else None
+        return row[i] if i is not None and i < len(row) else None
 
     def value(name: str) -> float | None:
-        m = re.match(r"\d{1,12}(?:\.\d{1,6})?", cell(name) or "")
-        return float(m[0]) if m else None
+        return _number(cell(name) or "")
 
     memory, busy, power = value("memory.used"), value("utilization.gpu"), value("power.draw")
     if memory is None and busy is None:

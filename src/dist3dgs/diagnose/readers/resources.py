@@ -1,12 +1,11 @@
 """Our own `resources.*.csv` (columns: dist3dgs.monitor)."""
 
-import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..lines import clean, read_blocks
+from ..lines import cells, read_blocks
 from .nvidia_smi import MAX_GPUS, GpuSamples
 
 
@@ -33,14 +32,11 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
     header: list[str] = []
     for block in read_blocks(path):
         for raw in block.lines:
-            try:
-                cells = next(csv.reader([clean(raw)]))
-            except (csv.Error, StopIteration):
-                continue
+            found = cells(raw)
             if not header:
-                header = cells
-            elif len(cells) == len(header):
-                yield dict(zip(header, cells, strict=True))
+                header = found
+            elif len(found) == len(header):
+                yield dict(zip(header, found, strict=True))
 
 
 def _value(row: dict[str, str], key: str) -> float | None:

@@ -1,9 +1,10 @@
 """The one table of rules. What a line belongs to is decided by the first rule that takes it, so the order is from
 the most specific wording to the most general."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..facts import Line
+from ..words import WordIndex
 from . import communication, data, gpu, host, scheduler, software
 from .rule import Hit, Rule, Tier
 
@@ -24,27 +25,20 @@ RULES: tuple[Rule, ...] = tuple(
 )  # fmt: skip
 assert len(RULES) == len(_BY_NAME), "every rule has its place in the order"
 
-#: Lower-case words, one of which is in every line that any rule takes; the rest of a log is never looked at closely.
-HINTS = (
-    "err", "fail", "fatal", "except", "kill", "cancel", "preempt", "requeue", "time", "oom", "memory",
-    "full", "quota", "space", "no such", "not found", "not in", "not match", "registered", "unknown",
-    "abort", "signal", "sig", "segmentation", "nan", "inf", "non-finite", "diverg", "explod",
-    "eaddrinuse", "in use", "warn", "watchdog", "ran for", "peer", "pipe", "no training", "joined",
-    "rendezvous", "xid", "fallen", "lost", "ecc", "duplicate gpu", "ordinal", "slots",
-    "nodes which are", "corrupt", "truncat", "invalid", "mismatch", "differ", "not equal", "bad",
-    "unable", "cannot", "can't", "could", "couldn't", "no module", "not available", "terminated",
-    "root cause", "stuck", "stall", "hung", "hang", "no progress", "no step", "unexpected",
-    "pytorchstream", "unpickling", "no good", "mapper", "colmap", "too few", "not enough", "received",
-    "reduction", "receive grad", "not used", "ready only", "expects same", "params", "node_fail",
-    "deadline", "exceed", "reached", "what():", "check failed", "assert", "libpng", "premature", "spot",
-    "requested", "machine only", "no cuda", "driver", "kernel image", "torch not compiled", "undefined",
-    "interpreter", "conda", "retries exceeded", "connect to", "unreachable", "ntasks", "ninja", "gai ",
-    "closed", "refused", "reset", "broken", "overflow", "submit", "qosmax", "assocmax", "bsub",
-    "scancel", "boot_fail", "term_", "enospc", "edquot", "os error", "code: ", "bus ", "ancdata",
-    "bad_alloc", "alloc", "ibv_", "retry counter", "ncclsys", "nccl", "state", "bytes", "socket",
-    "more processes", "per_node", "per-node", "weights", "loss", "grad", "missing", "abi", "numpy",
-    "pyxis", "enroot", "gnu version", "nvcc", '"', "exit",
-)  # fmt: skip
+_PATTERNS = [(rule, i) for rule in RULES for i in range(len(rule.patterns))]
+_INDEX = WordIndex([rule.patterns[i] for rule, i in _PATTERNS])
+
+
+def takers(text: str) -> Iterator[tuple[Rule, int]]:
+    """The rules whose wording `text` has, in the table's order, each with its first pattern that is found."""
+    last: Rule | None = None
+    for at in _INDEX.candidates(text):
+        rule, i = _PATTERNS[at]
+        if rule is last or not rule.patterns[i].search(text):
+            continue
+        last = rule
+        if rule.unless is None or not rule.unless.search(text):
+            yield rule, i
 
 
 def classify(text: str, frames: Sequence[str] = (), steps: int = 0) -> Rule | None:
@@ -59,16 +53,17 @@ def classify(text: str, frames: Sequence[str] = (), steps: int = 0) -> Rule | No
 
 def error_hit(line: Line, frames: Sequence[str], steps: int) -> Hit | None:
     """As `classify`, with the place where the text stands."""
-    for rule in RULES:
-        found = rule.match(line.text)
-        if rule.name == "exception" and found is None and line.text.strip():
-            found = 0
-        if found is None:
-            continue
-        hit = Hit(rule, found, line, 0, 0, lambda n: list(frames[-n:]), steps_before=steps)
-        if rule.name == "exception" or rule.accept is None or rule.accept(hit):
+    for rule, found in takers(line.text):
+        if RULES.index(rule) >= RULES.index(_BY_NAME["exception"]):
+            break
+        hit = _hit_of_error(rule, found, line, frames, steps)
+        if rule.accept is None or rule.accept(hit):
             return hit
-    return None
+    return _hit_of_error(_BY_NAME["exception"], 0, line, frames, steps) if line.text.strip() else None
 
 
-__all__ = ["HINTS", "RULES", "Hit", "Rule", "Tier", "classify", "error_hit"]
+def _hit_of_error(rule: Rule, found: int, line: Line, frames: Sequence[str], steps: int) -> Hit:
+    return Hit(rule, found, line, 0, 0, lambda n: list(frames[-n:]), steps_before=steps)
+
+
+__all__ = ["RULES", "Hit", "Rule", "Tier", "classify", "error_hit", "takers"]

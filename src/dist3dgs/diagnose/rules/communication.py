@@ -106,7 +106,7 @@ RULES = (
             r"unhandled system error, NCCL version|unhandled cuda error|NCCL communicator (?:was|is) aborted|ncclCommAbort(?:ed)?\b|remote process exited or there was a network error",
             r"NCCL WARN[^\n]*(?:Cuda failure|failed|error|Error)",
         ),
-        unless=re.compile(r"(?i)iommu|Could not find|plugin|libibverbs\.so|NUMA balancing|NCCL_\w+=|NCCL_ASYNC_ERROR_HANDLING|TORCH_NCCL|Failed to open lib|deprecated"),
+        unless=re.compile(r"(?i)iommu|Could not find|plugin|libibverbs\.so|NUMA balancing|(?<!run with )NCCL_\w+=|NCCL_ASYNC_ERROR_HANDLING|TORCH_NCCL|Failed to open lib|deprecated"),
     ),
     Rule(
         name="rendezvous",
@@ -123,7 +123,7 @@ RULES = (
         patterns=patterns(
             r"\bRendezvous(?:Connection|Timeout|Closed|State|Parameter)?Error\b",
             r"(?:Timed out|timed out) after \d+ ?(?:s|seconds|ms)? waiting for (?:clients|workers)|\d+/\d+ (?:clients|workers) joined",
-            r"connection to the C10d store has failed|Timed out initializing process group|store_based_barrier_key|store based barrier",
+            r"connection to the C10d store has failed|connect\(\) timed out\.? Original timeout|(?:[Tt]imeout|timed out) waiting for key|Stop_waiting response is expected|Timed out initializing process group|store_based_barrier_key|store based barrier",
             r"client socket has (?:failed to connect|timed out)|failed to connect to any network address|network addresses of \([^)]*\) cannot be retrieved|\[c10d\][^\n]*(?:failed to (?:connect|listen)|timed out)",
             r"(?i)connectFullMesh failed|gloo[^\n]*(?:connect(?:ion)? (?:timeout|timed out|refused)|Connect timeout)|makeDeviceForHostname|Unable to resolve hostname|gai error",
             r"ncclUniqueId[^\n]*(?:got error|failed)|(?:TCPStore|DistStoreError|DistNetworkError|c10d)[^\n]*(?:[Tt]imed? ?out|Timeout|refused|reset|closed|Broken pipe|Failed to recv|shutdown or crash)|Socket Timeout",

@@ -27,7 +27,7 @@ RULES = (
             r"Could not recognize scene type|(?i:COLMAP directory \S+ does not exist)|No such file or directory: '[^']*sparse/(?:0/)?(?:cameras|images|points3D)\.(?:txt|bin)'",
             r"(?i)no images with matches|too few (?:images|matches|features|inliers)|not enough (?:matches|features|overlap)",
         ),
-        unless=re.compile(r"(?i)^\s*(?:WARNING|\[warning)"),
+        unless=re.compile(r"(?i)^\s*(?:WARNING|\[warning)(?!: COLMAP only found poses for 1?\d(?:\.\d+)?%)"),
     ),
     Rule(
         name="corrupt-data",
@@ -42,8 +42,8 @@ RULES = (
         phase="load",
         patterns=patterns(
             r"UnidentifiedImageError|cannot identify image file|image file is truncated|broken data stream when reading image|Truncated File Read|unrecognized data stream contents",
-            r"BadZipFile|File is not a zip file|tarfile\.ReadError|not a gzip file|BadGzipFile|Compressed file ended before|zlib\.error|(?i:unexpected end of (?:file|archive|data)\b|invalid compressed data|corrupt(?:ed)? (?:zip|tar|gzip|archive))",
-            r"PytorchStreamReader failed|UnpicklingError|pickle data was truncated|invalid load key|Error while deserializing header|MetadataIncompleteBuffer|HeaderTooLarge|InvalidHeaderDeserialization|EOFError: Ran out of input",
+            r"BadZipFile|File is not a zip file|tarfile\.ReadError|not a gzip file|BadGzipFile|Compressed file ended before|End-of-central-directory signature not found|cannot find zipfile directory|does not look like a tar archive|Unexpected EOF in archive|not in gzip format|zlib\.error|(?i:unexpected end of (?:file|archive|data)\b|invalid compressed data|corrupt(?:ed)? (?:zip|tar|gzip|archive))",
+            r"PytorchStreamReader failed|UnpicklingError|pickle data was truncated|invalid load key|Error while deserializing header|MetadataIncompleteBuffer|HeaderTooLarge|InvalidHeaderDeserialization|EOFError: Ran out of input|Ply(?:Element)?(?:Header)?ParseError|early end-of-file",
             r"(?i)(?:sha256|sha1|md5|checksum|crc|hash)\S*(?: sum)?[^\n]{0,40}(?:mismatch|does not match|did not match|failed|differ)|NonMatching(?:Checksum|SplitsSizes)Error|invalid hash value|BadCRC|Bad CRC",
             r"(?i)unable to (?:synchronously )?open file \((?:truncated|file signature|bad)|Parquet magic bytes not found|Corrupt snappy|DataLossError|corrupted record|lmdb\.Corrupted|(?:file|data ?set|dataset|image|shard|index|checkpoint) [^\n]{0,120}\b(?:is|are|seems|appears|looks)(?: to be)? (?:corrupt|truncated|damaged)",
             r"cv2\.error[^\n]*(?:!_src\.empty\(\)|!ssize\.empty\(\)|empty\(\))|(?i:Premature end of JPEG|Corrupt JPEG data|libpng error|CRC error|could not (?:read|decode|load) (?:image|frame|video))|JSONDecodeError|struct\.error: unpack",

@@ -21,6 +21,7 @@ RULES = (
             r"Unexpected bus error encountered in worker|(?:insufficient|out of|not enough) shared memory\b",
             r"unable to (?:mmap|write|resize|open|allocate)[^\n]*(?:</?torch_|/torch_|/dev/shm|shared memory)",
             r"/dev/shm/?[^\n]*(?:No space left|Cannot allocate|failed|not enough)|(?:No space left|posix_fallocate|shm_open|ftruncate)[^\n]*(?:/dev/shm|\bshm\b|nccl-)",
+            r"\bshm\w*\.(?:h|cc)\b[^\n]*(?:posix_fallocate|ftruncate|shm_open|No space left|failed to extend)",
             r"Error while (?:creating|attaching to) shared memory segment",
             r"received \d+ items of ancdata|torch_shm_manager[^\n]*(?:error|fail)",
         ),

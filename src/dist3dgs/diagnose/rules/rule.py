@@ -75,13 +75,6 @@ class Rule:
     accept: Callable[[Hit], bool] | None = None
     phase: str | None = None
 
-    def match(self, text: str) -> int | None:
-        """Index of the first pattern found in `text`, or None."""
-        for i, pattern in enumerate(self.patterns):
-            if pattern.search(text):
-                return None if self.unless is not None and self.unless.search(text) else i
-        return None
-
 
 def patterns(*sources: str) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(source) for source in sources)
