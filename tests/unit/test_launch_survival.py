@@ -18,6 +18,8 @@ from . import tiny
 pytestmark = pytest.mark.slow
 #: Hours on this scene: a run for tests to interfere with. Counts are of images, two per step.
 LONG = {"steps": 100_000, "checkpoint_every": 20, "log_every": 2, "eval_every": 100_000, "sh_every": 20}
+#: Nothing but steps after the start, so that whatever befalls a rank befalls it in one.
+ONLY_STEPS = LONG | {"checkpoint_every": 100_000, "digest_every": 100_000, "densify": {"start_step": 100_000}}
 
 
 def final_state(out: Path) -> tuple[bytes, bytes]:
@@ -31,7 +33,7 @@ def final_state(out: Path) -> tuple[bytes, bytes]:
 
 
 def test_a_killed_rank_is_named_and_nothing_is_left_running(tiny_scene, tmp_path):
-    running = tiny.Running(tiny.spec("n1g2", **LONG), tiny_scene, tmp_path)
+    running = tiny.Running(tiny.spec("n1g2", **ONLY_STEPS), tiny_scene, tmp_path)
     running.wait_for("step", 12)
     # Its logging library replaces signal handlers: a rank that is to hear SIGTERM must not load it.
     assert "pycolmap" not in Path(f"/proc/{running.pid(1)}/maps").read_text()
@@ -91,7 +93,7 @@ def test_stopped_and_resumed_ends_bit_identical(kind, densify, tiny_scene, tmp_p
 
 
 def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(tiny_scene, tmp_path):
-    running = tiny.Running(tiny.spec("n1g2", timeout_s=8, **LONG), tiny_scene, tmp_path)
+    running = tiny.Running(tiny.spec("n1g2", timeout_s=8, **ONLY_STEPS), tiny_scene, tmp_path)
     running.wait_for("step", 12)
     started = time.monotonic()
     os.kill(running.pid(1), signal.SIGSTOP)

@@ -53,6 +53,29 @@ def test_quality_does_not_depend_on_the_number_of_ranks(kind, tiny_scene, tmp_pa
     assert psnr[4] == pytest.approx(psnr[1], abs=0.15)
 
 
+def test_densification_does_not_depend_on_the_number_of_ranks(tiny_scene, tmp_path):
+    """Replicas on 1, 2 and 4 ranks end with the same bits; shards grow alike, up to the same limit."""
+    densify = {
+        "start_step": 20, "every": 20, "stop_step": 100, "reset_every": 1000, "max_gaussians": 400,
+        "scale_threshold": 0.07, "grad_threshold": 1e-3, "prune_opacity": 0.001,
+    }  # fmt: skip
+    digests, grown, psnr = {}, {}, {}
+    for kind, world_size in [("replicated", 1), ("replicated", 2), ("replicated", 4), ("sharded", 2)]:
+        run = tiny.spec(
+            f"n1g{world_size}", strategy={"kind": kind}, steps=120, global_batch=4,
+            keep="steps", eval_every=1000, checkpoint_every=1000, densify=densify,
+        )  # fmt: skip
+        out = tmp_path / f"{kind}{world_size}"
+        digests[kind, world_size] = run_ranks(world_size, train, run, tiny_scene, out)[0]["digest"]
+        grown[kind, world_size] = [e["num_gaussians"] for e in events_of(out, "densify")]
+        psnr[kind, world_size] = events_of(out, "eval")[-1]["psnr"]
+    one = "replicated", 1
+    assert len(grown[one]) >= 3 and grown[one][-1] == 400 > grown[one][0]
+    assert digests[one] == digests["replicated", 2] == digests["replicated", 4]
+    assert grown["sharded", 2] == pytest.approx(grown[one], rel=0.02)
+    assert psnr["sharded", 2] == pytest.approx(psnr[one], abs=0.1)
+
+
 def test_a_sharded_checkpoint_goes_on_with_any_number_of_ranks(tiny_scene, tmp_path):
     """Saved at 4 ranks, evaluated and resumed at 2 and at 1, by either strategy."""
 

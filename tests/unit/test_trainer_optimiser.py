@@ -48,7 +48,7 @@ def test_moments_follow_their_rows_and_fresh_ones_start_at_zero():
     assert set(optimiser.steps()) == set(NAMES) - {"shN"}
     origin = torch.tensor([3, -1, 0])
     parameters = {k: t.detach()[[3, 3, 0]].clone() for k, t in gaussians.items()}
-    after = optimiser.apply(Change(parameters, origin, reset_moments=("opacities",)))
+    after = optimiser.apply(Change(parameters, origin, torch.arange(3), reset_moments=("opacities",)))
     assert after.num_gaussians == 3
     for key, value in optimiser.moments().items():
         if key.startswith("opacities"):

@@ -6,6 +6,9 @@ Both ranks are processes of one run with one thread each. Blocks of steps altern
 in a barrier) and two ranks with each strategy, all with the same global batch, so that whatever else happens on the
 machine hits all alike; the speed-up is the median over rounds of ratios within a round. `cpu_speedup` is the same
 ratio of processor seconds of the busiest rank: what two free cores would give if ranks never waited for each other.
+`ceilings` are what the machine itself allows: both ranks train at the same time, each alone and on all the images,
+sharing nothing but memory bandwidth, caches and clock rate (`free`), or waiting for each other after every image
+(`in step`), as ranks must which have different views and one model.
 """
 
 import argparse
@@ -35,6 +38,13 @@ from .cloud import write_cloud
 from .machine import describe_machine
 
 WORLD = 2
+ALONE, FREE, IN_STEP = "one rank", "free", "in step"
+STRATEGIES = {
+    "replicated": Strategy(),
+    "sharded": Strategy(kind="sharded"),
+    "bf16": Strategy(compression="bf16"),
+    "powersgd": Strategy(compression="powersgd"),
+}
 
 
 def main() -> None:
@@ -42,6 +52,7 @@ def main() -> None:
     parser.add_argument("--scene", type=Path, help="packed scene (default: a cloud of --gaussians)")
     parser.add_argument("--gaussians", type=int, default=50_000)
     parser.add_argument("--size", default="540x360", help="pixels of the cloud's photographs")
+    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="some of the default, by comma")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--block", type=int, default=6, help="steps per block")
     parser.add_argument("--sh-degree", type=int, default=3)
@@ -58,7 +69,10 @@ def main() -> None:
                 width=width,
                 height=height,
             )
-        job = (str(scene), args.rounds, args.block, args.sh_degree, folder)
+        chosen = args.strategies.split(",")
+        if unknown := set(chosen) - set(STRATEGIES):
+            parser.error(f"--strategies: {sorted(unknown)}; known: {', '.join(STRATEGIES)}")
+        job = (str(scene), chosen, args.rounds, args.block, args.sh_degree, folder)
         mp.start_processes(_rank, (job,), nprocs=WORLD, start_method="spawn")
         result = json.loads(Path(folder, "result.json").read_text())
     result["command"] = "python -m dist3dgs.bench.distributed " + " ".join(
@@ -69,34 +83,31 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def strategies() -> dict[str, Strategy]:
-    return {
-        "replicated": Strategy(),
-        "sharded": Strategy(kind="sharded"),
-        "bf16": Strategy(compression="bf16"),
-        "powersgd": Strategy(compression="powersgd"),
-    }
-
-
-def _rank(rank: int, job: tuple[str, int, int, int, str]) -> None:
-    scene_path, rounds, block, sh_degree, folder = job
+def _rank(rank: int, job: tuple[str, list[str], int, int, int, str]) -> None:
+    scene_path, chosen, rounds, block, sh_degree, folder = job
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("BENCH_PORT", "29591")}
     set_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD, timeout=timedelta(seconds=300))
     scene = PackedScene.open(Path(scene_path))
-    runs = {"one rank": _trainer(scene, Communicator(), Strategy(), sh_degree, Path(folder, f"one{rank}"))}
-    for name, strategy in strategies().items():
+    runs = {ALONE: _trainer(scene, Communicator(), Strategy(), sh_degree, Path(folder, f"one{rank}"))}
+    for name in chosen:
         comm = Communicator(rank, WORLD)
-        runs[name] = _trainer(scene, comm, strategy, sh_degree, Path(folder, f"{name}{rank}"))
+        runs[name] = _trainer(scene, comm, STRATEGIES[name], sh_degree, Path(folder, f"{name}{rank}"))
+    one_image = _trainer(scene, Communicator(), Strategy(), sh_degree, Path(folder, f"image{rank}"), batch=1)
+    runs |= {FREE: runs[ALONE], IN_STEP: one_image}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
             dist.barrier()
             started, cpu_started = time.perf_counter(), time.process_time()
-            if name != "one rank" or rank == 0:
-                for _ in range(block):
-                    run._one_step(run.step + 1)
+            # The same views in every round and by every strategy: some are dearer than others.
+            for step in range(number * block, (number + 1) * block):
+                if name == IN_STEP:
+                    run._one_step(WORLD * step + rank + 1)
+                    dist.barrier()
+                elif name != ALONE or rank == 0:
+                    run._one_step(step + 1)
             used = torch.tensor(time.process_time() - cpu_started, dtype=torch.float64)
             dist.all_reduce(used, op=dist.ReduceOp.MAX)
             if number:  # the first round warms up
@@ -108,10 +119,10 @@ def _rank(rank: int, job: tuple[str, int, int, int, str]) -> None:
 
 
 def _trainer(
-    scene: PackedScene, comm: Communicator, strategy: Strategy, sh_degree: int, out: Path
+    scene: PackedScene, comm: Communicator, strategy: Strategy, sh_degree: int, out: Path, batch: int = WORLD
 ) -> Trainer:
     train = TrainSettings(
-        steps=1_000_000, keep="steps", global_batch=WORLD, sh_degree=sh_degree, sh_every=1, lpips=False,
+        steps=1_000_000, keep="steps", global_batch=batch, sh_degree=sh_degree, sh_every=1, lpips=False,
         tensorboard=False, densify=Densification(start_step=10**6, stop_step=10**6),
     )  # fmt: skip
     spec = RunSpec(
@@ -134,24 +145,30 @@ def _result(
     scene: PackedScene,
     sh_degree: int,
 ) -> dict[str, Any]:
-    one = np.asarray(seconds["one rank"])
+    one = np.asarray(seconds[ALONE])
     out: dict[str, Any] = {
-        "gaussians": runs["one rank"].model.gaussians.num_gaussians,
+        "gaussians": runs[ALONE].model.gaussians.num_gaussians,
         "size": [int(v) for v in scene.sizes[0]],
         "sh_degree": sh_degree,
         "global_batch": WORLD,
         "machine": describe_machine(),
+        "ceilings": {
+            FREE: float(np.median(WORLD * one / np.asarray(seconds[FREE]))),
+            IN_STEP: float(np.median(one / np.asarray(seconds[IN_STEP]))),
+        },
         "strategies": {},
     }
     for name, run in runs.items():
+        if name in (FREE, IN_STEP):
+            continue
         each = np.asarray(seconds[name])
-        steps = run.step
+        steps = len(run.clock.step_s)
         out["strategies"][name] = {
             "step_s": float(np.median(each)),
             "images_per_s": float(WORLD / np.median(each)),
             "speedup": float(np.median(one / each)),
             "cpu_s_per_step": float(np.median(cpu[name])),
-            "cpu_speedup": float(np.median(np.asarray(cpu["one rank"]) / np.asarray(cpu[name]))),
+            "cpu_speedup": float(np.median(np.asarray(cpu[ALONE]) / np.asarray(cpu[name]))),
             "speedup_p10_p90": [float(v) for v in np.percentile(one / each, [10, 90])],
             "parts_ms": {k: 1e3 * v / steps for k, v in run.clock.parts_s.items()},
             "collectives": {

@@ -11,10 +11,14 @@ densification, what rounding decides.
 import argparse
 import json
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..events import read_events
+from ..evidence import attempts
 from ..files import write_json
 from ..judge import judge
 from ..launch import launch
@@ -79,7 +83,7 @@ def one_run(args: argparse.Namespace, scene: Path, strategy: str, layout: str, o
     record = judge(out / "launch.json")
     if record.status != "ok":
         raise UserError(f"{strategy} {layout}: {record.failure}; see {out}")
-    m = record.metrics
+    m, cost = record.metrics, guards(read_events(attempts(out)[-1].events_path))
     sent = sum(c.bytes for c in m.collectives if "gradients" in c.op or "projection" in c.op)
     return {
         "strategy": strategy,
@@ -89,7 +93,23 @@ def one_run(args: argparse.Namespace, scene: Path, strategy: str, layout: str, o
         "gaussians": m.num_gaussians,
         "steps": m.steps,
         "bytes_per_step": sent / m.steps if m.steps else None,
+        **cost,
     }
+
+
+def guards(events: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """What safety cost: `start_s`, joining, comparing and broadcasting of the slowest rank with the first digest (it
+    has reading the scene's points in it), and `digest_share`, later digests as a share of the time spent in steps."""
+    start: dict[int, float] = defaultdict(float)
+    digests_s = train_s = 0.0
+    for e in events:
+        if e["event"] == "leave" and e["phase"] in ("startup", "init"):
+            start[e["rank"]] += e["s"]
+        elif e["event"] == "digest" and e["step"]:
+            digests_s += e["s"]
+        elif e["event"] == "timing":
+            train_s = max(train_s, e["train_s"])
+    return {"start_s": max(start.values()), "digest_share": digests_s / train_s}
 
 
 if __name__ == "__main__":

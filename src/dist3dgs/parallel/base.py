@@ -112,6 +112,13 @@ class Parallel(ABC):
         """Weight of this rank's sum over its Gaussians in a mean over all Gaussians, summed over ranks."""
 
     @abstractmethod
+    def strongest(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
+        """bool [N]: the `count` most strongly pulled of all ranks' Gaussians that are `wanted`. Collective.
+
+        pull: [N] float, wanted: [N] bool, of the Gaussians this rank holds. Equals in rank and index order.
+        """
+
+    @abstractmethod
     def limit(self, gaussians: Gaussians, max_gaussians: int) -> int:
         """How many Gaussians this rank may hold, for the whole model to have at most `max_gaussians`."""
 
@@ -164,6 +171,14 @@ class Parallel(ABC):
         return View(
             self.renderer.rasterize(projection, *size, background=background, absgrad=absgrad), camera
         )
+
+
+def largest(values: Tensor, wanted: Tensor, count: int) -> Tensor:
+    """bool [N]: the `count` largest of the `wanted` ones, equal ones in index order, on any device."""
+    if int(wanted.sum()) <= count:
+        return wanted
+    order = torch.argsort(values.masked_fill(~wanted, -torch.inf), descending=True, stable=True)
+    return torch.zeros_like(wanted).index_fill_(0, order[:count], True)
 
 
 def travelling(gaussians: Gaussians, sh_degree: int) -> Iterator[tuple[str, int | None]]:

@@ -25,23 +25,48 @@ class Exchange(ABC):
 
     @abstractmethod
     def start(self, name: str, gradient: Tensor) -> Callable[[], Tensor]:
-        """Begin to sum the contiguous [N, ...] `gradient` of parameter `name`; calling the result gives the sum."""
+        """Begin to sum the contiguous `gradient`, which `name` stands for; calling the result gives the sum.
+
+        gradient: one parameter's [N, ...], or several parameters' put end to end [M].
+        """
+
+    def by_itself(self, gradient: Tensor) -> bool:
+        """Whether a parameter's gradient must travel alone, in its own shape."""
+        return False
 
     def forget(self) -> None:  # noqa: B027 (most carry nothing)
         """Drop what is carried from step to step."""
 
 
 class Exact(Exchange):
-    """All-reduce in the gradient's own precision."""
+    """All-reduce in the gradient's own precision; on CPUs along the tree of `Gaussians.activated_per_view`.
+
+    Of two ranks every all-reduce is that. Of more, a ring (gloo) adds each part in an order of its own: there the two
+    halves of an all-reduce, a reduce-scatter and an all-gather of the same bytes, are done by ourselves. On GPUs the
+    kernels' own atomic additions have no order, and NCCL's all-reduce is the fastest way.
+    """
 
     def start(self, name: str, gradient: Tensor) -> Callable[[], Tensor]:
-        handle = self.comm.start_all_reduce(gradient, name="all_reduce(gradients)")
+        comm, op = self.comm, "all_reduce(gradients)"
+        if comm.world_size < 3 or gradient.device.type != "cpu":
+            handle = comm.start_all_reduce(gradient, name=op)
 
-        def finish() -> Tensor:
-            handle.wait()
-            return gradient
+            def finish() -> Tensor:
+                handle.wait()
+                return gradient
 
-        return finish
+            return finish
+
+        flat = gradient.reshape(-1)
+        parts, rows = _parts(flat, comm.world_size)
+        received, under_way = comm.start_exchange(parts, rows, rows, op)
+
+        def gather() -> Tensor:
+            under_way.wait()
+            mine = _tree_sum(received.reshape(comm.world_size, -1))
+            return comm.all_gather(mine, op).reshape(-1)[: len(flat)].reshape(gradient.shape)
+
+        return gather
 
 
 class Bf16(Exchange):
@@ -53,17 +78,14 @@ class Bf16(Exchange):
 
     def start(self, name: str, gradient: Tensor) -> Callable[[], Tensor]:
         comm, flat = self.comm, gradient.reshape(-1)
-        part = -(-len(flat) // comm.world_size)
-        padded = torch.nn.functional.pad(flat, (0, part * comm.world_size - len(flat))).bfloat16()
+        parts, _ = _parts(flat.bfloat16(), comm.world_size)
         # Sent as bytes, which every backend moves.
-        rows = [2 * part] * comm.world_size
-        received, handle = comm.start_exchange(
-            padded.view(torch.uint8), rows, rows, "all_to_all(bf16 gradients)"
-        )
+        sent, rows = _parts(parts.view(torch.uint8), comm.world_size)
+        received, handle = comm.start_exchange(sent, rows, rows, "all_to_all(bf16 gradients)")
 
         def finish() -> Tensor:
             handle.wait()
-            mine = received.view(torch.bfloat16).reshape(comm.world_size, part).float().sum(0).bfloat16()
+            mine = received.view(torch.bfloat16).reshape(comm.world_size, -1).float().sum(0).bfloat16()
             every = comm.all_gather(mine.view(torch.uint8), "all_gather(bf16 gradients)")
             summed = every.reshape(-1).view(torch.bfloat16)[: len(flat)]
             return summed.to(gradient.dtype).reshape(gradient.shape)
@@ -89,11 +111,15 @@ class PowerSgd(Exchange):
         self._error.clear()
         self._right.clear()
 
-    def start(self, name: str, gradient: Tensor) -> Callable[[], Tensor]:
+    def by_itself(self, gradient: Tensor) -> bool:
         n, m = len(gradient), gradient[0].numel() if len(gradient) else 0
-        if not n or (n + m) * self.rank > MAX_FACTOR_SHARE * n * m:
+        return n > 0 and (n + m) * self.rank <= MAX_FACTOR_SHARE * n * m
+
+    def start(self, name: str, gradient: Tensor) -> Callable[[], Tensor]:
+        if not self.by_itself(gradient):
             return self._exact.start(name, gradient)
-        matrix = gradient.reshape(n, m)
+        matrix = gradient.flatten(1)
+        m = matrix.shape[1]
         if name in self._error and self._error[name].shape == matrix.shape:
             matrix = matrix + self._error[name]
             right = self._right[name]
@@ -113,6 +139,21 @@ class PowerSgd(Exchange):
             return (basis @ mine.T).reshape(gradient.shape)
 
         return finish
+
+
+def _parts(flat: Tensor, num_ranks: int) -> tuple[Tensor, list[int]]:
+    """The flat tensor with zeros at its end, so that all ranks' parts are equally long, and their lengths."""
+    part = -(-len(flat) // num_ranks)
+    missing = part * num_ranks - len(flat)
+    return (torch.nn.functional.pad(flat, (0, missing)) if missing else flat), [part] * num_ranks
+
+
+def _tree_sum(rows: Tensor) -> Tensor:
+    """[R, M] -> [M]: neighbours are added, then neighbouring sums."""
+    while len(rows) > 1:
+        pairs = rows[: len(rows) // 2 * 2]
+        rows = torch.cat([pairs[0::2] + pairs[1::2], rows[len(pairs) :]])
+    return rows[0]
 
 
 def _orthogonal(columns: Tensor) -> Tensor:

@@ -11,10 +11,14 @@ from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
 from ..splats.render import Renderer
 from . import initial
-from .base import Parallel, Rendered, RenderOptions, Rows, travelling
+from .base import Parallel, Rendered, RenderOptions, Rows, largest, travelling
 from .comm import Communicator
 from .compress import make_exchange
 from .digest import ReplicasDiffer, gather_digests, parameter_digest
+
+#: Gradients are put together up to this size: six small all-reduces take twice as long as one (gloo), and a copy of
+#: large ones would cost memory. PyTorch's DistributedDataParallel has the same default.
+BUCKET_BYTES = 25 * 2**20
 
 
 class Replicated(Parallel):
@@ -52,29 +56,54 @@ class Replicated(Parallel):
         background: Tensor | None,
         track: bool,
     ) -> Rendered:
-        inputs = gaussians.activated()
+        own = cameras[self.comm.rank]
         out = Rendered([], [], gaussians["means"][:0].sum())
-        for camera in cameras[self.comm.rank]:
+        for inputs, camera in zip(gaussians.activated_per_view(len(own)), own, strict=True):
             projection = self.project(inputs, camera, sh_degree, track)
             out.views.append(self.rasterize(projection, camera, background, track))
             out.projections.append((projection, camera))
         return out
 
     def reduce_gradients(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
-        pending = []
-        # All start at once, the largest last: while `shN` travels the optimiser works on the others.
+        targets: dict[str, Tensor] = {}
         for name, active in travelling(gaussians, sh_degree):
             grad = gaussians[name].grad
             assert grad is not None
-            target = grad if active is None else grad[:, :active]
-            finish = None if self.comm.alone else self.exchange.start(name, target.contiguous())
-            pending.append((name, target, finish))
-        for name, target, finish in pending:
-            if finish is not None:
-                summed = finish()
-                if summed.data_ptr() != target.data_ptr():
-                    target.copy_(summed)
-            yield name
+            targets[name] = grad if active is None else grad[:, :active]
+        if self.comm.alone:
+            yield from targets
+            return
+        # All start at once, the largest last: while `shN` travels the optimiser works on the others.
+        pending = [(bucket, self._start(bucket, targets)) for bucket in self._buckets(targets)]
+        for bucket, finish in pending:
+            summed = finish()
+            for name, part in zip(bucket, _split(summed, [targets[n].shape for n in bucket]), strict=True):
+                if part.data_ptr() != targets[name].data_ptr():
+                    targets[name].copy_(part)
+                yield name
+
+    def _buckets(self, targets: dict[str, Tensor]) -> list[list[str]]:
+        """Which parameters travel together: small ones up to `BUCKET_BYTES`, in the given order."""
+        buckets: list[list[str]] = []
+        room = 0
+        for name, target in targets.items():
+            if self.exchange.by_itself(target):
+                buckets.append([name])
+                room = 0
+            elif target.nbytes <= room:
+                buckets[-1].append(name)
+                room -= target.nbytes
+            else:
+                buckets.append([name])
+                room = BUCKET_BYTES - target.nbytes
+        return buckets
+
+    def _start(self, bucket: list[str], targets: dict[str, Tensor]) -> Callable[[], Tensor]:
+        if len(bucket) == 1:
+            return self.exchange.start(bucket[0], targets[bucket[0]].contiguous())
+        return self.exchange.start(
+            "+".join(bucket), torch.cat([targets[name].reshape(-1) for name in bucket])
+        )
 
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
         both = torch.stack([statistics.grad_sum, statistics.count])
@@ -83,6 +112,9 @@ class Replicated(Parallel):
 
     def share(self, gaussians: Gaussians) -> float:
         return 1.0 / (self.comm.world_size * gaussians.num_gaussians)
+
+    def strongest(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
+        return largest(pull, wanted, count)
 
     def limit(self, gaussians: Gaussians, max_gaussians: int) -> int:
         return max_gaussians
@@ -103,3 +135,11 @@ class Replicated(Parallel):
 
     def forget(self) -> None:
         self.exchange.forget()
+
+
+def _split(summed: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
+    """The parameters' parts of what travelled."""
+    if len(shapes) == 1:
+        return [summed.reshape(shapes[0])]
+    parts = summed.split([shape.numel() for shape in shapes])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -18,7 +18,7 @@ from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
 from ..splats.render import Projection, Renderer
-from .base import Parallel, Rendered, RenderOptions, Rows, travelling
+from .base import Parallel, Rendered, RenderOptions, Rows, largest, travelling
 from .comm import Communicator
 from .digest import gather_digests, parameter_digest
 from .shards import even, plan_moves, strided
@@ -105,10 +105,13 @@ class Sharded(Parallel):
         background: Tensor | None,
         track: bool,
     ) -> Rendered:
-        inputs, rank = gaussians.activated(), self.comm.rank
+        rank = self.comm.rank
         owners = [owner for owner, part in enumerate(cameras) for _ in part]
         every = [camera for part in cameras for camera in part]
-        projections = [self.project(inputs, camera, sh_degree, track) for camera in every]
+        projections = [
+            self.project(inputs, camera, sh_degree, track)
+            for inputs, camera in zip(gaussians.activated_per_view(len(every)), every, strict=True)
+        ]
         mine = [p for p, owner in zip(projections, owners, strict=True) if owner == rank]
         anchor = gaussians["means"][:0].sum()
         if not self.comm.alone:
@@ -154,6 +157,15 @@ class Sharded(Parallel):
 
     def share(self, gaussians: Gaussians) -> float:
         return 1.0 / self.total_gaussians
+
+    def strongest(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
+        # Every rank sees all candidates and chooses alike; shorter shards are padded with ones that are not wanted.
+        length = max(self._shards)
+        both = pull.new_full((2, length), -1.0)
+        both[0, : len(pull)], both[1, : len(pull)] = pull, wanted.to(pull)
+        every = self.comm.all_gather(both, "all_gather(candidates)")
+        chosen = largest(every[:, 0].flatten(), (every[:, 1] > 0).flatten(), count)
+        return chosen.reshape(-1, length)[self.comm.rank, : len(pull)]
 
     def limit(self, gaussians: Gaussians, max_gaussians: int) -> int:
         room = max(0, max_gaussians - self.total_gaussians)

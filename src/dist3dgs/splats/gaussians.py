@@ -23,6 +23,7 @@ NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
 #: Value of the constant spherical-harmonics basis function, 1 / (2 sqrt(pi)).
 SH_C0 = 0.28209479177387814
 FLOATS_PER_GAUSSIAN = 59
+Inputs = dict[str, Tensor | tuple[Tensor, Tensor]]
 
 
 class Gaussians(Mapping[str, Tensor]):
@@ -53,19 +54,42 @@ class Gaussians(Mapping[str, Tensor]):
     def device(self) -> torch.device:
         return self._parameters["means"].device
 
-    def activated(self) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+    def activated(self) -> "Inputs":
         """The renderer's inputs: linear scales, opacities in 0..1, `colors` as (sh0, shN)."""
+        return Gaussians.activate(self)
+
+    @staticmethod
+    def activate(parameters: Mapping[str, Tensor]) -> "Inputs":
         return {
-            "means": self["means"],
-            "quats": self["quats"],
-            "scales": torch.exp(self["scales"]),
-            "opacities": torch.sigmoid(self["opacities"]),
-            "colors": (self["sh0"], self["shN"]),
+            "means": parameters["means"],
+            "quats": parameters["quats"],
+            "scales": torch.exp(parameters["scales"]),
+            "opacities": torch.sigmoid(parameters["opacities"]),
+            "colors": (parameters["sh0"], parameters["shN"]),
         }
+
+    def activated_per_view(self, num_views: int) -> list["Inputs"]:
+        """As `activated`, once for each view of a batch; the views' gradients are added in pairs, pairs of pairs, ...
+
+        Along this one tree, wherever its branches were computed: 4 views on 1, 2 or 4 ranks give the same sum to the
+        last bit, so that no rounding depends on the number of ranks. In the order of backward passes it would.
+        """
+        taps = {name: _branches(t, num_views) for name, t in self.items()}
+        return [
+            Gaussians.activate({name: views[i] for name, views in taps.items()}) for i in range(num_views)
+        ]
 
     def zero_grad(self) -> None:
         for t in self.values():
             t.grad = None
+
+
+def _branches(tensor: Tensor, count: int) -> list[Tensor]:
+    """`count` aliases of the tensor, leaves of a binary tree whose every node adds its two branches' gradients."""
+    if count < 2:
+        return [tensor] * count
+    half = (count + 1) // 2
+    return _branches(tensor.view_as(tensor), half) + _branches(tensor.view_as(tensor), count - half)
 
 
 def mean_neighbour_distance(points: Tensor, k: int = 3, chunk: int = 2048) -> Tensor:

@@ -23,7 +23,6 @@ from ..errors import UserError
 from ..events import EventWriter
 from ..evidence import text_digest
 from ..matrix import load_spec, spec_json
-from ..names import Layout
 from ..parallel.comm import Communicator
 from ..parallel.joined import Member, check_members, device_identity
 from ..parallel.make import make_parallel
@@ -70,7 +69,7 @@ class Rank:
     def train(self, spec: RunSpec, scene_path: Path, out: Path) -> int:
         """Join the other ranks and train; the exit status."""
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        events, layout = self.events, Layout.parse(spec.layout)
+        events, layout = self.events, spec.started
         stacks = Stacks(events.path.parent, rank, spec.hardware.timeout_s)
         if world != layout.world_size:
             raise UserError(
@@ -177,7 +176,7 @@ def pick_device(wanted: str) -> torch.device:
 def num_threads(spec: RunSpec) -> int:
     """CPU threads of this rank: as set, else the cores this process may use shared out among the node's ranks."""
     cores = len(os.sched_getaffinity(0))
-    return spec.hardware.threads_per_rank or max(1, cores // Layout.parse(spec.layout).workers_per_node)
+    return spec.hardware.threads_per_rank or max(1, cores // spec.started.workers_per_node)
 
 
 def join(spec: RunSpec, device: torch.device, rank: int, world: int) -> Communicator:

@@ -1,9 +1,9 @@
 """Checkpoints: the whole model and its optimiser in one safetensors file, independent of the number of ranks.
 
 `checkpoints/step-00002000.safetensors` holds the six parameters, Adam's moments (`adam/means.exp_avg`, ...), the
-densification statistics (`statistics/grad_sum`, `statistics/count`) and, as metadata, the step and the digest of
-the settings and of the scene it belongs to. Nothing else is needed for an exact resume: view order, noise and
-splits are functions of seed and step.
+densification statistics (`statistics/grad_sum`, `statistics/count`), the names of the Gaussians (`lineage`) and, as
+metadata, the step and the digest of the settings and of the scene it belongs to. Nothing else is needed for an exact
+resume: view order, noise and splits are functions of seed, step and name.
 """
 
 import hashlib
@@ -21,6 +21,8 @@ from ..files import replacing
 from ..spec import RunSpec
 
 FOLDER = "checkpoints"
+#: Raised when what a checkpoint holds changes: older ones are then not resumed.
+FORMAT = 2
 _SETTINGS, _HEADER, _SUMS = "settings", "header", "crc32"
 
 
@@ -50,7 +52,7 @@ def settings_digest(spec: RunSpec, scene_digest: str) -> str:
         exclude={"eval_every", "eval_views", "lpips", "checkpoint_every", "keep_checkpoints", "digest_every"}
         | {"log_every", "tensorboard", "batch_per_rank", "global_batch"}
     )
-    value = [spec.scene, spec.seed, spec.global_batch, train, scene_digest]
+    value = [FORMAT, spec.scene, spec.seed, spec.global_batch, train, scene_digest]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -79,7 +81,9 @@ def load(path: Path, digest: str) -> Checkpoint:
         with safe_open(path, framework="pt") as f:
             metadata: dict[str, Any] = f.metadata() or {}
             if metadata[_SETTINGS] != digest:
-                raise ValueError("it was made with other settings or another scene")
+                raise ValueError(
+                    "it was made with other settings, another scene or another version of dist3dgs"
+                )
             rows = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
         if {k: _checksum(t) for k, t in rows.items()} != json.loads(metadata[_SUMS]):
             raise ValueError("its checksums do not match: it was damaged on disk")

@@ -9,7 +9,7 @@ from ..splats.gaussians import NAMES, Gaussians
 from .optimiser import Optimiser
 from .schedules import AdamRule
 
-GRAD_SUM, COUNT = "statistics/grad_sum", "statistics/count"
+LINEAGE, GRAD_SUM, COUNT = "lineage", "statistics/grad_sum", "statistics/count"
 
 
 class Model:
@@ -18,7 +18,7 @@ class Model:
     def __init__(
         self, parallel: Parallel, rule: AdamRule, rows: Rows, adam_steps: Mapping[str, float]
     ) -> None:
-        """rows: what `Parallel.distribute` gave: the parameters alone, or with all that `rows()` has."""
+        """rows: what `Parallel.distribute` gave: the parameters and the lineage, or with all that `rows()` has."""
         self.parallel, self.rule = parallel, rule
         self._take(rows, adam_steps)
         self._count_once()
@@ -29,6 +29,7 @@ class Model:
         self.optimiser.load(
             {k.removeprefix("adam/"): t for k, t in rows.items() if k.startswith("adam/")}, adam_steps
         )
+        self.lineage = rows[LINEAGE]
         self.statistics = self._no_statistics()
         if GRAD_SUM in rows:
             self.statistics = Statistics(rows[GRAD_SUM], rows[COUNT])
@@ -39,6 +40,7 @@ class Model:
         return {
             **self.gaussians,
             **moments,
+            LINEAGE: self.lineage,
             GRAD_SUM: self.statistics.grad_sum,
             COUNT: self.statistics.count,
         }
@@ -51,7 +53,7 @@ class Model:
 
     def densify(self, change: Change) -> None:
         """Gaussians come and go; the statistics start afresh; shards that drifted apart are evened out. Collective."""
-        self.gaussians = self.optimiser.apply(change)
+        self.gaussians, self.lineage = self.optimiser.apply(change), change.lineage
         self.statistics = self._no_statistics()
         moved = self.parallel.rebalance(self.rows())
         if moved is not None:

@@ -14,6 +14,7 @@ from ..parallel.base import Parallel
 from ..scenes.pack import PackedScene
 from ..spec import RunSpec
 from ..splats import densify
+from ..splats.densify.lineage import founders
 from ..splats.export import write_ply
 from ..splats.gaussians import canonical_order, initial_gaussians
 from ..splats.loss import l1_ssim_loss
@@ -22,7 +23,7 @@ from .cameras import Cameras
 from .checkpoint import Header
 from .clock import Clock
 from .evaluate import evaluate
-from .model import Model
+from .model import LINEAGE, Model
 from .progress import Progress
 from .schedules import AdamRule, Schedule, learning_rates
 from .views import ViewOrder
@@ -100,12 +101,13 @@ class Trainer:
         points = torch.from_numpy(np.array(self.scene.points, dtype=np.float32))
         colors = torch.from_numpy(np.array(self.scene.colors)).float() / 255
         order = canonical_order(points)
-        return initial_gaussians(
+        parameters = initial_gaussians(
             points[order].to(self.device),
             colors[order].to(self.device),
             init_opacity=self.train.init_opacity,
             init_scale=self.train.init_scale,
         )
+        return {**parameters, LINEAGE: founders(len(order), self.device)}
 
     def _one_step(self, step: int) -> None:
         clock, n, gaussians = self.clock, self.spec.global_batch, self.model.gaussians
@@ -152,7 +154,9 @@ class Trainer:
             with self.clock.enter("densify"):
                 self._densify()
         if s.resets_opacity(step):
-            self.model.alter(densify.reset_opacities(self.model.gaussians, self.train.densify))
+            self.model.alter(
+                densify.reset_opacities(self.model.gaussians, self.model.lineage, self.train.densify)
+            )
         last = step == s.num_steps
         if last or s.every(self.train.log_every, step):
             self._log()
@@ -178,13 +182,18 @@ class Trainer:
 
     def _densify(self) -> None:
         started, d, gaussians = time.perf_counter(), self.train.densify, self.model.gaussians
+        room = max(0, d.max_gaussians - self.parallel.total_gaussians)
         change = densify.decide(
             gaussians,
+            self.model.lineage,
             self.parallel.reduce_statistics(self.model.statistics),
             d,
             extent=self.scene.extent,
             prune_large=self.step > self.schedule.steps(d.reset_every),
+            choose=lambda pull, wanted: self.parallel.strongest(pull, wanted, room),
             max_gaussians=self.parallel.limit(gaussians, d.max_gaussians),
+            seed=self.spec.seed,
+            step=self.step,
             generator=self._generator(self.step, "densify", self.parallel.stream),
         )
         self.model.densify(change)
@@ -236,9 +245,11 @@ class Trainer:
             self.progress.stepped(self.step, value, n, float(np.mean(recent)))
 
     def _compare_digests(self) -> None:
+        started = time.perf_counter()
         digests = self.parallel.compare_digests(self.model.gaussians)
         if self.comm.rank == 0:
-            self.events("digest", step=self.step, digests=digests)
+            elapsed = round(time.perf_counter() - started, 6)
+            self.events("digest", step=self.step, digests=digests, s=elapsed)
 
     def _export(self) -> None:
         parameters = self.parallel.whole(dict(self.model.gaussians))

@@ -13,6 +13,8 @@ class Change:
     """As in `gaussians.NAMES`, M rows each."""
     origin: Tensor
     """int64 [M]: old row whose Adam moments go on, or -1 for fresh (zero) moments."""
+    lineage: Tensor
+    """int64 [M]: names of the rows (densify/lineage.py)."""
     counts: dict[str, int] = field(default_factory=dict)
     """For the log: cloned, split, pruned, relocated, added."""
     reset_moments: tuple[str, ...] = ()

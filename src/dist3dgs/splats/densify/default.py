@@ -1,12 +1,14 @@
 """Adaptive density control: clone, split, prune, opacity reset (Kerbl et al. 2023, section 5)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ...spec import Densification
 from ..gaussians import Gaussians
+from . import lineage as names
 from .change import Change
 from .statistics import Statistics
 
@@ -28,26 +30,25 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 @torch.no_grad()
 def densify(
     gaussians: Gaussians,
+    lineage: Tensor,
     statistics: Statistics,
     settings: Densification,
     *,
     extent: float,
     prune_large: bool,
-    max_gaussians: int,
-    generator: torch.Generator,
+    choose: Callable[[Tensor, Tensor], Tensor],
+    seed: int,
+    step: int,
 ) -> Change:
     """Clone small and split large Gaussians that the loss pulls; prune faint (and, on demand, huge) ones.
 
-    statistics: over all views of all ranks. extent: scene radius, world units. max_gaussians: no growth beyond;
-    the most strongly pulled win. generator: on the CPU, in the same state on all ranks that hold the same
-    Gaussians, so that they decide the same.
+    lineage: int64 [N], names of the Gaussians. statistics: over all views of all ranks. extent: scene radius, world
+    units. choose: given [N] float pulls and [N] bool who would grow, who may; called exactly once. seed, step: of the
+    run, for the noise of splits.
     """
     grads = statistics.mean_gradient()
     largest = gaussians["scales"].amax(-1).exp()
-    grow = grads > settings.grad_threshold
-    room = max(0, max_gaussians - gaussians.num_gaussians)
-    if int(grow.sum()) > room:
-        grow = torch.zeros_like(grow).index_fill_(0, _strongest(grads, room), True)
+    grow = choose(grads, grads > settings.grad_threshold)
     small = largest <= settings.scale_threshold * extent
     clone, split = grow & small, grow & ~small
     prune = torch.sigmoid(gaussians["opacities"]) < settings.prune_opacity
@@ -57,35 +58,32 @@ def densify(
     cloned, halved = torch.where(clone & ~prune)[0], torch.where(split & ~prune)[0]
 
     parts = {name: [t[keep], t[cloned], t[halved], t[halved]] for name, t in gaussians.items()}
-    parts["means"][2:] = _split_means(gaussians, halved, generator)
+    parts["means"][2:] = _split_means(gaussians, halved, names.normals(lineage[halved], 6, seed, step))
     smaller = gaussians["scales"][halved] - math.log(SPLIT_SHRINK)
     parts["scales"][2:] = [smaller, smaller]
     num_new = len(cloned) + 2 * len(halved)
+    born = [names.children(lineage[rows], step, i) for i, rows in enumerate((cloned, halved, halved))]
     return Change(
         parameters={name: torch.cat(p) for name, p in parts.items()},
         origin=torch.cat([keep, keep.new_full((num_new,), -1)]),
+        lineage=torch.cat([lineage[keep], *born]),
         counts={"cloned": len(cloned), "split": len(halved), "pruned": int(prune.sum())},
     )
 
 
 @torch.no_grad()
-def reset_opacities(gaussians: Gaussians, settings: Densification) -> Change:
+def reset_opacities(gaussians: Gaussians, lineage: Tensor, settings: Densification) -> Change:
     """Make every Gaussian nearly transparent, so that those which nothing needs stay so and are pruned."""
     ceiling = torch.logit(torch.tensor(2 * settings.prune_opacity)).item()
     parameters = {name: t.clone() for name, t in gaussians.items()}
     parameters["opacities"].clamp_(max=ceiling)
     index = torch.arange(gaussians.num_gaussians, device=gaussians.device)
-    return Change(parameters, index, {}, reset_moments=("opacities",))
+    return Change(parameters, index, lineage, reset_moments=("opacities",))
 
 
-def _split_means(gaussians: Gaussians, rows: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Two random points from each of the given Gaussians' densities."""
+def _split_means(gaussians: Gaussians, rows: Tensor, noise: Tensor) -> list[Tensor]:
+    """Two random points from each of the M given Gaussians' densities. noise: [M, 6], standard normal."""
     means, scales = gaussians["means"][rows], gaussians["scales"][rows].exp()
-    noise = torch.randn(2, len(rows), 3, generator=generator, dtype=torch.float32).to(means)
-    offsets = torch.einsum("nij,bnj->bni", rotation_matrices(gaussians["quats"][rows]), noise * scales)
+    both = noise.to(means).reshape(-1, 2, 3).movedim(1, 0)
+    offsets = torch.einsum("nij,bnj->bni", rotation_matrices(gaussians["quats"][rows]), both * scales)
     return list(means + offsets)
-
-
-def _strongest(values: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest values; equal ones in index order, on any device."""
-    return torch.argsort(values, descending=True, stable=True)[:count]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...spec import Densification
 from ..gaussians import Gaussians
+from . import lineage as names
 from .change import Change
 from .default import rotation_matrices
 
@@ -37,12 +38,18 @@ def relocated(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Tensor
 
 @torch.no_grad()
 def densify(
-    gaussians: Gaussians, settings: Densification, *, max_gaussians: int, generator: torch.Generator
+    gaussians: Gaussians,
+    lineage: Tensor,
+    settings: Densification,
+    *,
+    max_gaussians: int,
+    step: int,
+    generator: torch.Generator,
 ) -> Change:
     """Move dead Gaussians onto live ones drawn by opacity, then add up to 5 % more the same way.
 
-    max_gaussians: growth stops here. generator: on the CPU, in the same state on all ranks that hold the same
-    Gaussians.
+    lineage: int64 [N], names of the Gaussians. max_gaussians: growth stops here. step: of the run. generator: on the
+    CPU, in the same state on all ranks that hold the same Gaussians.
     """
     opacity = torch.sigmoid(gaussians["opacities"])
     dead = torch.where(opacity <= settings.prune_opacity)[0]
@@ -67,7 +74,10 @@ def densify(
         # Relocated Gaussians and those they were put on start afresh: their moments belong to another loss surface.
         origin[hit], origin[dead] = -1, -1
         origin = torch.cat([origin, origin.new_full((num_added,), -1)])
-    return Change(parameters, origin, {"relocated": len(dead), "added": num_added})
+        # Several may have one source: they are told apart by their number.
+        added = lineage[source[len(dead) :]] ^ names.founders(num_added, lineage.device)
+        lineage = torch.cat([lineage, names.children(added, step, 0)])
+    return Change(parameters, origin, lineage, {"relocated": len(dead), "added": num_added})
 
 
 @torch.no_grad()
