@@ -31,7 +31,6 @@ from .guard import check_world
 from .judge import cause_of
 from .matrix import load_spec, spec_json
 from .monitor import Monitor, peak_pss_gib, resources_path
-from .names import Layout
 from .provenance import code_digest, git_state
 from .slurm import allocation as slurm_allocation
 from .slurm import plan, turn
@@ -80,7 +79,7 @@ class _Run:
         allocation: Allocation | None, site: Site,
     ) -> None:  # fmt: skip
         self.spec, self.scene, self.out, self.attempt, self.weights = spec, scene, out, attempt, weights
-        self.layout = Layout.parse(spec.layout)
+        self.layout = spec.started
         self.allocation, self.site = allocation, site
         self.may_restart = self.restarts = False
         self.summary: dict[str, Any] = {
@@ -106,6 +105,7 @@ class _Run:
         # What each layer believes about the world is compared before anything is started.
         problem = check_world(self.spec, self.allocation)
         self.summary["world"] = problem.layers
+        self.summary["world_warning"] = problem.warning.strip() or None
         if problem.message:
             self.attempt.log_path.write_text(problem.message + "\n", encoding="utf-8")
             self.summary["refused"] = problem.message
@@ -115,7 +115,7 @@ class _Run:
         self.summary["argv"] = argv
         self._save()
         with self.attempt.log_path.open("ab", buffering=0) as log:
-            log.write(f"$ {shlex.join(argv)}\n".encode())
+            log.write(f"{problem.warning}$ {shlex.join(argv)}\n".encode())
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True, preexec_fn=_end_with_parent,

@@ -27,8 +27,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+
+import accounting
+from daemons import PATH, ClusterError, Daemons, name_of
 
 ETC = Path(__file__).resolve().parent / "etc"
 NODES = ("gpu01", "gpu02", "gpu03", "cpu01")
@@ -50,11 +53,6 @@ CLIENTS = [
 PORTS_FROM, PORTS_PER_CLUSTER, NUM_CLUSTERS = 15000, 8, 600
 #: In the environment of a node's slurmd and of the step daemons it starts.
 MARK = "DIST3DGS_TEST_NODE"
-PATH = f"/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"
-
-
-class ClusterError(RuntimeError):
-    """The cluster cannot be started here; the message says what to do."""
 
 
 def missing(accounting: str = "dbd") -> str | None:
@@ -70,7 +68,7 @@ def missing(accounting: str = "dbd") -> str | None:
     return None
 
 
-class Cluster:
+class Cluster(Daemons):
     """One cluster and its folder."""
 
     def __init__(self, accounting: str = "dbd", root: Path | None = None) -> None:
@@ -79,8 +77,8 @@ class Cluster:
             Path(tempfile.gettempdir(), f"dist3dgs-slurm-{key}")
         )
         self.accounting = accounting
-        self.root = root or Path(base) / accounting
-        self.run, self.bin, self.conf = self.root / "run", self.root / "bin", self.root / "etc/slurm.conf"
+        super().__init__(root or Path(base) / accounting)
+        self.bin, self.conf = self.root / "bin", self.root / "etc/slurm.conf"
         # Clusters in other folders (another checkout, another kind) keep other ports.
         number = int(hashlib.sha256(str(self.root).encode()).hexdigest(), 16) % NUM_CLUSTERS
         self.first_port = PORTS_FROM + PORTS_PER_CLUSTER * number
@@ -110,7 +108,7 @@ class Cluster:
             raise ClusterError(f"{shlex.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
-    def _works(self, *argv: str) -> bool:
+    def works(self, *argv: str) -> bool:
         try:
             self(*argv)
         except (ClusterError, subprocess.TimeoutExpired):
@@ -119,7 +117,7 @@ class Cluster:
 
     def is_up(self) -> bool:
         daemons = ["slurmctld", *(f"slurmd.{n}" for n in NODES)]
-        return self.conf.exists() and all(self._alive(d) for d in daemons)
+        return self.conf.exists() and all(self.alive(d) for d in daemons)
 
     # -- starting
 
@@ -131,14 +129,14 @@ class Cluster:
         self._write_configuration()
         self._start_munge()
         if self.accounting == "dbd":
-            self._start_database()
-            self._start_dbd()
+            accounting.start_database(self, self.first_port + 7)
+            accounting.start_dbd(self)
         self.start_controller()
         if self.accounting == "dbd":
-            self._add_accounts()
+            accounting.add_accounts(self)
         for node in NODES:
             self.start_node(node)
-        self._wait(60, "nodes to come up", lambda: set(self._node_states()) <= {"idle", "mixed", "allocated"})
+        self.wait(60, "nodes to come up", lambda: set(self._node_states()) <= {"idle", "mixed", "allocated"})
 
     def _make_folders(self) -> None:
         for folder in ("run", "log", "state/controller", "dev", "munge", "bin", "etc"):
@@ -153,6 +151,9 @@ class Cluster:
             device = self.root / f"dev/nvidia{i}"
             if not device.exists():
                 os.mknod(device, 0o666 | 0o020000, os.makedev(1, 3))
+        prolog = self.root / "etc/prolog"
+        prolog.write_text(f'#!/bin/sh\n[ ! -e "{self.root}/state/$SLURMD_NODENAME.broken" ]\n')
+        prolog.chmod(0o755)
         # Snakemake's job step drops SLURM_CONF from the environment; these wrappers put it back.
         for client in CLIENTS:
             if real := shutil.which(client, path="/usr/bin:/usr/local/bin"):
@@ -187,7 +188,7 @@ class Cluster:
             path.chmod(0o600 if name == "slurmdbd.conf" else 0o644)
 
     def _start_munge(self) -> None:
-        if self._alive("munged"):
+        if self.alive("munged"):
             return
         key = self.root / "munge/munge.key"
         if not key.exists():
@@ -196,7 +197,7 @@ class Cluster:
         key.parent.chmod(0o700)
         for old in self.run.glob("munge.socket*"):
             old.unlink()
-        self._daemon(
+        self.daemon(
             "munged",
             f"--socket={self.run}/munge.socket",
             f"--key-file={key}",
@@ -204,93 +205,39 @@ class Cluster:
             f"--log-file={self.root}/munge/munged.log",
             f"--seed-file={self.root}/munge/seed",
         )
-        self._wait(10, "munge", lambda: (self.run / "munge.socket").exists())
-
-    def _start_database(self) -> None:
-        if self._alive("mariadbd"):
-            return
-        data, sock = self.root / "mysql", self.run / "mysqld.sock"
-        if not (data / "mysql").is_dir():
-            self._daemon(
-                "mariadb-install-db",
-                "--no-defaults",
-                "--user=root",
-                f"--datadir={data}",
-                "--auth-root-authentication-method=socket",
-                "--skip-test-db",
-            )
-        port = self.first_port + 7
-        with (self.root / "log/mariadb.log").open("ab") as log:
-            subprocess.Popen(
-                [
-                    shutil.which("mariadbd", path=PATH) or "mariadbd",
-                    "--no-defaults",
-                    "--user=root",
-                    f"--datadir={data}",
-                    f"--socket={sock}",
-                    f"--pid-file={self.run}/mariadbd.pid",
-                    "--bind-address=127.0.0.1",
-                    f"--port={port}",
-                    "--innodb-buffer-pool-size=64M",
-                    "--innodb-lock-wait-timeout=900",
-                    "--innodb-flush-log-at-trx-commit=0",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        client = ["mariadb", "--no-defaults", f"--socket={sock}"]
-        self._wait(60, "MariaDB", lambda: not _run(["mariadb-admin", *client[1:], "ping"]).returncode)
-        grants = "".join(
-            f"CREATE USER IF NOT EXISTS 'slurm'@'{h}' IDENTIFIED BY 'slurm'; "
-            f"GRANT ALL ON slurm_acct_db.* TO 'slurm'@'{h}'; "
-            for h in ("%", "localhost")
-        )
-        _run([*client, "-e", f"CREATE DATABASE IF NOT EXISTS slurm_acct_db; {grants}"], check=True)
-
-    def _start_dbd(self) -> None:
-        if not self._alive("slurmdbd"):
-            self._daemon("slurmdbd")
-        self._wait(60, "slurmdbd", lambda: self._works("sacctmgr", "-nP", "list", "cluster"))
-        if "mini" not in self("sacctmgr", "-nP", "list", "cluster", "format=cluster").split():
-            self("sacctmgr", "-iQ", "add", "cluster", "mini")
-
-    def _add_accounts(self) -> None:
-        """`lab` may use everything, jobs of `poor` at most two GPUs. The controller must have made GPUs known."""
-        if "poor" in self("sacctmgr", "-nP", "list", "account", "format=account").split():
-            return
-        self._wait(
-            30, "the GPU count", lambda: "gpu" in self("sacctmgr", "-nP", "list", "tres", "format=name")
-        )
-        for account, limits in (("lab", []), ("poor", ["MaxTRESPerJob=gres/gpu=2"])):
-            self("sacctmgr", "-iQ", "add", "account", account, "Cluster=mini", f"Description={account}")
-            self("sacctmgr", "-iQ", "add", "user", "root", f"Account={account}", *limits)
-        self("sacctmgr", "-iQ", "modify", "user", "root", "set", "DefaultAccount=lab")
+        self.wait(10, "munge", lambda: (self.run / "munge.socket").exists())
 
     def start_controller(self) -> None:
-        if not self._alive("slurmctld"):
-            self._daemon("slurmctld")
-        self._wait(30, "slurmctld", lambda: "UP" in self("scontrol", "ping", check=False))
+        if not self.alive("slurmctld"):
+            self.daemon("slurmctld")
+        self.wait(30, "slurmctld", lambda: "UP" in self("scontrol", "ping", check=False))
 
     def start_node(self, node: str) -> None:
-        if self._alive(f"slurmd.{node}"):
+        if self.alive(f"slurmd.{node}"):
             return
         (self.root / "state" / node).mkdir(parents=True, exist_ok=True)
-        self._daemon("slurmd", "-N", node, env={MARK: f"{self.root}:{node}"})
+        self.daemon("slurmd", "-N", node, env={MARK: f"{self.root}:{node}"})
 
     # -- breaking and stopping
 
     def stop_controller(self) -> None:
-        self._stop("slurmctld")
+        self.stop("slurmctld")
 
     def kill_node(self, node: str) -> None:
         """What a power cut does: slurmd, its step daemons and the job's processes on the node are gone at once."""
-        self._signal(f"slurmd.{node}", signal.SIGKILL)
+        self.signal(f"slurmd.{node}", signal.SIGKILL)
         # Step daemons first: one that sees its processes die would report them as failed, as no dead node can.
-        for pid in sorted(self._processes_of(node), key=lambda pid: "slurmstepd" not in _name(pid)):
+        for pid in sorted(self._processes_of(node), key=lambda pid: "slurmstepd" not in name_of(pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def break_prolog(self, node: str) -> None:
+        """From now on the node's prolog fails, as a health check of a site would: Slurm drains it, holds the job."""
+        (self.root / f"state/{node}.broken").touch()
+
+    def mend_prolog(self, node: str) -> None:
+        (self.root / f"state/{node}.broken").unlink(missing_ok=True)
+        self("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
 
     def _processes_of(self, node: str) -> list[int]:
         """Processes that this cluster started for a node: recognised by what is in their environment alone."""
@@ -300,9 +247,8 @@ class Cluster:
                 words = (entry / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            here = f"SLURM_CONF={self.conf}".encode() in words or any(
-                w.startswith(b"PATH=" + str(self.bin).encode() + b":") for w in words
-            )
+            paths = next((w[5:].split(b":") for w in words if w.startswith(b"PATH=")), [])
+            here = f"SLURM_CONF={self.conf}".encode() in words or str(self.bin).encode() in paths
             mine = f"{MARK}={self.root}:{node}".encode() in words  # slurmd and its step daemons
             if mine or (here and f"SLURMD_NODENAME={node}".encode() in words):
                 found.append(int(entry.name))
@@ -310,14 +256,14 @@ class Cluster:
 
     def down(self) -> None:
         """Cancel all jobs, stop every daemon, remove the folder."""
-        if self._alive("slurmctld"):
+        if self.alive("slurmctld"):
             try:
                 self("scancel", "--user=root", check=False, timeout=10)
-                self._wait(15, "jobs to end", lambda: not self("squeue", "-h", check=False).strip())
+                self.wait(15, "jobs to end", lambda: not self("squeue", "-h", check=False).strip())
             except (ClusterError, subprocess.TimeoutExpired):
                 pass
         for daemon in (*(f"slurmd.{n}" for n in NODES), "slurmctld", "slurmdbd", "mariadbd", "munged"):
-            self._stop(daemon)
+            self.stop(daemon)
         for node in NODES:
             for pid in self._processes_of(node):
                 with contextlib.suppress(ProcessLookupError):
@@ -329,66 +275,9 @@ class Cluster:
     def _node_states(self) -> list[str]:
         states = self("sinfo", "-hN", "-o", "%N %T", check=False).split("\n")
         for node, state in (line.split() for line in states if line.strip()):
-            if state.rstrip("*").startswith(("down", "drain")) and self._alive(f"slurmd.{node}"):
+            if state.rstrip("*").startswith(("down", "drain")) and self.alive(f"slurmd.{node}"):
                 self("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
         return [line.split()[1] for line in states if line.strip()] or ["unknown"]
-
-    def _daemon(self, program: str, *args: str, env: Mapping[str, str] | None = None) -> None:
-        """Start a program that puts itself into the background (or does its work and ends)."""
-        argv = [shutil.which(program, path=PATH) or program, *args]
-        with (self.root / f"log/{program}.start.log").open("ab") as log:
-            environ = self.environment() | {"PATH": PATH} | dict(env or {})
-            done = subprocess.run(
-                argv, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=120, check=False
-            )
-        if done.returncode != 0:
-            tail = Path(log.name).read_text(errors="replace").strip().splitlines()[-5:]
-            raise ClusterError(f"{shlex.join(argv)} failed: {' / '.join(tail)} (logs: {self.root}/log)")
-
-    def _pid(self, daemon: str) -> int | None:
-        try:
-            return int((self.run / f"{daemon}.pid").read_text())
-        except (OSError, ValueError):
-            return None
-
-    def _alive(self, daemon: str) -> bool:
-        """Whether the pid file's process runs and is this program (pids are reused)."""
-        pid = self._pid(daemon)
-        try:
-            return pid is not None and Path(f"/proc/{pid}/comm").read_text().strip() == daemon.split(".")[0]
-        except OSError:
-            return False
-
-    def _signal(self, daemon: str, number: signal.Signals) -> None:
-        pid = self._pid(daemon)
-        if pid is not None and self._alive(daemon):
-            os.kill(pid, number)
-
-    def _stop(self, daemon: str) -> None:
-        self._signal(daemon, signal.SIGTERM)
-        try:
-            self._wait(15, f"{daemon} to stop", lambda: not self._alive(daemon))
-        except ClusterError:
-            self._signal(daemon, signal.SIGKILL)
-        (self.run / f"{daemon}.pid").unlink(missing_ok=True)
-
-    def _wait(self, seconds: float, what: str, done: Callable[[], bool]) -> None:
-        end = time.monotonic() + seconds
-        while not done():
-            if time.monotonic() > end:
-                raise ClusterError(f"waited {seconds:.0f} s for {what}; see the logs in {self.root}/log")
-            time.sleep(0.1)
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _run(argv: list[str], check: bool = False) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=check)
 
 
 def main() -> None:

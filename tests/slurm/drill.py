@@ -8,6 +8,7 @@ the runs left behind (launch.json, events.jsonl, Snakemake's log), seconds after
 
 import argparse
 import concurrent.futures
+import contextlib
 import os
 import signal
 import sys
@@ -26,6 +27,8 @@ from study import Study
 #: Long enough to be broken in the middle, short enough to be finished twice.
 STEPS = {"steps": 240, "checkpoint_every": 40}
 BREAK_AT = 90
+#: On two cores more of them wait for each other until time limits are met that none was meant to meet.
+SIDE_BY_SIDE = 6
 
 
 @dataclass
@@ -83,16 +86,60 @@ class Outcome:
         return self
 
 
+class Held:
+    """The ranks of a run, stopped between two instructions: on a machine of any speed the run is not over before what
+    befalls it has come."""
+
+    def __init__(self, study: Study, layout: str, at: int) -> None:
+        study.wait(lambda: study.last_step(layout) >= at, f"{layout}: step {at}", 400)
+        self.study, self.pids = study, [e["pid"] for e in study.events(layout, "start")]
+        self._signal(signal.SIGSTOP)
+
+    def release_when_told_to_stop(self, seconds: float = 120) -> None:
+        """Let them go on once each has a SIGTERM to answer, or is gone."""
+        self.study.wait(
+            lambda: all(map(_is_told_to_stop, self.pids)), "the ranks to be told to stop", seconds
+        )
+        self.release()
+
+    def release(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def _is_told_to_stop(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    is_pending = int(fields["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1
+    return bool(is_pending) or fields["State"].split()[0] == "Z"
+
+
 class Drills:
     """All drills on one cluster; each method injects one failure and returns its outcome."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
 
-    def _study(self, name: str, layout: str, *, train: dict[str, Any] | None = None, **site: Any) -> Study:
+    def _study(
+        self,
+        name: str,
+        layout: str,
+        *,
+        train: dict[str, Any] | None = None,
+        profile: dict[str, Any] | None = None,
+        **site: Any,
+    ) -> Study:
         folder = self.folder / name
         folder.mkdir(parents=True)
-        return Study(folder, self.cluster, layouts=[layout], train={**STEPS, **(train or {})}, site=site)
+        settings = {"train": {**STEPS, **(train or {})}, "site": site, "profile": profile or {}}
+        return Study(folder, self.cluster, layouts=[layout], **settings)
 
     def _broken(
         self,
@@ -107,10 +154,11 @@ class Drills:
         study = self._study(name, layout, **options)
         snakemake = study.start("train_all")
         try:
-            study.wait(lambda: study.last_step(layout) >= BREAK_AT, f"{name}: step {BREAK_AT}", 400)
+            held = Held(study, layout, BREAK_AT)
             job = study.attempts(layout)[0]["slurm"]["job_id"]
             outcome = Outcome(name, study, layout, time.time())
             inject(study, job)
+            held.release_when_told_to_stop()
             outcome.exit_code = snakemake.wait(timeout)
         except BaseException:
             os.killpg(snakemake.pid, signal.SIGKILL)
@@ -169,14 +217,20 @@ class Drills:
         return outcome
 
     def time_limit(self) -> Outcome:
-        """One minute for a run of more: stopped before the limit, submitted again with more time."""
-        study = self._study("time limit", "n1g1", gpu_request="none", runtime_min=1, train={"steps": 1500})
-        code = study.run("train_all", timeout=900)
+        """One minute for a run that takes longer: stopped before the limit, submitted again with more time.
+
+        Held from its first steps on, the run takes longer on a machine of any speed, and not much longer.
+        """
+        study = self._study("time limit", "n1g1", gpu_request="none", runtime_min=1)
+        snakemake = study.start("train_all")
+        try:
+            Held(study, "n1g1", at=1).release_when_told_to_stop()
+            code = snakemake.wait(900)
+        except BaseException:
+            os.killpg(snakemake.pid, signal.SIGKILL)
+            raise
         first = study.attempts("n1g1")[0]
-        outcome = Outcome("time limit", study, "n1g1", first["started_at"], exit_code=code)
-        if first.get("ended"):
-            outcome.injected_at = first["ended"]["at"]
-        return outcome.measure()
+        return Outcome("time limit", study, "n1g1", first["ended"]["at"], exit_code=code).measure()
 
     def out_of_memory(self) -> Outcome:
         """Less memory than the ranks need: killed, submitted again with half as much again."""
@@ -189,31 +243,63 @@ class Drills:
         return outcome.measure()
 
     def refused(self) -> Outcome:
-        """Nine GPUs per node where there are four: refused, recorded with the reason; the other point goes on."""
+        """Two nodes of a partition of one: refused, recorded with the reason; the other point goes on."""
         name = "submission refused"
-        study = self._study(name, "n1g9", train={"steps": 60})
+        study = self._study(name, "n2g1", gpu_request="none", train={"steps": 60})
         path = study.folder / "config/config.yaml"
-        path.write_text(path.read_text().replace("- n1g9", "- n1g9\n- n1g1"))
+        path.write_text(path.read_text().replace("- n2g1", "- n2g1\n- n1g1"))
         started = time.time()
         snakemake = study.start("train_all")
-        outcome = Outcome(name, study, "n1g9", started)
+        outcome = Outcome(name, study, "n2g1", started)
         study.wait(lambda: "cannot be submitted" in study.log(), "the reason", 60)
         said = time.time()
         outcome.exit_code = snakemake.wait(900)
         outcome.measure().noticed_s = said - started
         return outcome
 
+    def bad_account(self) -> Outcome:
+        """An account that is not there: no job at all can be submitted, and the point gets its row all the same."""
+        return self._untrained("bad account", account="nobody")
+
+    def never_starts(self) -> Outcome:
+        """A module that is not there ends every job before the launcher has started."""
+        return self._untrained(
+            "job dies before the launcher",
+            gpu_request="none",
+            profile={"precommand": "module load nothing/1"},
+        )
+
+    def _untrained(self, name: str, **options: Any) -> Outcome:
+        study = self._study(name, "n1g1", train={"steps": 60}, **options)
+        started = time.time()
+        code = study.run("train_all", timeout=300)
+        return Outcome(name, study, "n1g1", started, exit_code=code).measure()
+
+    def interrupted(self) -> Outcome:
+        """Ctrl-C on Snakemake, which cancels its jobs; the same command again goes on where they were."""
+        study = self._study("Ctrl-C on Snakemake", "n1g1", gpu_request="none")
+        first = study.start("train_all")
+        held = Held(study, "n1g1", BREAK_AT)
+        outcome = Outcome("Ctrl-C on Snakemake", study, "n1g1", time.time())
+        first.send_signal(signal.SIGINT)
+        held.release_when_told_to_stop()
+        first.wait(120)
+        outcome.exit_code = study.run("train_all", timeout=900)
+        return outcome.measure()
+
     def snakemake_killed(self) -> Outcome:
         """kill -9 on Snakemake; a new one finds the running job and uses its result."""
-        # Long enough to be running still when the second Snakemake has started, on a fast machine too.
-        study = self._study("snakemake killed", "n1g1", gpu_request="none", train={"steps": 2000})
+        study = self._study("snakemake killed", "n1g1", gpu_request="none")
         first = study.start("train_all")
-        study.wait(lambda: study.last_step("n1g1") >= BREAK_AT, f"step {BREAK_AT}", 400)
+        held = Held(study, "n1g1", BREAK_AT)
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         outcome = Outcome("Snakemake killed (-9)", study, "n1g1", time.time())
         study.run("--unlock")
-        outcome.exit_code = study.run("train_all", timeout=900)
+        second = study.start("train_all")
+        study.wait(lambda: "already trains it" in study.log(), "the running job to be found", 100)
+        held.release()
+        outcome.exit_code = second.wait(900)
         return outcome.measure()
 
 
@@ -224,17 +310,20 @@ NAMES = (
     "preempted",
     "rank_killed",
     "cancelled",
+    "interrupted",
     "snakemake_killed",
     "refused",
+    "bad_account",
+    "never_starts",
 )
 
 
 def run_all(
     cluster: Cluster, folder: Path, names: tuple[str, ...] = NAMES
 ) -> dict[str, Outcome | BaseException]:
-    """All drills at once; an exception stands where a drill did not come to its end."""
+    """All drills, some side by side; an exception stands where a drill did not come to its end."""
     drills = Drills(cluster, folder)
-    with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         futures = {name: pool.submit(getattr(drills, name)) for name in names}
         return {name: f.exception() or f.result() for name, f in futures.items()}
 
@@ -287,8 +376,9 @@ def page(text: str, wall_s: float, version: str) -> str:
     return f"""# Failure drill on a real Slurm
 
 Generated by `python tests/slurm/drill.py --out docs/benchmarks/slurm-drill.md` on a {os.cpu_count()}-core machine
-({cpu}), {version}, in {wall_s:.0f} s: all drills side by side, each a Snakemake with jobs of its own, training on CPU
-ranks. Checkpoints every {STEPS["checkpoint_every"]} steps, a look at the queue every second (a study: every 15 s).
+({cpu}), {version}, in {wall_s:.0f} s: {SIDE_BY_SIDE} drills side by side, each a Snakemake with
+jobs of its own, training on CPU ranks. Checkpoints every {STEPS["checkpoint_every"]} steps, a look at the queue every
+two seconds (a study: every 10 s).
 
 {text}
 

@@ -23,10 +23,10 @@ from dist3dgs.slurm.settings import read_site
 from dist3dgs.slurm.site import render
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-#: Looks at the queue every second: a test must not wait for what a study may.
+#: Looks at the queue every two seconds: a test must not wait for what a study may.
 TEST_PROFILE = {
     "slurm-init-seconds-before-status-checks": 1,
-    "seconds-between-status-checks": 1,
+    "seconds-between-status-checks": 2,
     "latency-wait": 5,
     "jobs": 20,
 }
@@ -39,7 +39,7 @@ TEST_SITE = {
     "max_mem_gib": 11.5,
     "runtime_min": 10,
     "max_runtime_min": 240,
-    "poll_s": 1,
+    "poll_s": 2,
 }
 TRAIN = {
     "steps": 60,
@@ -97,7 +97,9 @@ class Study:
         account = {"account": "lab"} if self.cluster.accounting == "dbd" else {}
         path = self.folder / "profiles/slurm/config.yaml"
         path.parent.mkdir(parents=True)
-        value = yaml.safe_load(render(read_site({**account, **TEST_SITE, **site})))
+        settings = {**account, **TEST_SITE, **site}
+        value = yaml.safe_load(render(read_site(settings)))
+        value["config"]["site"] |= settings  # the template leaves some at their defaults
         path.write_text(yaml.safe_dump(value | TEST_PROFILE | profile))
 
     # -- running

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +13,11 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
 from dist3dgs.names import Layout, Point
+from dist3dgs.slurm.attempts import settle
 from dist3dgs.slurm.jobs import Queue, comment_of
-from dist3dgs.slurm.polling import limit_interval
-from dist3dgs.slurm.resources import KEYS, Planner, layout_resources, rule_resources, small_resources
+from dist3dgs.slurm.planner import Planner
+from dist3dgs.slurm.plugin import limit_interval
+from dist3dgs.slurm.resources import KEYS, layout_resources, rule_resources, small_resources
 from dist3dgs.slurm.retry import Decision
 from dist3dgs.slurm.settings import Site, export, read_site
 
@@ -91,6 +95,31 @@ def test_the_next_submission_follows_the_reason(tmp_path):
     assert inside.resources(point, 2, "{}")["mem_mb"] == pytest.approx(1.5 * int(first["mem_mb"]), abs=1)
     attempt(point.folder(tmp_path), 1, status="failed", cause="code_error")
     assert planner(tmp_path).resources(point, 3, "{}") == small_resources(read_site(SITE))
+
+
+def test_an_outcome_is_published_after_a_launcher_that_outlives_its_job(tmp_path, monkeypatch):
+    """Where Slurm has ended the job and its processes live on: what they do last must not undo what is published."""
+    from dist3dgs.slurm import planner as module
+
+    monkeypatch.setattr(module, "LAST_WORDS_S", 0.2)
+    point, made = Point.parse("garden", "sharded", "n1g4"), planner(tmp_path)
+    folder = point.folder(tmp_path)
+    attempt(folder, 0, status="failed", ended={"cause": "cancelled", "note": "", "at": 1100.0})
+    told = []
+    monkeypatch.setattr(
+        module, "settle", lambda folder, digest, me=None: told.append(folder) or settle(folder, digest, me)
+    )
+    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX)"
+    hold += "; print(flush=True); time.sleep(1)"
+    arguments = [sys.executable, "-c", hold, str(folder / ".lock")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None and launcher.stdout.readline()
+        made.resources(point, 1, "{}")
+        told.clear()
+        assert made.finish(point, 1, "{}")
+        assert launcher.poll() is not None, "published beside a running launcher"
+    assert told == [folder], "what the launcher wrote last was not settled again"
+    assert json.loads((folder / "launch.json").read_text())["ended"]["cause"] == "cancelled"
 
 
 def test_a_point_without_history_costs_no_call(tmp_path, monkeypatch):

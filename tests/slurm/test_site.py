@@ -13,7 +13,7 @@ from dist3dgs.errors import UserError
 from dist3dgs.names import Layout, Point
 from dist3dgs.slurm import partitions
 from dist3dgs.slurm.jobs import Queue, describe
-from dist3dgs.slurm.resources import Planner
+from dist3dgs.slurm.planner import Planner
 from dist3dgs.slurm.settings import read_site
 from dist3dgs.slurm.site import inspect, render, run_init
 
@@ -47,6 +47,13 @@ def test_what_a_shell_would_read_is_no_account():
         read_site({"account": "lab; rm -rf /"})
     with pytest.raises(UserError, match="did you mean `gpu_partition`"):
         read_site({"gpu_partitions": "x"})
+
+
+def test_the_manual_names_every_line_of_the_profile(repository):
+    manual = (repository / "config/README.md").read_text()
+    profile = yaml.safe_load((repository / "profiles/slurm/config.yaml").read_text())
+    names = {*profile["config"]["site"], *profile["default-resources"], *profile} - {"config"}
+    assert {name for name in names if f"`{name}`" not in manual} == set()
 
 
 @pytest.mark.slurm

@@ -1,3 +1,4 @@
+import gc
 import sys
 from functools import cache
 from pathlib import Path
@@ -5,6 +6,9 @@ from pathlib import Path
 from dist3dgs import figures as figures_module
 from dist3dgs.errors import UserError
 from dist3dgs.names import LAYOUT_PATTERN, NAME_PATTERN, REPEAT_PATTERN, Layout, Point
+
+# A big study is millions of objects that stay: looking through them for garbage less often saves a tenth of the time.
+gc.set_threshold(20_000, 10, 10)
 
 
 def stop(error):
@@ -15,8 +19,9 @@ def stop(error):
 
 try:
     from dist3dgs.matrix import Study, spec_json
-    from dist3dgs.slurm import polling
-    from dist3dgs.slurm.resources import Planner, rule_resources
+    from dist3dgs.slurm import plugin
+    from dist3dgs.slurm.planner import Planner, TrainJobs
+    from dist3dgs.slurm.resources import rule_resources
     from dist3dgs.slurm.settings import export, read_site
 
     # The cluster, from the profile: no part of the study, so that moving to another one trains nothing again.
@@ -42,7 +47,8 @@ FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind 
 PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER)
 if ON_CLUSTER:
     export(SITE)
-    polling.limit_interval(SITE.poll_s)
+    plugin.limit_interval(SITE.poll_s)
+    plugin.wait_for_the_rule()
 
 
 wildcard_constraints:
@@ -56,13 +62,19 @@ def record_path(point):
     return f"{point.folder(RESULTS)}/record.json"
 
 
+@cache
+def point_named(*names):
+    return Point.parse(*names)
+
+
 def point_of(wildcards):
-    return Point.parse(wildcards.scene, wildcards.strategy, wildcards.layout, wildcards.repeat)
+    """Asked for many times per point, as its spec is: parsed once."""
+    return point_named(wildcards.scene, wildcards.strategy, wildcards.layout, wildcards.repeat)
 
 
 @cache
 def spec_text(point):
-    """Asked for many times per point: the graph of a big study is built in half the time."""
+    """The run of a point as one line of JSON."""
     try:
         return spec_json(STUDY.spec(point))
     except UserError as error:
@@ -79,11 +91,18 @@ def train_request(wildcards, attempt):
     return PLANNER.resources(point_of(wildcards), attempt, spec_of(wildcards))
 
 
-def judge_files():
-    """The code that makes records: when it changes, runs are judged again, not trained again."""
+if ON_CLUSTER:
+    plugin.listen(TrainJobs(PLANNER, point_of, spec_text))
+
+
+def newest_judge_file():
+    """The newest file of the code that makes records: when one changes, runs are judged again, not trained again.
+
+    One file says as much as all of them, which as inputs of every record were half of a big study's graph.
+    """
     package = Path(figures_module.__file__).parent.parent
     parts = [*(package / "judge").glob("*.py"), *(package / "diagnose").rglob("*.py"), package / "record.py"]
-    return sorted(str(path) for path in parts)
+    return str(max(parts, key=lambda path: (path.stat().st_mtime, str(path))))
 
 
 def scene_of(wildcards):
@@ -111,11 +130,16 @@ def train_threads(wildcards):
     return max(1, STUDY.config.hardware.threads_per_rank) * layout.workers_per_node
 
 
-PARSER_FILES = judge_files()
+JUDGE_FILE = newest_judge_file()
 RECORDS = [record_path(p) for p in POINTS]
 if STUDY.config.only_existing:
     RECORDS = [path for path in RECORDS if Path(path).is_file()]
+
+
+def all_records(wildcards):
+    """A function, so that the rules that take every record hold no list of them until they are asked for."""
+    return RECORDS
+
+
 # Records outside the matrix (points asked for by name, imported logs) are shown too, but never made again.
-OTHER_RECORDS = sorted(
-    str(path) for path in Path(RESULTS).glob("*/*/*/r*/record.json") if str(path) not in set(RECORDS)
-)
+OTHER_RECORDS = sorted({str(path) for path in Path(RESULTS).glob("*/*/*/r*/record.json")} - set(RECORDS))

@@ -9,10 +9,12 @@ localrules:
 
 rule tabulate:
     input:
-        RECORDS,
+        all_records,
     output:
         runs=f"{RESULTS}/tables/runs.csv",
         points=f"{RESULTS}/tables/points.csv",
+        challenges=f"{RESULTS}/tables/technical_challenges.csv",
+        performance=f"{RESULTS}/tables/performance_comparison.csv",
     log:
         "logs/tabulate.log",
     retries: 0
@@ -29,7 +31,7 @@ rule figure:
     input:
         runs=rules.tabulate.output.runs,
         points=rules.tabulate.output.points,
-        records=RECORDS,
+        records=all_records,
     output:
         multiext(f"{RESULTS}/figures/{{figure}}", ".svg", ".png", ".csv"),
     log:
@@ -51,7 +53,7 @@ rule write_report:
     input:
         figures=FIGURE_FILES,
         tables=rules.tabulate.output,
-        records=RECORDS,
+        records=all_records,
     output:
         report(
             f"{RESULTS}/report/report.html",

@@ -37,6 +37,11 @@ rule ingest:
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
+    # Of the `train` rule the launcher, which must speak with Slurm, is not in the image; its ranks are (slurm/plan.py).
+    container:
+        SITE.image
+    envmodules:
+        *SITE.modules,
     # Extraction and matching use them all and give the same result with any number (docs/decisions/0020).
     threads: lambda wildcards: scene_of(wildcards).sfm.num_threads or workflow.cores or 8
     resources:

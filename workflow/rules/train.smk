@@ -11,9 +11,15 @@ rule train:
         "logs/train/{scene}/{strategy}/{layout}/{repeat}.log",
     conda:
         "../envs/dist3dgs.yaml"
-    threads: lambda wildcards: train_threads(wildcards)
+    envmodules:
+        *SITE.modules,
+    # What counts on a cluster is cpus_per_task; a function less to call for each job of a big study.
+    threads: 1 if ON_CLUSTER else train_threads
     resources:
         **rule_resources(train_request),
+        # Present, though empty: the plugin runs the rule in the batch step itself instead of under an srun of its own,
+        # which dies where the controller is away for a moment as the job starts.
+        mpi="",
         trainings=1,
     params:
         spec=spec_of,
@@ -28,11 +34,13 @@ rule record:
     """Evidence in, verdict out. A better parser judges old runs again without training them again."""
     input:
         launch=rules.train.output[0],
-        parser=PARSER_FILES,
+        parser=JUDGE_FILE,
     output:
         f"{RESULTS}/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}/record.json",
     log:
         "logs/record/{scene}/{strategy}/{layout}/{repeat}.log",
+    # Before the next training is submitted: a big study's rows are there as its points end, not when all are submitted.
+    priority: 1
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"

@@ -8,7 +8,10 @@ module          says
 `plan`          the exact srun and torchrun lines for a layout (pure functions)
 `node`          the small program srun starts on every node: network interface, then torchrun
 `resources`     what a point asks for, as Snakemake resources
+`planner`       the next job of each point, decided where Snakemake runs; what needs no job is finished there
+`plugin`        what Snakemake's Slurm plugin lacks: regular looks at the queue, a say for the planner
 `attempts`      the attempts a point has had and why each ended
+`unstarted`     attempts that never began: refused, or dead before the launcher started
 `turn`          the launcher's turn in a job: wait, train, use a result or close
 `retry`         whether to try again, by the reason of the failure and the GPU-hours spent
 `jobs`          jobs of this study that are queued or running; the guard against doubling one
@@ -16,7 +19,6 @@ module          says
 `partitions`    where a layout would start and end first
 `site`          a profile written for the cluster one stands on
 `settings`      the profile's `site` block
-`polling`       regular looks at the queue
 `verbs`         the command line
 ==============  ===========================================================================================
 

@@ -34,15 +34,22 @@ LIVE_STATES = {
     *("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED"),
     *("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING", "SIGNALING", "STAGE_OUT"),
 }
-#: What Slurm writes into a job's own log where the state says no more than FAILED; first match wins.
+#: What Slurm writes into a job's own log where the state says no more than FAILED; first match wins. Only lines of
+#: Slurm's own daemons and srun: a training's log may speak of memory, and paths may be called anything.
+_SLURM = r"^(?:slurmstepd|slurmd|srun)(?:-\S+)?: (?:error: )?"
 LOG_CAUSES: list[tuple[Cause, re.Pattern[str]]] = [
-    ("host_oom", re.compile(r"(exceeded .*memory limit|oom[-_ ]?kill|out of memory).*", re.IGNORECASE)),
-    ("time_limit", re.compile(r".*DUE TO TIME LIMIT.*")),
-    ("node_failure", re.compile(r".*DUE TO NODE FAILURE.*|.*NODE_FAIL.*")),
-    ("preempted", re.compile(r".*DUE TO PREEMPTION.*")),
+    ("host_oom", re.compile(_SLURM + r".*(exceeded (job |step )?memory limit|oom[-_ ]?kill|Out Of Memory)")),
+    ("time_limit", re.compile(_SLURM + r".*DUE TO TIME LIMIT")),
+    ("node_failure", re.compile(_SLURM + r".*(DUE TO NODE FAILURE|NODE_FAIL|Node failure)")),
+    ("preempted", re.compile(_SLURM + r".*DUE TO PREEMPTION")),
 ]
 #: A folder without launch.json this young belongs to a launcher that is just starting.
 STARTING_S = 60.0
+
+
+#: Status of an attempt whose job was cancelled because Snakemake was interrupted: neither a failure nor the user's wish
+#: to end the run. `MARK` in the point's folder says since when such a cancellation is ours.
+INTERRUPTED, MARK = "interrupted", ".interrupted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ class Try:
     """One attempt, as far as deciding about the next needs it."""
 
     number: int
-    status: str  # running | ok | failed | stopped | refused, as the launcher left it
+    status: str  # running | ok | failed | stopped | refused, as the launcher left it; interrupted
     cause: Cause | None = None
     note: str | None = None
     step: int | None = None
@@ -64,7 +71,7 @@ class Try:
 
     @property
     def failed(self) -> bool:
-        return self.status != "ok" and not self.running
+        return self.status not in ("ok", INTERRUPTED) and not self.running
 
 
 def read_try(attempt: Attempt, launch: dict[str, Any] | None = None) -> Try:
@@ -125,6 +132,9 @@ def _settled(attempt: Attempt, me: tuple[int, int] | None) -> Try:
         return seen
     launch = {"attempt": attempt.number, **launch, "ended": end}
     launch.setdefault("status", "running")
+    if end["cause"] == "cancelled" and _was_interrupted(attempt, launch):
+        note = f"{end['note']}; cancelled by an interrupted Snakemake"
+        launch |= {"status": INTERRUPTED, "ended": {"cause": None, "note": note, "at": end["at"]}}
     write_json(attempt.launch_path, launch)
     return read_try(attempt, launch)
 
@@ -150,6 +160,21 @@ def _fate(launch: dict[str, Any], me: tuple[int, int] | None) -> dict[str, Any] 
         note = f"{note}; {Path(facts['log']).name}: {line}"
     at = at or launch.get("finished_at") or time.time()
     return {"cause": cause, "note": f"Slurm job {job}: {note}", "at": at}
+
+
+def mark_interrupted(point: Path) -> None:
+    """Snakemake is about to cancel the jobs of this point because it was interrupted."""
+    if (Path(point) / "attempts").is_dir():
+        write_json(Path(point) / MARK, {"at": time.time()})
+
+
+def _was_interrupted(attempt: Attempt, launch: dict[str, Any]) -> bool:
+    """Whether Snakemake was interrupted while the attempt ran."""
+    try:
+        marked = (attempt.folder.parent.parent / MARK).stat().st_mtime
+    except OSError:
+        return False
+    return marked >= (launch.get("started_at") or 0.0)
 
 
 def job_end(job: int) -> tuple[str, str, float | None]:
@@ -194,17 +219,22 @@ def requeue_reason(job: int) -> dict[str, Any]:
 
 def log_cause(path: Path, tail_bytes: int = 65536) -> tuple[Cause, str] | None:
     """A cause that Slurm wrote at the end of the job's log, and its line."""
-    try:
-        with path.open("rb") as f:
-            f.seek(max(0, path.stat().st_size - tail_bytes))
-            lines = f.read().decode(errors="replace").splitlines()
-    except OSError:
-        return None
+    lines = read_tail(path, tail_bytes).splitlines()
     for cause, pattern in LOG_CAUSES:
         for line in lines:
             if pattern.search(line):
                 return cause, line.strip()[:500]
     return None
+
+
+def read_tail(path: Path, tail_bytes: int = 65536) -> str:
+    """The end of a log; "" where there is none."""
+    try:
+        with path.open("rb") as f:
+            f.seek(max(0, path.stat().st_size - tail_bytes))
+            return f.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def last_step(attempt: Attempt) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..names import Point
-from .commands import SlurmError, available, format_time, rows, slurm
+from .commands import SlurmError, available, rows, slurm
 
 RULE = "train"
 #: A list this young is used again: the resources of one submission are asked for key by key.
@@ -39,9 +39,15 @@ class Job:
     @property
     def waits_for_ever(self) -> str | None:
         """Why this job can never start, in words, or None."""
-        return NEVER.get(self.reason.strip("()"))
+        return NEVER.get(self.reason.strip("()")) or (COULD_NOT_START if self.could_not_start else None)
+
+    @property
+    def could_not_start(self) -> bool:
+        """Whether a node failed to start this job (its prolog, say) and Slurm holds it since."""
+        return self.state == "PENDING" and "launch fail" in self.reason.lower().replace("_", " ")
 
 
+COULD_NOT_START = "a node could not start it (a prolog that fails, say), and Slurm holds it"
 #: squeue's reasons of jobs that stay in the queue although nothing will ever start them as they are.
 NEVER = {
     "PartitionTimeLimit": "its time limit is longer than the partition allows",
@@ -112,6 +118,10 @@ class Queue:
             self._read_at = time.monotonic()
         return self._jobs
 
+    def forget(self) -> None:
+        """The queue has changed: look again next time."""
+        self._read_at = -1e9
+
     def of_point(self, point: Point, *, but: int | None = None) -> list[Job]:
         """Jobs that train `point`, without job `but`."""
         comment = comment_of(point)
@@ -125,22 +135,3 @@ def describe(job: Job) -> str:
         start = "" if job.start in ("N/A", "") else f", expected to start {job.start}"
         return f"queued ({job.reason}{start}){': will never start, ' + never if never else ''}"
     return f"{job.state.lower()} on {job.nodes} for {job.time_used}"
-
-
-def wait_until_gone(job_ids: list[int], *, poll_s: float = 10.0, timeout_s: float = 7 * 86400) -> bool:
-    """Wait until none of the jobs is queued or running; False if `timeout_s` passed first."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        try:
-            alive = {j.id for j in queued()} & set(job_ids)
-        except SlurmError:
-            alive = set(job_ids)  # no answer is not an ended job
-        if not alive:
-            return True
-        print(
-            f"waiting for Slurm job {', '.join(map(str, sorted(alive)))}, which trains the same point",
-            flush=True,
-        )
-        time.sleep(poll_s)
-    print(f"gave up waiting after {format_time(timeout_s)}", flush=True)
-    return False

@@ -28,6 +28,7 @@ TRIES_AFTER: dict[Cause, int] = {
     "port_in_use": 3,
     "gpu_fault": 2,
     "killed": 2,
+    "no_progress": 1,
     "unknown": 1,
 }
 #: All causes together, requeues not counted. Less than the profile's `retries`, so that the last attempt of

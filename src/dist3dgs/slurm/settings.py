@@ -23,12 +23,10 @@ def _none(value: object) -> object:
 
 
 Text = Annotated[str | None, BeforeValidator(_none)]
-#: Words that go into sbatch's command line, which the executor plugin hands to a shell: nothing a shell
-#: would read.
-Word = Annotated[
-    Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:@%+=/-]+$")] | None,
-    BeforeValidator(_none),
-]
+#: Words that go into sbatch's command line and, with `--sdm env-modules`, into the rules' shell lines: nothing that a
+#: shell would read.
+Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:@%+=/-]+$")]
+Word = Annotated[Module | None, BeforeValidator(_none)]
 
 
 class Site(Settings):
@@ -52,10 +50,10 @@ class Site(Settings):
     retry_gpu_hours: float = Field(
         24, ge=0, description="GPU-hours that failed attempts of one point may cost before it is given up"
     )
-    modules: list[str] = Field([], description="environment modules loaded on the nodes")
+    modules: list[Module] = Field([], description="environment modules loaded on the nodes")
     image: Text = Field(None, description="Apptainer image with Python and dist3dgs; null: this Python")
     binds: list[str] = Field([], description="folders the image must see, as for apptainer --bind")
-    poll_s: float = Field(15, ge=0.5, le=180, description="seconds between looks at the queue")
+    poll_s: float = Field(10, ge=0.5, le=180, description="seconds between looks at the queue")
     gpu_speed: dict[str, float] = Field(
         {}, description="speed of each GPU type relative to the fastest, for `dist3dgs partitions`"
     )

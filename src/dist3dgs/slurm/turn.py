@@ -6,6 +6,7 @@ point again; the resources of that submission come from the same decision, taken
 
 import contextlib
 import math
+import os
 import signal
 import socket
 import sys
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evidence import Attempt, attempts
+from ..evidence import attempts
 from ..files import write_json
+from ..names import Layout
 from .allocation import Allocation
 from .attempts import Try, settle
 from .commands import SlurmError
 from .retry import Decision, decide
-from .settings import Site
+from .settings import VARIABLE, Site
 
 EX_TEMPFAIL = 75
 WAIT_POLL_S = 5.0
@@ -44,10 +46,23 @@ def take(point: Path, spec_digest: str, allocation: Allocation, site: Site) -> D
             time.sleep(WAIT_POLL_S)
             continue
         decision = decide(tries, retry_gpu_hours=site.retry_gpu_hours)
+        if decision.action == "train" and (why := _too_small(point, allocation, site)):
+            # Submitted to wait for another job of the point, which has left the training to be done.
+            print(f"Slurm job {allocation.job_id}: {why}; to be submitted anew", file=sys.stderr, flush=True)
+            sys.exit(EX_TEMPFAIL)
         if decision.action != "wait":
             return decision
         print(f"{decision.reason}; waiting for it to end", file=sys.stderr, flush=True)
         time.sleep(WAIT_POLL_S)
+
+
+def _too_small(point: Path, allocation: Allocation, site: Site) -> str | None:
+    """Why a job that was submitted to wait or to close (`resources.small_resources`) cannot train."""
+    layout = Layout.parse(Path(point).parent.name)
+    has, needs = allocation.cpus_per_node, site.cpus_per_gpu * layout.workers_per_node
+    if has == 1 and (needs > 1 or layout.nodes > 1) and os.environ.get(VARIABLE):
+        return f"one CPU on one node cannot train {layout}"
+    return None
 
 
 def after_failure(point: Path, spec_digest: str, allocation: Allocation, site: Site) -> Decision:
@@ -112,28 +127,6 @@ def before_time_limit(allocation: Allocation | None, stop: Callable[[int], None]
         yield limit
     finally:
         timer.cancel()
-
-
-def refuse(point: Path, spec: dict[str, Any], spec_digest: str, note: str) -> Attempt:
-    """Write down an attempt that never began: sbatch refused it."""
-    from ..evidence import new_attempt
-
-    attempt = new_attempt(point)
-    now = time.time()
-    facts = {
-        "spec_digest": spec_digest,
-        "spec": spec,
-        "attempt": attempt.number,
-        "status": "failed",
-        "argv": [],
-    }
-    ended = {"cause": "submission_rejected", "note": note, "at": now}
-    write_json(
-        attempt.launch_path, {**facts, "ended": ended, "started_at": now, "finished_at": now, "slurm": None}
-    )
-    with contextlib.suppress(OSError):
-        attempt.log_path.write_text(note + "\n", encoding="utf-8")
-    return attempt
 
 
 def story(tries: list[Try]) -> str:

@@ -1,0 +1,234 @@
+"""Plans the `train` job of each point on the login node: what it asks for, whether it is submitted at all.
+
+One `Planner` per Snakemake process, told about its jobs through `plugin.listen`.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..evidence import ATTEMPTS, text_digest
+from ..names import Layout, Point
+from .allocation import job_id
+from .attempts import Try, mark_interrupted, settle
+from .commands import SlurmError, slurm
+from .jobs import RULE, Queue
+from .partitions import Offer, choose
+from .resources import Resources, layout_resources, small_resources
+from .retry import Decision, decide
+from .settings import Site
+from .submission import Refusal, test_only
+from .turn import publish
+from .unstarted import note_unstarted, refuse
+
+#: How long a controller that does not answer, or a queue that is full, is waited for before a submission.
+REFUSAL_PATIENCE_S, REFUSAL_POLL_S = 600.0, 5.0
+#: How long a launcher may outlive its job's end, and the Snakemake around it the launcher.
+LAUNCHER_PATIENCE_S, LAST_WORDS_S = 90.0, 3.0
+#: `gpu_partition: auto` lets the chooser decide; a choice this young is used again.
+AUTO, CHOICE_S = "auto", 60.0
+
+
+class Planner:
+    """Gives the `train` rule its resources, point by point and attempt by attempt, and closes what needs no job.
+
+    One per Snakemake process. Only when a point has a history (an `attempts` folder, or an attempt number above 1)
+    are files read; the queue is asked once per few seconds, however many points there are.
+    """
+
+    def __init__(
+        self, results: Path, site: Site, queue: Queue | None = None, *, on_cluster: bool = True
+    ) -> None:
+        """`on_cluster`: False where the profile describes no cluster: nothing is asked of Slurm then."""
+        self.on_cluster = on_cluster
+        self.results, self.site, self.queue = Path(results), site, queue or Queue()
+        self.own_job = job_id()
+        self._chosen: dict[Layout, tuple[Offer | None, float]] = {}
+        self._first: dict[Layout, Resources] = {}
+        self._known: dict[tuple[Point, int], Resources] = {}
+        self._to_finish: dict[tuple[Point, int], str] = {}
+        self._held: dict[int, str] = {}
+
+    def resources(self, point: Point, attempt: int, spec_text: str) -> Resources:
+        """Resources of Snakemake's `attempt` (1, 2, ...) at `point`, whose spec is `spec_text` (one-line JSON)."""
+        key = (point, attempt)
+        if key not in self._known:
+            self._known[key] = self._plan(point, attempt, spec_text)
+        return self._known[key]
+
+    def finish(self, point: Point, attempt: int, spec_text: str) -> bool:
+        """Make the point's outcome here if nothing is left to train: no job, so it neither queues nor is refused."""
+        self.resources(point, attempt, spec_text)
+        reason = self._to_finish.get((point, attempt))
+        if reason is None:
+            return False
+        say(f"{point}: {reason}")
+        folder, digest = point.folder(self.results), text_digest(spec_text)
+        if _outlive_launcher(folder):
+            with contextlib.suppress(SlurmError):
+                settle(folder, digest)  # its last words have written over how Slurm said that it ended
+        facts = {"spec_digest": digest, "spec": json.loads(spec_text)}
+        publish(folder, reason, facts)
+        return True
+
+    def failed(self, point: Point, slurm_job: int, log: Path | None, spec_text: str) -> None:
+        """A job of the point has failed. If it never came to an attempt, that is written down as one."""
+        self.queue.forget()  # or the ended job would be waited for
+        folder, held = point.folder(self.results), self._held.get(slurm_job)
+        if note := note_unstarted(folder, slurm_job, log, spec_text, held):
+            say(f"{point}: {note}")
+
+    def interrupted(self, points: list[Point]) -> None:
+        """The jobs of these points are cancelled because Snakemake is: that is not the user's scancel of a run."""
+        for point in points:
+            mark_interrupted(point.folder(self.results))
+
+    def look(self) -> None:
+        """Cancel jobs that Slurm holds because a node could not start them: the point is submitted again."""
+        for job in self.queue.jobs():
+            if job.could_not_start and job.id not in self._held:
+                self._held[job.id] = job.reason
+                say(
+                    f"Slurm job {job.id} could not be started ({job.reason}) and is held; cancelled, to submit another"
+                )
+                with contextlib.suppress(SlurmError):
+                    slurm("scancel", str(job.id))
+
+    def _plan(self, point: Point, attempt: int, spec_text: str) -> Resources:
+        if not self.on_cluster:
+            return self._of_layout(point.layout, self.site)
+        site = self._site_for(point.layout)
+        if self.own_job is None and (others := self._others(point)):
+            say(f"{point}: Slurm job {others[0]} already trains it; the new job waits for that one")
+            return small_resources(self.site, after=others)
+        folder = point.folder(self.results)
+        if attempt == 1 and not (folder / ATTEMPTS).is_dir():
+            return self._of_layout(point.layout, site)
+        decision, tries = self._decide(folder, spec_text)
+        if decision.action == "wait":
+            return small_resources(
+                self.site, after=[t.slurm_job_id for t in tries if t.running and t.slurm_job_id]
+            )
+        if decision.action != "train":
+            return self._to_close(point, attempt, decision.reason)
+        wanted = layout_resources(point.layout, site, decision)
+        if attempt == 1 or self.own_job is not None:
+            return wanted
+        if refusal := self._refusal(point, wanted):
+            say(f"{point} cannot be submitted: {refusal}")
+            refuse(folder, spec_text, str(refusal))
+            return self._to_close(point, attempt, "Slurm refuses the job")
+        return wanted
+
+    def _of_layout(self, layout: Layout, site: Site) -> Resources:
+        """What a first attempt asks for: one dictionary for all points of a layout."""
+        if site is not self.site:
+            return layout_resources(layout, site)
+        if layout not in self._first:
+            self._first[layout] = layout_resources(layout, site)
+        return self._first[layout]
+
+    def _others(self, point: Point) -> list[int]:
+        return [j.id for j in self.queue.of_point(point) if j.id not in self._held]
+
+    def _to_close(self, point: Point, attempt: int, reason: str) -> Resources:
+        """Nothing to train: the point is finished here, or by a small job where the plugin cannot be told."""
+        self._to_finish[(point, attempt)] = reason
+        return small_resources(self.site)
+
+    def _site_for(self, layout: Layout) -> Site:
+        """The site, with `gpu_partition: auto` replaced by the partition where the layout would end first."""
+        if self.site.gpu_partition != AUTO or self.own_job is not None:
+            return self.site
+        chosen, at = self._chosen.get(layout, (None, -math.inf))
+        if time.monotonic() - at > CHOICE_S:
+            chosen = choose(layout, self.site, self.site.runtime_min * 60.0)
+            self._chosen[layout] = (chosen, time.monotonic())
+            if chosen is not None:
+                say(f"{layout}: partition {chosen.partition}, where it would end first")
+        if chosen is None:
+            return self.site
+        return self.site.model_copy(update={"gpu_partition": chosen.partition, "gpu_type": chosen.gpu_type})
+
+    def _decide(self, folder: Path, spec_text: str) -> tuple[Decision, list[Try]]:
+        # In a job that Slurm has requeued, the earlier attempt of the same job has ended.
+        me = None if self.own_job is None else (self.own_job, sys.maxsize)
+        try:
+            tries = settle(folder, text_digest(spec_text), me)
+        except SlurmError as e:
+            say(f"Slurm does not answer ({e.text}); {folder} is submitted as for a first attempt")
+            return Decision(action="train", reason="Slurm does not answer"), []
+        return decide(tries, retry_gpu_hours=self.site.retry_gpu_hours), tries
+
+    def _refusal(self, point: Point, wanted: Resources) -> Refusal | None:
+        """Why Slurm would refuse `wanted` for good; one that passes by itself is waited for."""
+        end = time.monotonic() + REFUSAL_PATIENCE_S
+        while (refusal := test_only(wanted, self.site.account).refusal) and refusal.transient:
+            if time.monotonic() > end:
+                return None
+            say(f"{point}: {refusal}; asking again in {REFUSAL_POLL_S:.0f} s")
+            time.sleep(REFUSAL_POLL_S)
+        return refusal
+
+
+def _outlive_launcher(folder: Path) -> bool:
+    """Wait for a launcher that Slurm has given up but not killed, as where it tracks processes by their parents.
+
+    The Snakemake around it would remove the outcome published here, as the output of a job that has failed. Returns
+    whether there was one.
+    """
+    end, waited = time.monotonic() + LAUNCHER_PATIENCE_S, False
+    while time.monotonic() < end and _locked(folder / ".lock"):
+        waited = True
+        time.sleep(0.5)
+    if waited:
+        time.sleep(LAST_WORDS_S)
+    return waited
+
+
+def _locked(path: Path) -> bool:
+    """Whether a launcher holds the point's lock."""
+    with contextlib.suppress(OSError), path.open("r+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@dataclass
+class TrainJobs:
+    """Translates Snakemake's jobs into points for a `Planner`; other rules' jobs are left alone."""
+
+    planner: Planner
+    point_of: Callable[[Any], Point]
+    spec_text: Callable[[Point], str]
+
+    def finish(self, job: Any) -> bool:
+        point = self._point(job)
+        return point is not None and self.planner.finish(point, job.attempt, self.spec_text(point))
+
+    def failed(self, job: Any, slurm_job: int, log: Path | None) -> None:
+        if (point := self._point(job)) is not None:
+            self.planner.failed(point, slurm_job, log, self.spec_text(point))
+
+    def interrupted(self, jobs: list[Any]) -> None:
+        self.planner.interrupted([p for job in jobs if (p := self._point(job)) is not None])
+
+    def look(self) -> None:
+        self.planner.look()
+
+    def _point(self, job: Any) -> Point | None:
+        return self.point_of(job.wildcards) if not job.is_group() and job.rule.name == RULE else None
+
+
+def say(text: str) -> None:
+    """A line in Snakemake's own log."""
+    print(f"dist3dgs: {text}", file=sys.stderr, flush=True)
