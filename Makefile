@@ -43,6 +43,10 @@ test-fast: setup ## unit tests without the slow ones, about a minute
 check: setup ## formatting, lint, types, workflow lint
 	@bash scripts/check.sh
 
+.PHONY: journey
+journey: setup ## the historic configurations again, in their order, and their story; LOGS=folder adds the real jobs
+	@bash scripts/journey.sh
+
 .PHONY: reference
 reference: setup ## tables and figures from the committed reference records; trains nothing
 	@$(SNAKEMAKE) --profile profiles/cached --config only_existing=true results=results/reference -- figures

@@ -36,7 +36,7 @@ rule all:
 
 rule train_all:
     input:
-        [record_path(p) for p in POINTS],
+        lambda wildcards: [record_path(p) for p in POINTS],
 
 
 rule tables:

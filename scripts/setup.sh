@@ -14,8 +14,10 @@ echo "setup: environment in $VENV (once; PyTorch is the large part)"
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check -q "$@"; }
 torch=$(sed -n 's/^torch==/torch==/p' requirements.lock)
 if ! "$VENV/bin/python" -c "import importlib.metadata as m, sys; sys.exit(m.version('torch').split('+')[0] != '${torch#torch==}')" 2>/dev/null; then
+  # By itself: what it needs comes with the lock, so that its own index is asked for one package only (an index that
+  # does not answer costs seconds per package).
   # shellcheck disable=SC2086  # two words: the option and its address
-  pip install "$torch" ${TORCH_INDEX:-}
+  pip install --retries 2 --no-deps "$torch" ${TORCH_INDEX:-}
 fi
 pip install -r requirements.lock
 pip install --no-deps -e .

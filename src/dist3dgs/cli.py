@@ -105,10 +105,12 @@ def _figure(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    from .provenance import code_digest
     from .report import write_report
 
     ingests = sorted(args.data.glob("*/ingest.json"))
-    write_report(args.out, args.records, args.figures, args.tables, ingests, {})
+    now = {"code_digest": code_digest()}  # runs of other training code are called so
+    write_report(args.out, args.records, args.figures, args.tables, ingests, now)
     print(f"report: {args.out}")
 
 

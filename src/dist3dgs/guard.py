@@ -15,10 +15,11 @@ from .spec import RunSpec
 
 @dataclass
 class World:
-    """What each layer says, and what is wrong ("" if nothing is)."""
+    """What each layer says, what is wrong and refused, and what is wrong but was asked for ("" if nothing is)."""
 
     layers: dict[str, Any] = field(default_factory=dict)
     message: str = ""
+    warning: str = ""
 
 
 def check_world(spec: RunSpec, allocation: Any) -> World:
@@ -46,6 +47,13 @@ def check_world(spec: RunSpec, allocation: Any) -> World:
             f"{len(gpus)} GPU(s) are visible on this node, {more} than the {layout.workers_per_node} of {layout}; "
             f"ask for n{layout.nodes}g{max(1, len(gpus))}, or set CUDA_VISIBLE_DEVICES to {layout.workers_per_node} "
             "of them, or hardware.device: cpu"
+        )
+    started = spec.started.world_size
+    if started != layout.world_size:
+        layers["ranks started"] = started
+        world.warning = (
+            f"allocation mismatch: {layout.world_size} workers are allocated for {layout} and {started} rank is "
+            f"started; the others idle for the whole run. The strategy asks for it with `ranks: one`\n"
         )
     if problem:
         table = "\n".join(f"  {name:<18} {value}" for name, value in layers.items())

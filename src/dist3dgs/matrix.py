@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import UserError
@@ -17,6 +17,8 @@ class Study:
     config: Config
     scenes: dict[str, Scene]
     strategies: dict[str, Strategy]
+    #: Validated specs by strategy and layout: the points of a big study differ in scene, repeat and seed alone.
+    _specs: dict[tuple[str, Layout], RunSpec] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_config(cls, raw: Mapping[str, Any]) -> "Study":
@@ -52,6 +54,13 @@ class Study:
     def spec(self, point: Point) -> RunSpec:
         """The run of any point whose scene and strategy are known, in the matrix or not."""
         self.scene(point.scene)
+        key = (point.strategy, point.layout)
+        if key not in self._specs:
+            self._specs[key] = self._validated(point)
+        own = {"scene": point.scene, "repeat": point.repeat, "seed": self.config.seed + point.repeat}
+        return self._specs[key].model_copy(update=own)
+
+    def _validated(self, point: Point) -> RunSpec:
         strategy = self.strategy(point.strategy)
         merged = _merge(self.config.train.model_dump(), strategy.train)
         train = validate(TrainSettings, merged, f"config/strategies.yaml: {point.strategy}.train")

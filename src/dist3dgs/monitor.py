@@ -6,23 +6,30 @@ is the PSS of its process tree: shared pages are counted once. The page cache is
 
 import argparse
 import csv
+import math
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from .nvml import Nvml
 
 COLUMNS = (
     "t", "node", "cpu_percent", "rss_gib", "pss_gib", "page_cache_gib", "gpu_index", "gpu_mem_gib",
     "gpu_util_percent", "gpu_power_w", "net_rx_bytes", "net_tx_bytes", "disk_read_bytes", "disk_write_bytes",
 )  # fmt: skip
 GIB = 2**30
+#: The thread waits at least so many times as long as a sample took of a core: under 1 % of one.
+REST = 100
+#: nvidia-smi starts a process for every sample, which NVML does not.
+SMI_EVERY_S = 10.0
 _QUERY = "index,memory.used,utilization.gpu,power.draw"
 
 
@@ -35,7 +42,7 @@ class Monitor:
         self._own_pid = os.getpid()
         self._stop = threading.Event()
         self._known: dict[int, psutil.Process] = {}
-        self._has_gpu = shutil.which("nvidia-smi") is not None
+        self._gpus = gpu_sampler()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
     def start(self) -> "Monitor":
@@ -51,10 +58,11 @@ class Monitor:
             writer = csv.DictWriter(f, COLUMNS)
             writer.writeheader()
             while True:
+                before_s = time.thread_time()
                 for row in self._sample():
                     writer.writerow(row)
                 f.flush()
-                if self._stop.wait(self.interval_s):
+                if self._stop.wait(max(self.interval_s, REST * (time.thread_time() - before_s))):
                     return
 
     def _sample(self) -> list[dict[str, Any]]:
@@ -63,7 +71,8 @@ class Monitor:
         row |= {"net_rx_bytes": net.bytes_recv, "net_tx_bytes": net.bytes_sent}
         if disk:
             row |= {"disk_read_bytes": disk.read_bytes, "disk_write_bytes": disk.write_bytes}
-        row["page_cache_gib"] = round(getattr(psutil.virtual_memory(), "cached", 0) / GIB, 4)
+        cached = getattr(psutil.virtual_memory(), "cached", 0)
+        row["page_cache_gib"] = round(cached / GIB, 4)
         return [row | gpu for gpu in self._gpus()] or [row]
 
     def _tree(self) -> dict[str, float]:
@@ -89,14 +98,39 @@ class Monitor:
             "pss_gib": round(pss / GIB, 4),
         }
 
-    def _gpus(self) -> list[dict[str, Any]]:
-        if not self._has_gpu:
+
+def gpu_sampler() -> Callable[[], list[dict[str, Any]]]:
+    """How this node's GPUs are asked: NVML, else nvidia-smi, else not at all."""
+    try:
+        nvml = Nvml()
+    except OSError:
+        return NvidiaSmi().gpus if shutil.which("nvidia-smi") else list
+    return lambda: [
+        {
+            "gpu_index": gpu.index,
+            "gpu_mem_gib": None if gpu.memory_gib is None else round(gpu.memory_gib, 4),
+            "gpu_util_percent": gpu.utilisation_percent,
+            "gpu_power_w": gpu.power_w,
+        }
+        for gpu in nvml.gpus()
+    ]
+
+
+class NvidiaSmi:
+    """Asks the program now and then; until it fails once."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def gpus(self) -> list[dict[str, Any]]:
+        if time.monotonic() < self._next:
             return []
+        self._next = time.monotonic() + SMI_EVERY_S
         command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
         try:
             text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
         except (OSError, subprocess.SubprocessError):
-            self._has_gpu = False
+            self._next = math.inf
             return []
         return [gpu for line in text.splitlines() if (gpu := _parse_gpu(line))]
 

@@ -5,6 +5,7 @@ A scaling point lives in `results/{scene}/{strategy}/{layout}/{repeat}/`, e.g. `
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from .errors import UserError
@@ -26,7 +27,7 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Layout:
     """How many nodes, and how many workers (GPUs, or CPU ranks where there is no GPU) on each: `n2g4`."""
 
@@ -41,7 +42,7 @@ class Layout:
                 "Fix it in the config's `layouts` or in the target's path."
             )
         nodes, workers = text[1:].split("g")
-        return cls(int(nodes), int(workers))
+        return _shared(int(nodes), int(workers))
 
     @property
     def world_size(self) -> int:
@@ -52,7 +53,13 @@ class Layout:
         return f"n{self.nodes}g{self.workers_per_node}"
 
 
-@dataclass(frozen=True, order=True)
+@cache
+def _shared(nodes: int, workers_per_node: int) -> Layout:
+    """One object for all points of a layout."""
+    return Layout(nodes, workers_per_node)
+
+
+@dataclass(frozen=True, order=True, slots=True)
 class Point:
     """One scaling point: the unit that is trained, recorded and plotted."""
 

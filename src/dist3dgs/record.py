@@ -206,6 +206,15 @@ class Provenance(Model):
     source: Literal["dist3dgs", "imported"] = "dist3dgs"
 
 
+class EarlierAttempt(Model):
+    """One start of the run under the same settings, before the one that the record is about."""
+
+    attempt: int
+    started_at: float | None = Field(None, description="Unix seconds")
+    finished_at: float | None = None
+    failure: Failure | None = Field(None, description="null if it succeeded and was asked for again")
+
+
 class RunRecord(Model):
     schema_version: Literal[1] = 1
     run: Run
@@ -215,6 +224,7 @@ class RunRecord(Model):
     )
     metrics: Metrics = Metrics()
     reasons: dict[str, str] = Field({}, description="metric name -> why it is null")
+    earlier: list[EarlierAttempt] = Field([], description="oldest first")
     environment: Environment = Environment()
     provenance: Provenance = Provenance()
 

@@ -182,6 +182,10 @@ class Strategy(Settings):
         "broadcast",
         description="broadcast: rank 0 reads and all receive; independent: each reads for itself (the historic crash)",
     )
+    ranks: Literal["all", "one"] = Field(
+        "all",
+        description="all: one rank per worker of the layout; one: a single rank, the others idle (a historic mistake)",
+    )
     compression: Literal["none", "bf16", "powersgd"] = Field(
         "none", description="replicated: how gradients travel"
     )
@@ -254,9 +258,14 @@ class RunSpec(Settings):
         return Point(self.scene, self.strategy, Layout.parse(self.layout), self.repeat)
 
     @property
+    def started(self) -> Layout:
+        """The ranks that are started: those of the layout, which is what is allocated, unless told otherwise."""
+        return Layout.parse(self.layout) if self.parallel.ranks == "all" else Layout(1, 1)
+
+    @property
     def global_batch(self) -> int:
         """Images per optimiser step over all ranks."""
-        return self.train.global_batch or self.train.batch_per_rank * Layout.parse(self.layout).world_size
+        return self.train.global_batch or self.train.batch_per_rank * self.started.world_size
 
     @property
     def num_steps(self) -> int:
@@ -265,10 +274,10 @@ class RunSpec(Settings):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        world = Layout.parse(self.layout).world_size
+        world = self.started.world_size
         if self.global_batch % world:
             raise ValueError(
-                f"train.global_batch = {self.global_batch} is no multiple of the {world} ranks of {self.layout}"
+                f"train.global_batch = {self.global_batch} is no multiple of the {world} ranks of {self.started}"
             )
         return self
 

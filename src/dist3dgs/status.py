@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
 from .evidence import Attempt, attempts
 from .matrix import Study
 from .names import Point
@@ -45,9 +46,9 @@ def rows(study: Study, queue: Queue | None = None) -> Iterator[Row]:
 
 def _row(point: Point, spec: RunSpec, folder: Path) -> Row:
     record = folder / "record.json"
-    if record.is_file():
-        return _recorded(point, record)
     tried = attempts(folder)
+    if record.is_file() and not (tried and _trains_again(tried[-1], record)):
+        return _recorded(point, record)
     if not tried:
         return Row(point, "waiting")
     newest = tried[-1]
@@ -60,10 +61,21 @@ def _row(point: Point, spec: RunSpec, folder: Path) -> Row:
     return _running(point, spec, newest, number)
 
 
+def _trains_again(newest: Attempt, record: Path) -> bool:
+    """Whether an attempt was started after the record of an earlier one was made, and has not ended."""
+    launch = newest.launch()
+    started = launch.get("started_at")
+    running = launch.get("status") in (None, "running") and not launch.get("ended")
+    return running and isinstance(started, int | float) and started > record.stat().st_mtime
+
+
 def _recorded(point: Point, path: Path) -> Row:
     from .record import load_record
 
-    record = load_record(path)
+    try:
+        record = load_record(path)
+    except UserError:
+        return Row(point, "unreadable", f"{path} is no record; make it again: snakemake --force {path}")
     if record.failure is not None:
         where = f" in {record.failure.phase}" if record.failure.phase else ""
         at = f" at step {record.failure.step}" if record.failure.step is not None else ""
@@ -78,7 +90,7 @@ def _running(point: Point, spec: RunSpec, attempt: Attempt, number: str) -> Row:
     if not events:
         return Row(point, "running", f"{number}starting")
     last_t = max(e["t"] for e in events)
-    steps = [e for e in events if e.get("event") == "step"]
+    steps = [e for e in events if e.get("event") == "step" and _is_number(e.get("step"), e.get("step_s"))]
     detail = f"{number}starting"
     if steps:
         newest = steps[-1]
@@ -91,6 +103,10 @@ def _running(point: Point, spec: RunSpec, attempt: Attempt, number: str) -> Row:
     if silent_s > SILENT_S:
         return Row(point, "silent", f"{detail}; no event for {_duration(silent_s)}")
     return Row(point, "running", detail)
+
+
+def _is_number(*values: Any) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def _tail(path: Path) -> Iterator[dict[str, Any]]:
@@ -106,7 +122,7 @@ def _tail(path: Path) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and isinstance(event.get("t"), (int, float)):
             yield event

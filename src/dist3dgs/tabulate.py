@@ -1,6 +1,6 @@
-"""Records -> `runs.csv` (one row per run, failures included) and `points.csv` (repeats aggregated).
+"""Records -> `runs.csv` (one row per run, failures included), `points.csv` (repeats aggregated), the story's tables.
 
-Both are plain CSV: an empty cell is "not known", never 0. Rows are sorted, numbers are written in full, so the same
+All are plain CSV: an empty cell is "not known", never 0. Rows are sorted, numbers are written in full, so the same
 records give the same bytes.
 """
 
@@ -15,6 +15,7 @@ from .events import PHASES
 from .files import sha256, write_text
 from .names import Layout
 from .record import RunRecord, load_record
+from .scaling.journey_tables import CHALLENGE_COLUMNS, PERFORMANCE_COLUMNS, story_tables
 from .scaling.measures import compute_to_comm, global_batch, rank_hours
 from .scaling.points import POINT_COLUMNS, point_rows
 
@@ -56,7 +57,7 @@ RUN_COLUMNS_END = (
 
 
 def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path) -> None:
-    """Read every record and write both tables.
+    """Read every record and write both tables, and beside them the story's (scaling/journey_tables.py).
 
     Raises `UserError` for a file that is not a record and for two records of the same run.
     """
@@ -67,6 +68,9 @@ def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path) -> None
     phases = phase_order({phase for r in records for phase in r.metrics.phases_s})
     write_table(runs_csv, rows, [*RUN_COLUMNS, *(f"phase_{p}_s" for p in phases), *RUN_COLUMNS_END])
     write_table(points_csv, point_rows(records), POINT_COLUMNS)
+    challenges, performance = story_tables(records)
+    write_table(points_csv.with_name("technical_challenges.csv"), challenges, CHALLENGE_COLUMNS)
+    write_table(points_csv.with_name("performance_comparison.csv"), performance, PERFORMANCE_COLUMNS)
 
 
 def load_records(paths: Iterable[Path]) -> list[RunRecord]:

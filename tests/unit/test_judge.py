@@ -95,3 +95,93 @@ def test_a_broken_summary_is_answered_in_words(tmp_path: Path, text: str) -> Non
     path.write_text(text)
     with pytest.raises(UserError, match=r"launch\.json.*snakemake"):
         judge(path)
+
+
+def test_what_became_of_earlier_attempts_is_kept(tmp_path: Path) -> None:
+    lost = {"cause": "node_failure", "note": "State=NODE_FAIL", "at": 540.0}
+    write_attempt(tmp_path, spec(), [start(0), start(1)], status="running", ended=lost, finished_at=None)
+    write_attempt(tmp_path, spec(), [start(0), start(1)], status="stopped", signal="SIGTERM", returncode=1)
+    record = judge(write_attempt(tmp_path, spec(), healthy()))
+    assert record.status == "ok"
+    assert [(e.attempt, e.failure and e.failure.cause) for e in record.earlier] == [
+        (0, "node_failure"),
+        (1, "cancelled"),
+    ]
+    assert record.earlier[0].finished_at == 540.0
+
+
+def test_evidence_names_the_line_of_the_event(tmp_path: Path) -> None:
+    fault = {"type": "KeyError", "message": "'means'", "traceback": "", "phase": "step", "step": 3}
+    events = [start(0), start(1), {"t": 1005.0, "rank": 1, "event": "error", **fault}]
+    record = judge(write_attempt(tmp_path, spec(), events, status="failed", returncode=1))
+    assert record.failure and record.failure.evidence[0].line == 3
+
+
+@pytest.mark.parametrize(
+    ("cause", "silent_s", "expected"),
+    [
+        ("time_limit", 7200.0, "no_progress"),
+        ("cancelled", 1900.0, "no_progress"),
+        ("time_limit", 600.0, "time_limit"),
+        ("node_failure", 7200.0, "node_failure"),
+    ],
+)
+def test_a_stop_after_a_long_silence_is_no_progress(
+    tmp_path: Path, cause: str, silent_s: float, expected: str
+) -> None:
+    events = [start(0), start(1), phase("enter", "step", 1004.0), step(25, 1040.0)]
+    ended = {"cause": cause, "note": "State=TIMEOUT", "at": 1040.0 + silent_s}
+    record = judge(write_attempt(tmp_path, spec(), events, status="failed", returncode=1, ended=ended))
+    assert record.failure and record.failure.cause == expected
+    if expected == "no_progress":
+        assert (record.failure.step, record.failure.phase) == (25, "step")
+        assert record.failure.evidence[0].line == 4
+
+
+def test_a_run_without_a_step_gets_an_hour(tmp_path: Path) -> None:
+    for seconds, expected in ((3000.0, "time_limit"), (4000.0, "no_progress")):
+        ended = {"cause": "time_limit", "note": "State=TIMEOUT", "at": 1003.0 + seconds}
+        path = tmp_path / expected
+        record = judge(write_attempt(path, spec(), [start(0), start(1)], status="failed", ended=ended))
+        assert record.failure and record.failure.cause == expected
+
+
+def test_what_the_launcher_ended_for_want_of_events_is_no_progress(tmp_path: Path) -> None:
+    events = [start(0), start(1), phase("enter", "step", 1004.0), step(25, 1040.0)]
+    record = judge(
+        write_attempt(
+            tmp_path, spec(), events, status="failed", returncode=1, stalled=True, finished_at=2300.0
+        )
+    )
+    assert record.failure and record.failure.cause == "no_progress"
+    assert "1260 s" in record.failure.evidence[1].text
+
+
+def test_what_torchrun_printed_counts_where_no_rank_wrote_an_event(tmp_path: Path) -> None:
+    log = (
+        "$ python -m torch.distributed.run\n"
+        "Traceback (most recent call last):\n"
+        '  File "dist3dgs/train/__main__.py", line 3, in <module>\n'
+        "    import torch\n"
+        "ModuleNotFoundError: No module named 'torch'\n"
+        "E0101 10:00:00.0 7 torch/distributed/elastic/multiprocessing/api.py:874] failed (exitcode: 1) local_rank: 0\n"
+    )
+    record = judge(write_attempt(tmp_path, spec(), [], log=log, status="failed", returncode=1))
+    assert record.failure and record.failure.cause == "environment"
+    (first, *_) = record.failure.evidence
+    assert (first.file, first.line) == ("attempts/000/train.log", 5)
+
+
+def test_the_node_of_the_rank_that_failed(tmp_path: Path) -> None:
+    fault = {"type": "KeyError", "message": "'means'", "traceback": "", "phase": "step", "step": 3}
+    events = [start(0), start(1, host="node2"), {"t": 1005.0, "rank": 1, "event": "error", **fault}]
+    record = judge(write_attempt(tmp_path, spec(), events, status="failed", returncode=1))
+    assert record.failure and (record.failure.rank, record.failure.node) == (1, "node2")
+
+
+def test_ranks_that_never_began_and_were_ended_by_the_launcher_were_not_killed_by_somebody(
+    tmp_path: Path,
+) -> None:
+    record = judge(write_attempt(tmp_path, spec(), [], status="failed", returncode=-9, stalled=True))
+    assert record.failure and (record.failure.cause, record.failure.phase) == ("no_progress", "startup")
+    assert "no event at all in 100 s" in record.failure.evidence[0].text

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from dist3dgs.monitor import Monitor, _parse_gpu, peak_pss_gib, resources_path, start_beside
 
 #: Holds 200 MiB and burns a core for a while, in a child of its own child.
@@ -74,3 +76,19 @@ def test_sampling_costs_less_than_one_percent_of_a_core(tmp_path: Path) -> None:
     for _ in range(10):
         monitor._sample()
     assert (time.process_time() - started) / 10 / monitor.interval_s < 0.01
+
+
+def test_costly_samples_are_taken_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a node where a sample takes 20 ms of a core the next one is 2 s later, however short the interval."""
+
+    def costly(self: Monitor) -> dict[str, float]:
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+        return {"cpu_percent": 0.0, "rss_gib": 0.0, "pss_gib": 0.0}
+
+    monkeypatch.setattr(Monitor, "_tree", costly)
+    monitor = Monitor(os.getpid(), tmp_path / "r.csv", "n", interval_s=0.01).start()
+    time.sleep(1)
+    monitor.stop()
+    assert len(rows(tmp_path / "r.csv")) == 1

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from dist3dgs import figures
+from dist3dgs.record import EarlierAttempt, Failure, RankMetrics
 from dist3dgs.scaling.journey import attempts, differences, performance_comparison, technical_challenges
 from dist3dgs.tabulate import tabulate
 
@@ -156,3 +157,66 @@ def test_journey_figure_keeps_every_failure_apart_from_successes(tmp_path):
     ]
     cost = sum(float(r["rank_hours"]) for r in rows)
     assert cost == pytest.approx(sum(r.metrics.total_s * r.world_size / 3600 for r in records))
+
+
+def test_a_run_that_was_tried_three_times_is_three_attempts_and_their_costs_add_up():
+    record = make_record(layout="n1g2", started_at=300.0, total_s=180.0)
+    earlier = [
+        EarlierAttempt(attempt=0, started_at=0.0, finished_at=50.0, failure=Failure(cause="preempted")),
+        EarlierAttempt(attempt=1, started_at=100.0, finished_at=130.0, failure=Failure(cause="node_failure")),
+    ]
+    provenance = record.provenance.model_copy(update={"attempt": 2})
+    record = record.model_copy(update={"earlier": earlier, "provenance": provenance})
+    story = attempts([record])
+    assert [(a.record.status, a.record.failure and a.record.failure.cause) for a in story] == [
+        ("failed", "preempted"),
+        ("failed", "node_failure"),
+        ("ok", None),
+    ]
+    assert [a.changes for a in story] == [[], ["attempt 0 → 1"], ["attempt 1 → 2"]]
+    assert [a.rank_hours for a in story] == pytest.approx([2 * s / 3600 for s in (50, 30, 100)])
+    assert [c.solved_by for c in technical_challenges(story)] == [3, 3]
+
+
+def test_a_long_run_under_another_name_is_normalised_to_the_short_one_not_to_itself():
+    short = {"strategy": "replicated", "train": {"steps": 700}, "parallel": {"init": "broadcast"}}
+    long = {"strategy": "extended", "train": {"steps": 3000}, "parallel": {"init": "broadcast"}}
+    runs = [
+        make_record(images=700, settings=short, started_at=1.0, total_s=20.0, phases_s={"step": 14.0}),
+        make_record(
+            strategy="extended",
+            images=3000,
+            settings=long,
+            started_at=2.0,
+            total_s=80.0,
+            phases_s={"step": 70.0},
+        ),
+    ]
+    extended = performance_comparison(attempts(runs))[1]
+    assert extended.baseline == "attempt 1 (n1g1)" and extended.normalised_steps == 700
+    assert extended.measured_s == pytest.approx(10 + 70 * 700 / 3000)
+
+
+def test_a_run_on_one_of_four_devices_shows_by_itself_what_one_can_do():
+    """The real job: 617 s, of which 285 s stepping; four devices could not have made it shorter than 403 s."""
+    job = make_record(
+        layout="n1g4", status="degraded", cause="allocation_mismatch", total_s=617.0, phases_s={"step": 285.2}
+    )
+    job = job.model_copy(update={"metrics": job.metrics.model_copy(update={"ranks": [RankMetrics(rank=0)]})})
+    (p,) = performance_comparison(attempts([job]))
+    assert p.baseline == "attempt 1 (1 rank of n1g4)"
+    assert p.expected_s == pytest.approx(617 / 4) and p.measured_s == pytest.approx(617)
+    assert p.best_possible_s == pytest.approx(617 - 285.2 + 285.2 / 4)
+
+
+def test_the_story_is_two_tables_beside_the_others(tmp_path, historic):
+    paths = write_records(tmp_path, historic)
+    tabulate(paths, tmp_path / "runs.csv", tmp_path / "points.csv")
+    with (tmp_path / "technical_challenges.csv").open(newline="", encoding="utf-8") as f:
+        assert [(r["cause"], r["solved_by_attempt"]) for r in csv.DictReader(f)] == [
+            ("allocation_mismatch", "4"),
+            ("parameter_mismatch", "4"),
+        ]
+    with (tmp_path / "performance_comparison.csv").open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == 5 and rows[1]["best_possible_s"] == "404.0" and rows[2]["measured_s"] == ""

@@ -54,3 +54,25 @@ def test_the_table_prints_log_text_as_text(
     write_attempt(folder, spec("n1g1"), [], status="[bold]odd[/bold]")
     show(study)
     assert "[bold]odd" in capsys.readouterr().out
+
+
+def test_a_point_that_trains_again_is_running_whatever_its_old_record_says(
+    study: Study, tmp_path: Path
+) -> None:
+    folder = tmp_path / "builtin/replicated/n1g1/r0"
+    now = time.time()
+    write_attempt(folder, spec("n1g1"), [start(0, now), step(50, now)], status="running", started_at=now + 60)
+    run = Run(scene="builtin", strategy="replicated", layout="n1g1", repeat=0, seed=1)
+    save_record(RunRecord(run=run, status="ok"), folder / "record.json")
+    assert state(study)["n1g1"][0] == "running"
+
+
+def test_broken_files_cost_their_own_row_only(study: Study, tmp_path: Path) -> None:
+    for layout, text in (("n1g1", "{"), ("n1g2", "[]")):
+        folder = tmp_path / "builtin/replicated" / layout / "r0"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(text)
+    folder = tmp_path / "builtin/replicated/n1g4/r0"
+    odd = [{"t": time.time(), "rank": 0, "event": "step", "step": "many"}]
+    write_attempt(folder, spec("n1g4"), odd, status="running", returncode=None)
+    assert [s for s, _ in state(study).values()] == ["unreadable", "unreadable", "running"]

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from ..scaling import rank_unit
 from ..scaling.journey import Attempt, attempts
 from . import style
 from .study import Study
@@ -13,7 +14,8 @@ CAPTION = (
     "Every attempt in the order of its start, read downwards. Bars: what it cost in rank-hours (GPU-hours "
     "where a rank is a GPU) of everything that was allocated, used or not. Beside each: its outcome, with "
     "the cause where it did not succeed, and below it in grey what changed in the settings from the attempt "
-    "before. Neighbours with the same outcome share a row where there are more than 24 attempts."
+    "before. Costs in GPU-hours and those of CPU ranks have axes of their own. "
+    "Neighbours with the same outcome share a row where there are more than 24 attempts."
 )
 COLUMNS = (
     *("attempt", "last_attempt", "scene", "strategy", "layout", "repeat", "status", "cause", "changes"),
@@ -22,6 +24,8 @@ COLUMNS = (
 Row = dict[str, Any]
 MAX_ROWS = 24
 _MAX_DRAWN = 40
+#: Width of a panel in lengths of its longest bar; the rest is for words.
+_WIDTH = 2.6
 
 
 def data(study: Study) -> list[Row]:
@@ -32,7 +36,6 @@ def data(study: Study) -> list[Row]:
 
 def _row(attempt: Attempt) -> Row:
     record = attempt.record
-    gpu = any(d.lower() != "cpu" for d in record.environment.devices)
     return {
         "attempt": attempt.number,
         "last_attempt": attempt.number,
@@ -41,7 +44,7 @@ def _row(attempt: Attempt) -> Row:
         "cause": None if record.failure is None else record.failure.cause,
         "changes": "; ".join(attempt.changes) or None,
         "rank_hours": attempt.rank_hours,
-        "unit": "GPU-hours" if gpu else "rank-hours",
+        "unit": f"{rank_unit(record)}-hours",
         "psnr": record.metrics.psnr,
         "images_per_s": record.metrics.images_per_s,
         "started_at": record.provenance.started_at,
@@ -70,35 +73,37 @@ def _together(rows: Sequence[Row]) -> list[Row]:
 
 def plot(rows: list[Row]) -> Any:
     drawn = rows[:_MAX_DRAWN]
-    height = 20 + 7.6 * max(len(drawn), 2)
-    figure = style.new_figure(style.DOUBLE_MM, min(height, 330))
-    ax = figure.subplots()
+    units = dict.fromkeys(r["unit"] for r in drawn)
+    groups = [[r for r in drawn if r["unit"] == unit] for unit in units]
+    sizes = [max(len(g), 2) for g in groups] or [2]
+    figure = style.new_figure(style.DOUBLE_MM, min(10 + 12 * len(sizes) + 7.6 * sum(sizes), 340))
+    axes = figure.subplots(len(sizes), squeeze=False, height_ratios=sizes)[:, 0]
+    for ax, group in zip(axes, groups, strict=False):
+        _panel(ax, group)
+    if not groups:
+        axes[0].set_axis_off()
+        axes[0].text(0.5, 0.5, "no attempt yet", transform=axes[0].transAxes, ha="center", color=style.GREY)
+    if len(rows) > len(drawn):
+        axes[0].set_title(f"first {len(drawn)} of {len(rows)} rows; all are in the csv")
+    return figure
+
+
+def _panel(ax: Any, rows: list[Row]) -> None:
+    """Attempts whose cost is in one unit: those of a laptop's ranks cannot be seen beside those of GPUs."""
     ax.grid(False, axis="y")
     ax.grid(True, axis="x")
-    units = {r["unit"] for r in rows}
-    gpu = units == {"GPU-hours"}
-    scale, unit = _unit(max((r["rank_hours"] or 0 for r in drawn), default=0), gpu)
-    ax.set_xlabel(f"cost [{unit}]")
-    longest = max((r["rank_hours"] * scale for r in drawn if r["rank_hours"]), default=1.0)
-    ax.set_xlim(0, 2.6 * longest)
-    if not drawn:
-        ax.text(
-            0.5, 0.5, "no attempt yet", transform=ax.transAxes, ha="center", va="center", color=style.GREY
-        )
-        ax.set_xticks([])
-    else:
-        ticks = [t for t in ax.get_xticks() if t <= 1.05 * longest]
-        ax.set_xticks(ticks)
-        ax.spines.bottom.set_bounds(0, max(longest, ticks[-1]))
-        ax.xaxis.set_label_coords(0.5 * longest / (2.6 * longest), -0.02 - 0.45 / max(len(drawn), 2))
-    for y, row in enumerate(drawn):
+    scale, unit = _unit(max((r["rank_hours"] or 0 for r in rows), default=0), rows[0]["unit"] == "GPU-hours")
+    longest = max((r["rank_hours"] * scale for r in rows if r["rank_hours"]), default=1.0)
+    ax.set_xlim(0, _WIDTH * longest)
+    ticks = [t for t in ax.get_xticks() if t <= 1.05 * longest]
+    ax.set_xticks(ticks)
+    ax.spines.bottom.set_bounds(0, max(longest, ticks[-1]))
+    ax.set_xlabel(f"cost [{unit}]", loc="left")
+    for y, row in enumerate(rows):
         _attempt(ax, y, row, scale, longest)
-    ax.set_yticks(range(len(drawn)), [_name(r) for r in drawn])
+    ax.set_yticks(range(len(rows)), [_name(r) for r in rows])
     ax.tick_params(axis="y", length=0)
-    ax.set_ylim(max(len(drawn), 2) - 0.4, -0.6)
-    if len(rows) > len(drawn):
-        ax.set_title(f"first {len(drawn)} of {len(rows)} rows; all are in the csv")
-    return figure
+    ax.set_ylim(max(len(rows), 2) - 0.4, -0.6)
 
 
 def _unit(largest: float, gpu: bool) -> tuple[float, str]:
@@ -133,8 +138,8 @@ def _attempt(ax: Any, y: int, row: Row, scale: float, longest: float) -> None:
     colour = "#333333" if row["status"] == "ok" else style.ink(look["color"])
     left = (cost or 0) + 0.02 * longest
     changed = row["changes"]
-    ax.text(left, y - (0.14 if changed else 0), text, va="center", fontsize=6.5, color=colour, zorder=4)
+    ax.text(left, y - (0.16 if changed else 0), text, va="center", fontsize=6.5, color=colour, zorder=4)
     if changed:
-        room = int(165 * (1 - (cost or 0) / longest / 2.6))
+        room = int(150 * (1 - (cost or 0) / longest / _WIDTH))
         short = textwrap.shorten(changed, room, placeholder=" …")
-        ax.text(left, y + 0.27, short, va="center", fontsize=5, color=style.GREY, zorder=4)
+        ax.text(left, y + 0.28, short, va="center", fontsize=5.6, color=style.GREY, zorder=4)

@@ -127,18 +127,16 @@ def _panel(ax: Any, rows: Sequence[Row], quantities: dict[str, str], ylabel: str
 
 
 def _phases(ax: Any, spans: Sequence[Row], last: float) -> None:
-    """Shade the phases; wide bands carry their name, of narrow ones the first of its kind does, upright."""
-    named: set[str] = set()
-    for r in spans:
-        start, end = max(r["t_s"], 0.0), min(r["end_s"], last)
-        if end <= start:
-            continue
-        colour, hatch = style.phase_style(r["phase"])
+    """Shade the phases; each has its name once, in its longest band, upright where that is narrow."""
+    shown = [(max(r["t_s"], 0.0), min(r["end_s"], last), r["phase"]) for r in spans]
+    shown = [band for band in shown if band[1] > band[0]]
+    longest = {phase: max(e - s for s, e, p in shown if p == phase) for _, _, phase in shown}
+    for start, end, phase in shown:
+        colour, hatch = style.phase_style(phase)
         ax.axvspan(start, end, facecolor=colour, alpha=0.16, lw=0, hatch=hatch, edgecolor="#333333", zorder=0)
-        share, wide = (end - start) / last, (end - start) / last > 0.09
-        if wide or (share > 0.03 and r["phase"] not in named):
-            named.add(r["phase"])
+        share = (end - start) / last
+        if share > 0.03 and end - start == longest[phase]:
             ax.text(
-                (start + end) / 2, 0.97, r["phase"], transform=ax.get_xaxis_transform(), ha="center", va="top",
-                fontsize=5.5, color="#333333", rotation=0 if wide else 90, zorder=4,
+                (start + end) / 2, 0.97, phase, transform=ax.get_xaxis_transform(), ha="center", va="top",
+                fontsize=5.5, color="#333333", rotation=0 if share > 0.09 else 90, zorder=4,
             )  # fmt: skip

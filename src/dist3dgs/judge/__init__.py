@@ -8,7 +8,7 @@ from typing import Any
 
 from ..evidence import Attempt
 from ..files import sha256
-from ..record import Cause, Environment, Provenance, Run, RunRecord
+from ..record import Cause, EarlierAttempt, Environment, Provenance, Run, RunRecord
 from .case import Case
 from .failure import failure, verdict
 from .measure import measure
@@ -28,6 +28,7 @@ def judge(launch_json: Path) -> RunRecord:
         failure=found,
         metrics=metrics,
         reasons=reasons,
+        earlier=[_earlier(case, attempt) for attempt in case.earlier],
         environment=_environment(case),
         provenance=_provenance(case),
     )
@@ -36,6 +37,19 @@ def judge(launch_json: Path) -> RunRecord:
 def cause_of(launch: dict[str, Any], attempt: Attempt) -> Cause:
     """The cause of an attempt that has just failed, for the decision whether to try again."""
     return failure(Case(launch, launch["spec"], [attempt])).cause
+
+
+def _earlier(case: Case, attempt: Attempt) -> EarlierAttempt:
+    """What became of an attempt that was followed by another."""
+    launch = attempt.launch()
+    alone = Case(launch, case.spec, [attempt])
+    last_t = max((e["t"] for e in alone.events if isinstance(e.get("t"), int | float)), default=None)
+    return EarlierAttempt(
+        attempt=attempt.number,
+        started_at=launch.get("started_at"),
+        finished_at=launch.get("finished_at") or (launch.get("ended") or {}).get("at") or last_t,
+        failure=None if launch.get("status") == "ok" else failure(alone),
+    )
 
 
 def _environment(case: Case) -> Environment:

@@ -19,6 +19,7 @@ class Case:
     def __init__(self, launch: dict[str, Any], spec: dict[str, Any], story: list[Attempt]) -> None:
         self.launch, self.spec = launch, spec
         self.last = story[-1]
+        self.earlier = story[:-1]
         #: The attempts that the last one continues: resumed ones hang together through a checkpoint.
         self.story = _since_fresh_start(story)
         self.diary: Events = [e for a in self.story for e in read_events(a.events_path)]
@@ -59,6 +60,18 @@ class Case:
         """Path of a file of the last attempt, as records give it: relative to the point's folder."""
         return f"attempts/{self.last.folder.name}/{file}"
 
+    def place_of(self, event: dict[str, Any]) -> tuple[int | None, str]:
+        """Line number and text of one of the last attempt's events."""
+        try:
+            with self.last.events_path.open(encoding="utf-8", errors="replace") as f:
+                for number, line in enumerate(f, 1):
+                    # The time tells most lines apart without reading them as JSON.
+                    if str(event.get("t")) in line and _is(event, line):
+                        return number, line.strip()[:1000]
+        except OSError:
+            pass
+        return None, json.dumps(event)[:1000]
+
     def line_with(self, wanted: Callable[[str], bool]) -> tuple[int, str] | None:
         """Number and text of the first line of the training log that `wanted` accepts."""
         try:
@@ -69,6 +82,13 @@ class Case:
         except OSError:
             pass
         return None
+
+
+def _is(event: dict[str, Any], line: str) -> bool:
+    try:
+        return bool(json.loads(line) == event)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _since_fresh_start(story: list[Attempt]) -> list[Attempt]:

@@ -4,9 +4,12 @@ import math
 import re
 from typing import Any
 
+from ..diagnose import diagnose
 from ..diagnose.rules import classify
+from ..errors import UserError
 from ..record import Evidence, Failure, Status
 from .case import Case
+from .silence import no_progress
 
 #: Of runs that the scheduler ended, when no further attempt followed.
 _ENDED_REMEDIES: dict[str, str] = {
@@ -42,6 +45,8 @@ def verdict(case: Case) -> tuple[Status, Failure | None]:
             text = f"{world} workers asked for by {case.spec['layout']}, {used} in use"
             text += f", {given} devices given on a node" if idle else ""
             evidence = [Evidence(file=case.name("events.jsonl"), line=None, text=text)]
+            if warning := case.launch.get("world_warning"):
+                evidence.insert(0, Evidence(file=case.name("train.log"), line=1, text=warning))
             remedy = "compare the layers in launch.json: `world`; give every rank its own device"
             return "degraded", Failure(
                 cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=remedy
@@ -59,8 +64,17 @@ def failure(case: Case) -> Failure:
             "phase": chosen.phase or phase,
             "step": chosen.step if chosen.step is not None else step,
             "rank": chosen.rank if chosen.rank is not None else rank,
+            "node": chosen.node or _node(case, chosen.rank if chosen.rank is not None else rank),
         }
     )
+
+
+def _node(case: Case, rank: int | None) -> str | None:
+    """Where a rank ran; of a run on one host that host, whichever rank it was."""
+    hosts = {e["rank"]: e.get("host") for e in case.of_kind("start")}
+    if rank in hosts:
+        return hosts[rank]
+    return next(iter(hosts.values())) if len(set(hosts.values())) == 1 else None
 
 
 def _first_error(case: Case) -> dict[str, Any] | None:
@@ -121,6 +135,8 @@ def _open_phase(case: Case, rank: int) -> str:
 def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
     log = case.name("train.log")
     ended = case.launch.get("ended")
+    if (still := no_progress(case)) is not None:
+        return still
     if ended and ended.get("cause"):  # killed or stopped from outside: the scheduler's own words
         evidence = [Evidence(file=case.name("launch.json"), text=ended["note"])]
         remedy = _ENDED_REMEDIES.get(ended["cause"]) or case.launch.get("closing_note")
@@ -131,6 +147,11 @@ def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
         return Failure(cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=remedy)
     if error is not None:
         return _by_rule(case, error, phase)
+    if case.launch.get("status") == "stopped":
+        text = f"stopped by {case.launch.get('signal') or 'a signal'}"
+        evidence = [Evidence(file=case.name("launch.json"), text=text)]
+        remedy = "nothing to mend; the next attempt resumes from the last checkpoint"
+        return Failure(cause="cancelled", phase=phase, evidence=evidence, remedy=remedy)
     killed = case.line_with(_tells_of_a_kill)
     if killed or case.launch.get("returncode") in (-9, 137):
         number, text = killed or (None, f"exit status {case.launch.get('returncode')}")
@@ -139,16 +160,31 @@ def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
         )
         evidence = [Evidence(file=log, line=number, text=text)]
         return Failure(cause="killed", phase=phase, evidence=evidence, remedy=remedy)
+    if (said := _by_log(case, phase)) is not None:
+        return said
     text = f"exit status {case.launch.get('returncode')} and no error event"
     evidence = [Evidence(file=case.name("launch.json"), text=text)]
     return Failure(cause="unknown", phase=phase, evidence=evidence, remedy=f"read {case.last.log_path}")
+
+
+def _by_log(case: Case, phase: str) -> Failure | None:
+    """What the ranks and torchrun printed, where no rank came so far as to write an event; None if it says nothing."""
+    try:
+        verdict = diagnose([case.last.log_path])
+    except UserError:
+        return None
+    found = verdict.failure()
+    if found is None or found.cause == "unknown":
+        return None
+    evidence = [e.model_copy(update={"file": case.name("train.log")}) for e in found.evidence]
+    return found.model_copy(update={"evidence": evidence, "phase": found.phase or phase})
 
 
 def _by_rule(case: Case, error: dict[str, Any], phase: str) -> Failure:
     """An error event, named by the table of rules that foreign logs are judged by too."""
     text = f"{error['type']}: {error['message']}"
     rule = classify(text, str(error.get("traceback") or "").splitlines(), case.last_step)
-    evidence = [Evidence(file=case.name("events.jsonl"), text=text)]
+    evidence = [Evidence(file=case.name("events.jsonl"), line=case.place_of(error)[0], text=text)]
     if rule is None:
         remedy = "read the traceback in train.log"
         return Failure(cause="code_error", phase=phase, evidence=evidence, remedy=remedy)

@@ -1,5 +1,6 @@
 """The story of the study: attempts in order, what was met on the way, what was expected and what came."""
 
+from ..scaling import rank_unit
 from ..scaling.journey import Attempt, Challenge, attempts, performance_comparison, technical_challenges
 from . import numbers
 from .content import Content
@@ -31,7 +32,7 @@ def _attempts(story: list[Attempt]) -> Html:
             ),
             "; ".join(a.changes) or None,
             numbers.decibel(a.record.metrics.psnr),
-            numbers.hours(a.rank_hours),
+            numbers.hours(a.rank_hours, rank_unit(a.record)),
         )
         for a in story[:_MAX_ATTEMPTS]
     ]

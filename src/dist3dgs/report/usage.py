@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..record import RunRecord
-from ..scaling import rank_hours
+from ..scaling import rank_hours, rank_unit
 from ..scaling.resources import Samples, energy_wh, read_samples
 from . import numbers
 from .content import Content
@@ -16,6 +16,8 @@ _HEAD = (
     *("run", "where", "memory GiB: peak", "average", "mode", "use %: peak", "average", "mode"),
     *("power W: average", "energy Wh"),
 )
+#: Of the whole node, so also what others on it sent and wrote.
+_COUNTERS = ("net_tx_bytes", "net_rx_bytes", "disk_read_bytes", "disk_write_bytes")
 _COST_HEAD = (
     "run",
     "cost",
@@ -23,8 +25,7 @@ _COST_HEAD = (
     "minutes of a rank per dB",
     "energy Wh",
     "Wh per dB",
-    "received MiB",
-    "read MiB",
+    *("sent MiB", "received MiB", "read MiB", "written MiB"),
 )
 
 
@@ -51,7 +52,7 @@ def section(content: Content) -> Html:
         tag(
             "p",
             "Cost: wall time of all ranks that were allocated. Energy: power integrated over the samples of all GPUs, "
-            "where power was sampled.",
+            "where power was sampled. Sent to written: counters of the nodes, whoever used them.",
             class_="note",
         ),
     ]
@@ -90,13 +91,12 @@ def _cost(record: RunRecord, samples: Sequence[Samples]) -> tuple[Any, ...]:
     hours, energy, psnr = rank_hours(record), energy_wh(samples), record.metrics.psnr
     return (
         name(record),
-        numbers.hours(hours),
+        numbers.hours(hours, rank_unit(record)),
         numbers.decibel(psnr),
         numbers.plain(60 * hours / psnr) if hours is not None and psnr else None,
         numbers.plain(energy),
         numbers.plain(energy / psnr) if energy is not None and psnr else None,
-        _grown(samples, "net_rx_bytes"),
-        _grown(samples, "disk_read_bytes"),
+        *(_grown(samples, name) for name in _COUNTERS),
     )
 
 

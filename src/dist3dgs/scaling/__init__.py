@@ -20,6 +20,7 @@ from .measures import (
     efficiency,
     global_batch,
     rank_hours,
+    rank_unit,
     scaling_definition,
     time_to_quality,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "fit_usl",
     "global_batch",
     "rank_hours",
+    "rank_unit",
     "scaling_definition",
     "time_to_quality",
 ]

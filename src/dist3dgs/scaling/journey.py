@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..names import Layout
-from ..record import Evidence, RunRecord
+from ..record import Evidence, Metrics, RunRecord
 from .measures import rank_hours
 
 #: Seconds in these phases can be shared among ranks; all others are serial. Foreign logs call it stepping.
@@ -44,8 +44,9 @@ class Performance:
     status: str
     baseline: str | None
     steps: int | None
-    """Steps that the run did; its stepping time is scaled to `normalised_steps`."""
+    """Steps that the run did."""
     normalised_steps: int | None
+    """Steps in which it would have done the baseline's work; its stepping time is scaled to them."""
     expected_s: float | None
     """Baseline's wall time / how many times more ranks."""
     measured_s: float | None
@@ -55,13 +56,48 @@ class Performance:
 
 
 def attempts(records: Sequence[RunRecord]) -> list[Attempt]:
-    """All runs in order of their start; those without a known start (imported logs) come first, by their job ids."""
-    ordered = sorted(records, key=_order)
+    """All attempts at all runs in order of their start; those without a known start come first, by their job ids."""
+    ordered = sorted((one for record in records for one in _each_attempt(record)), key=_order)
     story = []
     for i, record in enumerate(ordered):
         changes = [] if i == 0 else differences(ordered[i - 1], record)
-        story.append(Attempt(number=i + 1, record=record, changes=changes, rank_hours=rank_hours(record)))
+        story.append(Attempt(number=i + 1, record=record, changes=changes, rank_hours=_cost(record)))
     return story
+
+
+def _each_attempt(record: RunRecord) -> list[RunRecord]:
+    """A run's attempts as records of their own: the earlier ones with what they cost and why they ended."""
+    if not record.earlier:
+        return [record]
+    found = []
+    for e in record.earlier:
+        known = e.started_at is not None and e.finished_at is not None
+        found.append(
+            record.model_copy(
+                update={
+                    "status": "ok" if e.failure is None else "failed",
+                    "failure": e.failure,
+                    "earlier": [],
+                    "metrics": Metrics(total_s=e.finished_at - e.started_at if known else None),  # type: ignore[operator]
+                    "provenance": record.provenance.model_copy(
+                        update={
+                            "attempt": e.attempt,
+                            "started_at": e.started_at,
+                            "finished_at": e.finished_at,
+                        }
+                    ),
+                }
+            )
+        )
+    return [*found, record]
+
+
+def _cost(record: RunRecord) -> float | None:
+    """Rank-hours of the attempt alone: a resumed run's total counts those it continues."""
+    p = record.provenance
+    if record.earlier and p.started_at is not None and p.finished_at is not None:
+        return (p.finished_at - p.started_at) * record.world_size / 3600
+    return rank_hours(record)
 
 
 def _order(record: RunRecord) -> tuple[Any, ...]:
@@ -89,7 +125,7 @@ def differences(before: RunRecord, after: RunRecord) -> list[str]:
         for name in ("scene", "strategy", "layout")
         if getattr(a, name) != getattr(b, name)
     ]
-    if a.settings and b.settings:  # imported logs have none: that is not a change
+    if a.settings and b.settings:  # a log that states none has not changed any
         flat_a, flat_b = _flat(a.settings), _flat(b.settings)
         if len(flat_a.keys() & flat_b.keys()) < min(len(flat_a), len(flat_b)) / 2:
             return [*changed, "another program"]  # a list of all settings of both would say less
@@ -105,6 +141,8 @@ def differences(before: RunRecord, after: RunRecord) -> list[str]:
         changed.append("training code")
     if not changed and a.repeat != b.repeat:
         changed.append(f"repeat {a.repeat} → {b.repeat}")
+    if not changed and before.provenance.attempt != after.provenance.attempt:
+        changed.append(f"attempt {before.provenance.attempt} → {after.provenance.attempt}")
     return changed
 
 
@@ -161,14 +199,37 @@ def performance_comparison(story: Sequence[Attempt]) -> list[Performance]:
 
 
 def _baseline(attempt: Attempt, story: Sequence[Attempt]) -> Attempt | None:
+    """The smallest and shortest success of the scene: under the same settings, else of the same strategy, else any.
+
+    Where nothing succeeded, a run that finished on fewer ranks than it was given shows what those can do.
+    """
     run = attempt.record.run
-    ok = [
-        a
-        for a in story
-        if a.record.status == "ok" and a.record.run.scene == run.scene and a.record.metrics.total_s
-    ]
-    same = [a for a in ok if a.record.run.strategy == run.strategy]
-    return min(same or ok, key=lambda a: (a.record.world_size, a.number), default=None)
+    done = [a for a in story if a.record.run.scene == run.scene and a.record.metrics.total_s]
+    ok = [a for a in done if a.record.status == "ok"]
+    groups = (
+        [a for a in ok if _comparable(a.record) == _comparable(attempt.record)],
+        [a for a in ok if a.record.run.strategy == run.strategy],
+        ok,
+        [a for a in done if a.record.status == "degraded" and a.record.metrics.ranks],
+    )
+    return min(next(filter(None, groups), []), key=_size, default=None)
+
+
+def _comparable(record: RunRecord) -> dict[str, Any]:
+    """The settings but for those that say how much was done and on how many ranks."""
+    flat = _flat(record.run.settings)
+    apart = {"scene", "strategy", "layout", "repeat", "seed", "train.steps", "parallel.ranks"}
+    return {name: value for name, value in flat.items() if name not in apart}
+
+
+def _size(attempt: Attempt) -> tuple[int, float, int]:
+    m = attempt.record.metrics
+    return _ranks_used(attempt.record), m.images or m.steps or 0, attempt.number
+
+
+def _ranks_used(record: RunRecord) -> int:
+    """Ranks that did the work: of a degraded run those that are known to have."""
+    return len(record.metrics.ranks) if record.status == "degraded" else record.world_size
 
 
 def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
@@ -185,8 +246,10 @@ def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
         values["reason"] = "no successful run of this scene to compare with"
         return Performance(**values)
     base = baseline.record
-    values["baseline"] = f"attempt {baseline.number} ({base.run.layout})"
-    ratio = record.world_size / base.world_size
+    used = _ranks_used(base)
+    name = base.run.layout if used == base.world_size else f"{used} rank of {base.run.layout}"
+    values["baseline"] = f"attempt {baseline.number} ({name})"
+    ratio = record.world_size / used
     total_s = base.metrics.total_s
     base_work, work = _work(base, record)
     assert total_s is not None  # _baseline() asks for it
@@ -201,6 +264,8 @@ def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
         if work == base_work:
             values["measured_s"] = record.metrics.total_s
         return Performance(**values)
+    if record.metrics.steps:
+        values["normalised_steps"] = round(record.metrics.steps * base_work / work)
     serial_s = record.metrics.total_s - stepping
     values["measured_s"] = serial_s + stepping * base_work / work
     values["best_possible_s"] = serial_s + base_stepping / ratio

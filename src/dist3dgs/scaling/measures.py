@@ -87,6 +87,11 @@ def compute_to_comm(record: RunRecord) -> float | None:
     return max(step_s - exposed, 0.0) / m.comm_s
 
 
+def rank_unit(record: RunRecord) -> Literal["GPU", "rank"]:
+    """What an hour of a rank is an hour of."""
+    return "GPU" if any(d.lower() != "cpu" for d in record.environment.devices) else "rank"
+
+
 def rank_hours(record: RunRecord) -> float | None:
     """Hours of all ranks that were allocated, used or not: GPU-hours where a rank is a GPU."""
     total_s = record.metrics.total_s

@@ -122,8 +122,10 @@ def read_spans(point_folder: Path) -> list[Span]:
     """
     tried = attempts(point_folder)
     spans: list[Span] = []
-    stack: list[str] = []
-    since: float | None = None
+    # Before its first event a rank starts Python and imports.
+    started = tried[-1].launch().get("started_at") if tried else None
+    since = started if isinstance(started, int | float) else None
+    stack: list[str] = [] if since is None else ["startup"]
     for event in read_events(tried[-1].events_path) if tried else []:
         time_s, phase = event.get("t"), event.get("phase")
         if event.get("rank") != 0 or not isinstance(time_s, int | float):

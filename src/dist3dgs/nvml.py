@@ -1,0 +1,98 @@
+"""What NVIDIA's management library says about the GPUs, through ctypes: it is part of the driver, so there is nothing
+to install and nothing to start for a sample.
+
+Functions and structures: NVML API Reference Guide, https://docs.nvidia.com/deploy/nvml-api/.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+GIB = 2**30
+SUCCESS = 0
+#: Structures that may grow have a version field: size | version << 24.
+MEMORY_V2 = 2 << 24
+
+
+class _MemoryV2(ctypes.Structure):
+    """nvmlMemory_v2_t; `used` is what nvidia-smi shows, without what the driver reserves for itself."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint),
+        ("total", ctypes.c_ulonglong),
+        ("reserved", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+class _Memory(ctypes.Structure):
+    """nvmlMemory_t, for drivers before 510."""
+
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class _Utilisation(ctypes.Structure):
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """One GPU at one moment; None where the driver does not say (utilisation under MIG, for one)."""
+
+    index: int
+    memory_gib: float | None
+    utilisation_percent: float | None
+    power_w: float | None
+
+
+class Nvml:
+    """An open NVML. Raises `OSError` where there is no driver or it does not answer."""
+
+    def __init__(self, library: str = "libnvidia-ml.so.1") -> None:
+        self._lib = ctypes.CDLL(library)
+        self._check("nvmlInit_v2")
+        count = ctypes.c_uint()
+        self._check("nvmlDeviceGetCount_v2", ctypes.byref(count))
+        self._devices: list[tuple[int, ctypes.c_void_p]] = []
+        for index in range(count.value):
+            handle = ctypes.c_void_p()
+            # A GPU that this job was not given cannot be opened.
+            if self._ask("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle)):
+                self._devices.append((index, handle))
+
+    def gpus(self) -> list[GpuState]:
+        """All GPUs that this process may see, now."""
+        return [
+            GpuState(index, self._memory_gib(handle), self._utilisation(handle), self._power_w(handle))
+            for index, handle in self._devices
+        ]
+
+    def close(self) -> None:
+        self._ask("nvmlShutdown")
+
+    def _memory_gib(self, device: ctypes.c_void_p) -> float | None:
+        new = _MemoryV2(version=ctypes.sizeof(_MemoryV2) | MEMORY_V2)
+        if self._ask("nvmlDeviceGetMemoryInfo_v2", device, ctypes.byref(new)):
+            return new.used / GIB
+        old = _Memory()
+        return old.used / GIB if self._ask("nvmlDeviceGetMemoryInfo", device, ctypes.byref(old)) else None
+
+    def _utilisation(self, device: ctypes.c_void_p) -> float | None:
+        rates = _Utilisation()
+        known = self._ask("nvmlDeviceGetUtilizationRates", device, ctypes.byref(rates))
+        return float(rates.gpu) if known else None
+
+    def _power_w(self, device: ctypes.c_void_p) -> float | None:
+        milliwatts = ctypes.c_uint()
+        known = self._ask("nvmlDeviceGetPowerUsage", device, ctypes.byref(milliwatts))
+        return milliwatts.value / 1000 if known else None
+
+    def _ask(self, name: str, *arguments: Any) -> bool:
+        """Call a function; False where it fails or this driver does not have it."""
+        function = getattr(self._lib, name, None)
+        return function is not None and function(*arguments) == SUCCESS
+
+    def _check(self, name: str, *arguments: Any) -> None:
+        if not self._ask(name, *arguments):
+            raise OSError(f"{name} failed")

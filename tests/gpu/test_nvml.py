@@ -1,0 +1,28 @@
+"""NVML says of the real GPUs what nvidia-smi says."""
+
+import subprocess
+
+import pytest
+
+from dist3dgs.monitor import _QUERY, _parse_gpu
+from dist3dgs.nvml import Nvml
+
+pytestmark = pytest.mark.gpu
+
+
+def test_nvml_and_nvidia_smi_agree() -> None:
+    try:
+        nvml = Nvml()
+    except OSError as e:
+        pytest.skip(f"no NVIDIA driver ({e})")
+    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    shown = {row["gpu_index"]: row for line in text.splitlines() if (row := _parse_gpu(line))}
+    states = {gpu.index: gpu for gpu in nvml.gpus()}
+    nvml.close()
+    assert states.keys() == shown.keys() and states
+    for index, gpu in states.items():
+        if shown[index]["gpu_mem_gib"] is not None:
+            assert gpu.memory_gib == pytest.approx(shown[index]["gpu_mem_gib"], abs=0.1)
+        if shown[index]["gpu_power_w"] is not None:
+            assert gpu.power_w == pytest.approx(shown[index]["gpu_power_w"], rel=0.5)
