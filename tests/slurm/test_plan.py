@@ -142,7 +142,8 @@ def test_node_chooses_the_interface_that_leads_to_the_head():
 def test_node_settles_who_hosts_the_store(node_id, expected):
     torchrun = plan.torchrun_argv(Layout(4, 1), ["x.py"], python="python3", rendezvous="10.0.0.1:20001")
     words = node.command(torchrun, {"SLURM_NODEID": node_id})
-    assert (f"--rdzv-conf={expected},read_timeout={node.STORE_TIMEOUT_S}" in words) == bool(expected)
+    conf = "--rdzv-conf=join_timeout=300,read_timeout=300"
+    assert (f"{conf},{expected}" if expected else conf) in words
     assert words[-1] == "x.py"
 
 

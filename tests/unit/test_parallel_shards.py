@@ -1,5 +1,6 @@
 """Shares, moves between ranks, and what the guard says about the ranks that joined."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -129,7 +130,17 @@ def test_every_disagreement_is_named_with_the_table_of_ranks(change, says):
     with pytest.raises(WorldMismatch) as e:
         check_members(change(members("n2g4")), Layout.parse("n2g4"))
     assert says in str(e.value)
-    assert "rank 0    host n0  device GPU-0" in str(e.value)
+    assert re.search(r"rank 0 +host n0  device GPU-0", str(e.value))
+
+
+def test_one_rank_of_four_workers_may_see_all_their_gpus_and_no_more():
+    """`ranks: one`: the run is allowed, so that its record can say `degraded`."""
+    (one,) = members("n1g1", visible_devices=4)
+    check_members([one], Layout(1, 1), allocated=Layout(1, 4))
+    with pytest.raises(WorldMismatch, match="4 GPUs are visible on n0 and 1 would be used"):
+        check_members([one], Layout(1, 1))
+    with pytest.raises(WorldMismatch, match="8 GPUs are visible"):
+        check_members([replace(one, visible_devices=8)], Layout(1, 1), allocated=Layout(1, 4))
 
 
 def test_cpu_ranks_share_their_device():
