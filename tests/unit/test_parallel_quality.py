@@ -23,7 +23,8 @@ def quality(scene: Path, folder: Path, images: int, resets: int) -> dict[tuple[s
             checkpoint_every=images, digest_every=images, log_every=images // 4, sh_every=images // 6,
             densify={
                 "start_step": images // 20, "every": images // 60, "stop_step": images // 5 * 3,
-                "reset_every": images // 4 if resets else images, "max_gaussians": 6000, "grad_threshold": 8e-4, "prune_opacity": 0.01,
+                "reset_every": images // 4 if resets else images, "max_gaussians": 6000,
+                "grad_threshold": 8e-4, "prune_opacity": 0.01,
             },
         )  # fmt: skip
         out = folder / f"{kind}{world_size}"
