@@ -66,6 +66,19 @@ def test_a_collective_ends_when_it_has_ended_not_when_it_is_waited_for(hands: Ha
     assert meter.s == pytest.approx(0.003) and meter.exposed_s == 0
 
 
+def test_launching_is_exposed_too(hands: Hands) -> None:
+    comm, work = Communicator(0, 2), Collective(hands)
+    work.ends = 103.0
+
+    def launch() -> Collective:
+        hands.now += 1.0
+        return work
+
+    comm._start("op", 1, CPU, launch).wait()
+    meter = comm.meters["startup", "op"]
+    assert (meter.s, meter.exposed_s) == pytest.approx((3.0, 3.0))
+
+
 def test_waiting_is_exposed_and_no_second_is_counted_twice(hands: Hands) -> None:
     comm, works = Communicator(0, 2), [Collective(hands), Collective(hands)]
     works[0].ends, works[1].ends = 102.0, 105.0

@@ -50,6 +50,7 @@ class _Timer:
         self.started = self.now()
         self._first, self._last = self._event(), None
         self._ended: float | None = None
+        self.launched = self.started
 
     def now(self) -> float:
         """The time when this rank's own work so far is done."""
@@ -100,10 +101,10 @@ class Handle:
         work.wait()
         now = timer.now()
         ended = timer.ended()
-        if ended is None or ended > before:
-            ended = now  # this rank did nothing else any more
+        # While it launches and while it waits this rank does nothing else.
+        ended = now if ended is None or ended > before else max(ended, timer.launched)
         self._meter.timed += 1
-        self._meter.exposed_s += now - before
+        self._meter.exposed_s += timer.launched - timer.started + now - before
         # Collectives that are under way together share the wire: no second is counted twice. One that is waited for out
         # of turn may lose some.
         self._meter.s += max(0.0, ended - max(timer.started, self._comm.last_end))
@@ -224,6 +225,8 @@ class Communicator:
         meter.bytes += num_bytes
         timer = _Timer(device) if timed else None
         work = launch()
-        if timer and background:
-            timer.watch(work)
+        if timer:
+            timer.launched = time.perf_counter()
+            if background:
+                timer.watch(work)
         return Handle(self, meter, work, timer)
