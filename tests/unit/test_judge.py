@@ -1,13 +1,14 @@
 """Evidence in, verdict out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dist3dgs.errors import UserError
 from dist3dgs.judge import judge
 
-from .evidence import evaluation, healthy, phase, spec, start, step, write_attempt
+from .evidence import comm, evaluation, healthy, phase, spec, start, step, timing, write_attempt
 
 
 def test_a_healthy_run(tmp_path: Path) -> None:
@@ -19,12 +20,65 @@ def test_a_healthy_run(tmp_path: Path) -> None:
     assert m.images_per_s == pytest.approx(2 / (72 / 50))
     assert m.comm_s == 7.0 and m.exposed_comm_s == 6.0, "the broadcast at the start is no part of the steps"
     assert m.peak_rss_gib == 1.7 and m.peak_host_gib == 2.5
+    assert m.compute_s == pytest.approx(72 - 6) and m.compute_to_comm == pytest.approx((72 - 6) / 7)
     assert m.phases_s["startup"] == pytest.approx(6.0), (
         "from the launcher's start to the last rank having joined"
     )
+    assert [r.phases_s["startup"] for r in m.ranks] == pytest.approx([5.0, 6.0])
     assert m.total_s == pytest.approx(100.0)
     assert [r.parameter_digest for r in m.ranks] == ["aa", "aa"]
     assert set(record.provenance.evidence_sha256) == {"launch.json", "events.jsonl", "train.log"}
+
+
+def with_collectives(*collectives: dict[str, Any]) -> list[dict[str, Any]]:
+    return [e for e in healthy() if e["event"] != "comm"] + list(collectives)
+
+
+def test_collectives_are_the_slowest_ranks_own_by_phase(tmp_path: Path) -> None:
+    """Rank 0 is the faster one; it waits longer for gradients, and all that is gathered comes to it."""
+    events = with_collectives(
+        comm(0, "all_reduce(gradients)", 30.0, 29.0), comm(1, "all_reduce(gradients)", 7.0, 6.0),
+        comm(0, "all_to_all(projections)", 1.0, 1.0), comm(1, "all_to_all(projections)", 2.0, 1.0),
+        comm(0, "all_to_all(projections)", 50.0, 50.0, "evaluate"),
+        comm(1, "all_to_all(projections)", 40.0, 40.0, "evaluate"),
+        comm(0, "all_to_all(gather)", 9.0, 9.0, "checkpoint", 0),
+        comm(1, "all_to_all(gather)", 3.0, 3.0, "checkpoint", 5000),
+    )  # fmt: skip
+    m = judge(write_attempt(tmp_path, spec(), events)).metrics
+    assert (m.comm_s, m.exposed_comm_s) == (9.0, 7.0) and m.compute_s == pytest.approx(72 - 7)
+    assert (m.ranks[0].comm_s, m.ranks[1].comm_s) == (31.0, 9.0)
+    assert [(c.phase, c.op, c.s, c.bytes, c.bytes_all_ranks) for c in m.collectives] == [
+        ("step", "all_reduce(gradients)", 7.0, 1000, 2000),
+        ("step", "all_to_all(projections)", 2.0, 1000, 2000),
+        ("evaluate", "all_to_all(projections)", 40.0, 1000, 2000),
+        ("checkpoint", "all_to_all(gather)", 3.0, 5000, 5000),
+    ]
+
+
+SHARES = ("compute_s", "comm_s", "exposed_comm_s", "compute_to_comm")
+
+
+@pytest.mark.parametrize("case", ["no step sampled", "older evidence"])
+def test_shares_that_were_not_measured_are_null_with_a_reason(case: str, tmp_path: Path) -> None:
+    if case == "no step sampled":  # as a GPU run of five steps
+        events = with_collectives(comm(0, "all_reduce", None, None), comm(1, "all_reduce", None, None))
+        events = [e | {"parts_s": {}} if e["event"] == "timing" else e for e in events]
+    else:
+        events = with_collectives(
+            comm(0, "all_reduce", 5.0, 4.0, None), comm(1, "all_reduce", 5.0, 4.0, None)
+        )
+    record = judge(write_attempt(tmp_path, spec(), events))
+    for name in SHARES:
+        assert getattr(record.metrics, name) is None and record.reasons[name], name
+    assert all(r.compute_s is None and r.comm_s is None for r in record.metrics.ranks)
+    assert record.metrics.collectives[0].bytes_all_ranks == 2000
+
+
+def test_one_rank_only_computes(tmp_path: Path) -> None:
+    events = [start(0), step(50, 1080.0), timing(0, 70.0)]
+    record = judge(write_attempt(tmp_path, spec("n1g1"), events))
+    assert record.metrics.compute_s == pytest.approx(70.0) and record.metrics.comm_s is None
+    assert "one rank" in record.reasons["comm_s"] and "compute_s" not in record.reasons
 
 
 def test_what_is_not_known_is_null_with_a_reason(tmp_path: Path) -> None:
@@ -71,7 +125,10 @@ def test_a_resumed_run_is_one_story(tmp_path: Path) -> None:
     first = [start(0), start(1), step(20, 1030.0), evaluation(20, 20.0)]
     write_attempt(tmp_path, spec(), first, status="stopped", started_at=500.0, finished_at=540.0)
     second = [start(0), start(1), {"t": 1004.0, "rank": 0, "event": "resume", "step": 20}, *healthy()[2:]]
+    second = [e | {"steps": 30} if e["event"] == "timing" else e for e in second]
     record = judge(write_attempt(tmp_path, spec(), second))
+    assert (record.metrics.steps, record.metrics.timed_steps) == (50, 30)
+    assert "30 steps since the last resume" in record.reasons["comm_s"] and record.metrics.comm_s
     assert [p.step for p in record.metrics.curve] == [20, 50]
     assert record.metrics.total_s == pytest.approx(140.0), "the wait between attempts is not counted"
     assert record.provenance.attempt == 1

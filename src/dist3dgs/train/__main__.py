@@ -254,8 +254,9 @@ def join(spec: RunSpec, me: Member, world: int, layers: Layers) -> Communicator:
 def report(trainer: Trainer, events: EventWriter) -> None:
     """Write this rank's totals."""
     events("timing", **trainer.summary())
-    for op, m in sorted(trainer.comm.meters.items()):
-        events("comm", op=op, calls=m.calls, bytes=m.bytes, s=m.s, exposed_s=m.exposed_s)
+    for (phase, op), m in sorted(trainer.comm.meters.items()):
+        seconds = m.seconds(trainer.clock.scale if phase == "step" else 1.0)
+        events("comm", phase=phase, op=op, calls=m.calls, bytes=m.bytes, **seconds)
     device = trainer.device
     peak_gpu = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
     events("memory", peak_rss_gib=peak_rss_gib(), peak_gpu_gib=peak_gpu)

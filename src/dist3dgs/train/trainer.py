@@ -52,6 +52,7 @@ class Trainer:
         self.spec, self.scene, self.out = spec, scene, Path(out)
         self.parallel, self.device, self.events, self.clock = parallel, device, events, clock
         self.comm = parallel.comm
+        self.comm.stage = clock.stage
         self.train = spec.train
         self.schedule = Schedule(spec)
         self.rule = AdamRule(spec.global_batch)

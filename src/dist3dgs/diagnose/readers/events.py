@@ -31,7 +31,6 @@ class RunDiary:
     steps: dict[int, int] = field(default_factory=dict)
     images: dict[int, int] = field(default_factory=dict)
     phases_s: dict[int, dict[str, float]] = field(default_factory=dict)
-    comm_s: dict[int, float] = field(default_factory=dict)
     peak_rss_gib: dict[int, float] = field(default_factory=dict)
     peak_gpu_gib: dict[int, float] = field(default_factory=dict)
     phase: dict[int, str] = field(default_factory=dict)
@@ -129,8 +128,6 @@ def _note(d: RunDiary, e: dict[str, Any], line: Line) -> None:
     elif kind == "eval":
         if len(d.evals) < 10_000:
             d.evals.append(e)
-    elif kind == "comm":
-        d.comm_s[rank] = d.comm_s.get(rank, 0.0) + (_num(e, "s") or 0.0)
     elif kind == "timing":
         if isinstance(e.get("step_s"), dict) and {"median", "mean", "p5", "p95"} <= e["step_s"].keys():
             d.step_s[rank] = {
