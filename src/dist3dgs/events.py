@@ -14,6 +14,7 @@ enter           phase: the rank goes into a phase (see `PHASES`)
 leave           phase, s: it leaves it, after s seconds
 resume          step, path: training goes on from a checkpoint
 step            step, loss, num_gaussians, step_s (mean per step since the last such event), images, sh_degree
+progress        phase, step, views: every few seconds, whatever the phase; views: of an evaluation, so far
 densify         step, cloned, split, pruned, relocated, num_gaussians, shards, s
 eval            step, elapsed_s (training seconds so far, evaluation not counted), psnr, ssim, lpips, views
 digest          step, digests: one parameter digest per rank

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from . import __version__, extension
+from . import __version__, extension, resume
 from .errors import UserError
 from .events import read_events
 from .evidence import Attempt, attempts, new_attempt, text_digest
@@ -32,6 +32,7 @@ from .judge import cause_of
 from .matrix import load_spec, spec_json
 from .monitor import Monitor, peak_pss_gib, resources_path
 from .provenance import code_digest, git_state
+from .reserve import Reserve
 from .slurm import allocation as slurm_allocation
 from .slurm import node, plan, turn
 from .slurm.allocation import Allocation, node_name
@@ -46,11 +47,18 @@ GRACE_S = 60.0
 LOCK_WAIT_S = 90.0
 
 
-def launch(spec_text: str, scene: Path, out: Path, weights: Path | None = None) -> int:
-    """Run one point to its end; the launcher's exit status. Raises `UserError` before anything is started."""
+def launch(
+    spec_text: str, scene: Path, out: Path, weights: Path | None = None, resume_from: Path | None = None
+) -> int:
+    """Run one point to its end; the launcher's exit status. Raises `UserError` before anything is started.
+
+    resume_from: a checkpoint, of any layout, to start from where the point has none of its own.
+    """
     spec = load_spec(spec_text)
     if not scene.is_file():
         raise UserError(f"{scene}: no packed scene; make it with: snakemake {scene}")
+    if resume_from is not None:
+        resume.check(resume_from, spec, scene)
     digest = text_digest(spec_json(spec))
     step = slurm_allocation.step()
     if step.task > 0:
@@ -72,6 +80,7 @@ def launch(spec_text: str, scene: Path, out: Path, weights: Path | None = None) 
         (out / "launch.json").unlink(missing_ok=True)
         for restart in range(spec.hardware.max_restarts + 1):
             run = _Run(spec, digest, scene, out, new_attempt(out), weights, here, site)
+            run.resume_from = resume_from
             run.may_restart = restart < spec.hardware.max_restarts
             status = run.execute()
             if not run.restarts:
@@ -90,6 +99,7 @@ class _Run:
         self.layout = spec.started
         self.allocation, self.site = allocation, site
         self.may_restart = self.restarts = False
+        self.resume_from: Path | None = None
         self.summary: dict[str, Any] = {
             "spec_digest": digest,
             "spec": spec.model_dump(mode="json"),
@@ -121,6 +131,7 @@ class _Run:
             return self._finish("refused", None)
         argv, environment = self._command(problem.uses_gpus)
         self.summary["argv"] = argv
+        reserve = Reserve(self.attempt.folder)
         self._save()
         with self.attempt.log_path.open("ab", buffering=0) as log:
             log.write(f"{problem.warning}$ {shlex.join(argv)}\n".encode())
@@ -136,6 +147,8 @@ class _Run:
                 watch.wait()
             if monitor is not None:
                 monitor.stop()
+        if (full := reserve.release()) is not None:
+            self.summary["disk_full"] = full
         if limit.reached:
             self.summary["ended"] = {"cause": "time_limit", "note": limit.note, "at": time.time()}
         self.summary["peak_pss_gib"] = peak_pss_gib(self.attempt.resources_paths())
@@ -171,6 +184,8 @@ class _Run:
             "--events",
             str(self.attempt.events_path),
         ]
+        if self.resume_from is not None:
+            worker += ["--resume-from", str(self.resume_from)]
         port = None
         if self.allocation is not None and self.layout.nodes > 1:
             port = plan.choose_port(self.allocation.job_id)

@@ -36,18 +36,23 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
         return [torch.load(Path(folder, f"{r}.pt"), weights_only=True) for r in range(world_size)]
 
 
-def make_trainer(comm: Communicator, spec: RunSpec, scene: Path, out: Path) -> Trainer:
+def make_trainer(
+    comm: Communicator, spec: RunSpec, scene: Path, out: Path, resume_from: Path | None = None
+) -> Trainer:
     """This rank's trainer, without launcher."""
     device = torch.device("cpu")
     set_threads(1)
     events = EventWriter(out / "events.jsonl", comm.rank)
     parallel = make_parallel(spec, comm, get_renderer("cpu"), device)
-    return Trainer(spec, PackedScene.open(scene), out, parallel, device, events, Clock(events, device))
+    packed, clock = PackedScene.open(scene), Clock(events, device)
+    return Trainer(spec, packed, out, parallel, device, events, clock, resume_from)
 
 
-def train(comm: Communicator, spec: RunSpec, scene: Path, out: Path) -> dict[str, Any]:
+def train(
+    comm: Communicator, spec: RunSpec, scene: Path, out: Path, resume_from: Path | None = None
+) -> dict[str, Any]:
     """A whole training on this rank, without launcher: digest of its Gaussians, collectives, steps."""
-    trainer = make_trainer(comm, spec, scene, out)
+    trainer = make_trainer(comm, spec, scene, out, resume_from)
     with mock.patch.object(Model, "alter", autospec=True, side_effect=Model.alter) as alter:
         assert trainer.run()
     return {

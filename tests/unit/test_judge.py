@@ -229,6 +229,62 @@ def test_what_torchrun_printed_counts_where_no_rank_wrote_an_event(tmp_path: Pat
     assert (first.file, first.line) == ("attempts/000/train.log", 5)
 
 
+def nccl_abort(rank: int) -> str:
+    """What NCCL's watchdog and torchrun print when a collective of that rank timed out."""
+    prefix = f"[rank{rank}]:[E1103 09:00:00.1 ProcessGroupNCCL.cpp:683] "
+    return (
+        f"{prefix}[Rank {rank}] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=812, OpType=ALLREDUCE, "
+        "NumelIn=59, NumelOut=59, Timeout(ms)=600000) ran for 600061 milliseconds before timing out.\n"
+        f"{prefix}[PG ID 0 PG GUID 0(default_pg) Rank {rank}] Process group watchdog thread terminated with exception: "
+        f"[Rank {rank}] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=812, OpType=ALLREDUCE)\n"
+    )
+
+
+@pytest.mark.parametrize("silent", [0, 1, 3])
+def test_the_rank_that_nccl_waited_for_is_the_one_whose_watchdog_said_nothing(
+    tmp_path: Path, silent: int
+) -> None:
+    events = [*(start(r, host=f"node{r}") for r in range(4)), step(25, 1040.0)]
+    events += [phase("enter", "step" if r != silent else "evaluate", 1007.0 + r, rank=r) for r in range(4)]
+    log = "".join(nccl_abort(r) for r in (2, 0, 3, 1) if r != silent)
+    log += (
+        "Root Cause (first observed failure):\n  rank      : 2 (local_rank: 2)\n  exitcode  : -6 (pid: 42)\n"
+    )
+    log += "  traceback : Signal 6 (SIGABRT) received by PID 42\n"
+    run = spec("n1g4")
+    record = judge(write_attempt(tmp_path, run, events, log=log, status="failed", returncode=1))
+    assert record.failure
+    assert record.failure.cause == "collective_timeout", record.failure
+    assert (record.failure.rank, record.failure.phase) == (silent, "evaluate")
+    assert (record.failure.step, record.failure.node) == (25, f"node{silent}")
+
+
+def test_where_every_watchdog_spoke_no_rank_is_accused(tmp_path: Path) -> None:
+    log = nccl_abort(0) + nccl_abort(1)
+    events = [start(0), start(1), phase("enter", "step", 1007.0), step(25, 1040.0)]
+    record = judge(write_attempt(tmp_path, spec(), events, log=log, status="failed", returncode=1))
+    assert record.failure and record.failure.cause == "collective_timeout"
+
+
+def test_a_disk_so_full_that_no_rank_could_say_so(tmp_path: Path) -> None:
+    full = "OSError: [Errno 28] No space left on device: attempts/000"
+    events = [start(0), start(1), phase("enter", "step", 1007.0), step(25, 1040.0)]
+    record = judge(write_attempt(tmp_path, spec(), events, status="failed", returncode=1, disk_full=full))
+    assert record.failure and (record.failure.cause, record.failure.phase) == ("disk_full", "step")
+    assert record.failure.evidence[0].text == full and "df -h" in (record.failure.remedy or "")
+
+
+def test_a_long_evaluation_that_went_on_was_no_standstill(tmp_path: Path) -> None:
+    events = [start(0), start(1), step(25, 1040.0), phase("enter", "evaluate", 1041.0)]
+    events += [
+        {"t": 1041.0 + s, "rank": 0, "event": "progress", "phase": "evaluate", "step": 25, "views": s}
+        for s in range(0, 7200, 600)
+    ]
+    ended = {"cause": "time_limit", "note": "State=TIMEOUT", "at": 1041.0 + 7200}
+    record = judge(write_attempt(tmp_path, spec(), events, status="failed", returncode=1, ended=ended))
+    assert record.failure and record.failure.cause == "time_limit"
+
+
 def test_the_node_of_the_rank_that_failed(tmp_path: Path) -> None:
     fault = {"type": "KeyError", "message": "'means'", "traceback": "", "phase": "step", "step": 3}
     events = [start(0), start(1, host="node2"), {"t": 1005.0, "rank": 1, "event": "error", **fault}]

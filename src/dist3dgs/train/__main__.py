@@ -42,7 +42,7 @@ from ..spec import RunSpec
 from ..splats.precision import full_precision
 from ..splats.render import get_renderer, set_threads
 from .clock import Clock
-from .survive import Stacks, die_with_parent, error_type, exit_now
+from .survive import Stacks, die_with_parent, error_type, exit_now, waits_for_others
 from .trainer import Trainer
 
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped on request, a checkpoint was left
@@ -55,6 +55,7 @@ def main() -> int:
     parser.add_argument("--spec", required=True, help="run spec as JSON (dist3dgs spec POINT)")
     parser.add_argument("--scene", required=True, type=Path, help="packed scene (scene.safetensors)")
     parser.add_argument("--out", required=True, type=Path, help="folder for events, checkpoints and results")
+    parser.add_argument("--resume-from", type=Path, help="checkpoint to start from where OUT has none")
     parser.add_argument("--events", type=Path, help="event file (default: OUT/events.jsonl)")
     args = parser.parse_args()
     die_with_parent()
@@ -62,7 +63,7 @@ def main() -> int:
     events = EventWriter(args.events or args.out / "events.jsonl", int(os.environ.get("RANK", "0")))
     run = Rank(events)
     try:
-        return run.train(load_spec(args.spec), args.scene, args.out)
+        return run.train(load_spec(args.spec), args.scene, args.out, args.resume_from)
     except Exception as e:
         run.report_error(e)
         exit_now(2 if isinstance(e, UserError) else 1)
@@ -77,7 +78,7 @@ class Rank:
         self.clock: Clock | None = None
         self.trainer: Trainer | None = None
 
-    def train(self, spec: RunSpec, scene_path: Path, out: Path) -> int:
+    def train(self, spec: RunSpec, scene_path: Path, out: Path, resume_from: Path | None = None) -> int:
         """Join the other ranks and train; the exit status."""
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         events = self.events
@@ -91,11 +92,13 @@ class Rank:
         events("start", **facts(world, device))
         with clock.enter("startup"):
             comm = join(spec, member(spec, device, rank), world, layers)
+        if world > 1 and device.type == "cuda":
+            stacks.report_hang(lambda: waits_for_others(device), self._report_hang)
         with clock.enter("load"):
             scene = PackedScene.open(scene_path)
             events("scene", digest=scene.digest, num_views=scene.num_views)
         parallel = make_parallel(spec, comm, get_renderer("auto", device), device)
-        self.trainer = trainer = Trainer(spec, scene, out, parallel, device, events, clock)
+        self.trainer = trainer = Trainer(spec, scene, out, parallel, device, events, clock, resume_from)
         # After every import: glog, for one, which pycolmap brings, replaces handlers it finds.
         signal.signal(signal.SIGTERM, self._request_stop)
         finished = trainer.run()
@@ -123,6 +126,17 @@ class Rank:
             )
         if kind == "CollectiveTimeout":
             time.sleep(LINGER_S)
+
+    def _report_hang(self, silent_s: float) -> None:
+        """As gloo's exception would be reported; from a thread, while the main one waits for NCCL."""
+        message = (
+            f"waited {silent_s:.0f} s for other ranks in one collective or more; NCCL will abort this process"
+        )
+        self.events(
+            "error", type="CollectiveTimeout", message=message, traceback="",
+            phase=self.clock.phase if self.clock else "startup",
+            step=self.trainer.step if self.trainer else None,
+        )  # fmt: skip
 
     def _request_stop(self, number: int, frame: object) -> None:
         assert self.trainer is not None

@@ -21,6 +21,8 @@ CUDA_SAMPLE_EVERY = 50
 #: Phases that `train_s` has beside the steps.
 TRAINING = ("densify",)
 PROGRESS_EVERY_S = 1.0
+#: Seconds between `progress` events: well below any patience of the launcher's.
+PULSE_EVERY_S = 5.0
 
 
 class Clock:
@@ -31,7 +33,7 @@ class Clock:
     ) -> None:
         """on_progress: called now and then while phases and steps succeed each other."""
         self.events, self.device = events, device
-        self._on_progress, self._told = on_progress, 0.0
+        self._on_progress, self._told, self._pulsed = on_progress, 0.0, 0.0
         self.phases_s: dict[str, float] = defaultdict(float)
         self.parts_s: dict[str, float] = defaultdict(float)
         self.step_s: list[float] = []
@@ -57,6 +59,16 @@ class Clock:
         self.events("leave", phase=phase, s=round(elapsed, 6))
         # Only a clean end comes here: after an error the phase stays open and names where it happened.
         self.phase, self._nested_s = outer, outer_nested + elapsed
+
+    def pulse(self, **fields: object) -> None:
+        """Called over and over in what may last: rank 0 tells the launcher now and then that it goes on."""
+        now = time.perf_counter()
+        if now < self._pulsed + PULSE_EVERY_S:
+            return
+        self._pulsed = now
+        self._progress()
+        if self.events.rank == 0:
+            self.events("progress", phase=self.phase, **fields)
 
     def start_step(self, step: int) -> None:
         self._sampled = (

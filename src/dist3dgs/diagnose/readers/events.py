@@ -26,6 +26,7 @@ class RunDiary:
     last_t: float | None = None
     last_step: int = 0
     last_step_t: float | None = None
+    """Of the last step, or of a later sign that the run goes on."""
     last_step_line: Line | None = None
     step_s: dict[int, dict[str, float]] = field(default_factory=dict)
     steps: dict[int, int] = field(default_factory=dict)
@@ -123,6 +124,8 @@ def _note(d: RunDiary, e: dict[str, Any], line: Line) -> None:
             d.last_step, d.last_step_t, d.last_step_line = int(step), t, line
             d.loss = _num(e, "loss")
         d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
+    elif kind == "progress":
+        d.last_step_t = t if d.last_step_t is not None else None
     elif kind == "densify":
         d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
     elif kind == "eval":
