@@ -31,6 +31,7 @@ from .guard import check_world
 from .judge import cause_of
 from .matrix import load_spec, spec_json
 from .monitor import Monitor, peak_pss_gib, resources_path
+from .names import how_to_make
 from .provenance import code_digest, git_state
 from .slurm import allocation as slurm_allocation
 from .slurm import plan, turn
@@ -50,7 +51,7 @@ def launch(spec_text: str, scene: Path, out: Path, weights: Path | None = None) 
     """Run one point to its end; the launcher's exit status. Raises `UserError` before anything is started."""
     spec = load_spec(spec_text)
     if not scene.is_file():
-        raise UserError(f"{scene}: no packed scene; make it with: snakemake {scene}")
+        raise UserError(f"{scene}: no packed scene{how_to_make(scene)}")
     digest = text_digest(spec_json(spec))
     here, site = slurm_allocation.current(), current_site()
     if here is not None:

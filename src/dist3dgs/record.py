@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import UserError
 from .files import write_json
+from .names import Layout, how_to_make
 
 SCHEMA_VERSION = 1
 
@@ -230,8 +231,6 @@ class RunRecord(Model):
 
     @property
     def world_size(self) -> int:
-        from .names import Layout
-
         return Layout.parse(self.run.layout).world_size
 
 
@@ -240,7 +239,7 @@ def load_record(path: Path) -> RunRecord:
     try:
         return RunRecord.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such record; make it with: snakemake {path}") from None
+        raise UserError(f"{path}: no such record{how_to_make(path)}") from None
     except (ValueError, ValidationError) as e:
         raise UserError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {e}") from None
 

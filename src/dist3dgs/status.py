@@ -13,7 +13,7 @@ from typing import Any
 from .errors import UserError
 from .evidence import Attempt, attempts
 from .matrix import Study
-from .names import Point
+from .names import Point, how_to_make
 from .slurm.jobs import Queue, describe
 from .spec import RunSpec
 
@@ -75,7 +75,9 @@ def _recorded(point: Point, path: Path) -> Row:
     try:
         record = load_record(path)
     except UserError:
-        return Row(point, "unreadable", f"{path} is no record; make it again: snakemake --force {path}")
+        return Row(
+            point, "unreadable", f"{path} is no record; delete it{how_to_make(path, ' and make it again: ')}"
+        )
     if record.failure is not None:
         where = f" in {record.failure.phase}" if record.failure.phase else ""
         at = f" at step {record.failure.step}" if record.failure.step is not None else ""

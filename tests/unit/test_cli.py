@@ -9,9 +9,10 @@ from dist3dgs.cli import main
 
 
 def test_a_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["record", "--launch", str(tmp_path / "none.json"), "--out", str(tmp_path / "r.json")]) == 2
+    launch = tmp_path / "results/mine/replicated/n1g2/r0/launch.json"
+    assert main(["record", "--launch", str(launch), "--out", str(tmp_path / "r.json")]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and "none.json" in err and "snakemake" in err
+    assert err.startswith("error: ") and f"snakemake --profile profiles/local {launch}" in err
     assert "Traceback" not in err
 
 

@@ -276,7 +276,10 @@ def test_broken_render_is_said_and_survived(report):
 
 def test_missing_figures_are_said_with_the_command(report):
     page = report([make_record()])
-    assert "Figure speedup has not been drawn; make it with: snakemake figures" in page.text
+    assert (
+        "Figure speedup has not been drawn; make it with: snakemake --profile profiles/local figures"
+        in page.text
+    )
 
 
 def test_every_figure_is_in_the_report_with_its_definition(report):

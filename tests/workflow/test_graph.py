@@ -12,6 +12,7 @@ import pytest
 TARGETS = {"photographs": 1, "ingest": 1, "train": 2, "record": 2, "tabulate": 1, "write_report": 1}
 
 
+REPOSITORY = Path(__file__).parents[2]
 #: Rules call `dist3dgs`: that of the environment the tests run in.
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 

@@ -55,7 +55,7 @@ rule ingest:
 
 
 rule weights:
-    """LPIPS weights, for those who want that metric: snakemake data/weights/lpips-alex.safetensors. Needs the internet."""
+    """LPIPS weights, for those who want that metric; needs the internet."""
     output:
         f"{DATA}/weights/lpips-alex.safetensors",
     log:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..events import EventWriter, read_events
 from ..files import write_json
+from ..names import how_to_make
 from ..parallel.comm import Communicator
 from ..parallel.make import make_parallel
 from ..scenes.pack import PackedScene
@@ -136,7 +137,7 @@ def train(scene_path: Path | None, steps: int) -> dict[str, Any]:
                 Path(folder, "cloud.safetensors"), num_points=20_000, num_views=24, width=540, height=360
             )
         elif not found.is_file():
-            raise UserError(f"{found}: no packed scene; make it with: snakemake {found}")
+            raise UserError(f"{found}: no packed scene{how_to_make(found)}")
         scene = PackedScene.open(found)
         densify = {"start_step": 100, "every": 50, "stop_step": max(101, steps * 3 // 4)}
         spec = RunSpec(
