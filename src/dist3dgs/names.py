@@ -78,7 +78,7 @@ class Point:
     @classmethod
     def parse(cls, scene: str, strategy: str, layout: str, repeat: str = "r0") -> "Point":
         if not re.fullmatch(REPEAT_PATTERN, repeat):
-            raise UserError(f"repeat {repeat!r}: expected r0, r1, r2, ...")
+            raise UserError(f"repeat {repeat!r}: expected r0, r1, r2, ... Fix it in the target's path.")
         return cls(scene, strategy, Layout.parse(layout), int(repeat[1:]))
 
     @property

@@ -16,7 +16,7 @@ from .names import Layout, how_to_make
 
 SCHEMA_VERSION = 1
 
-Status = Literal["ok", "failed", "degraded", "excluded", "unknown"]
+Status = Literal["ok", "failed", "degraded", "unknown"]
 
 Cause = Literal[
     "allocation_mismatch",
