@@ -32,6 +32,7 @@ from .judge import cause_of
 from .matrix import load_spec, spec_json
 from .monitor import Monitor, peak_pss_gib, resources_path
 from .names import how_to_make
+from .nvml import driver_version
 from .provenance import code_digest, git_state
 from .slurm import allocation as slurm_allocation
 from .slurm import plan, turn
@@ -92,6 +93,7 @@ class _Run:
             "host": node_name(),
             "cores": len(os.sched_getaffinity(0)),
             "cpu": _cpu_model(),
+            "driver": driver_version() if spec.hardware.device != "cpu" else None,
             "python": platform.python_version(),
             "dist3dgs": __version__,
             "code_digest": code_digest(),

@@ -184,7 +184,7 @@ class Environment(Model):
     devices: list[str] = Field([], description="device name per rank, e.g. 'NVIDIA H200' or 'cpu'")
     cpu: str | None = None
     cores: int | None = None
-    driver: str | None = None
+    driver: str | None = Field(None, description="version of the NVIDIA driver where the launcher ran")
     python: str | None = None
     versions: dict[str, str] = {}
 
