@@ -44,7 +44,7 @@ check: setup ## formatting, lint, types, workflow lint
 	@bash scripts/check.sh
 
 .PHONY: journey
-journey: setup ## the historic configurations again, in their order, and their story; LOGS=folder adds the real jobs
+journey: setup ## the historic configurations again, in their order, and their story; LOGS=folder adds real jobs (LOGS_LAYOUT=n1g4)
 	@bash scripts/journey.sh
 
 .PHONY: reference

@@ -246,8 +246,3 @@ def load_record(path: Path) -> RunRecord:
 
 def save_record(record: RunRecord, path: Path) -> None:
     write_json(path, record.model_dump(mode="json"))
-
-
-def record_schema() -> dict[str, Any]:
-    """JSON schema of `record.json`, as stored in workflow/schemas/record.schema.json."""
-    return RunRecord.model_json_schema()

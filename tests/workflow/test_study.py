@@ -133,7 +133,8 @@ def test_a_licence_and_the_limits_of_ingest_make_nothing_but_the_page_again(stud
     }
     (study / "licence.yaml").write_text(yaml.safe_dump({"scene_library": {"small": scene}}))
     flags = ["--profile", "profiles/local", "--configfile", "small.yaml", "licence.yaml", "-n"]
-    assert set(job_table(snakemake(study, *flags, "--", "all"))) == {"all", "write_report", "total"}
+    table = job_table(snakemake(study, *flags, "--", "all"))
+    assert "write_report" in table and not {"photographs", "ingest", "train", "record"} & set(table)
 
 
 def test_the_page_says_how_to_make_it_again_and_what_was_left_out(study: Path) -> None:

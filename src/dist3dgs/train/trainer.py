@@ -72,21 +72,21 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end or to a requested stop; True if it got to the end."""
         with self.clock.enter("init"):
-            self._start()
+            self.start()
         with self.clock.enter("step"):
             while self.step < self.schedule.num_steps:
                 if self.step % STOP_EVERY == 0 and self._agree_to_stop():
                     self._save_checkpoint()
                     self.events("end", status="stopped", step=self.step)
                     return False
-                self._one_step(self.step + 1)
+                self.one_step(self.step + 1)
                 self._after_step()
         with self.clock.enter("export"):
             self._export()
         self.progress.close()
         return True
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """From the newest good checkpoint, else from the scene's points."""
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
@@ -109,7 +109,7 @@ class Trainer:
         )
         return {**parameters, LINEAGE: founders(len(order), self.device)}
 
-    def _one_step(self, step: int) -> None:
+    def one_step(self, step: int) -> None:
         clock, n, gaussians = self.clock, self.spec.global_batch, self.model.gaussians
         clock.start_step(step)
         degree = self.schedule.sh_degree(step)
