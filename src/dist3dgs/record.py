@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import UserError
 from .files import write_json
+from .names import Layout, how_to_make
 
 SCHEMA_VERSION = 1
 
-Status = Literal["ok", "failed", "degraded", "excluded", "unknown"]
+Status = Literal["ok", "failed", "degraded", "unknown"]
 
 Cause = Literal[
     "allocation_mismatch",
@@ -198,7 +199,7 @@ class Environment(Model):
     devices: list[str] = Field([], description="device name per rank, e.g. 'NVIDIA H200' or 'cpu'")
     cpu: str | None = None
     cores: int | None = None
-    driver: str | None = None
+    driver: str | None = Field(None, description="version of the NVIDIA driver where the launcher ran")
     python: str | None = None
     versions: dict[str, str] = {}
 
@@ -247,8 +248,6 @@ class RunRecord(Model):
 
     @property
     def world_size(self) -> int:
-        from .names import Layout
-
         return Layout.parse(self.run.layout).world_size
 
 
@@ -257,15 +256,10 @@ def load_record(path: Path) -> RunRecord:
     try:
         return RunRecord.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such record; make it with: snakemake {path}") from None
+        raise UserError(f"{path}: no such record{how_to_make(path)}") from None
     except (ValueError, ValidationError) as e:
         raise UserError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {e}") from None
 
 
 def save_record(record: RunRecord, path: Path) -> None:
     write_json(path, record.model_dump(mode="json"))
-
-
-def record_schema() -> dict[str, Any]:
-    """JSON schema of `record.json`, as stored in workflow/schemas/record.schema.json."""
-    return RunRecord.model_json_schema()

@@ -13,7 +13,7 @@ from typing import Any
 from .errors import UserError
 from .evidence import Attempt, attempts
 from .matrix import Study
-from .names import Point
+from .names import Point, how_to_make
 from .slurm.jobs import Queue, describe
 from .spec import RunSpec
 
@@ -29,12 +29,12 @@ class Row:
 
     point: Point
     state: str
-    """waiting, queued, running, silent, retrying, ended (no record yet), or the record's status"""
+    """waiting, queued, running, silent, retrying, ended (no record yet), excluded, or the record's status"""
     detail: str = ""
 
 
 def rows(study: Study, queue: Queue | None = None) -> Iterator[Row]:
-    """One row per point of the matrix, in its order."""
+    """One row per point of the matrix, in its order; then those that are left out."""
     for spec in study.specs():
         row = _row(spec.point, spec, spec.point.folder(Path(study.config.results)))
         jobs = queue.of_point(spec.point) if queue and row.state in ("waiting", "retrying") else []
@@ -42,6 +42,8 @@ def rows(study: Study, queue: Queue | None = None) -> Iterator[Row]:
             number = f"{row.detail}; " if row.detail else ""
             row = Row(row.point, "queued", f"{number}job {jobs[0].id}: {describe(jobs[0])}")
         yield row
+    for point, reason in study.exclusions():
+        yield Row(point, "excluded", reason)
 
 
 def _row(point: Point, spec: RunSpec, folder: Path) -> Row:
@@ -75,7 +77,9 @@ def _recorded(point: Point, path: Path) -> Row:
     try:
         record = load_record(path)
     except UserError:
-        return Row(point, "unreadable", f"{path} is no record; make it again: snakemake --force {path}")
+        return Row(
+            point, "unreadable", f"{path} is no record; delete it{how_to_make(path, ' and make it again: ')}"
+        )
     if record.failure is not None:
         where = f" in {record.failure.phase}" if record.failure.phase else ""
         at = f" at step {record.failure.step}" if record.failure.step is not None else ""

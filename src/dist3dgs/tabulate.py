@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, snakemake
 from .events import PHASES
 from .files import sha256, write_text
 from .names import Layout
@@ -174,10 +174,10 @@ def read_table(path: Path) -> list[Row]:
         with Path(path).open(encoding="utf-8", newline="") as f:
             rows = list(csv.DictReader(f))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such table; make it with: snakemake tables") from None
+        raise UserError(f"{path}: no such table; make it with: {snakemake('tables')}") from None
     except (csv.Error, UnicodeDecodeError) as e:
         raise UserError(
-            f"{path}: not a table of dist3dgs ({e}); delete it and make it again: snakemake tables"
+            f"{path}: not a table of dist3dgs ({e}); delete it and make it again: {snakemake('tables')}"
         ) from None
     return [{name: _value(name, cell, path) for name, cell in row.items() if name} for row in rows]
 
@@ -204,7 +204,7 @@ def _value(name: str, cell: str | None, path: Path) -> Any:
     except ValueError:
         raise UserError(
             f"{path}: column {name!r} holds {cell!r}, expected a number; delete the table and make it again: "
-            "snakemake tables"
+            f"{snakemake('tables')}"
         ) from None
 
 

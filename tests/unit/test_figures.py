@@ -61,7 +61,6 @@ STUDIES = {
             peak_rss_gib=None, peak_host_gib=None, views=[],
         )
     ],
-    "excluded only": [make_record(status="excluded")],
     "same ranks, two layouts": [make_record(layout=x) for x in ("n1g1", "n1g4", "n2g2")],
 }  # fmt: skip
 

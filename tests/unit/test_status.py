@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dist3dgs.config import load_study
-from dist3dgs.matrix import Study
+from dist3dgs.matrix import Study, load_study
 from dist3dgs.record import Failure, Metrics, Run, RunRecord, save_record
+from dist3dgs.spec import Exclusion
 from dist3dgs.status import rows, show
 
 from .evidence import spec, start, step, write_attempt
@@ -76,3 +76,11 @@ def test_broken_files_cost_their_own_row_only(study: Study, tmp_path: Path) -> N
     odd = [{"t": time.time(), "rank": 0, "event": "step", "step": "many"}]
     write_attempt(folder, spec("n1g4"), odd, status="running", returncode=None)
     assert [s for s, _ in state(study).values()] == ["unreadable", "unreadable", "running"]
+
+
+def test_points_that_are_left_out_stand_at_the_end_with_the_reason(study: Study) -> None:
+    exclude = [Exclusion(layout="n1g2", reason="no such machine")]
+    config = study.config.model_copy(update={"exclude": exclude})
+    found = state(Study(config, study.scenes, study.strategies))
+    assert list(found.items())[-1] == ("n1g2", ("excluded", "no such machine"))
+    assert list(found) == ["n1g1", "n1g4", "n1g2"]

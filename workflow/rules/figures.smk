@@ -69,7 +69,8 @@ rule write_report:
         figures=lambda wildcards, input: os.path.dirname(input.figures[0]),
         tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
         data=DATA,
+        study=study_facts(),
         others=OTHER_RECORDS,
     shell:
         "dist3dgs --log {log:q} report --out {output:q} --figures {params.figures:q} --tables {params.tables:q}"
-        " --data {params.data:q} --records {input.records:q} {params.others:q}"
+        " --data {params.data:q} --study {params.study:q} --records {input.records:q} {params.others:q}"

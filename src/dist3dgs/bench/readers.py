@@ -164,6 +164,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--logs", type=Path, help="folder of *.log, read as one file of the given size too")
     parser.add_argument("--out", type=Path, help="e.g. docs/benchmarks/readers.md")
     args = parser.parse_args(argv)
+    if args.mb < 1 or args.repeats < 1:
+        parser.error("--mb and --repeats: at least 1")
     rows = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         kinds = dict(KINDS)

@@ -31,14 +31,14 @@ def run_diagnose(paths: Sequence[Path | str], as_json: bool, context: Mapping[st
 
 def run_import(
     paths: Sequence[Path | str], *, scene: str, layout: str, strategy: str = "imported", repeat: str = "r0",
-    results: Path = Path("results"),
+    results: Path = Path("results"), force: bool = False,
 ) -> int:  # fmt: skip
     """Turn a foreign job's logs into `results/{scene}/{strategy}/{layout}/{repeat}/record.json`."""
     from ..record import save_record
     from .importer import import_record
 
     record, path = import_record(
-        paths, scene=scene, layout=layout, strategy=strategy, repeat=repeat, results=results
+        paths, scene=scene, layout=layout, strategy=strategy, repeat=repeat, results=results, force=force
     )
     save_record(record, path)
     cause = f" ({record.failure.cause})" if record.failure else ""
@@ -138,6 +138,7 @@ def troubleshooting() -> str:
         "",
         "```",
         "dist3dgs diagnose job.out job.err        # all files of one job; --json for programs",
+        "                                         # exit status: 0 ok, 1 failed or degraded, 3 unknown",
         "dist3dgs read job.out                    # the job in numbers",
         "```",
         "",

@@ -15,6 +15,7 @@ from ..record import (
     RankMetrics,
     Run,
     RunRecord,
+    load_record,
 )
 from .scan import Scan, scan
 from .summary import LogSummary, summarise
@@ -33,25 +34,41 @@ PHASES = {
 
 def import_record(
     paths: Sequence[Path | str], *, scene: str, layout: str, strategy: str = "imported", repeat: str = "r0",
-    results: Path = Path("results"),
+    results: Path = Path("results"), force: bool = False,
 ) -> tuple[RunRecord, Path]:  # fmt: skip
     """Record of one job from its logs and where it belongs.
 
-    Raises `UserError` for a bad name, logs that cannot be read, or a record of one of our own runs in the same place.
+    Raises `UserError` for a bad name, logs that cannot be read or are empty, a record of one of our own runs in the
+    same place, or one of other logs there (unless `force`).
     """
     point = Point.parse(scene, strategy, layout, repeat)
     path = point.folder(Path(results)) / "record.json"
-    if path.exists():
-        from ..record import load_record
-
-        if load_record(path).provenance.source == "dist3dgs":
-            raise UserError(
-                f"{path} is the record of a run of our own; import under another --strategy or --repeat"
-            )
+    there = load_record(path).provenance if path.exists() else None
+    if there is not None and there.source == "dist3dgs":
+        raise UserError(
+            f"{path} is the record of a run of our own; import under another --strategy or --repeat"
+        )
     found = scan(paths)
     summary = summarise(found)
+    if not any(
+        Path(f.path).stat().st_size for f in summary.files if f.format not in ("missing", "unreadable")
+    ):
+        raise UserError(f"{', '.join(map(str, paths))}: empty, so there is nothing to import")
+    if there is not None and not force and there.evidence_sha256 != _digests(summary):
+        raise UserError(
+            f"{path} is the record of other logs ({', '.join(there.evidence_sha256) or 'unknown'}); import as"
+            f" --repeat r{_free_repeat(path.parent)}, or in its place with --force"
+        )
     verdict = judge(found, summary, {"devices_asked": point.layout.world_size})
     return _record(point, found, summary, verdict), path
+
+
+def _free_repeat(folder: Path) -> int:
+    """The first number from this repeat's on that has no record."""
+    number = int(folder.name[1:])
+    while folder.with_name(f"r{number}").joinpath("record.json").exists():
+        number += 1
+    return number
 
 
 def _record(point: Point, found: Scan, summary: LogSummary, verdict: Diagnosis) -> RunRecord:

@@ -60,6 +60,7 @@ def _environment(case: Case) -> Environment:
         devices=[e.get("device_name") or e.get("device") or "unknown" for e in starts],
         cpu=case.launch.get("cpu"),
         cores=case.launch.get("cores"),
+        driver=case.launch.get("driver"),
         python=case.launch.get("python"),
         versions=versions,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..events import read_events
 from ..evidence import Attempt, attempts
-from ..names import Layout
+from ..names import Layout, how_to_make
 
 Events = list[dict[str, Any]]
 
@@ -33,15 +33,28 @@ class Case:
         try:
             launch = json.loads(launch_json.read_text(encoding="utf-8"))
             digest, spec = launch["spec_digest"], launch["spec"]
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except FileNotFoundError:
             raise UserError(
-                f"{launch_json}: not a launch summary ({e}); train the point again: snakemake {launch_json}"
+                f"{launch_json}: no such launch summary{how_to_make(launch_json, '; train the point: ')}"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            what = (
+                f"it has no {e}"
+                if isinstance(e, KeyError)
+                else "no mapping"
+                if isinstance(e, TypeError)
+                else e
+            )
+            raise UserError(
+                f"{launch_json}: not a launch summary ({what}); delete it"
+                f"{how_to_make(launch_json, ' and train the point again: ')}"
             ) from None
         # Attempts under other settings tell another story.
         story = [a for a in attempts(launch_json.parent) if a.launch().get("spec_digest") == digest]
         if not story:
             raise UserError(
-                f"{launch_json.parent}/attempts: no attempt of this run; train it again: snakemake {launch_json}"
+                f"{launch_json.parent}/attempts: no attempt of the run that {launch_json.name} tells of; delete that"
+                f"{how_to_make(launch_json, ' and train the point again: ')}"
             )
         return cls(launch, spec, story)
 

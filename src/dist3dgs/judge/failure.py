@@ -17,7 +17,7 @@ _ENDED_REMEDIES: dict[str, str] = {
     "time_limit": "raise site.runtime_min in profiles/slurm/config.yaml, or lower train.checkpoint_every",
     "host_oom": "raise site.mem_gib_per_gpu in profiles/slurm/config.yaml",
     "node_failure": "train again on other nodes (slurm-exclude-failed-nodes)",
-    "cancelled": "train again with: snakemake --profile profiles/slurm --forcerun train RECORD",
+    "cancelled": "train again with: snakemake --profile profiles/slurm --forcerun train -- RECORD",
     "submission_rejected": "change what the message names in profiles/slurm/config.yaml, then train again",
 }
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..config import add_config_options
+
 PROFILE = Path("profiles/slurm/config.yaml")
 
 
@@ -12,7 +14,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """`verb(name, function, text)` makes a verb's parser."""
     p = verb("partitions", _partitions, "say where each layout would start and end first on this cluster")
     p.add_argument("--profile", type=Path, default=PROFILE, help="profile whose `site` block is used")
-    p.add_argument("--config", type=Path, default=Path("config"))
+    add_config_options(p)
     p.add_argument("--layouts", nargs="*", help="default: those of the config")
     p.add_argument(
         "--minutes", type=float, help="predicted run time on the fastest GPUs; default: site.runtime_min"
@@ -23,7 +25,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "preflight", _preflight, "ask Slurm whether it would take the job of each layout; submits nothing"
     )
     p.add_argument("--profile", type=Path, default=PROFILE)
-    p.add_argument("--config", type=Path, default=Path("config"))
+    add_config_options(p)
     p.add_argument("--layouts", nargs="*", help="default: those of the config")
 
     p = verb("site", _site, "write a Snakemake profile for the cluster this is called on")
@@ -44,10 +46,11 @@ def site_of(profile: Path) -> Any:
 
 
 def _layouts(args: argparse.Namespace) -> list[Any]:
-    from ..config import load_study
+    from ..matrix import load_study
     from ..names import Layout
 
-    return [Layout.parse(text) for text in args.layouts or load_study(args.config).config.layouts]
+    layouts = args.layouts or load_study(args.config, args.configfile).config.layouts
+    return [Layout.parse(text) for text in layouts]
 
 
 def _partitions(args: argparse.Namespace) -> None:

@@ -16,8 +16,6 @@ class NodeSamples:
     node: str = ""
     num_samples: int = 0
     peak_pss_gib: float | None = None
-    pss_sum_gib: float = 0.0
-    cpu_sum: float = 0.0
     first_t: float | None = None
     last_t: float | None = None
     gpus: dict[str, GpuSamples] = field(default_factory=dict)
@@ -58,8 +56,6 @@ def read(path: Path) -> NodeSamples:
         s.first_t = t if s.first_t is None else s.first_t
         if t != s.last_t:
             s.num_samples += 1
-            s.pss_sum_gib += pss or 0.0
-            s.cpu_sum += _value(row, "cpu_percent") or 0.0
         s.last_t = t
         if pss is not None:
             s.peak_pss_gib = max(pss, s.peak_pss_gib or 0.0)
