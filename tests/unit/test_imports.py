@@ -29,7 +29,6 @@ ROOMS = (
     *(
         "config",
         "schemas",
-        "guard",
         "scenes",
         "matrix",
         "resume",
@@ -42,6 +41,7 @@ ROOMS = (
     *(
         "judge",
         "slurm",
+        "guard",
         "status",
         "watch",
         "launch",
