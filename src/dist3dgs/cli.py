@@ -95,6 +95,12 @@ def _record(args: argparse.Namespace) -> None:
 def _tabulate(args: argparse.Namespace) -> None:
     from .tabulate import tabulate
 
+    if not args.records:
+        raise UserError(
+            "no records: there is nothing to tabulate, draw or report. Make one by training a point: "
+            "snakemake --profile profiles/local results/builtin/replicated/n1g1/r0/record.json, or from the logs of a "
+            "job that ran elsewhere: dist3dgs import --help"
+        )
     tabulate(args.records, args.runs, args.points)
 
 
@@ -226,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--points", required=True, type=Path)
     p.add_argument("--records", nargs="*", type=Path, default=[])
 
-    p = verb("figure", _figure, "draw one figure (svg, png and the csv behind it)")
+    p = verb("figure", _figure, "draw one figure (svg, png, pdf and the csv behind it)")
     p.add_argument("name")
     p.add_argument("--runs", required=True, type=Path)
     p.add_argument("--points", required=True, type=Path)
