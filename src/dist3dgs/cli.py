@@ -137,7 +137,7 @@ def _add_pages(verb: AddVerb) -> None:
     p.add_argument("--points", required=True, type=Path)
     p.add_argument("--records", nargs="*", type=Path, default=[])
 
-    p = verb("figure", verbs.figure, "draw one figure (svg, png and the csv behind it)")
+    p = verb("figure", verbs.figure, "draw one figure (svg, png, pdf and the csv behind it)")
     p.add_argument("name")
     p.add_argument("--runs", required=True, type=Path)
     p.add_argument("--points", required=True, type=Path)

@@ -52,8 +52,12 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     """`base` with `changes` laid over it, mapping by mapping."""
     merged = dict(base)
     for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
+        if isinstance(value, Mapping):
+            below = merged.get(key, {})
+            # As in Snakemake, an empty mapping changes nothing, not even what is no mapping.
+            merged[key] = merge(below if isinstance(below, Mapping) else {}, value) if value else below
+        else:
+            merged[key] = value
     return merged
 
 

@@ -168,17 +168,29 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
     write_text(path, text.getvalue())
 
 
-def read_table(path: Path) -> list[Row]:
-    """Read a table of this module back: numbers as numbers, empty cells as None."""
+def read_table(path: Path, needed: Sequence[str] = ()) -> list[Row]:
+    """Read a table of this module back: numbers as numbers, empty cells as None.
+
+    Raises `UserError` for a file that is no such table or lacks one of the `needed` columns.
+    """
     try:
         with Path(path).open(encoding="utf-8", newline="") as f:
-            rows = list(csv.DictReader(f))
+            reader = csv.DictReader(f)
+            rows = list(reader)
+            names = reader.fieldnames or ()
     except FileNotFoundError:
         raise UserError(f"{path}: no such table; make it with: {snakemake('tables')}") from None
     except (csv.Error, UnicodeDecodeError) as e:
         raise UserError(
             f"{path}: not a table of dist3dgs ({e}); delete it and make it again: {snakemake('tables')}"
         ) from None
+    missing = [name for name in needed if name not in names]
+    if missing:
+        more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
+        raise UserError(
+            f"{path}: not this table of dist3dgs: it has no column {', '.join(missing[:6])}{more}; make it from the "
+            "records: snakemake tables"
+        )
     return [{name: _value(name, cell, path) for name, cell in row.items() if name} for row in rows]
 
 

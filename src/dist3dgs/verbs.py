@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, snakemake
 
 Verb = Callable[[argparse.Namespace], int | None]
 
@@ -75,6 +75,12 @@ def record(args: argparse.Namespace) -> None:
 def tabulate(args: argparse.Namespace) -> None:
     from .tabulate import tabulate
 
+    if not args.records:
+        raise UserError(
+            "no records: there is nothing to tabulate, draw or report. Make one by training a point: "
+            f"{snakemake('results/builtin/replicated/n1g1/r0/record.json')}, or from the logs of a job that ran "
+            "elsewhere: dist3dgs import --help"
+        )
     tabulate(args.records, args.runs, args.points)
 
 

@@ -52,7 +52,8 @@ except UserError as error:
 RESULTS = STUDY.config.results
 DATA = STUDY.config.data
 FIGURES = figures_module.NAMES
-FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in ("svg", "png", "csv")]
+FIGURE_KINDS = ("svg", "png", "pdf", "csv")
+FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
 
 
 PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER)

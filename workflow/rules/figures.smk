@@ -33,7 +33,7 @@ rule figure:
         points=rules.tabulate.output.points,
         records=all_records,
     output:
-        multiext(f"{RESULTS}/figures/{{figure}}", ".svg", ".png", ".csv"),
+        [f"{RESULTS}/figures/{{figure}}.{kind}" for kind in FIGURE_KINDS],
     log:
         "logs/figures/{figure}.log",
     wildcard_constraints:
