@@ -19,7 +19,7 @@ def run_read(paths: Sequence[Path | str], as_json: bool) -> int:
     from .jobs import by_job
     from .readers import read_logs
 
-    summaries = [read_logs(job) for job in by_job(paths)] or [read_logs(paths)]
+    summaries = [read_logs(job) for job in by_job(paths)]
     if as_json:
         found = [s.model_dump(mode="json") for s in summaries]
         _print(json.dumps(found if len(found) > 1 else found[0], indent=1, ensure_ascii=False))

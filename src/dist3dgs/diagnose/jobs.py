@@ -11,7 +11,7 @@ HEAD_BYTES = 1 << 16
 #: slurm-%j.out, %x_%j.err, %x-%A_%a.log; of a name that is not Slurm's usual one only a long number counts.
 IN_NAME = re.compile(
     r"(?:^slurm-(\d{1,12}(?:_\d{1,6})?)|(?:^|[-_.])([1-9]\d{3,11}(?:_\d{1,6})?)(?=\.(?:out|err)$)|"
-    r"[-_.]([1-9]\d{4,11}(?:_\d{1,6})?)(?=\.(?:log|txt)$))"
+    r"[-_.]([1-9]\d{4,11}(?:_\d{1,6})?)(?=\.(?:log|txt|csv)$))"
 )
 DATE = re.compile(r"20\d\d[01]\d[0-3]\d(?:_\d{1,6})?")
 #: What a job prints of itself. (`Submitted batch job` is said by another one.)

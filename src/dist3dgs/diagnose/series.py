@@ -15,6 +15,9 @@ from ..record import StepTime
 
 #: Beyond this many samples every second one is dropped and the rest weigh double: 2 MiB per series at most.
 MAX_SAMPLES = 1 << 17
+#: Of a table with more rows than this, so many evenly spaced ones of each block are taken.
+EXACT_ROWS = 1 << 17
+ROWS_PER_BLOCK = 1000
 #: A step this many steps and rows below the highest seen is a restart, not an echo of another rank or a redrawn row.
 RESTART_GAP = 64
 RESTART_ROWS = 32
@@ -135,10 +138,13 @@ class StepSeries:
 
     def add_all(self, steps: NDArray[np.float64], values: Mapping[str, NDArray[np.float64]]) -> None:
         """Add rows of a table: `seconds`, `rate`, `loss`, NaN where there is none."""
-        few = MAX_SAMPLES // 16
-        if len(steps) > few and steps[0] > self.last and np.all(np.diff(steps) > 0):
-            # So long a table has no use for each of its rows: evenly spaced ones and the last.
-            kept = np.append(np.arange(0, len(steps) - 1, len(steps) // few), len(steps) - 1)
+        if (
+            self.count > EXACT_ROWS
+            and len(steps) > ROWS_PER_BLOCK
+            and steps[0] > self.last
+            and np.all(np.diff(steps) > 0)
+        ):
+            kept = np.append(np.arange(0, len(steps) - 1, len(steps) // ROWS_PER_BLOCK), len(steps) - 1)
             steps, values = steps[kept], {k: v[kept] for k, v in values.items()}
             self.sampled = True
         columns = [

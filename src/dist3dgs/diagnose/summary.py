@@ -127,7 +127,7 @@ def _quality(scan: Scan) -> dict[str, float]:
         for key in ("psnr", "ssim", "lpips"):
             values = [e[key] for e in scan.diary.evals if isinstance(e.get(key), int | float)]
             found[key] = float(values[-1]) if values else None
-    return {k: float(v) for k, v in found.items() if v is not None}
+    return {k: float(v) for k, v in found.items() if v is not None and abs(v) < 1e18}  # no NaN either
 
 
 def _file(info: FileInfo) -> ReadFile:

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +52,9 @@ def _rows(data: bytes) -> NDArray[np.float64]:
     lines = text.split(b"\n")
     widths = {len(line.split()) for line in lines if line}
     if len(widths) == 1 and max(widths) >= 4 and not text.translate(None, b"0123456789. \n"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # `1.2.3`, which the sizes then tell
-            numbers = np.fromstring(text, sep=" ")
-        if numbers.size == max(widths) * sum(map(bool, lines)):
-            return numbers.reshape(-1, max(widths))[:, :3]
+        with suppress(ValueError, DeprecationWarning), warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # `1.2.3`, by age of numpy
+            return np.fromstring(text, sep=" ").reshape(-1, max(widths))[:, :3]
     rows = []
     for raw in lines:
         try:
