@@ -53,6 +53,15 @@ def test_rows_drawn_again_count_once_each(tmp_path: Path) -> None:
     assert (step_s.p5, step_s.p95) == (0.010, 0.040)
 
 
+def test_a_step_counts_once_however_often_it_is_shown() -> None:
+    series = StepSeries(MEGATRON, 10_000)
+    for top in range(200):
+        for row in range(max(0, top - 9), top + 1):
+            for _rank in range(2):
+                series.add(Progress(row * 10, 10_000, seconds=1.0))
+    assert (series.count, series.restarts, series.num_steps) == (200, 0, 1990)
+
+
 def test_a_log_with_its_beginning_cut_off_states_no_seconds_of_the_run(tmp_path: Path) -> None:
     whole = read_logs([write(tmp_path / "whole.log", nerfstudio(0, 7000))])
     assert (whole.iterations, whole.iterations_asked, whole.steps_shown) == (7000, 7000, None)
