@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..lines import Block, clean, read_blocks
 from ..tables import Table, cells
 
 MAX_GPUS = 1024
-#: Values of one GPU's memory that are counted exactly, in MiB; a GPU has fewer than 300,000.
+#: After so many differing values of one GPU's memory, in MiB, no more are counted; a GPU has fewer than 300,000.
 MAX_VALUES = 1 << 19
 MEASURED = frozenset({"memory.used", "utilization.gpu", "power.draw"})
 #: Rows that are no further apart are of one sample of all GPUs; nvidia-smi asks them one after the other.
@@ -48,13 +48,10 @@ class GpuSamples:
 
     def add(self, columns: Mapping[str, NDArray[np.float64]]) -> None:
         """Take samples in order of time: `t` (s), `memory` (MiB), `busy` (%), `power` (W); NaN where unknown."""
-        if (memory := columns.get("memory")) is not None:
-            for mib, n in _counted(memory, 1e9):
-                if len(self.memory_mib) < MAX_VALUES or mib in self.memory_mib:
-                    self.memory_mib[mib] += n
+        if (memory := columns.get("memory")) is not None and len(self.memory_mib) < MAX_VALUES:
+            _count(self.memory_mib, memory, 1e9)
         if (busy := columns.get("busy")) is not None:
-            for percent, n in _counted(busy, 100):
-                self.utilisation[percent] += n
+            _count(self.utilisation, busy, 100)
         power = columns.get("power")
         if power is not None:
             known = power[np.isfinite(power)]
@@ -83,11 +80,12 @@ class GpuSamples:
         self.last_t = float(t[-1])
 
 
-def _counted(values: NDArray[np.float64], largest: float) -> Iterator[tuple[int, int]]:
-    """Each whole value up to `largest` and how often it stands there."""
+def _count(counts: Counter[int], values: NDArray[np.float64], largest: float) -> None:
+    """Add how often each whole value up to `largest` stands in `values`."""
     known = values[(values >= 0) & (values <= largest)].astype(np.int64)
-    found, counts = np.unique(known, return_counts=True)
-    return zip(found.tolist(), counts.tolist(), strict=True)
+    found, times = np.unique(known, return_counts=True)
+    for value, n in zip(found.tolist(), times.tolist(), strict=True):
+        counts[value] = counts.get(value, 0) + n
 
 
 def sniff(head: str) -> bool:
