@@ -1,7 +1,6 @@
 """What `dist3dgs read`, `dist3dgs diagnose` and `dist3dgs import` do."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,20 @@ from .lines import CONTROL
 
 
 def run_read(paths: Sequence[Path | str], as_json: bool) -> int:
-    """Print the summary of one job. Returns the exit status, always 0; raises `UserError` if nothing can be read."""
+    """Print a summary of each job. Returns the exit status, always 0; raises `UserError` if nothing can be read.
+
+    As JSON one job is an object, several are a list of them.
+    """
+    from . import shown
+    from .jobs import by_job
     from .readers import read_logs
 
-    summary = read_logs(paths)
-    _print(_json(summary) if as_json else "\n".join(_summary_lines(summary)))
+    summaries = [read_logs(job) for job in by_job(paths)]
+    if as_json:
+        found = [s.model_dump(mode="json") for s in summaries]
+        _print(json.dumps(found if len(found) > 1 else found[0], indent=1, ensure_ascii=False))
+    else:
+        _print("\n\n".join("\n".join(shown.lines(s)) for s in summaries))
     return 0
 
 
@@ -55,10 +63,6 @@ def _json(value: BaseModel) -> str:
     return json.dumps(value.model_dump(mode="json"), indent=1, ensure_ascii=False)
 
 
-def _duration(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{seconds:.4g} s"
-
-
 def _verdict_lines(d: Any) -> list[str]:
     lines = [d.status if d.cause is None else f"{d.status}: {d.cause}"]
     place = [
@@ -76,52 +80,6 @@ def _verdict_lines(d: Any) -> list[str]:
     if d.cause == "unknown" and d.looked_for:
         lines.append("  looked for:")
         lines += [f"    {text}" for text in d.looked_for]
-    return lines
-
-
-def _summary_lines(s: Any) -> list[str]:
-    def row(name: str, value: object) -> str:
-        return f"{name:<18} {value if value not in (None, '', []) else 'unknown: ' + s.reasons.get(name, 'not stated')}"
-
-    lines = [row("job_id", s.job_id), row("job_name", s.job_name), row("nodes", ", ".join(s.nodes))]
-    lines += [row("devices_asked", s.devices_asked), row("devices_used", s.devices_used)]
-    if s.started_at is not None:
-        lines.append(row("started", time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(s.started_at))))
-    lines += [
-        row("total_s", s.total_s),
-        row(
-            "iterations",
-            f"{s.iterations} of {s.iterations_asked or '?'}" if s.iterations is not None else None,
-        ),
-    ]
-    lines += [row(f"  {name}", _duration(seconds)) for name, seconds in s.phases_s.items()]
-    if s.step_s is not None:
-        t = s.step_s
-        of = f"{s.step_s_kind}{', of a sample' if s.step_s_sampled else ''}"
-        lines.append(
-            row(
-                "step_s",
-                f"median {t.median:.6g}, mean {t.mean:.6g}, 5 % {t.p5:.6g}, 95 % {t.p95:.6g} ({of})",
-            )
-        )
-    else:
-        lines.append(row("step_s", None))
-    lines += [row("throughput", f"{r.mean:.5g} {r.unit} (mean), {r.last:.5g} (last)") for r in s.throughput]
-    lines += [row(name, f"{value:.5g}") for name, value in s.quality.items()]
-    lines.append(row("num_gaussians", s.num_gaussians))
-    for g in s.gpus:
-        memory = (
-            f"memory peak {g.memory_peak_gib:.2f}, average {g.memory_average_gib:.2f}, mode {g.memory_mode_gib:.2f} GiB"
-            if g.memory_peak_gib is not None
-            else "memory unknown"
-        )
-        busy = (
-            f", busy {g.utilisation_average_percent:.0f} %"
-            if g.utilisation_average_percent is not None
-            else ""
-        )
-        lines.append(row(f"gpu {g.gpu}", memory + busy))
-    lines += [row("host_peak_gib", s.host_peak_gib), row("finished", s.finished.text if s.finished else None)]
     return lines
 
 

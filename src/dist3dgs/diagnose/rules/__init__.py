@@ -29,10 +29,15 @@ _PATTERNS = [(rule, i) for rule in RULES for i in range(len(rule.patterns))]
 _INDEX = WordIndex([rule.patterns[i] for rule, i in _PATTERNS])
 
 
-def takers(text: str) -> Iterator[tuple[Rule, int]]:
+def candidates(texts: Sequence[str]) -> list[list[int]]:
+    """For each text what `takers` has to try, found for all of them at once."""
+    return _INDEX.candidates_of(texts)
+
+
+def takers(text: str, tried: Sequence[int] | None = None) -> Iterator[tuple[Rule, int]]:
     """The rules whose wording `text` has, in the table's order, each with its first pattern that is found."""
     last: Rule | None = None
-    for at in _INDEX.candidates(text):
+    for at in _INDEX.candidates(text) if tried is None else tried:
         rule, i = _PATTERNS[at]
         if rule is last or not rule.patterns[i].search(text):
             continue
@@ -66,4 +71,4 @@ def _hit_of_error(rule: Rule, found: int, line: Line, frames: Sequence[str], ste
     return Hit(rule, found, line, 0, 0, lambda n: list(frames[-n:]), steps_before=steps)
 
 
-__all__ = ["RULES", "Hit", "Rule", "Tier", "classify", "error_hit", "takers"]
+__all__ = ["RULES", "Hit", "Rule", "Tier", "candidates", "classify", "error_hit", "takers"]
