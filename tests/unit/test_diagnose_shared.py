@@ -25,11 +25,11 @@ def test_at_least_42_of_44_with_the_line_that_proves_it(shared: Path) -> None:
     folder = shared / "failure-logs"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
-    wrong, false_alarms = [], []
+    wrong, strictly_wrong, false_alarms = [], [], []
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     for entry in index:
         verdict = diagnose([folder / entry["file"]])
-        want = CATEGORIES[int(entry["category"].split("_")[0])]
+        named = want = CATEGORIES[int(entry["category"].split("_")[0])]
         # One half of a job that proves nothing by itself: saying so is right.
         if entry["key_evidence_line"] is None or entry["verdict"] == "unknown":
             want = {"unknown"}
@@ -39,11 +39,16 @@ def test_at_least_42_of_44_with_the_line_that_proves_it(shared: Path) -> None:
             or any(key.strip() in e.text or e.text in key for e in verdict.evidence)
             or not key
         )
+        if verdict.cause not in named:
+            strictly_wrong.append(entry["file"][:3])
         if verdict.cause not in want or not shown:
             wrong.append((entry["file"], verdict.status, verdict.cause))
         if entry["verdict"] == "healthy" and verdict.status in ("failed", "degraded"):
             false_alarms.append(entry["file"])
-    assert len(index) - len(wrong) >= 42, wrong
+    assert len(index) - len(wrong) >= 43, wrong
+    # Counted strictly, `unknown` is wrong for a half that proves nothing: stderr of 002 and 003 shows no devices, 008 no
+    # end, and 004 is the stdout of a crash whose stderr is 005.
+    assert set(strictly_wrong) <= {"002", "003", "004", "008"}, strictly_wrong
     assert not false_alarms
 
 

@@ -11,7 +11,7 @@ from . import where
 from .clock import Clock
 from .facts import FactPattern, FactTable, Line
 from .lines import Block, clean
-from .readers import elastic, epochs, gsplat, nerfstudio, sacct, slurm
+from .readers import elastic, ends, epochs, gsplat, nerfstudio, sacct, slurm
 from .rules import Hit, Tier, takers
 from .steps import FORMATS, StepFormat, StepSeries
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .scan import Scan
 
 #: Text patterns of all readers; every new line shape is shown to them.
-FACTS = FactTable(p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs) for p in module.FACTS)
+FACTS = FactTable(
+    p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs, ends) for p in module.FACTS
+)
 #: How often lines of one shape are looked at after any rule or reader cared for the first. Of a shape whose numbers
 #: matter (a metric that is printed again and again) the last one in each block is read after that.
 REPEATS = 8

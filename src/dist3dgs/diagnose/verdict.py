@@ -16,6 +16,11 @@ from .scan import Scan, scan
 from .stalls import silent_before
 from .summary import LogSummary, summarise
 
+#: Lines that a job prints while it stands still, or while it is being ended.
+NO_LIFE = re.compile(
+    r"not responding|[Ss]till (?:trying|waiting)|[Ww]aiting (?:for|in)\b|blocked for more than|"
+    + roots.ENDING.pattern
+)
 MAX_EVIDENCE = 6
 MAX_EVIDENCE_TEXT = 1000
 
@@ -93,9 +98,24 @@ def _failed(found: Scan, choice: Choice) -> Diagnosis:
     extra: Sequence[Evidence] = ()
     if rule.cause in ("time_limit", "cancelled"):
         silence = silent_before(root, found)
-        if silence is not None:
+        if silence is not None and (found.diary or _stepped(found) or _nothing_below(silence, root)):
             rule, extra = BY_NAME["no-step"], silence
     return _diagnosis("failed", rule, root, found, choice, extra)
+
+
+def _stepped(found: Scan) -> bool:
+    return any(p.last for p in found.progress.values())
+
+
+def _nothing_below(silence: Sequence[Evidence], stop: Hit) -> bool:
+    """No text without a time stands between the last line with one and the stop: it could be of any moment."""
+    last = silence[0]
+    if last.line is None or stop.line.number is None or last.file != stop.line.file:
+        return True
+    between = stop.context(min(200, stop.line.number - last.line - 1))
+    return not any(
+        text.strip() and not text.startswith((" ", "\t")) and not NO_LIFE.search(text) for text in between
+    )
 
 
 def _diagnosis(
@@ -105,7 +125,7 @@ def _diagnosis(
     rank = root.rank if root.rank is not None or rule.tier in (Tier.STOP, Tier.PROOF) else first.get("rank")
     node = root.node or (None if rule.tier == Tier.STOP else first.get("node"))
     lines = [root, *_telling(root, choice)]
-    evidence = list(dict.fromkeys([*extra, *(_evidence(h) for h in lines)]))
+    evidence = list(dict.fromkeys([*extra, *(_evidence(h) for h in lines), *_stated_reason(root)]))
     progress = found.progress.get(root.file_index)
     step = root.step
     if step is None and root.steps_before and progress and progress.count:
@@ -115,6 +135,17 @@ def _diagnosis(
         evidence=evidence[:MAX_EVIDENCE], explanation=rule.why, remedy=rule.remedy, ruled_out=_ruled_out(choice),
         looked_for=[] if rule.cause != "unknown" else _looked_for(),
     )  # fmt: skip
+
+
+def _stated_reason(stop: Hit) -> list[Evidence]:
+    """Slurm's `*** REASON: ... ***` below the line with which it ended the job."""
+    if stop.rule.tier != Tier.STOP or stop.line.number is None:
+        return []
+    return [
+        Evidence(file=stop.line.file, line=stop.line.number + down, text=text.strip()[:MAX_EVIDENCE_TEXT])
+        for down, text in enumerate(stop.below(3), 1)
+        if "*** REASON:" in text
+    ]
 
 
 def _phase(rule: Rule, root: Hit) -> str | None:
@@ -157,10 +188,10 @@ def _first_failing(found: Scan) -> dict[str, Any]:
 
 
 def _nan_loss(found: Scan) -> Hit | None:
-    """A hit for the first NaN loss, if two or more stand at the end and no finite one after them."""
-    if found.loss.num_bad < 2 or found.loss.first_bad is None:
+    """A hit for the row from which on losses or gradients are no numbers, if no finite one follows."""
+    line = found.loss.lost()
+    if line is None:
         return None
-    line = found.loss.first_bad
     index = next((i for i, f in enumerate(found.files) if f.path == line.file), 0)
     hit = Hit(BY_NAME["diverged"], 0, line, index, line.number or 0, steps_before=1)
     m = re.search(r"(?i)(?:step|iter(?:ation)?)[ :=\[]*(\d{1,12})", line.text)
@@ -184,7 +215,15 @@ def _ended_well(found: Scan, summary: LogSummary, choice: Choice, context: Mappi
         return False
     if _silent_trainer(found):
         return False
-    return summary.ended is not None
+    return summary.ended is not None and not _went_on(summary.ended, found)
+
+
+def _went_on(end: Evidence, found: Scan) -> bool:
+    """Training went on below the words taken for an end: `model saved` is printed after every epoch too."""
+    return any(
+        p.last is not None and p.last.file == end.file and (p.last.number or 0) > (end.line or 0)
+        for p in found.progress.values()
+    )
 
 
 def _silent_trainer(found: Scan) -> bool:
@@ -204,7 +243,7 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
         explanation = (
             "The wrapper says that it is complete, but the trainer printed neither a step nor its own end."
         )
-    elif found.progress and any(p.last for p in found.progress.values()):
+    elif _stepped(found):
         explanation = "Training was going on where the files end; nothing says how it ended."
         evidence = [_line(p.last) for p in found.progress.values() if p.last][:1]
     first = _first_failing(found)

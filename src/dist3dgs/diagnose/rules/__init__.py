@@ -19,7 +19,7 @@ RULES: tuple[Rule, ...] = tuple(
         "extension-build", "diverged", "sfm-failed", "corrupt-data",
         "time-limit", "preempted", "cancelled",
         "collective-timeout", "nccl-network", "rendezvous", "nccl-error", "no-step", "peer-lost",
-        "environment", "command-line", "settings", "exception", "ignored-exception", "bare-exception",
+        "environment", "command-line", "settings", "torch-misuse", "exception", "ignored-exception", "bare-exception",
         "segmentation-fault", "bus-error", "killed-by-signal", "killed", "worker-failed", "terminate", "module-unknown",
     )
 )  # fmt: skip
@@ -54,7 +54,7 @@ def classify(text: str, frames: Sequence[str] = (), steps: int = 0) -> Rule | No
 def error_hit(line: Line, frames: Sequence[str], steps: int) -> Hit | None:
     """As `classify`, with the place where the text stands."""
     for rule, found in takers(line.text):
-        if RULES.index(rule) >= RULES.index(_BY_NAME["exception"]):
+        if RULES.index(rule) >= RULES.index(_BY_NAME["torch-misuse"]):
             break
         hit = _hit_of_error(rule, found, line, frames, steps)
         if rule.accept is None or rule.accept(hit):

@@ -91,7 +91,7 @@ RULES = (
             r"collective mismatch error, local size",
             r"NCCL WARN[^\n]*(?:message truncated|[Mm]ismatch|wrong|corrupt)",
         ),
-        unless=re.compile(r"(?i)iommu|Could not find|plugin|libibverbs\.so|NUMA balancing|GDR|ulimit|deprecated|No plugin|Failed to open lib|optional"),
+        unless=re.compile(r"(?i)iommu|Could not find|(?<!ib_)plugin|libibverbs\.so|NUMA balancing|GDR|ulimit|deprecated|Failed to open lib|optional"),
     ),
     Rule(
         name="nccl-error",
@@ -106,7 +106,7 @@ RULES = (
             r"unhandled system error, NCCL version|unhandled cuda error|NCCL communicator (?:was|is) aborted|ncclCommAbort(?:ed)?\b|remote process exited or there was a network error",
             r"NCCL WARN[^\n]*(?:Cuda failure|failed|error|Error)",
         ),
-        unless=re.compile(r"(?i)iommu|Could not find|plugin|libibverbs\.so|NUMA balancing|(?<!run with )NCCL_\w+=|NCCL_ASYNC_ERROR_HANDLING|TORCH_NCCL|Failed to open lib|deprecated"),
+        unless=re.compile(r"(?i)iommu|Could not find|(?<!ib_)plugin|libibverbs\.so|NUMA balancing|(?<!run with )NCCL_\w+=|NCCL_ASYNC_ERROR_HANDLING|TORCH_NCCL|Failed to open lib|deprecated"),
     ),
     Rule(
         name="rendezvous",
@@ -130,7 +130,7 @@ RULES = (
             r"(?i)rendezvous (?:timed out|timeout|failed|closed)|failed to (?:join|complete) (?:the )?rendezvous|EtcdConnectionFailed|ORTE was unable to reliably start",
             r"(?:^|\s)(?:socket\.gaierror|ConnectionRefusedError|gaierror)\b[^\n]*(?:Name or service not known|Connection refused|Temporary failure)",
         ),
-        unless=re.compile(r"WARNING\][^\n]*(?:keep-alive|shutdown the rendezvous|has failed to)|has failed to shutdown|^W\d{4}|hostname of the client socket cannot be retrieved|huggingface|http"),
+        unless=re.compile(r"WARNING\][^\n]*(?:keep-alive|shutdown the rendezvous|has failed to)|has failed to shutdown|Added key: store_based_barrier|Completed store-based barrier|^W\d{4}|hostname of the client socket cannot be retrieved|huggingface|http"),
     ),
     Rule(
         name="peer-lost",

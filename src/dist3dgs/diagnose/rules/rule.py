@@ -61,7 +61,8 @@ class Rule:
     """One way in which a cause shows itself.
 
     `looks`, `why` and `remedy` are for people (docs/troubleshooting.md is made of them). Of `patterns` the earlier
-    one is the better evidence. A line belongs to the first rule of the table that matches and accepts it.
+    one is the better evidence. A line belongs to the first rule of the table that matches and accepts it. Lines with a
+    `complaint` come from a step of the job script before the program (conda, pip): a script without `set -e` goes on.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Rule:
     why: str
     remedy: str
     patterns: tuple[re.Pattern[str], ...]
+    complaint: re.Pattern[str] | None = None
     unless: re.Pattern[str] | None = None
     accept: Callable[[Hit], bool] | None = None
     phase: str | None = None

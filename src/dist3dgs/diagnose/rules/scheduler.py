@@ -51,6 +51,7 @@ RULES = (
             r"srun: error: (?:Task launch|Launch)[^\n]*failed[^\n]*: (?:Communication connection failure|Unable to contact slurmd|Zero Bytes|Socket timed out)",
             r"(?:slurmctld|slurmd|srun): error: .*\bNodes? \S+ (?:is )?not responding",
             r"ORTE has lost communication with a remote daemon|lost connection to (?:the )?node\b",
+            r"(?i)job (?:preempted|killed|aborted|requeued) \(node failure\)|\b(?:server )?could not connect to MOM\b|node is down, job will be",
         ),
     ),
     Rule(
@@ -64,7 +65,7 @@ RULES = (
         patterns=patterns(
             r"\bDUE TO TIME LIMIT\b",
             r"(?:JobState=|State: |[|,]\s*|\s)TIMEOUT(?:\s*[|,]|\s+\d+:\d+|\s*\(|\s*$|\s+Reason=)",
-            r"\bTERM_RUNLIMIT\b|PBS: job killed: walltime \d+ exceeded limit|(?:exceeded|exceeds|reached) (?:its |the |hard )?(?:wall ?(?:clock )?time|wall ?clock|time) ?limit",
+            r"\bTERM_(?:RUNLIMIT|DEADLINE|CPULIMIT)\b|PBS: job killed: (?:walltime|cput) \d+ exceeded limit|(?:exceeded|exceeds|reached) (?:its |the |hard )?(?:wall ?(?:clock )?time|wall ?clock|time) ?limit",
             r"(?:^|[\s|,=])DEADLINE\b",
         ),
     ),
@@ -78,8 +79,8 @@ RULES = (
         "without preemption for short deadlines (`dist3dgs partitions`).",
         patterns=patterns(
             r"\bDUE TO (?:PREEMPTION|JOB REQUEUE)\b",
-            r"(?:^|[\s|,=:])PREEMPTED\b",
-            r"(?:this job|job|instance|node|worker) (?:is|was|has been|will be) (?:being )?pre-?empted\b",
+            r"(?:^|[\s|,=:])PREEMPTED\b|\bTERM_(?:PREEMPT|REQUEUE_OWNER|REQUEUE_ADMIN|WINDOW)\b",
+            r"(?:this job|job|instance|node|worker|pod) (?:is|was|has been|will be) (?:being )?pre-?empted\b",
             r"\b[Pp]reemption (?:notice|signal|warning) received|[Ss]pot (?:instance )?(?:interruption|reclaim)",
         ),
         unless=re.compile(r"(?i)checkpoint.*(?:if|when|in case)|preemption (?:handler|checker) (?:enabled|installed)"),
@@ -92,10 +93,12 @@ RULES = (
         why="Somebody stopped it: scancel, Ctrl-C, or an administrator.",
         remedy="Start it again when wanted; it resumes from the last checkpoint. Cancelled runs are not retried.",
         patterns=patterns(
-            r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT [\dT:-]+(?: DUE TO JOB CANCELLATION)?\s*\*\*\*",
+            r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT [\dT:-]+(?: DUE TO JOB CANCELLATION| DUE to SIGNAL \w+| (?i:by) (?:uid )?\S+)?\s*\*\*\*",
             r"(?:^|[\s|,=:])CANCELLED(?: by \d+)?(?:\s*[|,+]|\s+\d+:\d+|\s*\(|\s*$|\s+Reason=)",
             r"^(?:\[[^\]]*\]:?\s*)?KeyboardInterrupt\b",
-            r"\b(?:job|run|training) (?:was |has been )?(?:cancelled|canceled|aborted|interrupted) by (?:the )?user\b|\bTERM_OWNER\b|\bscancel(?:l?ed)? by\b",
+            r"\b(?:job|run|training) (?:was |has been )?(?:cancelled|canceled|aborted|interrupted) by (?:the )?user\b|\bTERM_(?:OWNER|FORCE_OWNER|ADMIN|FORCE_ADMIN|BUCKET_KILL)\b|\bscancel(?:l?ed)? by\b",
+            r"(?i)^job deleted at request of \S+|^\S*job deleted by \S+@",
+            r"(?i)(?:\breceived (?:signal )?SIGINT\b|\bgot SIGINT\b|\bSIGINT received\b)[^\n]*(?:exit|stop|terminat|shut|abort)",
         ),
         accept=_is_users_cancel,
     ),

@@ -9,10 +9,12 @@ from .rule import Hit, Rule, Tier, patterns
 #: Exceptions that only report that another process failed, or that a signal came.
 REPORTS = (
     r"ChildFailedError|CalledProcessError|ProcessRaisedException|ProcessExitedException|SignalException|SystemExit|KeyboardInterrupt|BrokenPipeError|"
-    r"WorkflowError|RayTaskError|FailedJobError|subprocess\.TimeoutExpired|ConnectionResetError|EOFError|GeneratorExit|WorkerError|UncompletedJobError|StopIteration"
+    r"WorkflowError|RayTaskError|FailedJobError|subprocess\.TimeoutExpired|ConnectionResetError|EOFError|GeneratorExit|WorkerError|Actor(?:Unavailable|Died)Error|RayActorError|WorkerCrashedError|NodeDiedError|LocalRayletDiedError|UncompletedJobError|StopIteration"
 )
+#: A report that lists what might have happened (Ray's, of a worker that died) says nothing of what did.
+GUESSES = r"(?:common|potential root|possible) causes"
 #: The last line of a traceback: `pkg.module.SomeError: message`, also behind a prefix that a launcher puts before it.
-EXCEPTION = r"^(?:\[[^\]]{0,40}\]:?\s*|\S{1,40}[:|>]\s+|│\s*)?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Failure|Violation|NotFound|Missing\w*|Invalid\w*|Timeout|Unsupported\w*)(?::\s|:?\s*$)"
+EXCEPTION = r"^(?:\[[^\]]{0,40}\]:?\s*|\S{1,40}[:|>]\s+|│\s*)?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Failure|Violation|NotFound|Missing\w*|Invalid\w*|Timeout|Unsupported\w*)(?: ?:\s|:?\s*$)|^Exception(?: ?:\s|:?\s*$)"
 
 
 BUILTIN = (
@@ -117,6 +119,8 @@ RULES = (
             r"ninja: (?:build stopped|error|fatal)|Command '\['ninja'[^\n]*non-zero|error: command '[^']*(?:gcc|g\+\+|nvcc|cl\.exe|cmake|ninja|clang)[^']*' failed|CMake Error|make(?:\[\d+\])?: \*\*\* [^\n]*Error \d+|No such file or directory: '[^']*nvcc'|nvcc: (?:command )?not found",
             r"(?:Failed|ERROR: Failed|Could not) build(?:ing)? (?:wheels?|editable) for|subprocess-exited-with-error|Failed to build installable wheels|triton\.compiler\.errors|Failed to (?:compile|build) (?:CUDA|the )?(?:extension|kernel)s?",
         ),
+        # pip's own words; the compiler's stand above them where a build was what failed.
+        complaint=re.compile(r": (?:command )?not found|subprocess-exited-with-error|(?:Failed|Could not) build(?:ing)? (?:wheels?|editable) for|Failed to build installable wheels"),
         unless=re.compile(r"warning #|-Werror|cv2\.error|OpenCV\("),
     ),
     Rule(
@@ -136,12 +140,18 @@ RULES = (
             r"cannot open shared object file|version [`'](?:GLIBC|GLIBCXX|CXXABI)\S*' not found|undefined symbol: |symbol lookup error|DLL load failed",
             r"no kernel image is available|CUDA driver version is insufficient|NVIDIA driver on your system is too old|Found no NVIDIA driver|Torch not compiled with CUDA|Driver/library version mismatch|libcuda\.so[^\n]*(?:not found|cannot)|forward compatibility was attempted|device kernel image is invalid|the provided PTX was compiled with an unsupported toolchain",
             r"ImportError: (?!.*(?:circular import|attempted relative import))|ABI[^\n]*incompatib|may indicate binary incompatibility|Numpy is not available|compiled using NumPy 1\.x cannot be run",
-            r"(?:^|[\s:])[\w./+-]{1,120}: command not found|bad interpreter: |execve\(\): [^\n]*(?:No such file|Permission denied)|: Exec format error|error: Unable to locate a modulefile",
+            r"(?:^|[\s:])[\w./+-]{1,120}: command not found|bad interpreter: |(?:slurm_script|\bbash|\bsh|\.sh|/job_script)[\w./-]*: (?:line \d+: )?[^\n:]+: Permission denied|\bIllegal instruction\b|\bSIGILL\b|execve\(\): [^\n]*(?:No such file|Permission denied)|: Exec format error|error: Unable to locate a modulefile",
             r"(?:EnvironmentNameNotFound|EnvironmentLocationNotFound|CondaError|CommandNotFoundError|ResolvePackageNotFound|UnsatisfiableError|PackagesNotFoundError)\b|Could not find conda environment|Run 'conda init' before|Could not find a version that satisfies|No matching distribution found|ResolutionImpossible",
+            r"(?:could not|cannot) connect to (?:X server|display)|no Qt platform plugin could be initialized|Could not load the Qt platform plugin",
             r"FATAL:[^\n]*(?:container|image|\.sif|squashfs|could not open)|\b(?:pyxis|enroot)\b[^\n]*(?:error|fail|couldn't)|docker: Error",
             r"(?i)We couldn't connect to 'https?://|Max retries exceeded with url|LocalEntryNotFoundError|Temporary failure in name resolution|Network is unreachable|GatedRepoError|(?:401|403) Client Error|api_key not configured|Could not (?:download|reach) https?://|<urlopen error ",
         ),
-        unless=re.compile(r"(?i)optional|falling back|fall back|will be (?:disabled|skipped)|\bwarn(?:ing)?\b|not installed, |Unable to register cu|Could not load dynamic library|TF-TRT"),
+        complaint=re.compile(
+            r": command not found|Unable to locate a modulefile|^(?:EnvironmentNameNotFound|EnvironmentLocationNotFound|CondaError|CommandNotFoundError|"
+            r"ResolvePackageNotFound|UnsatisfiableError|PackagesNotFoundError)\b|Could not find conda environment|Run 'conda init' before|"
+            r"Could not find a version that satisfies|No matching distribution found|ResolutionImpossible|Permission denied"
+        ),
+        unless=re.compile(r"(?i)optional|falling back|fall back|will be (?:disabled|skipped)|warn(?:ing)?\b|NCCL INFO|not installed, |Unable to register cu|Could not load dynamic library|TF-TRT"),
     ),
     Rule(
         name="settings",
@@ -164,6 +174,21 @@ RULES = (
             r"\berror: (?:unrecognized arguments|the following arguments are required|argument \S+: |ambiguous option|unknown (?:option|argument)|invalid choice|too few arguments|one of the arguments)",
             r"can't open file '?[^\n]*\[Errno 2\]|^Error: (?:No such option|Missing (?:option|argument|parameter)|Invalid value|Got unexpected extra argument)|Unrecognized (?:or misplaced )?options|hydra\.errors|Could not override '|ConfigAttributeError|ConfigKeyError|Key '[^']*' is not in struct|unrecognized option '",
         ),
+    ),
+    Rule(
+        name="torch-misuse",
+        cause="code_error",
+        tier=Tier.GENERIC,
+        looks="torch's own words for wrong operands at the end of a traceback, without the exception's name: `Expected all tensors "
+        "to be on the same device`, `mat1 and mat2 shapes cannot be multiplied`",
+        why="A logger printed the traceback and left the exception's name out; the message is an error of the program.",
+        remedy="Read the traceback's last frames in your own files. Not retried: it would fail again.",
+        patterns=patterns(
+            r"^Expected all tensors to be on the same device|^mat1 and mat2 shapes cannot be multiplied|^Sizes of tensors must match|"
+            r"^The size of tensor a \(\d+\) must match|^Expected (?:object of )?scalar type|^Input type \(\S+\) and (?:weight|bias) type|"
+            r"^element 0 of tensors does not require grad|^one of the variables needed for gradient computation"
+        ),
+        accept=ends_traceback,
     ),
     Rule(
         name="exception",
@@ -196,6 +221,7 @@ RULES = (
             r"SIGSEGV|[Ss]egmentation fault|signal 11\b|Signal 11\b",
             r"exit ?code\s*:? ?-11\b|(?:exit(?:ed)? (?:with )?(?:code|status)|return code)[ =:]*(?:139|-11)\b",
         ),
+        unless=re.compile(GUESSES),
     ),
     Rule(
         name="bus-error",
@@ -218,7 +244,7 @@ RULES = (
             r"SIGKILL|signal:? 9 \(Killed\)|by signal 9\b|task[s]? [\d,-]+: Killed\b|line \d+: +\d+ Killed\b|^\s*\d* ?Killed\s*$|is killed by signal: Killed",
             r"exit ?code\s*:? ?-9\b|(?:exit(?:ed|s)? (?:with )?(?:code|status)|(?:exits with )?return code)[ =:]*(?:137|-9)\b",
         ),
-        unless=re.compile(r"(?i)sending|closing signal|Killing subprocess|sigkill_handler\](?![^\n]*return code)|forcefully|escalat|after SIGTERM|unable to (?:shutdown|terminate)"),
+        unless=re.compile(r"(?i)sending|closing signal|Killing subprocess|sigkill_handler\](?![^\n]*return code)|forcefully|escalat|after SIGTERM|" + GUESSES + r"|unable to (?:shutdown|terminate)"),
     ),
     Rule(
         name="killed-by-signal",
@@ -271,6 +297,7 @@ RULES = (
             r"failed \(exitcode: -?\d+\)|\bChildFailedError\b|Root Cause \(first observed failure\)|exits? with return code = -?[1-9]|Process \d+ terminated with the following error",
             r"ProcessExitedException|ProcessRaisedException|returned non-zero exit status|failed with return code [1-9]|DataLoader worker \(pid\(s\)[^)]*\) exited unexpectedly",
             r"(?:JobState=|State: |(?:^|[|,\s]))FAILED(?:[|,\s]|$)|[Ee]xit(?:ed with)?(?: exit)? (?:code|status)[ :=]+[1-9]\d*\.?\s*$|Pipeline failed|(?i:(?:training|job|run|script) failed\b)",
+            r"A worker died or was killed while executing a task|Actor(?:Unavailable|Died)Error\b|RayActorError\b|WorkerCrashedError\b|NodeDiedError\b",
             r"Aborted\s+\(core dumped\)|\bSIGABRT\b|task[s]? [\d,-]+: Aborted",
         ),
     ),
