@@ -5,6 +5,7 @@ Only what a verb needs is imported: the analysis verbs start in under a second a
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -21,6 +22,10 @@ Verb = Callable[[argparse.Namespace], int | None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; 0 if it went well, 2 after a mistake that the message explains, 130 after Ctrl-C."""
+    # Evidence has characters that not every terminal's encoding has.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
         with _logged(args.log):
@@ -123,7 +128,7 @@ def _read(args: argparse.Namespace) -> int:
 def _diagnose(args: argparse.Namespace) -> int:
     from .diagnose.command import run_diagnose
 
-    return run_diagnose(args.logs, args.json)
+    return run_diagnose(args.logs, args.json, verbose=args.verbose)
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -246,8 +251,15 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true")
 
     p = verb("diagnose", _diagnose, "say why a job failed, with the line that proves it and the remedy")
-    p.add_argument("logs", nargs="+", type=Path, help=logs)
+    p.epilog = "exit status: 0 ok, 1 failed or degraded, 2 a file is missing or a mistake, 3 unknown"
+    p.add_argument(
+        "logs",
+        nargs="+",
+        type=Path,
+        help=f"{logs}; also .gz, -, a folder, or a run's launch.json or record.json",
+    )
     p.add_argument("--json", action="store_true")
+    p.add_argument("--verbose", action="store_true", help="with what was looked for, where nothing was found")
 
     p = verb("import", _import, "turn another program's logs into a record beside our own")
     p.add_argument("logs", nargs="+", type=Path, help=logs)

@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (lines of logs are as long as they are)
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,15 +70,19 @@ def test_the_allocation_of_four_that_used_one(shared: Path) -> None:
     assert s.step_s.p5 < 0.01 and s.step_s.p95 < 0.083  # from 7 ms to 83 ms: the last line is not the average
     verdict = diagnose([job, job.with_suffix(".err")])
     assert (verdict.status, verdict.cause) == ("degraded", "allocation_mismatch")
+    assert verdict.remedy is not None and "--machine.num-devices 4" in verdict.remedy
 
 
-def test_the_stride_crash_that_says_training_complete(shared: Path) -> None:
+def test_the_stride_crash_that_says_training_complete(shared: Path, tmp_path: Path) -> None:
     job = shared / "nova-logs" / "4gpu_9104940.out"
     if not job.exists():
         pytest.skip(f"{job} is not there")
     verdict = diagnose([job, job.with_suffix(".err")])
     assert (verdict.status, verdict.cause, verdict.rank) == ("failed", "parameter_mismatch", 1)
-    alone = diagnose([job])
+    assert (
+        verdict.remedy is not None and "init: broadcast" not in verdict.remedy
+    )  # nerfstudio has no such setting
+    alone = diagnose([shutil.copy(job, tmp_path)])
     assert alone.status == "failed" and any("Training Complete!" in e.text for e in alone.evidence)
 
 

@@ -10,6 +10,8 @@ from pydantic import Field
 from ..record import Cause, Evidence, Failure, Model, Status
 from . import own, roots
 from .course import main_series
+from .facts import Line
+from .halves import missing_halves
 from .roots import BY_NAME, Choice, collectives
 from .rules import RULES, Hit, Rule, Tier
 from .scan import Scan, scan
@@ -46,6 +48,7 @@ class Diagnosis(Model):
     explanation: str | None = None
     remedy: str | None = None
     ruled_out: list[RuledOut] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list, description="of files that were not read, or read too")
     looked_for: list[str] = Field(
         default_factory=list, description="what would have told more, when the cause is unknown"
     )
@@ -64,15 +67,31 @@ def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = No
     """Judge one job from all its files.
 
     `context` is what the caller knows besides them: `devices_asked` (int), `steps_asked` (int), `exit_code`, `signal`
-    (int), `own_run` (bool: started by our launcher). Raises `UserError` if nothing can be read.
+    (int), `own_run` (bool: started by our launcher). A launch.json is context too, never text. The other of a .out
+    and .err is read where it lies beside the one given. Raises `UserError` if nothing can be read.
     """
-    found = scan(paths)
-    return judge(found, summarise(found), context or {})
+    summaries = [p for p in map(Path, paths) if own.is_summary(p)]
+    logs = [p for p in map(Path, paths) if p not in summaries]
+    context = own.launch_context(summaries) | dict(context or {})
+    # One half alone says `complete` where the other has the traceback.
+    halves = [other for other in missing_halves(logs) if other.is_file()]
+    found = scan([*logs, *halves])
+    for file in found.files[len(found.files) - len(halves) :] if halves else ():
+        file.note = file.note or "is read too: the job's other half"
+    return judge(found, summarise(found), context)
 
 
 def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
     """The verdict over what one pass over the files found."""
+    verdict = _verdict(found, summary, context)
+    notes = [f"{f.path}: {f.note}" for f in found.files if f.note]
+    return verdict.model_copy(update={"notes": notes}) if notes else verdict
+
+
+def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
     own.add_hits(found, context)
+    if context.get("own_run") or (found.diary is not None and found.diary.num_events):
+        found.facts.add("trainer", "dist3dgs", Line("", None, ""), keep="last")
     finished = summary.finished is not None
     choice = roots.choose(found, finished)
     if choice.root is None and not finished:
@@ -132,7 +151,8 @@ def _diagnosis(
         step = _last_step(found)
     return Diagnosis(
         status=status, cause=rule.cause, phase=_phase(rule, root), step=step, rank=rank, node=node,
-        evidence=evidence[:MAX_EVIDENCE], explanation=rule.why, remedy=rule.remedy, ruled_out=_ruled_out(choice),
+        evidence=evidence[:MAX_EVIDENCE], explanation=rule.why, remedy=rule.remedy_for(found.facts.get("trainer")),
+        ruled_out=_ruled_out(choice),
         looked_for=[] if rule.cause != "unknown" else _looked_for(),
     )  # fmt: skip
 
@@ -247,28 +267,31 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
         explanation = "Training was going on where the files end; nothing says how it ended."
         evidence = [_line(p.last) for p in found.progress.values() if p.last][:1]
     first = _first_failing(found)
-    rule = BY_NAME["worker-failed"]
+    if all(f.format == "empty" for f in found.files if f.format != "missing"):
+        explanation = "Nothing is written in these files."
     return Diagnosis(
         status="failed" if failed else "unknown", cause="unknown",
         evidence=evidence or [_evidence(h) for h in choice.notes[:3]],
-        explanation=explanation, rank=first.get("rank"), node=first.get("node"), remedy=rule.remedy,
-        ruled_out=_ruled_out(choice), looked_for=[*_missing_halves(found), *_looked_for()],
+        explanation=explanation, rank=first.get("rank"), node=first.get("node"),
+        remedy=_what_to_give(found, first.get("rank"), first.get("node")), ruled_out=_ruled_out(choice),
+        looked_for=[*_missing_halves(found), *_looked_for()],
     )  # fmt: skip
 
 
 def _missing_halves(found: Scan) -> list[str]:
-    """The other of a job's .out and .err, where only one was given."""
-    given = {str(Path(f.path)) for f in found.files}
-    wanted = []
-    for f in found.files:
-        for a, b in ((".out", ".err"), (".err", ".out"), ("_out.", "_err."), ("_err.", "_out.")):
-            name = Path(f.path).name
-            if a in name:
-                other = Path(f.path).with_name(b.join(name.rsplit(a, 1)))
-                if str(other) not in given:
-                    here = "it is there: give both" if other.exists() else "not found"
-                    wanted.append(f"the job's other half, {other.name} ({here})")
-    return wanted
+    """The other of a job's .out and .err, where it is not beside the one that was given."""
+    return [
+        f"the job's other half, {other.name} (not found)"
+        for other in missing_halves([Path(f.path) for f in found.files])
+    ]
+
+
+def _what_to_give(found: Scan, rank: int | None, node: str | None) -> str:
+    """Where a cause may stand that is not in these files."""
+    halves = [f"Give also {other.name}." for other in missing_halves([Path(f.path) for f in found.files])]
+    place = " on ".join(x for x in (None if rank is None else f"rank {rank}", node) if x)
+    wanted = [*halves, *([f"Look in the log of {place}."] if place else [])]
+    return " ".join([*wanted, BY_NAME["worker-failed"].remedy])
 
 
 def _looked_for() -> list[str]:
@@ -292,7 +315,7 @@ def _mismatch(
     return Diagnosis(
         status="degraded", cause=rule.cause, phase="startup", evidence=[_line(x) for x in lines][:MAX_EVIDENCE],
         explanation=f"{asked} devices were allocated and {used} used: {asked - used} idled for the whole run.",
-        remedy=rule.remedy, ruled_out=_ruled_out(choice),
+        remedy=rule.remedy_for(summary.trainer).replace(" N`", f" {asked}`"), ruled_out=_ruled_out(choice),
     )  # fmt: skip
 
 

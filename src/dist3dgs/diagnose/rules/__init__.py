@@ -62,8 +62,13 @@ def error_hit(line: Line, frames: Sequence[str], steps: int) -> Hit | None:
     return _hit_of_error(_BY_NAME["exception"], 0, line, frames, steps) if line.text.strip() else None
 
 
+def remedy(rule_name: str, trainer: str | None) -> str:
+    """What mends what the rule of that name finds, in the words of the trainer's own settings where there are some."""
+    return _BY_NAME[rule_name].remedy_for(trainer)
+
+
 def _hit_of_error(rule: Rule, found: int, line: Line, frames: Sequence[str], steps: int) -> Hit:
     return Hit(rule, found, line, 0, 0, lambda n: list(frames[-n:]), steps_before=steps)
 
 
-__all__ = ["RULES", "Hit", "Rule", "Tier", "classify", "error_hit", "takers"]
+__all__ = ["RULES", "Hit", "Rule", "Tier", "classify", "error_hit", "remedy", "takers"]

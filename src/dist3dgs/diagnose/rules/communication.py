@@ -21,7 +21,8 @@ RULES = (
         why="More processes than GPUs, or several processes that see the same one: tasks, GPUs and world size do not "
         "agree.",
         remedy="One process per GPU: `torchrun --nproc-per-node` equal to the node's GPUs, one Slurm task per node, "
-        "`torch.cuda.set_device(LOCAL_RANK)`; the launch guard of dist3dgs prints what each layer believes.",
+        "`torch.cuda.set_device(LOCAL_RANK)`; print what each layer believes (SLURM_GPUS_ON_NODE, CUDA_VISIBLE_DEVICES, "
+        "WORLD_SIZE).",
         phase="startup",
         patterns=patterns(
             r"^(?:[\w.]+\.)?WorldMismatch: |Duplicate GPU detected|Multiple processes (?:are )?(?:using|on) the same (?:GPU|device)",
@@ -43,7 +44,7 @@ RULES = (
         looks="`EADDRINUSE`, `[Errno 98] Address already in use`, `The server socket has failed to listen`",
         why="The rendezvous port is taken: a job that was left behind, another user, or several processes that each try "
         "to be the master.",
-        remedy="Take a port derived from the job id (`dist3dgs` does), `--rdzv-endpoint=HOST:0` on one node; look for a "
+        remedy="Take a port derived from the job id, `--rdzv-endpoint=HOST:0` on one node; look for a "
         "leftover with `ss -ltnp | grep PORT`; check that only one process has rank 0.",
         phase="startup",
         patterns=patterns(
@@ -63,7 +64,7 @@ RULES = (
         why="Ranks waited in a collective for one that never came: it died, hangs, is in another collective (compare "
         "SeqNum and OpType of the ranks), or does long work alone.",
         remedy="Look at the rank that is missing from the list or in another collective. If it only needs longer (a "
-        "cache, an evaluation on rank 0): raise `hardware.timeout_s`. For the stacks: "
+        "cache, an evaluation on rank 0): raise `init_process_group(timeout=...)`. For the stacks: "
         "TORCH_NCCL_TRACE_BUFFER_SIZE=2000, TORCH_DISTRIBUTED_DEBUG=DETAIL.",
         patterns=patterns(
             r"Watchdog caught collective operation timeout|^(?:[\w.]+\.)?CollectiveTimeout: ",

@@ -15,8 +15,8 @@ RULES = (
         "cameras`, `Could not recognize scene type!`, `the correct camera poses for current points cannot be accessed`",
         why="Structure from motion found no poses, or not for the images that the training needs: too few features or "
         "too little overlap, or its model is not where it is looked for.",
-        remedy="`ingest.json` names the images left out. Photographs with more overlap and less blur; `sfm.matcher: "
-        "exhaustive`; more features (`sfm.num_features`); leave the named images out of the split.",
+        remedy="Photographs with more overlap and less blur; match exhaustively; more features; leave the named images out "
+        "of the split.",
         phase="ingest",
         patterns=patterns(
             r"(?i)\S+\.(?:jpe?g|png|tiff?|heic|bmp) (?:is |was )?not (?:in|found in|part of) (?:the )?(?:list of )?(?:cameras|reconstruction|registered images|colmap|images\.(?:bin|txt))",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ...record import Cause
 from ..facts import Line
+from .remedies import REMEDIES
 
 
 class Tier(enum.IntEnum):
@@ -76,6 +77,10 @@ class Rule:
     unless: re.Pattern[str] | None = None
     accept: Callable[[Hit], bool] | None = None
     phase: str | None = None
+
+    def remedy_for(self, trainer: str | None) -> str:
+        """In the words of that trainer's settings where there are some; else what holds for any program."""
+        return REMEDIES.get(trainer or "", {}).get(self.name, self.remedy)
 
 
 def patterns(*sources: str) -> tuple[re.Pattern[str], ...]:

@@ -55,8 +55,8 @@ RULES = (
         "0`, `DDP expects same model across all ranks`, `parameter digests differ`",
         why="The ranks built different models: different numbers of points, another order or memory format, another "
         "random state. For 3DGS: each rank read or initialised the Gaussians by itself.",
-        remedy="`init: broadcast` (rank 0 reads and initialises, contiguous parameters are broadcast, digests compared). "
-        "The same seed alone is not enough: strides must be equal too.",
+        remedy="Let rank 0 build the model and broadcast its parameters, made contiguous, before DDP wraps it; compare their "
+        "digests. The same seed alone is not enough: strides must be equal too.",
         phase="init",
         patterns=patterns(
             r"^(?:[\w.]+\.)?(?:ReplicasDiffer|ParameterMismatch): |params\[\d+\] in this process with sizes|appears not to match (?:strides|sizes) of the same param",
@@ -86,7 +86,7 @@ RULES = (
         tier=Tier.SPECIFIC,
         looks="`Loss is nan, stopping training`, `found NaN in local grad norm`, `loss: nan` from a step to the end",
         why="The optimisation blew up: too large a learning rate, a division by zero, overflow in 16 bits.",
-        remedy="Lower the learning rate (`train.lr`), warm up, clip gradients, train the named part in float32; "
+        remedy="Lower the learning rate, warm up, clip gradients, train the named part in float32; "
         "torch.autograd.set_detect_anomaly(True) names the operation. Do not resume from a checkpoint after it.",
         phase="step",
         patterns=patterns(
@@ -131,8 +131,8 @@ RULES = (
         "`no kernel image is available`, `torchrun: command not found`",
         why="The job's environment is not the one it was written for: a package, library, driver or network that is "
         "there on the login node is not there, or not in that version, on the compute node.",
-        remedy="Activate the environment inside the job script, not before it; install the named package at the locked "
-        "version (`make setup`); `python -c 'import torch; print(torch.__version__, torch.version.cuda)'` on the node. "
+        remedy="Activate the environment inside the job script, not before it; install the named package at the version "
+        "that the program wants; `python -c 'import torch; print(torch.__version__, torch.version.cuda)'` on the node. "
         "Download weights and data beforehand.",
         phase="startup",
         patterns=patterns(
@@ -238,7 +238,7 @@ RULES = (
         tier=Tier.SIGNAL,
         looks="`Signal 9 (SIGKILL) received by PID`, a bare `Killed`, exit code 137, and nothing from Slurm that explains it",
         why="SIGKILL that no scheduler announces is the kernel's out-of-memory killer in nearly all cases.",
-        remedy="`sacct -j ID --format=JobID,State,MaxRSS,ReqMem` and `dmesg -T | grep -i oom` on the node; more `mem_mb` or "
+        remedy="`sacct -j ID --format=JobID,State,MaxRSS,ReqMem` and `dmesg -T | grep -i oom` on the node; more memory or "
         "fewer loader workers. If memory was far from its limit, somebody killed it.",
         patterns=patterns(
             r"SIGKILL|signal:? 9 \(Killed\)|by signal 9\b|task[s]? [\d,-]+: Killed\b|line \d+: +\d+ Killed\b|^\s*\d* ?Killed\s*$|is killed by signal: Killed",
@@ -252,7 +252,7 @@ RULES = (
         tier=Tier.SIGNAL,
         looks="a rank of our own run ended by SIGKILL, with memory far from its limit and no word from the scheduler",
         why="Somebody or something on the node killed the process.",
-        remedy="Run again; training resumes from the last checkpoint.",
+        remedy="`dmesg -T | grep -i oom` on the node; then run again.",
         patterns=patterns(r"^rank \S+ ended by signal 9 \(SIGKILL\)"),
     ),
     Rule(
@@ -282,7 +282,7 @@ RULES = (
         looks="a time limit or a cancellation after a long time without a step; `no progress for 1800 s`",
         why="The job lived but did not train: a hang in a collective, the file system, a download or a lock.",
         remedy="Stacks of all ranks (`py-spy dump`, or send SIGUSR1 where faulthandler listens); look at the rank that printed "
-        "least; with `hardware.timeout_s` the next hang ends in minutes.",
+        "least; a short timeout of the collectives ends the next hang in minutes.",
         patterns=patterns(r"(?i)no (?:training )?(?:progress|step) (?:for|in|since) (?:the last )?\d+|hang detected|(?:run|job|training) (?:has )?(?:stalled|hung|is stuck)\b|stalled for \d+"),
     ),
     Rule(
@@ -291,7 +291,7 @@ RULES = (
         tier=Tier.SYMPTOM,
         looks="`srun: error: node: task 0: Exited with exit code 1`, torchelastic's `ChildFailedError`, `failed (exitcode: 1)`",
         why="Something failed, and what is here does not say what.",
-        remedy="Look in the log of the rank and node named here; give all files of the job at once.",
+        remedy="Give all files of the job at once: .out and .err, of all ranks and nodes.",
         patterns=patterns(
             r"error: (\S+): tasks? [\d,-]+: (?:Exited with exit code|Aborted|Terminated|Segmentation|Bus)",
             r"failed \(exitcode: -?\d+\)|\bChildFailedError\b|Root Cause \(first observed failure\)|exits? with return code = -?[1-9]|Process \d+ terminated with the following error",
