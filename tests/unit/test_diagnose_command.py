@@ -95,13 +95,18 @@ def test_gzip_and_streams(
 
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # so that the writer may begin
-    writer = threading.Thread(target=lambda: pipe.write_text(BAD))
+    writer = threading.Thread(target=lambda: pipe.write_text(BAD))  # waits until somebody reads
     writer.start()
     code, text = out_of(capsys, pipe)
     writer.join()
-    os.close(reader)
     assert code == 1 and f"{pipe}:4: KeyError" in text
+
+
+def test_a_pipe_without_a_writer_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dist3dgs.diagnose.given.PIPE_PATIENCE_S", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="nobody wrote to it"):
+        run_diagnose([tmp_path / "pipe"], False)
 
 
 def test_a_stream_has_a_limit(

@@ -77,7 +77,11 @@ def _take(path: Path, found: Given, scratch: Path) -> None:
             _take_folder(path, found)
         elif stat.S_ISFIFO(mode):
             with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as f:
-                _spool(f, str(path), path.name, found, scratch)
+                if select.select([f], [], [], PIPE_PATIENCE_S)[0]:
+                    _spool(f, str(path), path.name, found, scratch)
+                else:
+                    found.missing = True
+                    found.notes.append(f"{path}: nobody wrote to it for {PIPE_PATIENCE_S:.0f} s")
         elif is_summary(path):
             found.runs.append(path)
         elif _is_evidence(path) and is_summary(path.with_name("launch.json")):
