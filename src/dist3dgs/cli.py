@@ -141,6 +141,7 @@ def _import(args: argparse.Namespace) -> int:
         strategy=args.strategy,
         repeat=args.repeat,
         results=args.results,
+        force=args.force,
     )
 
 
@@ -268,6 +269,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--strategy", default="imported")
     p.add_argument("--repeat", default="r0")
     p.add_argument("--results", type=Path, default=Path("results"))
+    p.add_argument(
+        "--force",
+        action="store_true",
+        help="although the log contradicts the layout, or another log's is there",
+    )
 
     p = verb("status", _status, "every point of the study: waiting, running, ok, failed and why")
     p.add_argument("--config", type=Path, default=Path("config"))

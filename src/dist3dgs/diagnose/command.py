@@ -70,14 +70,14 @@ def _unread(verdicts: Sequence[tuple[str, Any]]) -> bool:
 
 def run_import(
     paths: Sequence[Path | str], *, scene: str, layout: str, strategy: str = "imported", repeat: str = "r0",
-    results: Path = Path("results"),
+    results: Path = Path("results"), force: bool = False,
 ) -> int:  # fmt: skip
     """Turn a foreign job's logs into `results/{scene}/{strategy}/{layout}/{repeat}/record.json`."""
     from ..record import save_record
     from .importer import import_record
 
     record, path = import_record(
-        paths, scene=scene, layout=layout, strategy=strategy, repeat=repeat, results=results
+        paths, scene=scene, layout=layout, strategy=strategy, repeat=repeat, results=results, force=force
     )
     save_record(record, path)
     cause = f" ({record.failure.cause})" if record.failure else ""
