@@ -2,6 +2,7 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -112,7 +113,8 @@ def test_watching_looks_again_after_each_pause(
         if len(pauses) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("dist3dgs.status.time.sleep", pause)
+    # Of this module alone: threads of other tests sleep too.
+    monkeypatch.setattr("dist3dgs.status.time", SimpleNamespace(sleep=pause, time=time.time))
     with pytest.raises(KeyboardInterrupt):
         show(study, 5)
     assert pauses == [5, 5] and "1 ok" in capsys.readouterr().out
