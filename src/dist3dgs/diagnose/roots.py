@@ -23,9 +23,8 @@ REPORT = re.compile(
     r"ChildFailedError|failed \(exitcode|Root Cause|terminated with the following error|FAILED|return code = -?[1-9]"
 )
 
-#: Where a job, or the launcher of its processes, is over.
+#: Where a job is over, and which.
 JOB_END = re.compile(r"\*\*\* (?:JOB|STEP) (\d+)\S* ON \S+ CANCELLED AT")
-LAUNCH_END = re.compile(r"ChildFailedError|Root Cause \(first observed failure\)")
 TASK_FAILED = re.compile(r"error: \S+: tasks? [\d,-]+: ")
 
 BY_NAME = {r.name: r for r in RULES}
@@ -55,7 +54,7 @@ def choose(scan: Scan, finished: bool) -> Choice:
             choice.symptoms.append(hit)
         else:
             live.append(hit)
-    live = _of_the_last_launch(live, scan, choice)
+    live = _of_the_last_job(live, scan, choice)
     live = _without_complaints(live, scan, choice)
     live = [h for h in live if h.rule.tier != Tier.IGNORED or _counts(h, scan, choice)]
     live = _before_the_end(live, choice)
@@ -72,16 +71,17 @@ def choose(scan: Scan, finished: bool) -> Choice:
     return choice
 
 
-def _of_the_last_launch(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit]:
-    """A file to which one launch after the other was appended is judged by the last one."""
+def _of_the_last_job(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit]:
+    """A file to which one job after the other was appended is judged by the last one."""
     kept, symptoms = live, choice.symptoms
     for index in {h.file_index for h in live}:
         mine = sorted((h for h in scan.hits if h.file_index == index), key=lambda h: h.order)
-        last = next((b for b, after in reversed(list(pairwise(mine))) if _another_launch(b, after)), None)
+        ends = [h for h in mine if JOB_END.search(h.line.text)]
+        last = next((a for a, b in reversed(list(pairwise(ends))) if _job_of(a) != _job_of(b)), None)
         if last is None:
             continue
         earlier = [h for h in kept if h.file_index == index and h.order <= last.order]
-        where = f"it belongs to an earlier launch, which ended at line {last.line.number}"
+        where = f"it belongs to another job, which ended at line {last.line.number}"
         choice.ruled_out += [(h, where) for h in earlier]
         kept = [h for h in kept if h not in earlier]
         symptoms = [h for h in symptoms if h.file_index != index or h.order > last.order]
@@ -89,13 +89,9 @@ def _of_the_last_launch(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit
     return kept
 
 
-def _another_launch(end: Hit, after: Hit) -> bool:
-    """`end` is where a job or a launcher ended, and what comes next is of another job, or far below and no echo."""
-    a, b = JOB_END.search(end.line.text), JOB_END.search(after.line.text)
-    if a and b and a[1] != b[1]:
-        return True
-    over = a is not None or LAUNCH_END.search(end.line.text) is not None
-    return over and after.bytes_before - end.bytes_before > SURVIVED_BYTES and after.rule.tier != Tier.NOTE
+def _job_of(end: Hit) -> str | None:
+    m = JOB_END.search(end.line.text)
+    return m[1] if m else None
 
 
 def _without_complaints(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit]:

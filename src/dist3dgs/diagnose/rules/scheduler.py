@@ -98,6 +98,7 @@ RULES = (
             r"(?i)^job deleted at request of \S+|^\S*job deleted by \S+@",
             r"(?i)(?:\breceived (?:signal )?SIGINT\b|\bgot SIGINT\b|\bSIGINT received\b)[^\n]*(?:exit|stop|terminat|shut|abort)",
         ),
+        unless=re.compile(r"(?i)\b(?:if|when|on|once) (?:a )?(?:SIGINT|received)|\bwill (?:stop|exit|shut)"),
         accept=_is_users_cancel,
     ),
 )  # fmt: skip

@@ -142,7 +142,7 @@ RULES = (
             r"ImportError: (?!.*(?:circular import|attempted relative import))|ABI[^\n]*incompatib|may indicate binary incompatibility|Numpy is not available|compiled using NumPy 1\.x cannot be run",
             r"(?:^|[\s:])[\w./+-]{1,120}: command not found|bad interpreter: |(?:slurm_script|\bbash|\bsh|\.sh|/job_script)[\w./-]*: (?:line \d+: )?[^\n:]+: Permission denied|\bIllegal instruction\b|\bSIGILL\b|execve\(\): [^\n]*(?:No such file|Permission denied)|: Exec format error|error: Unable to locate a modulefile",
             r"(?:EnvironmentNameNotFound|EnvironmentLocationNotFound|CondaError|CommandNotFoundError|ResolvePackageNotFound|UnsatisfiableError|PackagesNotFoundError)\b|Could not find conda environment|Run 'conda init' before|Could not find a version that satisfies|No matching distribution found|ResolutionImpossible",
-            r"(?:could not|cannot) connect to (?:X server|display)|no Qt platform plugin could be initialized|Could not load the Qt platform plugin",
+            r"cannot connect to X server|no Qt platform plugin could be initialized|Could not load the Qt platform plugin",
             r"FATAL:[^\n]*(?:container|image|\.sif|squashfs|could not open)|\b(?:pyxis|enroot)\b[^\n]*(?:error|fail|couldn't)|docker: Error",
             r"(?i)We couldn't connect to 'https?://|Max retries exceeded with url|LocalEntryNotFoundError|Temporary failure in name resolution|Network is unreachable|GatedRepoError|(?:401|403) Client Error|api_key not configured|Could not (?:download|reach) https?://|<urlopen error ",
         ),
