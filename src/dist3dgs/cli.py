@@ -4,7 +4,7 @@ The analysis verbs start in under a second and never import torch.
 """
 
 import argparse
-import math
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +22,10 @@ AddVerb = Callable[..., argparse.ArgumentParser]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; 0 if it went well, 2 after a mistake that the message explains, 130 after Ctrl-C."""
+    # Evidence has characters that not every terminal's encoding has.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
         with logged(args.log):
@@ -83,7 +87,7 @@ def _add_study(verb: AddVerb) -> None:
 
     p = verb("status", verbs.status, "every point of the study: waiting, running, ok, failed and why")
     add_config_options(p)
-    p.add_argument("--watch", type=_interval_s, metavar="SECONDS", help="refresh until Ctrl-C")
+    p.add_argument("--watch", type=float, metavar="SECONDS", help="refresh until Ctrl-C")
 
     p = verb("schemas", verbs.schemas, "write the JSON schemas of the config files and of record.json")
     p.add_argument("folder", type=Path, nargs="?", default=Path("workflow/schemas"))
@@ -163,11 +167,17 @@ def _add_logs(verb: AddVerb) -> None:
         "diagnose",
         verbs.diagnose,
         "say why a job failed, with the line that proves it and the remedy",
-        "Exit status: 0 the job went well, 1 it failed or is degraded, 3 the logs do not say, 2 a log cannot be"
-        " read.",
+        "Exit status: 0 the job went well, 1 it failed or is degraded, 2 a file is missing or cannot be read, 3 the"
+        " logs do not say.",
     )
-    p.add_argument("logs", nargs="+", type=Path, help=logs)
+    p.add_argument(
+        "logs",
+        nargs="+",
+        type=Path,
+        help=f"{logs}; also .gz, -, a folder, or a run's launch.json or record.json",
+    )
     p.add_argument("--json", action="store_true")
+    p.add_argument("--verbose", action="store_true", help="with what was looked for, where nothing was found")
 
     p = verb("import", verbs.import_logs, "turn another program's logs into a record beside our own")
     p.add_argument("logs", nargs="+", type=Path, help=logs)
@@ -176,18 +186,11 @@ def _add_logs(verb: AddVerb) -> None:
     p.add_argument("--strategy", default="imported")
     p.add_argument("--repeat", default="r0")
     p.add_argument("--results", type=Path, default=Path("results"))
-    p.add_argument("--force", action="store_true", help="in place of the record of another job's logs")
-
-
-def _interval_s(text: str) -> float:
-    """Seconds between two looks at something."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0.1 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, from 0.1 to 86400")
-    return seconds
+    p.add_argument(
+        "--force",
+        action="store_true",
+        help="although the log contradicts the layout, or other logs' record is there",
+    )
 
 
 if __name__ == "__main__":

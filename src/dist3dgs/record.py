@@ -147,6 +147,18 @@ class RankMetrics(Model):
     parameter_digest: str | None = None
 
 
+class GpuTotals(Model):
+    """One GPU over an imported run, as its nvidia-smi log has it. Our own runs have samples beside their records."""
+
+    gpu: str
+    memory_peak_gib: float | None = None
+    memory_average_gib: float | None = None
+    memory_mode_gib: float | None = Field(None, description="the most frequent value")
+    utilisation_average_percent: float | None = None
+    power_average_w: float | None = None
+    energy_wh: float | None = None
+
+
 class Metrics(Model):
     """What was measured. A null has its reason in the record's `reasons`."""
 
@@ -187,6 +199,12 @@ class Metrics(Model):
     psnr: float | None = None
     ssim: float | None = None
     lpips: float | None = None
+    loss: float | None = Field(None, description="of imported runs: the last that the log shows")
+    accuracy: float | None = Field(
+        None, description="of imported runs, as the log shows it, in percent or not"
+    )
+    epochs: int | None = Field(None, description="of imported runs")
+    gpus: list[GpuTotals] = Field([], description="of imported runs with an nvidia-smi log")
     curve: list[QualityPoint] = []
     views: list[ViewQuality] = []
     ranks: list[RankMetrics] = []

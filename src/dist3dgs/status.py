@@ -21,6 +21,9 @@ from .spec import RunSpec
 SILENT_S = 600.0
 #: Bytes from the end of an event file that are read for the newest step: a refresh must stay cheap.
 TAIL_BYTES = 65536
+#: Every look reads the newest events of all points.
+MIN_WATCH_S = 1.0
+MAX_WATCH_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def _recorded(point: Point, path: Path) -> Row:
     if record.failure is not None:
         where = f" in {record.failure.phase}" if record.failure.phase else ""
         at = f" at step {record.failure.step}" if record.failure.step is not None else ""
-        return Row(point, record.status, f"{record.failure.cause}{where}{at}")
+        return Row(point, record.status, f"{record.failure.cause}{where}{at}; dist3dgs diagnose {path}")
     psnr = "" if record.metrics.psnr is None else f"PSNR {record.metrics.psnr:.2f} dB"
     total = "" if record.metrics.total_s is None else f", {_duration(record.metrics.total_s)}"
     return Row(point, record.status, psnr + total)
@@ -92,7 +95,7 @@ def _recorded(point: Point, path: Path) -> Row:
 def _running(point: Point, spec: RunSpec, attempt: Attempt, number: str) -> Row:
     events = list(_tail(attempt.events_path))
     if not events:
-        return Row(point, "running", f"{number}starting")
+        return _starting(point, attempt, number)
     last_t = max(e["t"] for e in events)
     steps = [e for e in events if e.get("event") == "step" and _is_number(e.get("step"), e.get("step_s"))]
     detail = f"{number}starting"
@@ -107,6 +110,17 @@ def _running(point: Point, spec: RunSpec, attempt: Attempt, number: str) -> Row:
     if silent_s > SILENT_S:
         return Row(point, "silent", f"{detail}; no event for {_duration(silent_s)}")
     return Row(point, "running", detail)
+
+
+def _starting(point: Point, attempt: Attempt, number: str) -> Row:
+    """An attempt without an event: its ranks import and meet, or it has died before it could say so."""
+    started = attempt.launch().get("started_at")
+    if not isinstance(started, int | float):
+        started = attempt.folder.stat().st_mtime
+    quiet_s = time.time() - started
+    if quiet_s > SILENT_S:
+        return Row(point, "silent", f"{number}no sign of life for {_duration(quiet_s)}")
+    return Row(point, "running", f"{number}starting")
 
 
 def _is_number(*values: Any) -> bool:
@@ -139,10 +153,14 @@ def _duration(seconds: float) -> str:
 
 
 def show(study: Study, watch_s: float | None = None) -> None:
-    """Print the table once, or again every `watch_s` seconds until Ctrl-C."""
+    """Print the table once, or again every `watch_s` seconds until Ctrl-C. Raises `UserError` below a second."""
     from rich.console import Console
     from rich.live import Live
 
+    if watch_s is not None and not MIN_WATCH_S <= watch_s <= MAX_WATCH_S:
+        raise UserError(
+            f"--watch {watch_s:g}: expected at least {MIN_WATCH_S:g} second between two looks, at most a day"
+        )
     console = Console()
     if watch_s is None:
         console.print(_table(study))

@@ -108,8 +108,9 @@ def read(args: argparse.Namespace) -> int:
 
 def diagnose(args: argparse.Namespace) -> int:
     from .diagnose.command import run_diagnose
+    from .judge.told import verdict_of_run
 
-    return run_diagnose(args.logs, args.json)
+    return run_diagnose(args.logs, args.json, verbose=args.verbose, verdict_of_run=verdict_of_run)
 
 
 def import_logs(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ rule tabulate:
         points=f"{RESULTS}/tables/points.csv",
         challenges=f"{RESULTS}/tables/technical_challenges.csv",
         performance=f"{RESULTS}/tables/performance_comparison.csv",
+        resources=f"{RESULTS}/tables/resources.csv",
     log:
         "logs/tabulate.log",
     retries: 0

@@ -44,6 +44,8 @@ def by_job(paths: Sequence[Path | str]) -> list[Job]:
     Files of which none has an id are of one job. Nothing is refused here: what cannot be read is for `scan` to say.
     """
     files = list(dict.fromkeys(Path(p) for p in paths))
+    if not files:
+        return []
     tables = {f: names for f in files if (names := _jobs_of_table(f))}
     ids = {f: _id(f) for f in files if f not in tables}
     known = dict.fromkeys(i for i in ids.values() if i is not None)

@@ -59,6 +59,7 @@ class Scan:
     last_stamped: dict[int, Line] = field(
         default_factory=dict
     )  # the last line with a time above any end from outside
+    timeless_below: dict[int, list[Line]] = field(default_factory=dict)  # lines without one below it
 
     def progress_of(self, index: int) -> Progress:
         return self.progress.setdefault(index, Progress())

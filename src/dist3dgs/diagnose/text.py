@@ -12,14 +12,16 @@ from .clock import Clock
 from .displays import Displays
 from .facts import FactPattern, FactTable, Line
 from .lines import Block, clean
-from .readers import elastic, epochs, gsplat, nerfstudio, sacct, slurm
+from .readers import elastic, ends, epochs, gsplat, nerfstudio, sacct, slurm
 from .rules import Hit, Tier, candidates, takers
 
 if TYPE_CHECKING:
     from .scan import Scan
 
 #: Text patterns of all readers; every new line shape is shown to them.
-FACTS = FactTable(p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs) for p in module.FACTS)
+FACTS = FactTable(
+    p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs, ends) for p in module.FACTS
+)
 #: How often lines of one shape are looked at after any rule or reader cared for the first. Of a shape whose numbers
 #: matter (a metric that is printed again and again) the last one in each block is read after that.
 REPEATS = 8
@@ -180,7 +182,7 @@ class TextReader:
         def context(n: int) -> list[str]:
             if len(above) < n and tail:
                 return [*map(clean, tail.split(b"\n")[-(n - len(above)) :]), *above]
-            return above[-n:]
+            return above[max(0, len(above) - n) :]
 
         return context, lambda n: below[:n]
 
@@ -233,10 +235,12 @@ class TextReader:
             self._look_at_the_end(self.last_block)
         self.result.hits.extend(self.late.values())
         lines = self.last_block.lines
+        below = self.result.timeless_below.setdefault(self.index, [])
         for i in range(len(lines) - 1, max(-1, len(lines) - 400), -1):
             text = clean(lines[i])
             time = self.clock.read(text)
             if time is None:
+                below.append(Line(self.path, self.last_block.number(i), text))
                 continue
             if self.clock.dated:
                 self.result.last_time.setdefault(self.index, time)

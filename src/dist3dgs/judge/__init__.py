@@ -13,7 +13,7 @@ from .case import Case
 from .failure import failure, verdict
 from .measure import measure
 
-__all__ = ["cause_of", "judge"]
+__all__ = ["Case", "cause_of", "judge", "verdict"]
 
 
 def judge(launch_json: Path) -> RunRecord:

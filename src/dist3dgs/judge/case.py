@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..events import read_events
-from ..evidence import Attempt, attempts
+from ..evidence import Attempt, attempts, since_fresh_start
 from ..names import Layout, how_to_make
 
 Events = list[dict[str, Any]]
@@ -21,8 +21,8 @@ class Case:
         self.launch, self.spec = launch, spec
         self.last = story[-1]
         self.earlier = story[:-1]
-        #: The attempts that the last one continues: resumed ones hang together through a checkpoint.
-        self.story = _since_fresh_start(story)
+        #: The attempts that the last one continues.
+        self.story = since_fresh_start(story)
         self.diary: Events = [e for a in self.story for e in read_events(a.events_path)]
         self.events: Events = list(read_events(self.last.events_path))
 
@@ -111,10 +111,3 @@ def _is(event: dict[str, Any], line: str) -> bool:
         return bool(json.loads(line) == event)
     except (ValueError, RecursionError):
         return False
-
-
-def _since_fresh_start(story: list[Attempt]) -> list[Attempt]:
-    first = len(story) - 1
-    while first > 0 and any(e["event"] == "resume" for e in read_events(story[first].events_path)):
-        first -= 1
-    return story[first:]

@@ -206,7 +206,6 @@ def _check_finite(*tensors: Tensor) -> None:
         raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
 
 
-@torch.no_grad()
 def _jacobian(
     x: Tensor, y: Tensor, z: Tensor, intrinsics: tuple[float, float, float, float], width: int, height: int
 ) -> Tensor:
@@ -222,6 +221,7 @@ def _jacobian(
     return torch.stack([row0, row1], -2)
 
 
+@torch.no_grad()
 def _radii(xx: Tensor, yy: Tensor, opacities: Tensor) -> Tensor:
     # Half widths of the ellipse alpha = 1/255 (StopThePop, Radl et al. 2024, appendix B.2)
     extent = (2 * (opacities / ALPHA_MIN).clamp_min(1.0).log()).sqrt().clamp_max(3.33)
