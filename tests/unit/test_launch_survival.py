@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 #: Hours on this scene: a run for tests to interfere with. Counts are of images, two per step.
 LONG = {"steps": 100_000, "checkpoint_every": 20, "log_every": 2, "eval_every": 100_000, "sh_every": 20}
 #: Nothing but steps after the start, so that whatever befalls a rank befalls it in one.
-ONLY_STEPS = LONG | {"checkpoint_every": 100_000, "digest_every": 100_000, "densify": {"start_step": 100_000}}
+ONLY_STEPS = LONG | {"checkpoint_every": 100_000, "digest_every": 100_000, "densify": {"kind": "none"}}
 
 
 def final_state(out: Path) -> tuple[bytes, bytes]:
