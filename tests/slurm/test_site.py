@@ -27,19 +27,30 @@ def test_every_line_of_the_profile_says_what_it_does(repository):
     plain = [line for line in lines if line.strip() and "#" not in line]
     # What is left without a comment of its own stands under one that speaks for it, or says it by its name.
     assert {line.split(":")[0].strip() for line in plain} <= {
-        "config", "site", "slurm_partition", "mem_mb", "executor", "slurm-logdir",
+        "config", "site", "mem_mb", "executor", "slurm-logdir",
         "slurm-init-seconds-before-status-checks",
     }  # fmt: skip
 
 
-def test_a_profile_read_back_is_the_site_it_was_made_from():
-    site = read_site(
-        {"account": "123", "gpu_partition": "gpu-long", "gpu_speed": {"h100": 1.0, "l40s": 0.87}}
-    )
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"account": "123", "gpu_partition": "gpu-long", "gpu_speed": {"h100": 1.0, "l40s": 0.87}},
+        {"gpu_type": "3090", "gpu_speed": {"3090": 0.5, "a100-sxm4-80gb": 1}},
+        {"account": "2024_01", "gpu_partition": "on", "cpu_partition": "no", "qos": "1e5"},
+        {"modules": ["cuda/12", "on"], "image": "/sw/x y.sif", "binds": ["/a b:/c", "/d"], "poll_s": 5},
+        {"retry_gpu_hours": 3.5, "max_mem_gib": 251.5, "account": "0x10", "gpu_type": "a100_1g.5gb"},
+    ],
+)
+def test_a_profile_read_back_is_the_site_it_was_made_from(settings):
+    from snakemake.cli import parse_config
+
+    site = read_site(settings)
     value = yaml.safe_load(render(site))
     assert read_site(value["config"]["site"]) == site
-    assert value["default-resources"]["slurm_account"] == "123"
-    assert "slurm_account" not in yaml.safe_load(render(read_site({})))["default-resources"]
+    # As Snakemake hands it on: one word per entry of `config:`.
+    handed_on = parse_config([f"site={value['config']['site']}"])
+    assert read_site(handed_on["site"]) == site
 
 
 def test_what_a_shell_would_read_is_no_account():
@@ -74,7 +85,7 @@ def test_site_init_without_accounting(on_plain_cluster, tmp_path):
     out = tmp_path / "config.yaml"
     notes = "\n".join(run_init(out))
     assert "keeps no accounts" in notes and "can never start" in notes and "accounting (sacct): no" in notes
-    assert "slurm_account" not in yaml.safe_load(out.read_text())["default-resources"]
+    assert yaml.safe_load(out.read_text())["config"]["site"]["account"] is None
 
 
 @pytest.mark.slurm

@@ -5,8 +5,10 @@ asks `sbatch --test-only` whether a job as the profile would send it is taken. W
 default and said.
 """
 
+import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,12 +85,7 @@ def run_init(out: Path, *, force: bool = False) -> list[str]:
 def render(site: Site) -> str:
     """The profile's text for `site`."""
     text = (resources.files("dist3dgs.slurm") / "profile.yaml").read_text(encoding="utf-8")
-    values = {
-        "account_line": "slurm_account: *account" if site.account else "# slurm_account: none on this cluster"
-    }
-    dumped = site.model_dump()
-    for name in type(site).model_fields:
-        values[name] = _yaml(dumped[name])
+    values = {name: _yaml(value) for name, value in site.model_dump().items()}
     return "\n".join(_filled(line, values) for line in text.splitlines()) + "\n"
 
 
@@ -107,16 +104,24 @@ def _filled(line: str, values: Mapping[str, str]) -> str:
     )
 
 
+#: Words that some reader of YAML takes for something else than themselves: booleans, nothing, numbers.
+_NO_TEXT = {*("y", "yes", "n", "no", "on", "off", "true", "false", "null", "none", "nan", "inf")}
+
+
 def _yaml(value: object) -> str:
+    """A value as YAML on one line; text is quoted unless every reader takes it for text."""
     if value is None:
         return "null"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
     if isinstance(value, float):
         return f"{value:.10g}"
-    if isinstance(value, str) and not value.replace("_", "").replace("-", "").isalnum():
-        return f'"{value}"'
-    return f'"{value}"' if isinstance(value, str) and value.isdigit() else str(value)
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", value) and value.lower() not in _NO_TEXT
+        return value if plain else json.dumps(value)
+    return str(value)
 
 
 def _gpu_partition(partitions: Sequence[Partition]) -> Partition | None:

@@ -142,6 +142,7 @@ def sbatch_argv(request: Resources, account: str | None) -> list[str]:
     argv += [f"--partition={request['slurm_partition']}"] if request.get("slurm_partition") else []
     argv += [f"--time={request['runtime']}", f"--mem={request['mem_mb']}", f"--nodes={request['nodes']}"]
     argv += [f"--cpus-per-task={request['cpus_per_task']}"]
+    argv += [f"--qos={request['qos']}"] if request.get("qos") else []
     argv += [f"--gres={request['gres']}"] if request.get("gres") else [f"--ntasks={request['tasks']}"]
     return [*argv, *str(request.get("slurm_extra", "")).split()]
 
