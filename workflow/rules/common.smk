@@ -46,7 +46,7 @@ FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind 
 
 # What every rule that runs on the cluster asks for.
 CLUSTER_RESOURCES = rule_defaults(SITE) if ON_CLUSTER else {}
-PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER)
+PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER, in_job=not workflow.is_main_process)
 if ON_CLUSTER:
     export(SITE)
     plugin.limit_interval(SITE.poll_s)
