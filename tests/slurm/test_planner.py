@@ -58,7 +58,7 @@ def test_a_refusal_that_passes_is_waited_for_and_said_once_a_minute(made, capsys
 
 
 def test_unknown_words_are_tried_again_but_not_for_ever(made):
-    answers = [made.refused(POINT, 1, "{}", "lua: load the frobnicator") for _ in range(4)]
+    answers = [made.refused(POINT, 1, "{}", "sbatch: error: lua: load the frobnicator") for _ in range(4)]
     assert answers == [True, True, True, False] and causes(made) == ["submission_rejected"]
 
 

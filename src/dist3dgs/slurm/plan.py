@@ -161,7 +161,8 @@ def launch_argv(
         )
     port = port if port is not None else next(port_candidates(allocation.job_id))
     endpoint = f"{_bracketed(allocation.head.address)}:{port}"
-    node = [software.python, "-m", "dist3dgs.slurm.node", f"--head={allocation.head.address}", "--"]
+    node = [software.python, "-m", "dist3dgs.slurm.node", f"--head={allocation.head.address}"]
+    node += [f"--peer={allocation.nodes[1].address}", "--"]
     torchrun = torchrun_argv(
         layout, worker, python=software.python, rendezvous=endpoint, run_id=str(allocation.job_id)
     )

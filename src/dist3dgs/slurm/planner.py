@@ -24,7 +24,7 @@ from .partitions import Offer, choose
 from .resources import Resources, layout_resources, small_resources
 from .retry import Decision, decide
 from .settings import Site
-from .submission import explain, max_time
+from .submission import explain, max_time, test_only
 from .turn import publish
 from .unstarted import note_unstarted, refuse
 
@@ -116,6 +116,8 @@ class Planner:
         """
         request = self.resources(point, attempt, spec_text)
         refusal = explain(text, request, account=str(self.site.account), max_time=max_time(request))
+        if "sbatch: " not in text:  # the plugin did not come to ask it
+            refusal = test_only(request, self.site.account).refusal or refusal
         count, said_at = self._refusals.get((point, attempt), (0, -math.inf))
         count += 1
         again = refusal.transient or (not refusal.known and count <= UNKNOWN_REFUSALS)
