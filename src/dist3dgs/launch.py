@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .cgroup import OomWatch
 from .errors import UserError
 from .events import read_events
 from .evidence import Attempt, attempts, new_attempt, text_digest
@@ -114,6 +115,7 @@ class _Run:
         argv, environment = self._command()
         self.summary["argv"] = argv
         self._save()
+        memory = OomWatch()
         with self.attempt.log_path.open("ab", buffering=0) as log:
             log.write(f"{problem.warning}$ {shlex.join(argv)}\n".encode())
             process = subprocess.Popen(
@@ -128,6 +130,8 @@ class _Run:
                 monitor.stop()
         if limit.reached:
             self.summary["ended"] = {"cause": "time_limit", "note": limit.note, "at": time.time()}
+        elif process.returncode != 0 and (note := memory.note()):
+            self.summary["ended"] = {"cause": "host_oom", "note": note, "at": time.time()}
         self.summary["peak_pss_gib"] = peak_pss_gib(self.attempt.resources_paths())
         self.summary["signal"] = watch.stop_signal
         self.summary["stalled"] = watch.stalled
