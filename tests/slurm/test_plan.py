@@ -177,7 +177,7 @@ def test_one_node_line_really_runs(tmp_path):
     """The n1g2 line, as written, starts two ranks."""
     script = tmp_path / "with space.py"
     script.write_text(
-        "import os; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], flush=True)"
+        "import os; os.write(1, f\"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\\n\".encode())"
     )
     words = plan.launch_argv(Layout(1, 2), [str(script)], cpus_per_node=2)
     import subprocess

@@ -5,6 +5,7 @@ rule, and
 what is left may describe the step (one task) rather than the job.
 """
 
+import math
 import os
 import socket
 import sys
@@ -117,17 +118,25 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
             "SLURM_CONF to its configuration file."
         ) from None
     nodes = tuple(Node(name=n, address=reachable(n, shown.get(n, {}).get("NodeAddr", n))) for n in names)
-    gpus = parse_gpus(details.get("TresPerNode", "") or gres)
     return Allocation(
         job_id=job,
         nodes=nodes,
-        gpus_per_node=sum(gpus.values()),
+        gpus_per_node=_gpus_per_node(details, gres, len(nodes)),
         partition=partition,
         time_left_s=parse_time_s(left),
         cpus_per_node=_cpus_per_node(details, len(nodes)),
         restarts=int(details.get("Restarts", "0") or 0),
         log=details.get("StdOut"),
     )
+
+
+def _gpus_per_node(details: dict[str, str], gres: str, num_nodes: int) -> int:
+    """What was asked for per node, or a node's share of what the whole job was given (`--gpus=8`)."""
+    if per_node := parse_gpus(details.get("TresPerNode", "")) or parse_gpus(gres):
+        return sum(per_node.values())
+    total = parse_gpus(details.get("AllocTRES") or details.get("TRES", ""))
+    # There the sum stands beside the types: gres/gpu=8,gres/gpu:a100=8.
+    return math.ceil((total.get("") or sum(total.values())) / num_nodes)
 
 
 def _cpus_per_node(details: dict[str, str], num_nodes: int) -> int | None:

@@ -28,6 +28,8 @@ from .settings import VARIABLE, Site
 
 EX_TEMPFAIL = 75
 WAIT_POLL_S = 5.0
+#: A job for one CPU gets a whole core, which may be as many as this.
+SMALL_CPUS = 8
 #: A controller that is down for less than this is waited for.
 PATIENCE_S = 600.0
 
@@ -59,9 +61,11 @@ def take(point: Path, spec_digest: str, allocation: Allocation, site: Site) -> D
 def _too_small(point: Path, allocation: Allocation, site: Site) -> str | None:
     """Why a job that was submitted to wait or to close (`resources.small_resources`) cannot train."""
     layout = Layout.parse(Path(point).parent.name)
-    has, needs = allocation.cpus_per_node, site.cpus_per_gpu * layout.workers_per_node
-    if has == 1 and (needs > 1 or layout.nodes > 1) and os.environ.get(VARIABLE):
-        return f"one CPU on one node cannot train {layout}"
+    has, needs = allocation.cpus_per_node or SMALL_CPUS + 1, site.cpus_per_gpu * layout.workers_per_node
+    small = len(allocation.nodes) == 1 and allocation.gpus_per_node == 0 and has <= SMALL_CPUS
+    lacks = has < needs or layout.nodes > 1 or site.gpu_request != "none"
+    if small and lacks and os.environ.get(VARIABLE):
+        return f"{has} CPU(s) on one node without a GPU cannot train {layout}"
     return None
 
 
