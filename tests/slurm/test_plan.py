@@ -13,6 +13,7 @@ from dist3dgs.errors import UserError
 from dist3dgs.names import Layout
 from dist3dgs.slurm import node, plan
 from dist3dgs.slurm.allocation import Allocation, Node
+from dist3dgs.slurm.settings import read_site
 
 GOLDEN = Path(__file__).parent / "golden"
 WORKER = ["-m", "dist3dgs.train", "--run=results/bicycle/sharded/n1g1/r0/run.json"]
@@ -64,6 +65,17 @@ def test_golden_with_modules_and_container():
         binds=("/scratch:/scratch",),
     )
     check_golden("n2g4-container", argv("n2g4", software=software, uses_gpus=True))
+
+
+@pytest.mark.parametrize(
+    ("there", "used"),
+    [(["apptainer", "singularity"], "apptainer"), (["singularity"], "singularity"), ([], "apptainer")],
+)
+def test_the_container_program_that_is_there(tmp_path, monkeypatch, there, used):
+    for name in there:
+        (tmp_path / name).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert plan.software_of(read_site({"image": "x.sif"})).container_command == used
 
 
 def test_module_names_are_never_shell_text():

@@ -144,7 +144,9 @@ def test_a_chosen_partition_is_chosen_again_when_the_job_is_submitted(tmp_path, 
     offers = iter(["slow", "fast"])
     made = Planner(tmp_path, read_site({"gpu_partition": "auto"}), Queue(tmp_path))
     monkeypatch.setattr(made.queue, "jobs", lambda: [])
-    monkeypatch.setattr(module, "choose", lambda *a: SimpleNamespace(partition=next(offers), gpu_type="h100"))
+    monkeypatch.setattr(
+        module, "choose", lambda *a: SimpleNamespace(partition="", settings={"gpu_partition": next(offers)})
+    )
     assert made.resources(POINT, 1, "{}")["slurm_partition"] == "slow"
     assert made.asks(POINT, 1, "{}") == {}  # a choice of just now stands
     monkeypatch.setattr(module, "CHOICE_S", -1.0)

@@ -11,9 +11,10 @@ import yaml
 
 from dist3dgs.errors import UserError
 from dist3dgs.names import Layout, Point
-from dist3dgs.slurm import partitions
+from dist3dgs.slurm import chooser, partitions
 from dist3dgs.slurm.jobs import Queue, describe
 from dist3dgs.slurm.planner import Planner
+from dist3dgs.slurm.predict import Prediction
 from dist3dgs.slurm.settings import read_site
 from dist3dgs.slurm.site import inspect, render, run_init
 
@@ -92,7 +93,7 @@ def test_site_init_without_accounting(on_plain_cluster, tmp_path):
 def test_the_chooser_prefers_what_ends_first(on_cluster):
     """All h100 nodes are taken for an hour: the slower partition that is free now ends earlier."""
     site = inspect().site.model_copy(update={"gpu_speed": {"h100": 1.0, "l40s": 0.87}})
-    free = partitions.choose(Layout.parse("n1g4"), site, 1800)
+    free = chooser.choose(Layout.parse("n1g4"), site, 1800)
     assert free is not None and free.gpu_type == "h100"
     blocker = on_cluster(
         "sbatch", "--parsable", "-p", "gpu", "-A", "lab", "-N2", "--gres=gpu:4", "-t", "60", "-o", "/dev/null",
@@ -104,15 +105,16 @@ def test_the_chooser_prefers_what_ends_first(on_cluster):
             assert time.monotonic() < end
             time.sleep(0.1)
         only = [p for p in partitions.read_partitions() if p.name in ("gpu", "l40s")]
-        found = partitions.offers(Layout.parse("n1g4"), only, site, 1800)
+        found = chooser.offers(Layout.parse("n1g4"), only, site, 1800)
         assert [o.partition for o in found] == ["l40s", "gpu"]
-        line = partitions.trade_off(found)
+        line = chooser.trade_off(found)
         assert (
             line.startswith("l40s (l40s) at 0.87x the speed, starts now, ends ")
             and "earlier than gpu (h100)" in line
         )
-        text = partitions.run([Layout.parse("n2g4")], site)
-        assert "2 nodes asked for, 1 there" in text
+        layout = Layout.parse("n2g4")
+        text = chooser.run([layout], site, {layout: Prediction(seconds=1800, source="a record")})
+        assert "2 nodes asked for, 1 there" in text and "n2g4, 30 min on the fastest GPUs (a record)" in text
     finally:
         on_cluster("scancel", blocker)
 
@@ -126,8 +128,9 @@ def test_partitions_and_preflight_by_hand(on_cluster, repository, tmp_path):
     done = subprocess.run(
         [*cli, "partitions", *common, "--layouts", "n1g1", "--json"], capture_output=True, text=True
     )
-    offers = json.loads(done.stdout)["n1g1"]["offers"]
-    assert {o["partition"] for o in offers} == {"gpu", "l40s", "low", "high"}
+    answer = json.loads(done.stdout)["n1g1"]
+    assert (answer["runtime_s"], answer["runtime_from"]) == (7200, "site.runtime_min")
+    assert {o["partition"] for o in answer["offers"]} == {"gpu", "l40s", "low", "high"}
     done = subprocess.run(
         [*cli, "preflight", *common, "--layouts", "n2g4", "n3g1"], capture_output=True, text=True
     )

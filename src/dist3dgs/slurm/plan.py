@@ -15,6 +15,7 @@ Why the details are as they are (each was met as a failure, see docs/decisions/0
 * the port comes from the job id, so that two jobs on one node do not meet, and is tried before it is used.
 """
 
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +56,12 @@ class Software:
 def software_of(site: Site) -> Software:
     """How a site's settings say that the training software is reached."""
     python = "python3" if site.image else sys.executable
-    return Software(modules=tuple(site.modules), image=site.image, binds=tuple(site.binds), python=python)
+    # Older sites have it under its former name. Where a module brings it, it is not here yet.
+    former = not shutil.which("apptainer") and shutil.which("singularity")
+    return Software(
+        modules=tuple(site.modules), image=site.image, binds=tuple(site.binds), python=python,
+        container_command="singularity" if former else "apptainer",
+    )  # fmt: skip
 
 
 def port_candidates(job_id: int) -> Iterator[int]:

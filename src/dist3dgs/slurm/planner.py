@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..evidence import ATTEMPTS, text_digest
+from ..matrix import load_spec
 from ..names import Layout, Point
 from .allocation import job_id
 from .attempts import LIVE_STATES, Try, job_end, mark_interrupted, settle
+from .chooser import Offer, choose
 from .commands import SlurmError, slurm
 from .jobs import RULE, Job, Queue
-from .partitions import Offer, choose
+from .predict import predict, read_records
 from .resources import Resources, layout_resources, small_resources
 from .retry import Decision, decide
 from .settings import Site
@@ -182,7 +184,7 @@ class Planner:
     def _plan(self, point: Point, attempt: int, spec_text: str) -> Resources:
         if not self.on_cluster:
             return self._of_layout(point.layout, self.site)
-        site = self._site_for(point.layout)
+        site = self._site_for(point.layout, spec_text)
         if self.own_job is None and (others := self._others(point)):
             say(f"{point}: Slurm job {others[0]} already trains it; the new job waits for that one")
             return small_resources(self.site, after=others)
@@ -216,19 +218,25 @@ class Planner:
         self._to_finish[(point, attempt)] = reason
         return small_resources(self.site)
 
-    def _site_for(self, layout: Layout) -> Site:
+    def _site_for(self, layout: Layout, spec_text: str) -> Site:
         """The site, with `gpu_partition: auto` replaced by the partition where the layout would end first."""
         if self.site.gpu_partition != AUTO or self.own_job is not None:
             return self.site
         chosen, at = self._chosen.get(layout, (None, -math.inf))
         if time.monotonic() - at > CHOICE_S:
-            chosen = choose(layout, self.site, self.site.runtime_min * 60.0)
+            chosen = choose(layout, self.site, self._seconds(spec_text))
             self._chosen[layout] = (chosen, time.monotonic())
             if chosen is not None:
                 say(f"{layout}: partition {chosen.partition}, where it would end first")
         if chosen is None:
             return self.site
-        return self.site.model_copy(update={"gpu_partition": chosen.partition, "gpu_type": chosen.gpu_type})
+        return self.site.model_copy(update=chosen.settings)
+
+    def _seconds(self, spec_text: str) -> float:
+        """How long a run of this spec is expected to take on the fastest GPUs."""
+        records = read_records(self.results)
+        specs = [load_spec(spec_text)] if records else []
+        return predict(specs, records, self.site.gpu_speed, self.site.runtime_min * 60.0).seconds
 
     def _decide(self, folder: Path, spec_text: str) -> tuple[Decision, list[Try]]:
         # In a job that Slurm has requeued, the earlier attempt of the same job has ended.
