@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,3 +241,38 @@ def test_a_submission_that_may_be_taken_later_is_no_error(executor, monkeypatch)
         msg="Job submission failed with exception: no such account",
     )
     assert executor.told == [("error", None)] and listener.texts[-1] == "no such account"
+
+
+def test_a_look_at_the_queue_is_early_where_a_job_has_left_its_outputs(tmp_path):
+    """Most of what a point costs beside its training is the wait for the next look."""
+    output, since = tmp_path / "launch.json", {}
+    info = SimpleNamespace(external_jobid="7", job=SimpleNamespace(output=[str(output)]))
+    output.touch()
+    os.utime(output, (time.time() - 100, time.time() - 100))
+    assert not plugin.has_outputs(info, since)  # an earlier attempt's
+    output.unlink()
+    assert not plugin.has_outputs(info, since)
+    output.touch()
+    os.utime(output, (time.time() + 1, time.time() + 1))
+    assert plugin.has_outputs(info, since)
+    since["7"] -= 1000
+    os.utime(output, (time.time() - 100, time.time() - 100))
+    assert not plugin.has_outputs(info, since)  # whatever else the job does, it is not about to end
+
+
+def test_the_wait_ends_early_but_not_at_once(tmp_path, monkeypatch):
+    from snakemake_executor_plugin_slurm import Executor
+
+    monkeypatch.setattr(Executor, "sleep", Executor.sleep)
+    monkeypatch.setattr(
+        Executor, "next_seconds_between_status_checks", Executor.next_seconds_between_status_checks
+    )
+    assert plugin.limit_interval(1e6)
+    monkeypatch.setattr(plugin, "QUICK_S", 0.2)
+    monkeypatch.setattr(plugin, "has_outputs", lambda info, since: True)
+    executor = Executor.__new__(Executor)
+    executor.wait, executor.active_jobs = True, ["a job"]
+    executor.next_seconds_between_status_checks = 1e6
+    began = time.monotonic()
+    asyncio.run(asyncio.wait_for(executor.sleep(), 60))
+    assert time.monotonic() - began >= 0.2

@@ -48,6 +48,8 @@ class Listener(Protocol):
         """The queue is about to be looked at."""
 
 
+#: Between looks at the queue while a job is about to end, and how long that may take after its last output.
+QUICK_S, ENDING_S = 2.0, 30.0
 #: Until a job that Slurm takes at present from nobody is submitted again.
 RESUBMIT_S = 20.0
 
@@ -66,10 +68,15 @@ def limit_interval(seconds: float) -> bool:
     def limited(self: object, value: float) -> None:
         write(self, min(value, seconds))
 
+    seen_since: dict[str, float] = {}
+
     async def sleep(self: Any) -> None:
-        """The wait between two looks, which ends with the run: a finished Snakemake would sit it out."""
-        end = time.monotonic() + (self.next_seconds_between_status_checks or seconds)
-        while self.wait and time.monotonic() < end:
+        """The wait between two looks. It ends with the run, which a finished Snakemake would sit out, and early where
+        a job has left its outputs and so is about to end."""
+        began, pause = time.monotonic(), self.next_seconds_between_status_checks or seconds
+        while self.wait and (waited := time.monotonic() - began) < pause:
+            if waited >= QUICK_S and any([has_outputs(info, seen_since) for info in list(self.active_jobs)]):
+                return
             await asyncio.sleep(min(0.5, seconds))
 
     Executor.next_seconds_between_status_checks = property(read, limited)
@@ -170,6 +177,17 @@ def listen(listener: Listener) -> bool:
     Executor.report_job_success = report_job_success
     Executor.cancel_jobs, Executor.check_active_jobs = cancel_jobs, check_active_jobs
     return True
+
+
+def has_outputs(info: Any, seen_since: dict[str, float]) -> bool:
+    """Whether a job has made all its outputs just now, by files alone: a network file system may show it later."""
+    now = time.time()
+    since = seen_since.setdefault(str(info.external_jobid), now)
+    try:
+        made = [Path(str(path)).stat().st_mtime for path in info.job.output]
+    except OSError:
+        return False
+    return bool(made) and min(made) >= since and now - max(made) < ENDING_S
 
 
 def submission_error(message: str) -> str:
