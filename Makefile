@@ -58,9 +58,10 @@ bench-readers: setup ## log readers against grep -c on the same 1 GB file
 bench-distributed: setup ## images per second at 1 and 2 ranks, side by side
 	@$(BIN)/python -m dist3dgs.bench.distributed
 
+# No `setup`: that is the CPU build, and a machine with a GPU has a Python whose PyTorch fits its driver.
 .PHONY: gpu-check
-gpu-check: setup ## on a machine with an NVIDIA GPU: CUDA and CPU renderers agree, fox, step times
-	@$(BIN)/python -m dist3dgs.bench.gpu
+gpu-check: ## on a machine with an NVIDIA GPU: CUDA and CPU renderers agree, step times; FOX=its photographs, or packed
+	@PYTHON="$(PYTHON)" BIN="$(CURDIR)/$(BIN)" FOX="$(FOX)" OUT="$(OUT)" OWN="$(OWN)" bash scripts/gpu-check.sh
 
 .PHONY: bench-render
 bench-render: setup ## the CPU renderer against the torch reference, side by side

@@ -79,7 +79,13 @@ def _ingest(args: argparse.Namespace) -> None:
 def _launch(args: argparse.Namespace) -> int:
     from .launch import launch
 
-    return launch(args.spec, args.scene, args.out, args.weights)
+    return launch(args.spec, args.scene, args.out, args.weights, args.resume_from)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from .train.whole import run_evaluate
+
+    run_evaluate(args.checkpoint, args.scene, args.json)
 
 
 def _record(args: argparse.Namespace) -> None:
@@ -216,6 +222,15 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--scene", required=True, type=Path, help="packed scene")
     p.add_argument("--out", required=True, type=Path, help="the point's folder")
     p.add_argument("--weights", type=Path, help="LPIPS weights, if they are there")
+
+    p.add_argument(
+        "--resume-from", type=Path, metavar="CHECKPOINT", help="start from another layout's checkpoint"
+    )
+
+    p = verb("evaluate", _evaluate, "held-out quality of a checkpoint as a whole, in one process")
+    p.add_argument("checkpoint", type=Path, help="a point's checkpoints/step-*.safetensors")
+    p.add_argument("--scene", required=True, type=Path, help="the packed scene it was trained on")
+    p.add_argument("--json", action="store_true", help="all numbers, each view's too")
 
     p = verb("record", _record, "judge a run: evidence in, record.json out")
     p.add_argument("--launch", required=True, type=Path)

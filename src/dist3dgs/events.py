@@ -14,10 +14,11 @@ enter           phase: the rank goes into a phase (see `PHASES`)
 leave           phase, s: it leaves it, after s seconds
 resume          step, path: training goes on from a checkpoint
 step            step, loss, num_gaussians, step_s (mean per step since the last such event), images, sh_degree
+progress        phase, step, views: every few seconds, whatever the phase; views: of an evaluation, so far
 densify         step, cloned, split, pruned, relocated, num_gaussians, shards, s
 eval            step, elapsed_s (training seconds so far, evaluation not counted), psnr, ssim, lpips, views
 digest          step, digests: one parameter digest per rank
-comm            op, bytes, s, exposed_s, calls: totals of one collective over the run, per rank
+comm            phase, op, bytes, s, exposed_s, calls: totals of one collective in one phase over the attempt, per rank
 scene           digest, num_views: the packed scene in use
 timing          phases_s, parts_s, step_s {median, mean, p5, p95}, steps, images, train_s: per rank, at the end
 memory          peak_rss_gib, peak_gpu_gib (null on CPU): per rank, at the end

@@ -1,40 +1,62 @@
 """Before anything is loaded: do the layers agree about how many workers there are?
 
-The layout asked for, the Slurm allocation and the devices that are visible are compared. The ranks that really
-joined are compared again inside the run, by the training process.
+The layout asked for, the Slurm allocation, the srun step and the devices that are visible are compared by the
+launcher. The training process goes on with its table: torchrun's world and the ranks that really joined.
 """
 
+import json
 import os
 import subprocess
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .names import Layout
+from .slurm.allocation import Allocation, Step, step
 from .spec import RunSpec
+
+#: What each layer says, by its name: one table from the launcher to the last rank.
+Layers = dict[str, Any]
 
 
 @dataclass
 class World:
     """What each layer says, what is wrong and refused, and what is wrong but was asked for ("" if nothing is)."""
 
-    layers: dict[str, Any] = field(default_factory=dict)
+    layers: Layers
     message: str = ""
     warning: str = ""
+    uses_gpus: bool = False
 
 
-def check_world(spec: RunSpec, allocation: Any) -> World:
-    """Compare the layers. `allocation`: slurm.allocation.Allocation or None outside Slurm."""
+def refusal(problem: str, layers: Mapping[str, Any]) -> str:
+    """The one form in which a disagreement is told: what is wrong and what to change, then what each layer says."""
+    width = max(map(len, layers), default=0)
+    return "\n".join(
+        [f"allocation mismatch: {problem}", *(f"  {k:<{width}}  {v}" for k, v in layers.items())]
+    )
+
+
+def check_world(spec: RunSpec, allocation: Allocation | None, here: Step | None = None) -> World:
+    """Compare the layers. `allocation`: None outside Slurm. `here`: this process's srun step, asked when None."""
     layout = Layout.parse(spec.layout)
+    here = step() if here is None else here
     gpus = visible_gpus() if spec.hardware.device != "cpu" else None
     uses_gpus = bool(gpus) or spec.hardware.device == "cuda"
-    layers: dict[str, Any] = {
-        "layout": f"{layout.nodes} node(s) x {layout.workers_per_node} worker(s)",
-        "Slurm allocation": "none" if allocation is None else f"{len(allocation.nodes)} node(s)",
-        "visible GPUs": "not used" if gpus is None else len(gpus),
-    }
-    world = World(layers)
+    layers = layers_of(spec) | {"Slurm allocation": "none" if allocation is None else str(allocation)}
+    if here.tasks > 1:
+        layers["srun step"] = f"{here.tasks} tasks, this is task {here.task}"
+    layers["visible GPUs"] = "not used" if gpus is None else f"{len(gpus)} on this node"
+    world = World(layers, uses_gpus=uses_gpus)
     problem = None
-    if allocation is not None:
+    if here.tasks > 1:
+        problem = (
+            f"srun started this launcher {here.tasks} times, and each would start all ranks of {layout}; start it "
+            "once: srun --nodes=1 --ntasks=1, or without srun in the batch script, and ask for the job with "
+            "--ntasks-per-node=1"
+        )
+    elif allocation is not None:
         problem = allocation.mismatch(layout, uses_gpus=uses_gpus)
     elif layout.nodes > 1:
         problem = (
@@ -68,9 +90,19 @@ def check_world(spec: RunSpec, allocation: Any) -> World:
             f"started; the others idle for the whole run. The strategy asks for it with `ranks: one`\n"
         )
     if problem:
-        table = "\n".join(f"  {name:<18} {value}" for name, value in layers.items())
-        world.message = f"allocation mismatch: {problem}\n{table}"
+        world.message = refusal(problem, layers)
     return world
+
+
+def layers_of(spec: RunSpec, environ: Mapping[str, str] = os.environ) -> Layers:
+    """The table so far: the launcher's, where it started this process and told where it writes, else the layout."""
+    layout = Layout.parse(spec.layout)
+    asked = {"layout": f"{layout.nodes} node(s) x {layout.workers_per_node} worker(s)"}
+    try:
+        summary = json.loads(Path(environ["DIST3DGS_ATTEMPT"], "launch.json").read_text(encoding="utf-8"))
+    except (KeyError, OSError, ValueError):
+        return asked
+    return asked | (summary.get("world") or {})
 
 
 def visible_gpus() -> list[str]:

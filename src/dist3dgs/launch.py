@@ -20,9 +20,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from . import __version__
+from . import __version__, extension, resume
 from .cgroup import OomWatch
 from .errors import UserError
 from .events import read_events
@@ -33,8 +33,9 @@ from .judge import cause_of
 from .matrix import load_spec, spec_json
 from .monitor import Monitor, peak_pss_gib, resources_path
 from .provenance import code_digest, git_state
+from .reserve import Reserve
 from .slurm import allocation as slurm_allocation
-from .slurm import plan, turn
+from .slurm import node, plan, turn
 from .slurm.allocation import Allocation, node_name
 from .slurm.retry import TRIES_AFTER
 from .slurm.settings import Site, current_site
@@ -47,12 +48,27 @@ GRACE_S = 60.0
 LOCK_WAIT_S = 90.0
 
 
-def launch(spec_text: str, scene: Path, out: Path, weights: Path | None = None) -> int:
-    """Run one point to its end; the launcher's exit status. Raises `UserError` before anything is started."""
+def launch(
+    spec_text: str, scene: Path, out: Path, weights: Path | None = None, resume_from: Path | None = None
+) -> int:
+    """Run one point to its end; the launcher's exit status. Raises `UserError` before anything is started.
+
+    resume_from: a checkpoint, of any layout, to start from where the point has none of its own.
+    """
     spec = load_spec(spec_text)
     if not scene.is_file():
         raise UserError(f"{scene}: no packed scene; make it with: snakemake {scene}")
+    if resume_from is not None:
+        resume.check(resume_from, spec, scene)
     digest = text_digest(spec_json(spec))
+    step = slurm_allocation.step()
+    if step.task > 0:
+        # Status 0: where Slurm ends a step with its first bad exit, task 0 must live to leave the record.
+        print(
+            f"task {step.task} of {step.tasks}: one launcher per job is enough; task 0 says why",
+            file=sys.stderr,
+        )
+        return 0
     here, site = slurm_allocation.current(), current_site()
     if here is not None:
         decision = turn.take(out, digest, here, site)
@@ -65,6 +81,7 @@ def launch(spec_text: str, scene: Path, out: Path, weights: Path | None = None) 
         (out / "launch.json").unlink(missing_ok=True)
         for restart in range(spec.hardware.max_restarts + 1):
             run = _Run(spec, digest, scene, out, new_attempt(out), weights, here, site)
+            run.resume_from = resume_from
             run.may_restart = restart < spec.hardware.max_restarts
             status = run.execute()
             if not run.restarts:
@@ -83,6 +100,7 @@ class _Run:
         self.layout = spec.started
         self.allocation, self.site = allocation, site
         self.may_restart = self.restarts = False
+        self.resume_from: Path | None = None
         self.summary: dict[str, Any] = {
             "spec_digest": digest,
             "spec": spec.model_dump(mode="json"),
@@ -112,12 +130,15 @@ class _Run:
             self.summary["refused"] = problem.message
             print(problem.message, file=sys.stderr)
             return self._finish("refused", None)
-        argv, environment = self._command()
+        argv, environment = self._command(problem.uses_gpus)
         self.summary["argv"] = argv
+        reserve = Reserve(self.attempt.folder)
         self._save()
         memory = OomWatch()
         with self.attempt.log_path.open("ab", buffering=0) as log:
             log.write(f"{problem.warning}$ {shlex.join(argv)}\n".encode())
+            if problem.uses_gpus and (status := self._prepare(environment, log)):
+                return self._finish("failed", status)
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True, preexec_fn=_end_with_parent,
@@ -128,6 +149,8 @@ class _Run:
                 watch.wait()
             if monitor is not None:
                 monitor.stop()
+        if (full := reserve.release()) is not None:
+            self.summary["disk_full"] = full
         if limit.reached:
             self.summary["ended"] = {"cause": "time_limit", "note": limit.note, "at": time.time()}
         elif process.returncode != 0 and (note := memory.note()):
@@ -143,7 +166,15 @@ class _Run:
             return None
         return Monitor(pid, resources_path(self.attempt.folder, node_name()), node_name()).start()
 
-    def _command(self) -> tuple[list[str], dict[str, str]]:
+    def _prepare(self, environment: dict[str, str], log: IO[bytes]) -> int:
+        """See that the ranks find gsplat's extension built; 0, or why not. Of several nodes each sees to its own."""
+        software = plan.software_of(self.site)
+        if self.layout.nodes > 1 or (software.image is None and extension.is_ready()):
+            return 0
+        command = [*plan.wrapped(software, uses_gpus=True), software.python, "-m", extension.MODULE]
+        return extension.prepare_in_child(command, environment, log, _end_with_parent)
+
+    def _command(self, uses_gpus: bool) -> tuple[list[str], dict[str, str]]:
         """Command line and environment of the ranks."""
         cpus = len(os.sched_getaffinity(0))
         if self.allocation is not None and self.allocation.cpus_per_node:
@@ -157,12 +188,15 @@ class _Run:
             "--events",
             str(self.attempt.events_path),
         ]
+        if self.resume_from is not None:
+            worker += ["--resume-from", str(self.resume_from)]
         port = None
         if self.allocation is not None and self.layout.nodes > 1:
             port = plan.choose_port(self.allocation.job_id)
         argv = plan.launch_argv(
             self.layout, worker, cpus_per_node=cpus, allocation=self.allocation, port=port,
-            uses_gpus=self.spec.hardware.device != "cpu", software=plan.software_of(self.site),
+            uses_gpus=uses_gpus, software=plan.software_of(self.site),
+            join_timeout_s=self.spec.hardware.join_timeout_s,
         )  # fmt: skip
         environment = plan.launch_environment(os.environ, self.layout, self.allocation, cpus_per_node=cpus)
         threads = self.spec.hardware.threads_per_rank or max(1, cpus // self.layout.workers_per_node)
@@ -171,6 +205,8 @@ class _Run:
         # Waiting threads sleep: spinning ones take the cores of other ranks and of whoever else is on the node.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
         environment["PYTHONUNBUFFERED"] = "1"
+        if uses_gpus:
+            environment[node.USES_GPUS] = "1"
         environment["DIST3DGS_ATTEMPT"] = str(self.attempt.folder.resolve())
         if self.weights is not None:
             environment["DIST3DGS_LPIPS"] = str(self.weights.resolve())

@@ -113,12 +113,18 @@ class ViewQuality(Model):
 
 
 class Collective(Model):
-    """Totals of one collective operation over a run, on the rank that spent most time in it."""
+    """Totals of one collective operation in one phase of the last attempt, all on the slowest rank."""
 
     op: str
+    phase: str | None = Field(
+        None,
+        description="a phase as in phases_s; `step` is the training steps' inside alone, `between steps` what ranks "
+        "tell each other between two (stop, loss, digests); null in records made before this was told apart",
+    )
     calls: int
-    bytes: int = Field(description="payload bytes sent by one rank")
-    s: float
+    bytes: int = Field(description="payload bytes sent by the slowest rank")
+    bytes_all_ranks: int | None = Field(None, description="payload bytes sent by all ranks together")
+    s: float | None = Field(None, description="seconds under way; no second is in two collectives")
     exposed_s: float | None = Field(None, description="seconds not hidden behind computation")
 
 
@@ -128,7 +134,7 @@ class RankMetrics(Model):
     rank: int
     host: str | None = None
     device: str | None = None
-    phases_s: dict[str, float] = {}
+    phases_s: dict[str, float] = Field({}, description="as Metrics.phases_s, of this rank")
     step_parts_s: dict[str, float] = Field(
         {}, description="as Metrics.step_parts_s; `data` is the wait for data"
     )
@@ -145,12 +151,21 @@ class Metrics(Model):
 
     total_s: float | None = Field(None, description="launcher's start to its end, wall clock")
     train_s: float | None = Field(None, description="time in steps and densification, evaluation not counted")
-    phases_s: dict[str, float] = Field({}, description="wall seconds per phase, slowest rank")
+    phases_s: dict[str, float] = Field(
+        {},
+        description="wall seconds per phase of the last attempt, each that of its slowest rank; `startup` is from the "
+        "launcher's start to having joined",
+    )
     step_parts_s: dict[str, float] = Field(
         {},
-        description="wall seconds per part of a step (data, render, loss, ...) over all steps, slowest rank",
+        description="wall seconds per part of a step (data, render, loss, ...) over all timed steps, slowest rank",
     )
     steps: int | None = None
+    timed_steps: int | None = Field(
+        None,
+        description="steps of the last attempt, which step_s, step_parts_s, compute_s, comm_s and collectives cover; "
+        "fewer than `steps` after a resume",
+    )
     images: int | None = Field(None, description="training images seen, all ranks together")
     step_s: StepTime | None = None
     steps_per_s: float | None = None
@@ -223,7 +238,9 @@ class RunRecord(Model):
         None, description="present if and only if status is failed, degraded or unknown"
     )
     metrics: Metrics = Metrics()
-    reasons: dict[str, str] = Field({}, description="metric name -> why it is null")
+    reasons: dict[str, str] = Field(
+        {}, description="metric name -> why it is null, or what it does not cover"
+    )
     earlier: list[EarlierAttempt] = Field([], description="oldest first")
     environment: Environment = Environment()
     provenance: Provenance = Provenance()

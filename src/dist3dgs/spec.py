@@ -211,6 +211,9 @@ class Hardware(Settings):
     )
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     timeout_s: float = Field(600, gt=0, description="a collective that waits longer than this ends the run")
+    join_timeout_s: float = Field(
+        300, ge=1, description="a node or rank that has not joined the others after this ends the run"
+    )
     max_restarts: int = Field(0, ge=0, le=100, description="restarts from the last checkpoint within one job")
 
 

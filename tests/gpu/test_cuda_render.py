@@ -1,5 +1,7 @@
 """The CUDA renderer against the float64 reference and the CPU kernels, and against gsplat's own rasterization()."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -66,6 +68,46 @@ def test_nothing_to_see() -> None:
     image = r.rasterize(p, 8, 8, background=torch.tensor([1.0, 0, 0], device="cuda"), render_depth=True)
     image.colors.sum().backward()
     assert image.colors[..., 0].min() == 1 and image.alphas.max() == 0
+
+
+def test_no_gaussians() -> None:
+    """An empty shard."""
+    from dist3dgs.splats.render import get_renderer
+
+    r, empty = get_renderer("cuda"), [torch.zeros(0, n, device="cuda", requires_grad=True) for n in (3, 4, 3)]
+    p = r.project(
+        *empty, torch.zeros(0, device="cuda"), torch.zeros(0, 3, device="cuda"), torch.eye(4, device="cuda"),
+        torch.tensor([[9.0, 0, 4], [0, 9, 4], [0, 0, 1]], device="cuda"), 8, 8,
+    )  # fmt: skip
+    image = r.rasterize(p, 8, 8)
+    image.colors.sum().backward()
+    assert image.colors.abs().max() == 0 and empty[0].grad is not None
+
+
+def test_views_do_not_wait_for_the_gpu() -> None:
+    """From the second view of a camera on. gsplat itself waits twice, for the numbers of what it has packed."""
+    from dist3dgs.splats.loss import l1_ssim_loss
+    from dist3dgs.splats.render import get_renderer
+
+    cloud, r = random_cloud(500, 3), get_renderer("cuda")
+    x = [getattr(cloud, n).float().cuda() for n in ("means", "quats", "scales", "opacities")]
+    sh = torch.cat([cloud.sh0, cloud.shn], 1).float().cuda()
+    view, K, size = cloud.viewmat.float().cuda(), cloud.K.float().cuda(), (cloud.width, cloud.height)
+    photo = torch.zeros(cloud.height, cloud.width, 3, dtype=torch.uint8, device="cuda")
+
+    def draw() -> None:
+        p = r.project(*x, sh, view, K, *size, sh_degree=3)
+        l1_ssim_loss(r.rasterize(p, *size, background=torch.ones(3, device="cuda")).colors, photo)
+
+    draw()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            draw()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in caught if "synchronizing CUDA operation" in str(w.message)]) <= 2
 
 
 def test_loss_is_the_same_on_both_devices() -> None:

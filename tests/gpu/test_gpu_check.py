@@ -12,10 +12,10 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("sh_degree", [0, 3])
-@pytest.mark.parametrize("antialiased", [False, True])
-def test_cuda_and_cpu_renderers_agree(sh_degree, antialiased):
-    errors = gpu.compare_renderers(5_000, sh_degree, antialiased)
+@pytest.mark.parametrize("case", gpu.CASES, ids=lambda case: gpu.name_of(*case))
+@pytest.mark.parametrize("num_gaussians", [0, 5_000])
+def test_cuda_and_cpu_renderers_agree(case, num_gaussians):
+    errors = gpu.compare_renderers(num_gaussians, *case)
     assert errors.pop("image") < gpu.TOLERANCE["image"]
     assert max(errors.values()) < gpu.TOLERANCE["gradient"], errors
 
@@ -24,6 +24,17 @@ def test_a_short_training_learns(tmp_path):
     scene = tiny.write_tiny(tmp_path / "scene.safetensors")
     result = gpu.train(scene, 200)
     assert result["psnr"] > 15 and result["peak_gpu_gib"] > 0
+
+
+def test_a_run_on_one_of_four_gpus_finishes_degraded(tmp_path):
+    """The historic mistake on demand; needs no second GPU, as only one is used: the others need only be visible."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two visible NVIDIA GPUs")
+    scene = tiny.write_tiny(tmp_path / "scene.safetensors")
+    run = tiny.spec(f"n1g{torch.cuda.device_count()}", strategy={"ranks": "one"})
+    run = run.model_copy(update={"hardware": run.hardware.model_copy(update={"device": "cuda"})})
+    record = tiny.launch(run, scene, tmp_path / "run")
+    assert record.status == "degraded" and record.failure.cause == "allocation_mismatch"
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")

@@ -11,10 +11,12 @@ import concurrent.futures
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cluster import Cluster
 from study import Study
 
+from dist3dgs.names import Layout
+
 #: Long enough to be broken in the middle, short enough to be finished twice.
 STEPS = {"steps": 240, "checkpoint_every": 40}
 BREAK_AT = 90
+#: Held ranks are let run for so long at a time until they have come to their step.
+SLICE_S = 0.05
 #: On two cores more of them wait for each other until time limits are met that none was meant to meet.
 SIDE_BY_SIDE = 6
 
@@ -87,15 +93,21 @@ class Outcome:
 
 
 class Held:
-    """The ranks of a run, stopped between two instructions: on a machine of any speed the run is not over before what
-    befalls it has come."""
+    """The ranks of a run, stopped: on a machine of any speed the run is not over before what befalls it has come.
+
+    They run in slices from their start on, so that they are held close to the step that is wanted.
+    """
 
     def __init__(self, study: Study, layout: str, at: int) -> None:
-        study.wait(lambda: study.last_step(layout) >= at, f"{layout}: step {at}", 400)
-        self.study, self.pids = study, [e["pid"] for e in study.events(layout, "start")]
+        self.study = study
+        world_size = Layout.parse(layout).world_size
+        study.wait(lambda: len(study.events(layout, "start")) == world_size, f"{layout}: its ranks", 400)
+        self.pids = [e["pid"] for e in study.events(layout, "start")]
         self._signal(signal.SIGSTOP)
+        study.wait(lambda: self._slice() or study.last_step(layout) >= at, f"{layout}: step {at}", 400)
+        study.wait(lambda: all(map(_is_held, self.pids)), f"{layout}: its ranks to be held", 60)
 
-    def release_when_told_to_stop(self, seconds: float = 120) -> None:
+    def release_when_told_to_stop(self, seconds: float = 300) -> None:
         """Let them go on once each has a SIGTERM to answer, or is gone."""
         self.study.wait(
             lambda: all(map(_is_told_to_stop, self.pids)), "the ranks to be told to stop", seconds
@@ -105,20 +117,44 @@ class Held:
     def release(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def _slice(self) -> None:
+        self._signal(signal.SIGCONT)
+        time.sleep(SLICE_S)
+        self._signal(signal.SIGSTOP)
+
     def _signal(self, number: int) -> None:
         for pid in self.pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
 
-def _is_told_to_stop(pid: int) -> bool:
+def _status(pid: int) -> dict[str, str]:
+    """Linux's fields about a process; none if it is gone."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {k: v.strip() for k, v in (line.split(":", 1) for line in lines if ":" in line)}
+
+
+def _is_held(pid: int) -> bool:
+    return _status(pid).get("State", "").startswith(("T", "t"))
+
+
+def _is_told_to_stop(pid: int) -> bool:
+    status = _status(pid)
+    if not status or status["State"].startswith("Z"):
         return True
-    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    is_pending = int(fields["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1
-    return bool(is_pending) or fields["State"].split()[0] == "Z"
+    return bool(int(status["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@contextlib.contextmanager
+def _killed_on_error(snakemake: "subprocess.Popen[str]") -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.killpg(snakemake.pid, signal.SIGKILL)
+        raise
 
 
 class Drills:
@@ -126,6 +162,8 @@ class Drills:
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
+        #: Set once the drill that must start alone has started.
+        self.may_start = threading.Event()
 
     def _study(
         self,
@@ -153,16 +191,13 @@ class Drills:
         """Run a study, inject once its first attempt is past a checkpoint, let it come to its end."""
         study = self._study(name, layout, **options)
         snakemake = study.start("train_all")
-        try:
+        with _killed_on_error(snakemake):
             held = Held(study, layout, BREAK_AT)
             job = study.attempts(layout)[0]["slurm"]["job_id"]
             outcome = Outcome(name, study, layout, time.time())
             inject(study, job)
             held.release_when_told_to_stop()
             outcome.exit_code = snakemake.wait(timeout)
-        except BaseException:
-            os.killpg(snakemake.pid, signal.SIGKILL)
-            raise
         return outcome.measure()
 
     def _release_requeued(self, study: Study, job: int) -> None:
@@ -217,60 +252,74 @@ class Drills:
         return outcome
 
     def time_limit(self) -> Outcome:
-        """One minute for a run that takes longer: stopped before the limit, submitted again with more time.
+        """Two minutes for a run that takes longer: stopped before the limit, submitted again with more time.
 
-        Held from its first steps on, the run takes longer on a machine of any speed, and not much longer.
+        Held from its first steps on, the run takes longer on a machine of any speed, and not much longer. It starts
+        alone, as its limit does not wait for a machine that is busy starting other drills.
         """
-        study = self._study("time limit", "n1g1", gpu_request="none", runtime_min=1)
-        snakemake = study.start("train_all")
         try:
-            Held(study, "n1g1", at=1).release_when_told_to_stop()
-            code = snakemake.wait(900)
-        except BaseException:
-            os.killpg(snakemake.pid, signal.SIGKILL)
-            raise
+            study = self._study("time limit", "n1g1", gpu_request="none", runtime_min=2)
+            snakemake = study.start("train_all")
+            with _killed_on_error(snakemake):
+                held = Held(study, "n1g1", at=1)
+                self.may_start.set()
+                held.release_when_told_to_stop()
+                code = snakemake.wait(900)
+        finally:
+            self.may_start.set()
         first = study.attempts("n1g1")[0]
         return Outcome("time limit", study, "n1g1", first["ended"]["at"], exit_code=code).measure()
 
     def out_of_memory(self) -> Outcome:
         """Less memory than the ranks need: killed, submitted again with half as much again."""
-        name, tight = "memory", {"mem_gib_per_gpu": 0.05, "cpus_per_gpu": 1}
-        study = self._study(name, "n1g3", gpu_request="none", train={"steps": 60}, **tight)
+        tight = {"mem_gib_per_gpu": 0.05, "cpus_per_gpu": 1}
+        study = self._study("memory", "n1g3", gpu_request="none", **tight)
         code = study.run("train_all", timeout=900)
-        outcome = Outcome(
+        return Outcome(
             "host out of memory", study, "n1g3", study.attempts("n1g3")[0]["started_at"], exit_code=code
-        )
-        return outcome.measure()
+        ).measure()
 
     def refused(self) -> Outcome:
         """Two nodes of a partition of one: refused, recorded with the reason; the other point goes on."""
-        name = "submission refused"
+        name = "too many nodes"
         study = self._study(name, "n2g1", gpu_request="none", train={"steps": 60})
         path = study.folder / "config/config.yaml"
         path.write_text(path.read_text().replace("- n2g1", "- n2g1\n- n1g1"))
-        started = time.time()
-        snakemake = study.start("train_all")
-        outcome = Outcome(name, study, "n2g1", started)
-        study.wait(lambda: "cannot be submitted" in study.log(), "the reason", 60)
-        said = time.time()
-        outcome.exit_code = snakemake.wait(900)
-        outcome.measure().noticed_s = said - started
-        return outcome
+        return self._refused(name, study, "n2g1")
+
+    def bad_partition(self) -> Outcome:
+        return self._refused_everywhere("no such partition", gpu_partition="nowhere")
+
+    def too_many_gpus(self) -> Outcome:
+        return self._refused_everywhere("too many GPUs", "n1g8")
+
+    def too_long(self) -> Outcome:
+        return self._refused_everywhere("time over the limit", runtime_min=2000, max_runtime_min=3000)
 
     def bad_account(self) -> Outcome:
         """An account that is not there: no job at all can be submitted, and the point gets its row all the same."""
-        return self._untrained("bad account", account="nobody")
+        return self._refused_everywhere("bad account", account="nobody")
+
+    def _refused_everywhere(self, name: str, layout: str = "n1g1", **site: Any) -> Outcome:
+        return self._refused(name, self._study(name, layout, train={"steps": 60}, **site), layout)
+
+    def _refused(self, name: str, study: Study, layout: str) -> Outcome:
+        started = time.time()
+        snakemake = study.start("train_all")
+        with _killed_on_error(snakemake):
+            study.wait(lambda: "Job stats:" in study.log(), "the graph", 200)
+            graph = time.time()
+            study.wait(lambda: "cannot be submitted" in study.log(), "the reason", 200)
+            said = time.time()
+            code = snakemake.wait(900)
+        outcome = Outcome(name, study, layout, started, exit_code=code).measure()
+        outcome.noticed_s = said - graph
+        return outcome
 
     def never_starts(self) -> Outcome:
         """A module that is not there ends every job before the launcher has started."""
-        return self._untrained(
-            "job dies before the launcher",
-            gpu_request="none",
-            profile={"precommand": "module load nothing/1"},
-        )
-
-    def _untrained(self, name: str, **options: Any) -> Outcome:
-        study = self._study(name, "n1g1", train={"steps": 60}, **options)
+        name, profile = "job dies before the launcher", {"precommand": "module load nothing/1"}
+        study = self._study(name, "n1g1", train={"steps": 60}, gpu_request="none", profile=profile)
         started = time.time()
         code = study.run("train_all", timeout=300)
         return Outcome(name, study, "n1g1", started, exit_code=code).measure()
@@ -279,11 +328,12 @@ class Drills:
         """Ctrl-C on Snakemake, which cancels its jobs; the same command again goes on where they were."""
         study = self._study("Ctrl-C on Snakemake", "n1g1", gpu_request="none")
         first = study.start("train_all")
-        held = Held(study, "n1g1", BREAK_AT)
-        outcome = Outcome("Ctrl-C on Snakemake", study, "n1g1", time.time())
-        first.send_signal(signal.SIGINT)
-        held.release_when_told_to_stop()
-        first.wait(120)
+        with _killed_on_error(first):
+            held = Held(study, "n1g1", BREAK_AT)
+            outcome = Outcome("Ctrl-C on Snakemake", study, "n1g1", time.time())
+            first.send_signal(signal.SIGINT)
+            held.release_when_told_to_stop()
+            first.wait(300)
         outcome.exit_code = study.run("train_all", timeout=900)
         return outcome.measure()
 
@@ -291,15 +341,32 @@ class Drills:
         """kill -9 on Snakemake; a new one finds the running job and uses its result."""
         study = self._study("snakemake killed", "n1g1", gpu_request="none")
         first = study.start("train_all")
-        held = Held(study, "n1g1", BREAK_AT)
+        with _killed_on_error(first):
+            held = Held(study, "n1g1", BREAK_AT)
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         outcome = Outcome("Snakemake killed (-9)", study, "n1g1", time.time())
         study.run("--unlock")
         second = study.start("train_all")
-        study.wait(lambda: "already trains it" in study.log(), "the running job to be found", 100)
+        study.wait(lambda: "already trains it" in study.log(), "the running job to be found", 400)
         held.release()
         outcome.exit_code = second.wait(900)
+        return outcome.measure()
+
+    def controller_away(self) -> Outcome:
+        """The controller is away for 20 s, and the run ends meanwhile."""
+        study = self._study("controller away", "n1g1", gpu_request="none")
+        snakemake = study.start("train_all")
+        with _killed_on_error(snakemake):
+            held = Held(study, "n1g1", BREAK_AT)
+            outcome = Outcome("controller away for 20 s", study, "n1g1", time.time())
+            self.cluster.stop_controller()
+            try:
+                held.release()
+                time.sleep(20)
+            finally:
+                self.cluster.start_controller()
+            outcome.exit_code = snakemake.wait(900)
         return outcome.measure()
 
 
@@ -313,8 +380,12 @@ NAMES = (
     "interrupted",
     "snakemake_killed",
     "refused",
+    "bad_partition",
+    "too_many_gpus",
+    "too_long",
     "bad_account",
     "never_starts",
+    "controller_away",
 )
 
 
@@ -323,13 +394,21 @@ def run_all(
 ) -> dict[str, Outcome | BaseException]:
     """All drills, some side by side; an exception stands where a drill did not come to its end."""
     drills = Drills(cluster, folder)
+    together = [name for name in names if name not in ("time_limit", "controller_away")]
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        futures = {name: pool.submit(getattr(drills, name)) for name in names}
+        futures = {}
+        if "time_limit" in names:
+            futures["time_limit"] = pool.submit(drills.time_limit)
+            drills.may_start.wait()
+        futures |= {name: pool.submit(getattr(drills, name)) for name in together}
+        concurrent.futures.wait(futures.values())
+        if "controller_away" in names:  # the others need it
+            futures["controller_away"] = pool.submit(drills.controller_away)
         return {name: f.exception() or f.result() for name, f in futures.items()}
 
 
 def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
+    return "-" if value is None else f"{max(0.0, value):.0f}"  # Slurm's times are whole seconds
 
 
 def table(outcomes: dict[str, Outcome | BaseException]) -> str:
@@ -386,7 +465,7 @@ two seconds (a study: every 10 s).
   limit: after the launcher stopped the run; of the memory: after the attempt began).
 * *resumed*: the first step from the checkpoint in the next attempt. *done*: the record was there.
 * *steps lost*: steps of the broken attempt that had to be done again.
-* A node is given up by Slurm after SlurmdTimeout (here 10 s, by default 300 s).
+* A node is given up by Slurm after SlurmdTimeout (here 20 s, by default 300 s).
 """
 
 

@@ -52,6 +52,8 @@ class Result:
 
     points: int
     records: int
+    attempts: int
+    """of all points"""
     jobs_per_point: Counter[str]
     most_queued: int
     wall_s: float
@@ -69,7 +71,8 @@ class Result:
 
     @property
     def doubled(self) -> int:
-        return sum(1 for n in self.jobs_per_point.values() if n > 1)
+        """Jobs or trainings beyond one a point, whichever there are more of."""
+        return max(self.jobs_per_point.total(), self.attempts) - self.points
 
 
 def run(cluster: Cluster, folder: Path, points: int, jobs: int) -> Result:
@@ -84,9 +87,12 @@ def run(cluster: Cluster, folder: Path, points: int, jobs: int) -> Result:
     shim.write_text(NO_OP.format(python=plain_bin() / "python", dist3dgs=str(plain_bin() / "dist3dgs")))
     shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
     started, most, seen = time.monotonic(), 0, ""
+    submitted: dict[int, str] = {}  # the controller forgets ended jobs in time
     snakemake = study.start("train_all", path=shim.parent)
     while (ended := os.wait4(snakemake.pid, os.WNOHANG))[0] == 0:
-        queued = len(study.jobs("PD,R,CF,CG"))
+        jobs = study.jobs()
+        submitted |= {job: comment for job, _, comment in jobs}
+        queued = sum(state in ("PENDING", "RUNNING", "CONFIGURING") for _, state, _ in jobs)
         most = max(most, queued)
         if queued and not seen:
             seen = _status(study)
@@ -96,11 +102,12 @@ def run(cluster: Cluster, folder: Path, points: int, jobs: int) -> Result:
     # Snakemake's own time and that of what it has waited for: sbatch, squeue, the records.
     cpu_s = ended[2].ru_utime + ended[2].ru_stime
     records = len(list(folder.glob("results/tiny/replicated/n1g1/r*/record.json")))
-    count = Counter(comment for _, _, comment in study.jobs())
+    submitted |= {job: comment for job, _, comment in study.jobs()}
     return Result(
         points,
         records,
-        count,
+        len(list(folder.glob("results/tiny/replicated/n1g1/r*/attempts/*"))),
+        Counter(submitted.values()),
         most,
         time.monotonic() - started,
         cpu_s,

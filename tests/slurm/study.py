@@ -88,7 +88,7 @@ class Study:
         config = yaml.safe_load(path.read_text())
         config |= {"scenes": ["tiny"], "layouts": layouts, "repeats": repeats}
         config["train"] = config["train"] | TRAIN | train
-        config["hardware"] |= {"device": "cpu", "timeout_s": 60}
+        config["hardware"] |= {"device": "cpu", "timeout_s": 300}
         path.write_text(yaml.safe_dump(config))
         scenes = {"scene_library": {"tiny": {"builtin": {}}}}
         (self.folder / "config/scenes.yaml").write_text(yaml.safe_dump(scenes))

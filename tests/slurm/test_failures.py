@@ -41,7 +41,7 @@ def test_time_limit(outcome):
     first, second = outcome.attempts
     assert "before its time limit" in first["ended"]["note"]
     assert second["slurm"]["job_id"] != first["slurm"]["job_id"]
-    assert second["slurm"]["time_left_s"] > 60 > first["slurm"]["time_left_s"]
+    assert second["slurm"]["time_left_s"] > 120 > first["slurm"]["time_left_s"]
 
 
 @drill("out_of_memory")
@@ -95,25 +95,51 @@ def test_a_job_of_a_killed_snakemake_is_found_and_not_doubled(outcome):
     assert len(steps) == len(set(steps)), "a step was done twice"
 
 
+def check_refused(o: Outcome, reason: str, said: str) -> None:
+    """The record gives the reason in our words with sbatch's own line, at once; no job was ever there."""
+    assert o.exit_code == 0, o.study.log()[-3000:]
+    # After the graph: Snakemake's own start takes seconds or minutes, as the machine has it.
+    assert o.noticed_s < 30
+    failure = o.record["failure"]
+    assert failure["cause"] == "submission_rejected"
+    text = failure["evidence"][0]["text"]
+    assert reason in text and "Slurm said: " in text and said in text, text
+    assert not any(o.layout in comment for _, _, comment in o.study.jobs())
+
+
 @drill("refused")
 def test_a_refused_submission_is_recorded_in_words_while_others_go_on(outcome):
-    assert outcome.exit_code == 0, outcome.study.log()[-3000:]
-    assert outcome.noticed_s < 30  # Snakemake's own start is most of it
-    failure = outcome.record["failure"]
-    assert failure["cause"] == "submission_rejected"
-    assert "2 nodes are more than partition 'cpu' has" in failure["evidence"][0]["text"]
-    assert "Slurm said: " in failure["evidence"][0]["text"]
+    check_refused(outcome, "2 nodes are more than partition 'cpu' has", "Node count specification invalid")
     assert outcome.study.record("n1g1")["status"] == "ok"
     assert sum("n1g1" in comment for _, _, comment in outcome.study.jobs()) == 1
 
 
+@drill("bad_partition")
+def test_a_partition_that_is_not_there(outcome):
+    check_refused(outcome, "there is no partition 'nowhere' here", "nvalid partition")
+
+
+@drill("too_many_gpus")
+def test_more_gpus_than_a_node_has(outcome):
+    check_refused(outcome, "'gpu:h100:8'", "Requested node configuration is not available")
+
+
+@drill("too_long")
+def test_more_time_than_the_partition_allows(outcome):
+    check_refused(outcome, "2000 minutes are more", "Requested time limit is invalid")
+
+
 @drill("bad_account")
 def test_a_bad_account_gives_every_point_its_row_without_a_job(outcome):
-    assert outcome.exit_code == 0 and outcome.done_s < 60, outcome.study.log()[-3000:]
-    failure = outcome.record["failure"]
-    assert failure["cause"] == "submission_rejected" and outcome.study.jobs() == []
-    text = failure["evidence"][0]["text"]
-    assert "account 'nobody' is not known" in text and "Slurm said: " in text and "nvalid account" in text
+    check_refused(outcome, "account 'nobody' is not known", "nvalid account")
+    assert outcome.study.jobs() == []
+
+
+@drill("controller_away")
+def test_a_run_that_ends_while_the_controller_is_away_is_neither_lost_nor_doubled(outcome):
+    assert outcome.exit_code == 0 and outcome.record["status"] == "ok", outcome.study.log()[-3000:]
+    assert outcome.ends == ["ok"] and len(outcome.study.jobs()) == 1
+    assert outcome.noticed_s < 20, "the run did not end while the controller was away"
 
 
 @drill("never_starts")

@@ -175,7 +175,8 @@ def test_node_settles_who_hosts_the_store(node_id, expected):
     torchrun = plan.torchrun_argv(Layout(4, 1), ["x.py"], python="python3", rendezvous="10.0.0.1:20001")
     words = node.command(torchrun, {"SLURM_NODEID": node_id}, "10.0.0.4")
     assert "--local-addr=10.0.0.4" in words[: words.index("--max-restarts=0")]
-    assert (f"--rdzv-conf={expected},read_timeout={node.STORE_TIMEOUT_S}" in words) == bool(expected)
+    conf = "--rdzv-conf=join_timeout=300,read_timeout=300"
+    assert (f"{conf},{expected}" if expected else conf) in words
     assert words[-1] == "x.py"
 
 

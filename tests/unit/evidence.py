@@ -91,14 +91,22 @@ def timing(rank: int, train_s: float, steps: int = 50, images: int = 100) -> Eve
     }  # fmt: skip
 
 
-def comm(rank: int, op: str, s: float, exposed_s: float) -> Event:
+def comm(
+    rank: int,
+    op: str,
+    s: float | None,
+    exposed_s: float | None,
+    phase: str | None = "step",
+    num_bytes: int = 1000,
+) -> Event:
     return {
         "t": 1096.0,
         "rank": rank,
         "event": "comm",
+        **({"phase": phase} if phase else {}),
         "op": op,
         "calls": 50,
-        "bytes": 1000,
+        "bytes": num_bytes,
         "s": s,
         "exposed_s": exposed_s,
     }
@@ -110,7 +118,7 @@ def healthy(last_step: int = 50) -> list[Event]:
         phase("enter", "step", 1007.0), step(25, 1040.0), step(last_step, 1080.0), evaluation(last_step, 25.0),
         {"t": 1091.0, "rank": 0, "event": "digest", "step": last_step, "digests": ["aa", "aa"]},
         timing(0, 70.0), timing(1, 72.0), comm(0, "all_reduce", 5.0, 4.0), comm(1, "all_reduce", 7.0, 6.0),
-        comm(0, "broadcast", 100.0, 100.0),
+        comm(0, "broadcast", 100.0, 100.0, "init"), comm(1, "broadcast", 99.0, 99.0, "init", 0),
         {"t": 1097.0, "rank": 0, "event": "memory", "peak_rss_gib": 1.5, "peak_gpu_gib": None},
         {"t": 1097.0, "rank": 1, "event": "memory", "peak_rss_gib": 1.7, "peak_gpu_gib": None},
         {"t": 1098.0, "rank": 0, "event": "end", "status": "ok", "step": last_step},

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from dist3dgs.scenes.pack import PackedScene
 from dist3dgs.spec import RunSpec
 from dist3dgs.splats.render import get_renderer, set_threads
 from dist3dgs.train.clock import Clock
+from dist3dgs.train.model import Model
 from dist3dgs.train.trainer import Trainer
 
 
@@ -34,21 +36,40 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
         return [torch.load(Path(folder, f"{r}.pt"), weights_only=True) for r in range(world_size)]
 
 
-def train(comm: Communicator, spec: RunSpec, scene: Path, out: Path) -> dict[str, Any]:
-    """A whole training on this rank, without launcher: digest of its Gaussians, collectives, steps."""
+def make_trainer(
+    comm: Communicator, spec: RunSpec, scene: Path, out: Path, resume_from: Path | None = None
+) -> Trainer:
+    """This rank's trainer, without launcher."""
     device = torch.device("cpu")
     set_threads(1)
     events = EventWriter(out / "events.jsonl", comm.rank)
     parallel = make_parallel(spec, comm, get_renderer("cpu"), device)
-    trainer = Trainer(spec, PackedScene.open(scene), out, parallel, device, events, Clock(events, device))
-    assert trainer.run()
+    packed, clock = PackedScene.open(scene), Clock(events, device)
+    return Trainer(spec, packed, out, parallel, device, events, clock, resume_from)
+
+
+def train(
+    comm: Communicator, spec: RunSpec, scene: Path, out: Path, resume_from: Path | None = None
+) -> dict[str, Any]:
+    """A whole training on this rank, without launcher: digest of its Gaussians, collectives, steps."""
+    trainer = make_trainer(comm, spec, scene, out, resume_from)
+    with mock.patch.object(Model, "alter", autospec=True, side_effect=Model.alter) as alter:
+        assert trainer.run()
     return {
         "digest": parameter_digest(trainer.model.gaussians),
-        "shards": parallel.shards,
-        "bytes": {op: m.bytes for op, m in comm.meters.items()},
-        "calls": {op: m.calls for op, m in comm.meters.items()},
+        "shards": trainer.parallel.shards,
+        "resets": alter.call_count,
+        "comm": [
+            {"phase": phase, "op": op, "calls": m.calls, "bytes": m.bytes, "s": m.s}
+            for (phase, op), m in comm.meters.items()
+        ],
         **trainer.summary(),
     }
+
+
+def bytes_sent(ranks: list[dict[str, Any]], phase: str, op: str = "") -> int:
+    """Of all ranks that `train` answered for together, in collectives whose name has `op` in it."""
+    return sum(c["bytes"] for r in ranks for c in r["comm"] if c["phase"] == phase and op in c["op"])
 
 
 def _rank(

@@ -82,6 +82,7 @@ def test_classify_one_error() -> None:
         "OSError: [Errno 28] No space left on device": "disk_full",
         "DiskFull: results/ckpt": "disk_full",
         "ReplicasDiffer: step 500": "parameter_mismatch",
+        "RowsDiffer: after a rebalance": "parameter_mismatch",
         "Diverged: loss is nan at step 12": "diverged",
         "WorldMismatch: 4 asked, 2 joined": "allocation_mismatch",
         "CollectiveTimeout: all_reduce": "collective_timeout",

@@ -11,7 +11,8 @@ import pytest
 HEAVY = ("torch", "pycolmap", "llvmlite", "gsplat")
 ANALYSIS = (
     "cli", "config", "diagnose", "errors", "events", "evidence", "figures", "files", "guard", "judge", "launch",
-    "matrix", "monitor", "names", "record", "report", "scaling", "slurm", "spec", "tabulate", "watch",
+    "matrix", "monitor", "names", "record", "report", "reserve", "resume", "scaling", "slurm", "spec", "tabulate",
+    "watch",
 )  # fmt: skip
 #: Rooms in the order in which they may import each other: a room imports only rooms before it.
 TRAINING = ("scenes", "splats", "parallel", "train")

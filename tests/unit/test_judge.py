@@ -1,13 +1,14 @@
 """Evidence in, verdict out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dist3dgs.errors import UserError
 from dist3dgs.judge import judge
 
-from .evidence import evaluation, healthy, phase, spec, start, step, write_attempt
+from .evidence import comm, evaluation, healthy, phase, spec, start, step, timing, write_attempt
 
 
 def test_a_healthy_run(tmp_path: Path) -> None:
@@ -19,12 +20,65 @@ def test_a_healthy_run(tmp_path: Path) -> None:
     assert m.images_per_s == pytest.approx(2 / (72 / 50))
     assert m.comm_s == 7.0 and m.exposed_comm_s == 6.0, "the broadcast at the start is no part of the steps"
     assert m.peak_rss_gib == 1.7 and m.peak_host_gib == 2.5
+    assert m.compute_s == pytest.approx(72 - 6) and m.compute_to_comm == pytest.approx((72 - 6) / 7)
     assert m.phases_s["startup"] == pytest.approx(6.0), (
         "from the launcher's start to the last rank having joined"
     )
+    assert [r.phases_s["startup"] for r in m.ranks] == pytest.approx([5.0, 6.0])
     assert m.total_s == pytest.approx(100.0)
     assert [r.parameter_digest for r in m.ranks] == ["aa", "aa"]
     assert set(record.provenance.evidence_sha256) == {"launch.json", "events.jsonl", "train.log"}
+
+
+def with_collectives(*collectives: dict[str, Any]) -> list[dict[str, Any]]:
+    return [e for e in healthy() if e["event"] != "comm"] + list(collectives)
+
+
+def test_collectives_are_the_slowest_ranks_own_by_phase(tmp_path: Path) -> None:
+    """Rank 0 is the faster one; it waits longer for gradients, and all that is gathered comes to it."""
+    events = with_collectives(
+        comm(0, "all_reduce(gradients)", 30.0, 29.0), comm(1, "all_reduce(gradients)", 7.0, 6.0),
+        comm(0, "all_to_all(projections)", 1.0, 1.0), comm(1, "all_to_all(projections)", 2.0, 1.0),
+        comm(0, "all_to_all(projections)", 50.0, 50.0, "evaluate"),
+        comm(1, "all_to_all(projections)", 40.0, 40.0, "evaluate"),
+        comm(0, "all_to_all(gather)", 9.0, 9.0, "checkpoint", 0),
+        comm(1, "all_to_all(gather)", 3.0, 3.0, "checkpoint", 5000),
+    )  # fmt: skip
+    m = judge(write_attempt(tmp_path, spec(), events)).metrics
+    assert (m.comm_s, m.exposed_comm_s) == (9.0, 7.0) and m.compute_s == pytest.approx(72 - 7)
+    assert (m.ranks[0].comm_s, m.ranks[1].comm_s) == (31.0, 9.0)
+    assert [(c.phase, c.op, c.s, c.bytes, c.bytes_all_ranks) for c in m.collectives] == [
+        ("step", "all_reduce(gradients)", 7.0, 1000, 2000),
+        ("step", "all_to_all(projections)", 2.0, 1000, 2000),
+        ("evaluate", "all_to_all(projections)", 40.0, 1000, 2000),
+        ("checkpoint", "all_to_all(gather)", 3.0, 5000, 5000),
+    ]
+
+
+SHARES = ("compute_s", "comm_s", "exposed_comm_s", "compute_to_comm")
+
+
+@pytest.mark.parametrize("case", ["no step sampled", "older evidence"])
+def test_shares_that_were_not_measured_are_null_with_a_reason(case: str, tmp_path: Path) -> None:
+    if case == "no step sampled":  # as a GPU run of five steps
+        events = with_collectives(comm(0, "all_reduce", None, None), comm(1, "all_reduce", None, None))
+        events = [e | {"parts_s": {}} if e["event"] == "timing" else e for e in events]
+    else:
+        events = with_collectives(
+            comm(0, "all_reduce", 5.0, 4.0, None), comm(1, "all_reduce", 5.0, 4.0, None)
+        )
+    record = judge(write_attempt(tmp_path, spec(), events))
+    for name in SHARES:
+        assert getattr(record.metrics, name) is None and record.reasons[name], name
+    assert all(r.compute_s is None and r.comm_s is None for r in record.metrics.ranks)
+    assert record.metrics.collectives[0].bytes_all_ranks == 2000
+
+
+def test_one_rank_only_computes(tmp_path: Path) -> None:
+    events = [start(0), step(50, 1080.0), timing(0, 70.0)]
+    record = judge(write_attempt(tmp_path, spec("n1g1"), events))
+    assert record.metrics.compute_s == pytest.approx(70.0) and record.metrics.comm_s is None
+    assert "one rank" in record.reasons["comm_s"] and "compute_s" not in record.reasons
 
 
 def test_what_is_not_known_is_null_with_a_reason(tmp_path: Path) -> None:
@@ -71,7 +125,10 @@ def test_a_resumed_run_is_one_story(tmp_path: Path) -> None:
     first = [start(0), start(1), step(20, 1030.0), evaluation(20, 20.0)]
     write_attempt(tmp_path, spec(), first, status="stopped", started_at=500.0, finished_at=540.0)
     second = [start(0), start(1), {"t": 1004.0, "rank": 0, "event": "resume", "step": 20}, *healthy()[2:]]
+    second = [e | {"steps": 30} if e["event"] == "timing" else e for e in second]
     record = judge(write_attempt(tmp_path, spec(), second))
+    assert (record.metrics.steps, record.metrics.timed_steps) == (50, 30)
+    assert "30 steps since the last resume" in record.reasons["comm_s"] and record.metrics.comm_s
     assert [p.step for p in record.metrics.curve] == [20, 50]
     assert record.metrics.total_s == pytest.approx(140.0), "the wait between attempts is not counted"
     assert record.provenance.attempt == 1
@@ -170,6 +227,62 @@ def test_what_torchrun_printed_counts_where_no_rank_wrote_an_event(tmp_path: Pat
     assert record.failure and record.failure.cause == "environment"
     (first, *_) = record.failure.evidence
     assert (first.file, first.line) == ("attempts/000/train.log", 5)
+
+
+def nccl_abort(rank: int) -> str:
+    """What NCCL's watchdog and torchrun print when a collective of that rank timed out."""
+    prefix = f"[rank{rank}]:[E1103 09:00:00.1 ProcessGroupNCCL.cpp:683] "
+    return (
+        f"{prefix}[Rank {rank}] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=812, OpType=ALLREDUCE, "
+        "NumelIn=59, NumelOut=59, Timeout(ms)=600000) ran for 600061 milliseconds before timing out.\n"
+        f"{prefix}[PG ID 0 PG GUID 0(default_pg) Rank {rank}] Process group watchdog thread terminated with exception: "
+        f"[Rank {rank}] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=812, OpType=ALLREDUCE)\n"
+    )
+
+
+@pytest.mark.parametrize("silent", [0, 1, 3])
+def test_the_rank_that_nccl_waited_for_is_the_one_whose_watchdog_said_nothing(
+    tmp_path: Path, silent: int
+) -> None:
+    events = [*(start(r, host=f"node{r}") for r in range(4)), step(25, 1040.0)]
+    events += [phase("enter", "step" if r != silent else "evaluate", 1007.0 + r, rank=r) for r in range(4)]
+    log = "".join(nccl_abort(r) for r in (2, 0, 3, 1) if r != silent)
+    log += (
+        "Root Cause (first observed failure):\n  rank      : 2 (local_rank: 2)\n  exitcode  : -6 (pid: 42)\n"
+    )
+    log += "  traceback : Signal 6 (SIGABRT) received by PID 42\n"
+    run = spec("n1g4")
+    record = judge(write_attempt(tmp_path, run, events, log=log, status="failed", returncode=1))
+    assert record.failure
+    assert record.failure.cause == "collective_timeout", record.failure
+    assert (record.failure.rank, record.failure.phase) == (silent, "evaluate")
+    assert (record.failure.step, record.failure.node) == (25, f"node{silent}")
+
+
+def test_where_every_watchdog_spoke_no_rank_is_accused(tmp_path: Path) -> None:
+    log = nccl_abort(0) + nccl_abort(1)
+    events = [start(0), start(1), phase("enter", "step", 1007.0), step(25, 1040.0)]
+    record = judge(write_attempt(tmp_path, spec(), events, log=log, status="failed", returncode=1))
+    assert record.failure and record.failure.cause == "collective_timeout"
+
+
+def test_a_disk_so_full_that_no_rank_could_say_so(tmp_path: Path) -> None:
+    full = "OSError: [Errno 28] No space left on device: attempts/000"
+    events = [start(0), start(1), phase("enter", "step", 1007.0), step(25, 1040.0)]
+    record = judge(write_attempt(tmp_path, spec(), events, status="failed", returncode=1, disk_full=full))
+    assert record.failure and (record.failure.cause, record.failure.phase) == ("disk_full", "step")
+    assert record.failure.evidence[0].text == full and "df -h" in (record.failure.remedy or "")
+
+
+def test_a_long_evaluation_that_went_on_was_no_standstill(tmp_path: Path) -> None:
+    events = [start(0), start(1), step(25, 1040.0), phase("enter", "evaluate", 1041.0)]
+    events += [
+        {"t": 1041.0 + s, "rank": 0, "event": "progress", "phase": "evaluate", "step": 25, "views": s}
+        for s in range(0, 7200, 600)
+    ]
+    ended = {"cause": "time_limit", "note": "State=TIMEOUT", "at": 1041.0 + 7200}
+    record = judge(write_attempt(tmp_path, spec(), events, status="failed", returncode=1, ended=ended))
+    assert record.failure and record.failure.cause == "time_limit"
 
 
 def test_the_node_of_the_rank_that_failed(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dist3dgs.spec import Hardware
@@ -92,6 +94,81 @@ def test_stopped_and_resumed_ends_bit_identical(kind, densify, tiny_scene, tmp_p
     assert final_state(cut) == final_state(whole)
 
 
+def many_held_out(scene: Path, folder: Path, views: int) -> Path:
+    """The scene with its held-out views again and again: an evaluation as long as one likes, on any machine."""
+    from dist3dgs.scenes.pack import PackedScene, write_packed
+
+    tiny_one = PackedScene.open(scene)
+    which = [*tiny_one.train_ids, *([*tiny_one.test_ids] * (views // len(tiny_one.test_ids)))]
+    held_out = np.arange(len(which)) >= len(tiny_one.train_ids)
+    path = folder / "scene.safetensors"
+    write_packed(
+        path, name="tiny", view_names=[f"{i:06}.jpg" for i in range(len(which))],
+        images=[tiny_one.image(v) for v in which], is_test=held_out, sizes=tiny_one.sizes[which],
+        viewmats=tiny_one.viewmats[which], Ks=tiny_one.Ks[which], points=tiny_one.points, colors=tiny_one.colors,
+        extent=tiny_one.extent, normalisation=tiny_one.normalisation,
+    )  # fmt: skip
+    return path
+
+
+def status(pid: int, field: str) -> list[str]:
+    """What the kernel says of each of a process's threads."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return [line.split()[1] for text in texts for line in text.splitlines() if line.startswith(field)]
+
+
+def wait_until(true: Callable[[], object], patience_s: float = 45) -> None:
+    end = time.monotonic() + patience_s
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_stopped_in_an_evaluation_and_resumed_ends_bit_identical(last, tiny_scene, tmp_path):
+    """The evaluation is left for a checkpoint, and done by whoever resumes: in the middle of a run and at its end."""
+    settings = {"steps": 60, "eval_every": 1000 if last else 30, "log_every": 2, "checkpoint_every": 20}
+    run = tiny.spec("n1g2", timeout_s=60, **settings)
+    scene = many_held_out(tiny_scene, tmp_path, 2000)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert tiny.launch(run, scene, whole).status == "ok"
+
+    running = tiny.Running(run, scene, cut)
+    running.wait_for("enter", phase="evaluate")
+    # Held, this rank lets none end the evaluation before all have been told to stop.
+    held = running.pid(1)
+    os.kill(held, signal.SIGSTOP)
+    wait_until(lambda: set(status(held, "State")) == {"T"})
+    running.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: int(status(held, "ShdPnd")[0], 16) >> (signal.SIGTERM - 1) & 1)
+    os.kill(held, signal.SIGCONT)
+    assert running.end(patience_s=60) == 128 + signal.SIGTERM
+    at = 30 if last else 15
+    stopped = tiny.events(cut, "end")[0]
+    assert (stopped["status"], stopped["step"]) == ("stopped", at)
+    assert not tiny.events(cut, "eval"), "the evaluation came to its end"
+    assert (cut / "checkpoints" / f"step-{at:08d}.safetensors").is_file()
+
+    record = tiny.launch(run, scene, cut)
+    assert record.status == "ok" and record.metrics.psnr is not None
+    assert [e["step"] for e in tiny.events(cut, "eval")] == ([30] if last else [15, 30])
+    assert final_state(cut) == final_state(whole)
+
+
+def test_a_rank_that_hangs_costs_one_checkpoint_interval_where_restarts_are_allowed(tiny_scene, tmp_path):
+    run = tiny.spec("n1g2", **LONG | {"steps": 200})
+    run = run.model_copy(update={"hardware": Hardware(device="cpu", timeout_s=8, max_restarts=1)})
+    running = tiny.Running(run, tiny_scene, tmp_path)
+    running.wait_for("checkpoint", 10)
+    reached = running.wait_for("step", 15)["step"]
+    os.kill(running.pid(1), signal.SIGSTOP)
+    assert running.end(patience_s=120) == 0
+    record = tiny.judged(tmp_path)
+    assert record.status == "ok", record.failure
+    assert [e.failure and e.failure.cause for e in record.earlier] == ["collective_timeout"]
+    assert reached - tiny.events(tmp_path, "resume")[0]["step"] <= 20 / 2
+
+
 def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(tiny_scene, tmp_path):
     running = tiny.Running(tiny.spec("n1g2", timeout_s=8, **ONLY_STEPS), tiny_scene, tmp_path)
     running.wait_for("step", 12)
@@ -146,6 +223,22 @@ def test_a_full_disk_at_a_checkpoint(tiny_scene, tmp_path):
     assert record.failure.remedy and "df -h" in record.failure.remedy
     assert all(name.startswith("step-") for name in left), "half a file was left"
     assert not tiny.processes_of(tmp_path)
+
+
+def test_a_disk_that_fills_up_while_stepping(tiny_scene, tmp_path):
+    """No rank can write an event or a line about it: the launcher sees it, and has kept room to say so."""
+    with small_disk(tmp_path / "attempts"):
+        running = tiny.Running(tiny.spec("n1g2", **ONLY_STEPS), tiny_scene, tmp_path)
+        running.wait_for("step", 12)
+        with contextlib.suppress(OSError), (tmp_path / "attempts" / "filler").open("wb", buffering=0) as f:
+            while True:
+                f.write(bytes(512))
+        assert running.end(patience_s=60) == 0
+        record = tiny.judged(tmp_path)
+        assert not list((tmp_path / "attempts" / "000").glob(".*"))
+    assert record.status == "failed" and record.failure is not None
+    assert (record.failure.cause, record.failure.phase) == ("disk_full", "step"), record.failure
+    assert record.failure.remedy and "df -h" in record.failure.remedy
 
 
 def test_a_quota_on_file_size_at_a_checkpoint(tiny_scene, tmp_path):

@@ -1,9 +1,12 @@
 """One step of any strategy on any number of ranks gives the gradients of one process with the same global batch."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from dist3dgs.bench.cloud import intrinsics, ring_of_cameras
+from dist3dgs.parallel import replicated
 from dist3dgs.parallel.base import RenderOptions
 from dist3dgs.parallel.comm import Communicator
 from dist3dgs.parallel.make import KINDS
@@ -14,7 +17,8 @@ from dist3dgs.splats.gaussians import NAMES, Gaussians
 from dist3dgs.splats.loss import l1_ssim_loss
 from dist3dgs.splats.render import get_renderer
 
-from .ranks import run_ranks
+from . import tiny
+from .ranks import make_trainer, run_ranks
 from .tiny import HEIGHT, WIDTH
 
 GLOBAL_BATCH = 12  # divisible by 1, 2, 3 and 4 ranks
@@ -124,6 +128,48 @@ def test_gradients_are_those_of_one_process(single, kind, world_size, dtype, sh_
             name,
             float(error),
         )
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_gradients_that_travel_apart_are_the_same(single, world_size, monkeypatch):
+    """Every parameter in a bucket of its own, all under way together. The ranks are forked and inherit the patch."""
+    monkeypatch.setattr(replicated, "BUCKET_BYTES", 1)
+    want = single(torch.float64, 3, False)
+    got = run_ranks(world_size, buckets_step)[0]
+    for name in NAMES:
+        assert (got[name] - want[name]).norm() < TOLERANCE[torch.float64] * want[name].norm(), name
+
+
+def buckets_step(comm: Communicator) -> dict[str, torch.Tensor] | None:
+    answer = one_step(comm, "replicated", torch.float64, 3, False)
+    assert comm.meters["startup", "all_reduce(gradients)"].calls >= len(NAMES)
+    return answer
+
+
+def trainer_step(comm: Communicator, kind: str, scene: Path, out: Path) -> dict[str, torch.Tensor] | None:
+    """Gradients of the training loop's own first step, from Adam's first moments: MCMC's penalties, any background."""
+    run = tiny.spec(
+        f"n1g{comm.world_size}", strategy={"kind": kind}, steps=240, global_batch=12, background="random",
+        densify={"kind": "mcmc", "opacity_reg": 0.5, "scale_reg": 0.5},
+    )  # fmt: skip
+    trainer = make_trainer(comm, run, scene, out)
+    trainer._start()
+    trainer._one_step(1)
+    rows = trainer.model.whole()
+    if rows is None:
+        return None
+    order = torch.argsort(rows["lineage"])
+    return {k: t[order] for k, t in rows.items() if k.endswith(".exp_avg")} | {"size": rows["scales"][order]}
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_penalties_and_background_are_those_of_one_process(kind, world_size, tiny_scene, tmp_path):
+    want = trainer_step(Communicator(), "replicated", tiny_scene, tmp_path / "one")
+    got = run_ranks(world_size, trainer_step, kind, tiny_scene, tmp_path / "many")[0]
+    assert set(got) == set(want) and len(got) == len(NAMES)  # no shN yet
+    for name, tensor in got.items():
+        assert (tensor - want[name]).norm() < TOLERANCE[torch.float32] * want[name].norm(), name
 
 
 def blind_step(comm: Communicator, kind: str) -> dict[str, torch.Tensor] | None:

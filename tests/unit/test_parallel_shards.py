@@ -1,5 +1,6 @@
 """Shares, moves between ranks, and what the guard says about the ranks that joined."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist3dgs.names import Layout
+from dist3dgs.parallel.base import RenderOptions
 from dist3dgs.parallel.comm import Communicator
 from dist3dgs.parallel.compress import PowerSgd, _orthogonal
-from dist3dgs.parallel.digest import checksum
+from dist3dgs.parallel.digest import ReplicasDiffer, checksum, rows_checksum
 from dist3dgs.parallel.joined import Member, WorldMismatch, check_members
+from dist3dgs.parallel.sharded import Sharded
 from dist3dgs.parallel.shards import even, plan_moves, strided
+from dist3dgs.spec import Strategy
+from dist3dgs.splats.render import get_renderer
 
 from .ranks import run_ranks
 
@@ -52,6 +57,117 @@ def uneven(comm: Communicator) -> torch.Tensor:
 def test_an_uneven_exchange_brings_everything_in_rank_order():
     for rank, got in enumerate(run_ranks(3, uneven)):
         assert got[:, 0].tolist() == [float(r) for r in range(3) for _ in range(r + rank)]
+
+
+def rows_of(names: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Rows every number of which follows from the row's name: whatever travels can be told to be complete."""
+    base = names.double()[:, None]
+    return {
+        "means": (base * 3 + torch.arange(3)).float(),
+        "opacities": (base[:, 0] * 7).float(),
+        "shN": (base[:, :, None] + torch.arange(45).reshape(15, 3)).float(),
+        "adam/means.exp_avg": (base * 11 + torch.arange(3)).float(),
+        "adam/means.exp_avg_sq": (base * 13 + torch.arange(3)).float(),
+        "lineage": names.clone(),
+        "statistics/count": names * 5,
+    }
+
+
+def strategy_of(comm: Communicator, rebalance_above: float) -> Sharded:
+    options = RenderOptions(0.01, 1e10, False, False)
+    strategy = Strategy(kind="sharded", rebalance_above=rebalance_above)
+    return Sharded(comm, get_renderer("cpu"), options, strategy, torch.device("cpu"))
+
+
+def rebalanced(comm: Communicator, sizes: list[int], rebalance_above: float) -> list[torch.Tensor]:
+    """Names of a rank's rows after a rebalance of shards of these sizes; fails where a row is not whole."""
+    first = sum(sizes[: comm.rank])
+    before = rows_of(torch.arange(first, first + sizes[comm.rank]) + 1000)
+    sharded = strategy_of(comm, rebalance_above)
+    after = sharded.rebalance(before) or before
+    assert len(after["lineage"]) == sharded.shards[comm.rank]
+    whole = rows_of(after["lineage"])
+    assert all(torch.equal(after[k], t) for k, t in whole.items()), "a row was torn apart"
+    return after["lineage"]
+
+
+@pytest.mark.parametrize(
+    "sizes, rebalance_above, moves",
+    [
+        ([40, 10, 25], 1.0, True),
+        ([130, 80, 90], 1.2, True),  # the largest is 1.3 times the mean
+        ([115, 85, 100], 1.2, False),
+        ([0, 0, 50], 1.2, True),
+        ([5, 0, 0, 0], 1.2, True),
+    ],
+)
+def test_moments_and_names_follow_rows_that_move(sizes, rebalance_above, moves):
+    shards = run_ranks(len(sizes), rebalanced, sizes, rebalance_above)
+    assert sorted(torch.cat(shards).tolist()) == list(range(1000, 1000 + sum(sizes)))
+    assert [len(s) for s in shards] == (even(sum(sizes), len(sizes)) if moves else sizes)
+
+
+class Lossy(Communicator):
+    """Does something to what one rank receives in one kind of exchange."""
+
+    kind, damage = "", staticmethod(lambda t: t)
+
+    def exchange(self, tensor, send, receive, name="all_to_all"):
+        out = super().exchange(tensor, send, receive, name)
+        return self.damage(out) if self.kind in name and self.rank == self.world_size - 1 else out
+
+
+def swap(t: torch.Tensor) -> torch.Tensor:
+    """The moments of two rows changed places; nothing else did."""
+    return t[[1, 0, *range(2, len(t))]] if t.shape[1:] == (3,) and t[0, 0] % 11 == 0 else t
+
+
+def flip(t: torch.Tensor) -> torch.Tensor:
+    if t.dtype == torch.int64:
+        return t
+    t = t.clone()
+    t.view(torch.int32).flatten()[3] ^= 1
+    return t
+
+
+def damaged(comm: Communicator, kind: str, damage) -> str:
+    lossy = Lossy(comm.rank, comm.world_size)
+    lossy.kind, lossy.damage = kind, damage
+    sharded = strategy_of(lossy, 1.2)
+    try:
+        rows = sharded.distribute(lambda: rows_of(torch.arange(120) * 11))
+        sharded.rebalance({k: t[: 60 if comm.rank == 0 else 5] for k, t in rows.items()})
+    except ReplicasDiffer as e:
+        return f"{type(e).__name__}: {e}"
+    return ""
+
+
+@pytest.mark.parametrize(
+    "kind, what", [("distribute", "the first distribution"), ("rebalance", "a rebalance")]
+)
+@pytest.mark.parametrize("damage", [swap, flip])
+def test_rows_damaged_on_their_way_are_noticed_by_all(damage, kind, what):
+    assert run_ranks(2, damaged, "nowhere", flip) == ["", ""]
+    for said in run_ranks(2, damaged, kind, damage):
+        assert said.startswith(f"RowsDiffer: the rows of all ranks together differ after {what}")
+
+
+def test_the_sum_over_rows_knows_no_order_but_every_row():
+    rows = rows_of(torch.arange(1000))
+    shuffled = {k: t[torch.randperm(1000)] for k, t in rows.items()}  # each tensor another way
+    order = torch.randperm(1000)
+    want = rows_checksum(rows)
+    assert rows_checksum({k: t[order] for k, t in rows.items()}) == want
+    parts = [rows_checksum({k: t[cut] for k, t in rows.items()}) for cut in (order[:300], order[300:])]
+    assert sum(parts) % 2**64 == want
+    doubled = order.clone()
+    doubled[0] = doubled[1]
+    exchanged = rows | {
+        "adam/means.exp_avg": rows["adam/means.exp_avg_sq"],
+        "adam/means.exp_avg_sq": rows["means"],
+    }
+    others = [shuffled, {k: t[doubled] for k, t in rows.items()}, exchanged]
+    assert len({want, *map(rows_checksum, others)}) == 4
 
 
 def test_the_checksum_made_on_a_gpu_sees_every_change():
@@ -129,7 +245,17 @@ def test_every_disagreement_is_named_with_the_table_of_ranks(change, says):
     with pytest.raises(WorldMismatch) as e:
         check_members(change(members("n2g4")), Layout.parse("n2g4"))
     assert says in str(e.value)
-    assert "rank 0    host n0  device GPU-0" in str(e.value)
+    assert re.search(r"rank 0 +host n0  device GPU-0", str(e.value))
+
+
+def test_one_rank_of_four_workers_may_see_all_their_gpus_and_no_more():
+    """`ranks: one`: the run is allowed, so that its record can say `degraded`."""
+    (one,) = members("n1g1", visible_devices=4)
+    check_members([one], Layout(1, 1), allocated=Layout(1, 4))
+    with pytest.raises(WorldMismatch, match="4 GPUs are visible on n0 and 1 would be used"):
+        check_members([one], Layout(1, 1))
+    with pytest.raises(WorldMismatch, match="8 GPUs are visible"):
+        check_members([replace(one, visible_devices=8)], Layout(1, 1), allocated=Layout(1, 4))
 
 
 def test_cpu_ranks_share_their_device():

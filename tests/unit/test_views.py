@@ -39,3 +39,20 @@ def test_ranks_see_different_views_and_together_the_same_as_one():
 def test_seed_and_epoch_change_the_order():
     first = [ViewOrder(np.arange(30), seed, 1, 30).batch(step)[0] for seed, step in ((0, 1), (0, 2), (1, 1))]
     assert first[0] != first[1] and first[0] != first[2]
+
+
+@given(st.data(), st.integers(1, 24), st.integers(0, 5))
+def test_no_step_shows_a_view_twice_where_an_epoch_has_two_batches(data, batch, seed):
+    """Also across the end of an epoch, whatever remains of it."""
+    num_views = data.draw(st.integers(2 * batch, 4 * batch))
+    order = ViewOrder(np.arange(num_views), seed, 1, batch)
+    for step in range(1, 6 * num_views // batch + 2):
+        (views,) = order.batch(step)
+        assert len(set(views)) == batch, f"step {step} shows a view twice: {views}"
+
+
+def test_a_batch_of_more_views_than_there_are_takes_them_in_turn():
+    """Every view once before any comes again."""
+    order = ViewOrder(np.arange(5), 0, 4, 12)
+    seen = [v for step in range(1, 11) for part in order.batch(step) for v in part]
+    assert all(sorted(seen[i : i + 5]) == list(range(5)) for i in range(0, 120, 5))

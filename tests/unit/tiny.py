@@ -83,13 +83,13 @@ class Running:
             launch_argv(run, scene, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
 
-    def wait_for(self, kind: str, step: int = 0, patience_s: float = 90) -> dict[str, Any]:
-        """The first event of that kind at or after the step."""
+    def wait_for(self, kind: str, step: int = 0, patience_s: float = 90, **fields: Any) -> dict[str, Any]:
+        """The first event of that kind at or after the step, with these fields."""
         end = time.monotonic() + patience_s
         while time.monotonic() < end and self.process.poll() is None:
-            if (self.out / "attempts").is_dir():
+            if any((self.out / "attempts").glob("[0-9]*")):
                 for e in events(self.out, kind):
-                    if e.get("step", step) >= step:
+                    if e.get("step", step) >= step and fields.items() <= e.items():
                         return e
             time.sleep(0.02)
         raise AssertionError(f"no event {kind} at step {step}; log:\n{log(self.out)}")

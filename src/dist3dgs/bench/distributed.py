@@ -177,7 +177,8 @@ def _result(
                     "ms_per_step": 1e3 * m.s / steps,
                     "exposed_ms": 1e3 * m.exposed_s / steps,
                 }
-                for op, m in run.comm.meters.items()
+                for (phase, op), m in run.comm.meters.items()
+                if phase == "step"
             },
         }
     return out

@@ -1,32 +1,35 @@
 """What `make gpu-check` runs on a machine with an NVIDIA GPU: is the CUDA path right, and where does its time go?
 
-    python -m dist3dgs.bench.gpu --out docs/benchmarks/gpu-check.json
-    python -m dist3dgs.bench.gpu --scene data/fox/scene.safetensors --steps 500
+    make gpu-check FOX=folder/of/photographs
+    python -m dist3dgs.bench.gpu --scene data/fox/scene.safetensors --steps 500 --out docs/benchmarks/gpu-check.json
 
 CPU and CUDA renderers draw the same Gaussians (forward and all gradients), then a training of 500 steps runs on the
-scene given, else on the packed fox, else on the packed built-in scene, else on a cloud made here. One JSON object comes
-out; the exit status is 1 where the renderers disagree, and 2 where there is no GPU.
+scene given, else on the packed fox, else on a cloud made here, which the JSON says (`is_fox`). One JSON object comes
+out; the exit status is 1 where the renderers disagree, and 2 where there is no GPU or something is missing.
 """
 
 import argparse
 import json
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import extension
 from ..errors import UserError
 from ..events import EventWriter, read_events
 from ..files import write_json
 from ..parallel.comm import Communicator
 from ..parallel.make import make_parallel
 from ..scenes.pack import PackedScene
-from ..spec import Hardware, RunSpec, Strategy, TrainSettings
+from ..spec import Hardware, RunSpec, SfmSettings, Strategy, TrainSettings
 from ..splats.gaussians import NAMES, Gaussians, initial_gaussians
 from ..splats.loss import l1_ssim_loss
+from ..splats.precision import full_precision
 from ..splats.render import Renderer, get_renderer
 from ..train.clock import Clock
 from ..train.trainer import Trainer
@@ -36,37 +39,84 @@ from .machine import describe_machine
 #: Largest relative L2 difference between the renderers, both float32: colours; gradients (where a pair sits on the
 #: 1/255 cut the renderers may decide differently).
 TOLERANCE = {"image": 1e-4, "gradient": 1e-3}
-PACKED = (Path("data/fox/scene.safetensors"), Path("data/builtin/scene.safetensors"))
+FOX = Path("data/fox/scene.safetensors")
+PHOTOGRAPHS = {".jpg", ".jpeg", ".png"}
+#: (SH degree, antialiased, absolute gradients)
+CASES = [
+    (0, False, False), (3, False, False), (0, True, False), (3, True, False), (3, False, True)
+]  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dist3dgs.bench.gpu", description=__doc__)
-    parser.add_argument("--scene", type=Path, help="packed scene to train on")
+    parser.add_argument(
+        "--scene",
+        type=Path,
+        help=f"packed scene, or fox's photographs to be ingested (default: {FOX} if there)",
+    )
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--gaussians", type=int, default=20_000, help="for the comparison of the renderers")
     parser.add_argument("--out", type=Path, help="JSON file (default: print)")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("error: PyTorch sees no NVIDIA GPU here; nothing was checked (see nvidia-smi)", file=sys.stderr)
+    try:
+        if not torch.cuda.is_available():
+            raise UserError("PyTorch sees no NVIDIA GPU here; nothing was checked (see nvidia-smi)")
+        return check(args)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
         return 2
+
+
+def check(args: argparse.Namespace) -> int:
+    """All of it; the exit status."""
+    full_precision()
+    scene = packed(args.scene)
+    extension.prepare()
     result: dict[str, Any] = {"machine": describe_machine() | describe_gpu()}
-    result["agreement"] = {
-        f"sh{degree}{'-antialiased' if antialiased else ''}": compare_renderers(
-            args.gaussians, degree, antialiased
-        )
-        for degree in (0, 3)
-        for antialiased in (False, True)
-    }
+    result["agreement"] = {name_of(*case): compare_renderers(args.gaussians, *case) for case in CASES}
+    result["agreement"]["no Gaussians"] = compare_renderers(0, 3, False, False)
     result["agrees"] = all(
         error <= TOLERANCE["image" if what == "image" else "gradient"]
         for case in result["agreement"].values()
         for what, error in case.items()
     )
-    result["training"] = train(args.scene, args.steps)
+    result["training"] = train(scene, args.steps)
+    if not result["training"]["is_fox"]:
+        print("WARNING: trained on a scene that is not fox (FOX=folder of its photographs)", file=sys.stderr)
     if args.out:
         write_json(args.out, result)
     print(json.dumps(result, indent=1))
     return 0 if result["agrees"] else 1
+
+
+def name_of(sh_degree: int, antialiased: bool, absgrad: bool) -> str:
+    return f"sh{sh_degree}{'-antialiased' if antialiased else ''}{'-absgrad' if absgrad else ''}"
+
+
+def packed(given: Path | None) -> Path | None:
+    """The packed scene to train on: as given, made from the photographs given, or fox where it is; None: a cloud."""
+    if given is None:
+        return FOX if FOX.is_file() else None
+    if given.is_file():
+        return given
+    photographs = given / "images" if (given / "images").is_dir() else given
+    if not photographs.is_dir() or not any(p.suffix.lower() in PHOTOGRAPHS for p in photographs.iterdir()):
+        raise UserError(
+            f"{given}: neither a packed scene nor a folder of photographs (or with images/ in it); give one of them: "
+            "make gpu-check FOX=PATH"
+        )
+    if find_spec("pycolmap") is None:
+        raise UserError(
+            f"{given}: photographs need structure from motion, and pycolmap is not installed for {sys.executable}: "
+            f"pip install pycolmap, or pack the scene elsewhere (snakemake {FOX}) and give that: make gpu-check "
+            f"FOX={FOX}"
+        )
+    from ..scenes.ingest import IngestSettings, IngestSource, ingest
+
+    # as docs/benchmarks/fox.yaml
+    settings = IngestSettings(max_width_px=270, sfm=SfmSettings(num_features=2000))
+    ingest(IngestSource(name="fox", kind="images", path=photographs), FOX.parent, settings)
+    return FOX
 
 
 def describe_gpu() -> dict[str, Any]:
@@ -81,12 +131,15 @@ def describe_gpu() -> dict[str, Any]:
     }
 
 
-def compare_renderers(num_gaussians: int, sh_degree: int, antialiased: bool) -> dict[str, float]:
+def compare_renderers(
+    num_gaussians: int, sh_degree: int, antialiased: bool, absgrad: bool
+) -> dict[str, float]:
     """Relative L2 difference of image and of each parameter's gradient, CUDA against CPU, worst of three views."""
     worst: dict[str, float] = {}
+    case = (num_gaussians, sh_degree, antialiased, absgrad)
     for view in range(3):
-        cpu = draw(get_renderer("cpu"), torch.device("cpu"), num_gaussians, sh_degree, antialiased, view)
-        cuda = draw(get_renderer("cuda"), torch.device("cuda"), num_gaussians, sh_degree, antialiased, view)
+        cpu = draw(get_renderer("cpu"), torch.device("cpu"), *case, view)
+        cuda = draw(get_renderer("cuda"), torch.device("cuda"), *case, view)
         for name, want in cpu.items():
             error = float((cuda[name].cpu() - want).double().norm() / want.double().norm().clamp_min(1e-12))
             worst[name] = max(worst.get(name, 0.0), error)
@@ -94,7 +147,13 @@ def compare_renderers(num_gaussians: int, sh_degree: int, antialiased: bool) -> 
 
 
 def draw(
-    renderer: Renderer, device: torch.device, num_gaussians: int, sh_degree: int, antialiased: bool, view: int
+    renderer: Renderer,
+    device: torch.device,
+    num_gaussians: int,
+    sh_degree: int,
+    antialiased: bool,
+    absgrad: bool,
+    view: int,
 ) -> dict[str, Tensor]:
     """One view's image and gradients of a loss against a fixed random photograph."""
     g = torch.Generator().manual_seed(3)
@@ -120,24 +179,26 @@ def draw(
         sh_degree=sh_degree,
         antialiased=antialiased,
     )
-    image = renderer.rasterize(projection, width, height).colors
+    image = renderer.rasterize(projection, width, height, absgrad=absgrad).colors
     l1_ssim_loss(image, photo).backward()
-    gradients = {f"d {k}": t.grad for k, t in gaussians.items() if t.grad is not None}
+    gradients = {f"d {k}": torch.zeros_like(t) if t.grad is None else t.grad for k, t in gaussians.items()}
+    if absgrad:
+        whole = torch.zeros(num_gaussians, 2, device=device)
+        whole[projection.ids] = projection.means2d.absgrad  # type: ignore[attr-defined]
+        gradients["d means2d, absolute"] = whole
     return {"image": image.detach(), **gradients}
 
 
 def train(scene_path: Path | None, steps: int) -> dict[str, Any]:
-    """A training on the GPU: speed, where a step's time goes, peak memory, held-out PSNR."""
+    """A training on the GPU: speed, where a step's time goes, peak memory, held-out PSNR. None: on a cloud."""
     device = torch.device("cuda")
     with tempfile.TemporaryDirectory() as folder:
-        found = scene_path or next((p for p in PACKED if p.is_file()), None)
-        if found is None:
-            found = write_cloud(
+        scene = PackedScene.open(
+            scene_path
+            or write_cloud(
                 Path(folder, "cloud.safetensors"), num_points=20_000, num_views=24, width=540, height=360
             )
-        elif not found.is_file():
-            raise UserError(f"{found}: no packed scene; make it with: snakemake {found}")
-        scene = PackedScene.open(found)
+        )
         densify = {"start_step": 100, "every": 50, "stop_step": max(101, steps * 3 // 4)}
         spec = RunSpec(
             scene="check", strategy="check", layout="n1g1", repeat=0, seed=1, parallel=Strategy(),
@@ -156,6 +217,9 @@ def train(scene_path: Path | None, steps: int) -> dict[str, Any]:
         quality = [e for e in read_events(events.path) if e["event"] == "eval"][-1]
         return {
             "scene": scene.name,
+            "scene_digest": scene.digest,
+            "is_fox": scene.name == "fox",
+            "views": scene.num_views,
             "steps": steps,
             "psnr": quality["psnr"],
             "gaussians": quality["num_gaussians"],

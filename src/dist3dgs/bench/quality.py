@@ -84,7 +84,7 @@ def one_run(args: argparse.Namespace, scene: Path, strategy: str, layout: str, o
     if record.status != "ok":
         raise UserError(f"{strategy} {layout}: {record.failure}; see {out}")
     m, cost = record.metrics, guards(read_events(attempts(out)[-1].events_path))
-    sent = sum(c.bytes for c in m.collectives if "gradients" in c.op or "projection" in c.op)
+    sent = sum(c.bytes for c in m.collectives if c.phase == "step")
     return {
         "strategy": strategy,
         "layout": layout,
@@ -92,7 +92,7 @@ def one_run(args: argparse.Namespace, scene: Path, strategy: str, layout: str, o
         "ssim": m.ssim,
         "gaussians": m.num_gaussians,
         "steps": m.steps,
-        "bytes_per_step": sent / m.steps if m.steps else None,
+        "bytes_per_step": sent / m.timed_steps if m.timed_steps else None,
         **cost,
     }
 

@@ -1,6 +1,7 @@
 """The evidence of one run, read once: the attempts that hang together, their events, what the launcher knew."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,14 @@ class Case:
         except OSError:
             pass
         return None, json.dumps(event)[:1000]
+
+    def matches(self, pattern: re.Pattern[str]) -> list[str]:
+        """What the pattern's group is in every line of the training log where it is found."""
+        try:
+            with self.last.log_path.open(encoding="utf-8", errors="replace") as f:
+                return [found[1] for line in f if (found := pattern.search(line))]
+        except OSError:
+            return []
 
     def line_with(self, wanted: Callable[[str], bool]) -> tuple[int, str] | None:
         """Number and text of the first line of the training log that `wanted` accepts."""

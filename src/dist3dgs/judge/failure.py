@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ..diagnose import diagnose
@@ -24,6 +25,8 @@ _ENDED_REMEDIES: dict[str, str] = {
 _NOTICED = re.compile(
     r"connection (reset|closed)|closed by peer|broken pipe|remote (worker|process)", re.IGNORECASE
 )
+#: What NCCL's watchdog says on a rank that waited, before it aborts the process.
+_WATCHDOG = re.compile(r"\bRank (\d+)\]\s+Watchdog caught collective operation timeout")
 
 
 def _tells_of_a_kill(line: str) -> bool:
@@ -59,12 +62,13 @@ def failure(case: Case) -> Failure:
     first = _first_error(case)
     phase, step, rank = _where(case, first)
     chosen = _own_words(case, first, phase)
+    rank = rank if rank is not None else chosen.rank
     return chosen.model_copy(
         update={
             "phase": chosen.phase or phase,
             "step": chosen.step if chosen.step is not None else step,
-            "rank": chosen.rank if chosen.rank is not None else rank,
-            "node": chosen.node or _node(case, chosen.rank if chosen.rank is not None else rank),
+            "rank": rank,
+            "node": chosen.node or _node(case, rank),
         }
     )
 
@@ -108,12 +112,17 @@ def _where(case: Case, error: dict[str, Any] | None) -> tuple[str, int | None, i
 
 
 def _silent_rank(case: Case, error: dict[str, Any] | None) -> int | None:
-    """The rank that was killed, or that the others waited for in vain, if that was the failure."""
+    """The rank that was killed, or that the others waited for in vain, if that was the failure.
+
+    Where NCCL aborted those who waited, its watchdog's lines name them.
+    """
     started = {e["rank"]: e.get("pid") for e in case.of_kind("start")}
     if error is not None and error["type"] == "CollectiveTimeout":
         # All who wait for it give up before it is heard of again, if it ever is (woken up to write its stacks).
         heard = {e["rank"]: e["t"] for e in reversed(case.of_kind("error"))}
         return max(started, key=lambda r: heard.get(r, math.inf), default=None)
+    if error is None and (waited := case.matches(_WATCHDOG)):
+        return min(started.keys() - {int(rank) for rank in waited}, default=None)
     killed = case.line_with(_tells_of_a_kill) if error is None else None
     pid = re.search(r"pid: (\d+)", killed[1]) if killed else None
     return next((r for r, p in started.items() if pid and p == int(pid[1])), None)
@@ -147,6 +156,8 @@ def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
         return Failure(cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=remedy)
     if error is not None:
         return _by_rule(case, error, phase)
+    if (full := case.launch.get("disk_full")) is not None:  # no rank could write what became of it
+        return _named(full, Evidence(file=case.name("launch.json"), text=full), phase)
     if case.launch.get("status") == "stopped":
         text = f"stopped by {case.launch.get('signal') or 'a signal'}"
         evidence = [Evidence(file=case.name("launch.json"), text=text)]
@@ -177,15 +188,23 @@ def _by_log(case: Case, phase: str) -> Failure | None:
     if found is None or found.cause == "unknown":
         return None
     evidence = [e.model_copy(update={"file": case.name("train.log")}) for e in found.evidence]
-    return found.model_copy(update={"evidence": evidence, "phase": found.phase or phase})
+    # How far the ranks got their events know better than a reader of the log.
+    where = phase if case.events else found.phase or phase
+    return found.model_copy(update={"evidence": evidence, "phase": where})
 
 
 def _by_rule(case: Case, error: dict[str, Any], phase: str) -> Failure:
     """An error event, named by the table of rules that foreign logs are judged by too."""
     text = f"{error['type']}: {error['message']}"
-    rule = classify(text, str(error.get("traceback") or "").splitlines(), case.last_step)
-    evidence = [Evidence(file=case.name("events.jsonl"), line=case.place_of(error)[0], text=text)]
+    evidence = Evidence(file=case.name("events.jsonl"), line=case.place_of(error)[0], text=text)
+    return _named(text, evidence, phase, str(error.get("traceback") or "").splitlines(), case.last_step)
+
+
+def _named(
+    text: str, evidence: Evidence, phase: str, traceback: Sequence[str] = (), steps: int = 0
+) -> Failure:
+    rule = classify(text, traceback, steps)
     if rule is None:
         remedy = "read the traceback in train.log"
-        return Failure(cause="code_error", phase=phase, evidence=evidence, remedy=remedy)
-    return Failure(cause=rule.cause, phase=phase, evidence=evidence, remedy=rule.remedy)
+        return Failure(cause="code_error", phase=phase, evidence=[evidence], remedy=remedy)
+    return Failure(cause=rule.cause, phase=phase, evidence=[evidence], remedy=rule.remedy)

@@ -8,7 +8,7 @@ from .case import Case
 
 #: Ends from outside that a run which stands still comes to.
 STOPS = ("time_limit", "cancelled")
-PROGRESS = ("step", "densify", "eval", "checkpoint", "export")
+PROGRESS = ("step", "progress", "densify", "eval", "checkpoint", "export")
 REMEDY = (
     "the ranks' stacks are at the end of train.log where the launcher could ask for them; look at the rank that wrote "
     "least; hardware.timeout_s ends the next hang sooner"

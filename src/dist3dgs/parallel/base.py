@@ -140,7 +140,11 @@ class Parallel(ABC):
 
     @abstractmethod
     def compare_digests(self, gaussians: Gaussians) -> list[str]:
-        """Parameter digest per rank. Collective. Raises if replicas that must be equal are not."""
+        """Parameter digest per rank. Collective. Raises if replicas that must be equal are not.
+
+        What only one rank holds has nothing to be compared with in between: shards compare their rows whenever these
+        travel, in `distribute`, `rebalance` and `whole`.
+        """
 
     def forget(self) -> None:  # noqa: B027 (most strategies remember nothing)
         """Drop what is remembered from step to step but not saved in a checkpoint (called when one is made)."""

@@ -5,10 +5,9 @@ all-reduce over p ranks, (p-1)/p of the gathered result for an all-gather, what 
 Collectives of the training steps are named after what travels: `all_reduce(gradients)`.
 """
 
-import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,31 +18,97 @@ from torch import Tensor
 
 @dataclass
 class Meter:
-    """Totals of one collective on this rank."""
+    """Totals of one collective in one phase on this rank.
+
+    timed: calls that `s` and `exposed_s` are of; on CUDA not all are (see `Clock.stage`).
+    s: from the start to the end of the transfer; of several under way together no second is counted twice.
+    exposed_s: spent waiting, with nothing else to do.
+    """
 
     calls: int = 0
     bytes: int = 0
+    timed: int = 0
     s: float = 0.0
     exposed_s: float = 0.0
 
+    def seconds(self, scale: float) -> dict[str, float | None]:
+        """`s` and `exposed_s` times `scale`, None where no call was timed."""
+        if not self.timed:
+            return {"s": None, "exposed_s": None}
+        return {"s": self.s * scale, "exposed_s": self.exposed_s * scale}
+
+
+class _Timer:
+    """When one collective started and ended, in seconds of `time.perf_counter`.
+
+    NCCL's collectives run on streams of their own: the host returns from starting them, and from waiting, at once. So
+    on CUDA the host waits for this rank's own stream first, which waits for a collective only after its `wait`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self.started = self.now()
+        self._first, self._last = self._event(), None
+        self._ended: float | None = None
+        self.launched = self.started
+
+    def now(self) -> float:
+        """The time when this rank's own work so far is done."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        return time.perf_counter()
+
+    def watch(self, work: Any) -> None:
+        """Note when `work` ends, while this rank does something else."""
+        work.get_future().add_done_callback(self._note_end)
+
+    def _note_end(self, _: Any) -> None:
+        # Gloo calls this when all has arrived. NCCL calls it at once, on a stream that waits for the collective.
+        self._ended, self._last = time.perf_counter(), self._event()
+
+    def ended(self) -> float | None:
+        """When the collective ended, None if that was not watched. Only after its `wait` and `now`."""
+        if self._first is None or self._last is None:
+            return self._ended
+        self._last.synchronize()
+        return self.started + self._first.elapsed_time(self._last) / 1000
+
+    def _event(self) -> Any:
+        if self._stream is None:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._stream.device))
+        return event
+
 
 class Handle:
-    """A collective under way; `wait` ends it and books the time nobody computed meanwhile."""
+    """A collective under way; `wait` ends it and books its time."""
 
-    def __init__(self, work: Any, meter: Meter, started: float, comm: "Communicator") -> None:
-        self._work, self._meter, self._started, self._comm = work, meter, started, comm
+    def __init__(
+        self, comm: "Communicator", meter: Meter, work: Any = None, timer: _Timer | None = None
+    ) -> None:
+        self._comm, self._meter, self._work, self._timer = comm, meter, work, timer
 
     def wait(self) -> None:
-        if self._work is None:
-            return
-        before = time.perf_counter()
-        self._work.wait()
-        now = time.perf_counter()
-        self._meter.exposed_s += now - before
-        # Collectives that are under way together share the wire: no second is counted twice.
-        self._meter.s += now - max(self._started, self._comm.last_end)
-        self._comm.last_end = now
+        work, timer = self._work, self._timer
         self._work = None
+        if work is None:
+            return
+        if timer is None:
+            work.wait()
+            return
+        before = timer.now()
+        work.wait()
+        now = timer.now()
+        ended = timer.ended()
+        # While it launches and while it waits this rank does nothing else.
+        ended = now if ended is None or ended > before else max(ended, timer.launched)
+        self._meter.timed += 1
+        self._meter.exposed_s += timer.launched - timer.started + now - before
+        # Collectives that are under way together share the wire: no second is counted twice. One that is waited for out
+        # of turn may lose some.
+        self._meter.s += max(0.0, ended - max(timer.started, self._comm.last_end))
+        self._comm.last_end = max(ended, self._comm.last_end)
 
 
 class Communicator:
@@ -51,7 +116,10 @@ class Communicator:
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
-        self.meters: dict[str, Meter] = defaultdict(Meter)
+        #: By (phase, collective).
+        self.meters: dict[tuple[str, str], Meter] = defaultdict(Meter)
+        #: The phase that collectives are booked in, and whether they are timed; the training's clock sets it.
+        self.stage: Callable[[], tuple[str, bool]] = lambda: ("startup", True)
         self.last_end = 0.0
 
     @property
@@ -60,54 +128,39 @@ class Communicator:
 
     def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM, name: str = "all_reduce") -> None:
         """Reduce in place over all ranks."""
-        self.start_all_reduce(tensor, op, name).wait()
+        self._start_all_reduce(tensor, op, name, background=False).wait()
 
     def start_all_reduce(
         self, tensor: Tensor, op: Any = dist.ReduceOp.SUM, name: str = "all_reduce"
     ) -> Handle:
         """As `all_reduce`, in the background: the tensor may not be touched before the handle's `wait`."""
-        meter = self.meters[name]
-        if self.alone:
-            return Handle(None, meter, 0.0, self)
-        meter.calls += 1
-        meter.bytes += 2 * tensor.nbytes * (self.world_size - 1) // self.world_size
-        started = time.perf_counter()
-        return Handle(dist.all_reduce(tensor, op=op, async_op=True), meter, started, self)
-
-    def start_exchange(
-        self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], name: str = "all_to_all"
-    ) -> tuple[Tensor, Handle]:
-        """Send `send[r]` rows of the contiguous [sum(send), ...] tensor to each rank r, in the background.
-
-        receive: rows that come from each rank. Returns the [sum(receive), ...] tensor, full after the handle's `wait`,
-        in rank order.
-        """
-        meter = self.meters[name]
-        if self.alone:
-            return tensor, Handle(None, meter, 0.0, self)
-        row_bytes = tensor.element_size() * tensor[0].numel() if len(tensor) else 0
-        meter.calls += 1
-        meter.bytes += row_bytes * (sum(send) - send[self.rank])
-        out = tensor.new_empty((sum(receive), *tensor.shape[1:]))
-        started = time.perf_counter()
-        # Uneven all_to_all_single is the one form of it that both gloo and NCCL have.
-        work = dist.all_to_all_single(out, tensor.contiguous(), list(receive), list(send), async_op=True)
-        return out, Handle(work, meter, started, self)
+        return self._start_all_reduce(tensor, op, name, background=True)
 
     def exchange(
         self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], name: str = "all_to_all"
     ) -> Tensor:
-        """As `start_exchange`, waiting for the end."""
-        out, handle = self.start_exchange(tensor, send, receive, name)
+        """Send `send[r]` rows of the contiguous [sum(send), ...] tensor to each rank r.
+
+        receive: rows that come from each rank. Returns the [sum(receive), ...] tensor in rank order.
+        """
+        out, handle = self._start_exchange(tensor, send, receive, name, background=False)
         handle.wait()
         return out
+
+    def start_exchange(
+        self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], name: str = "all_to_all"
+    ) -> tuple[Tensor, Handle]:
+        """As `exchange`, in the background: the result is full after the handle's `wait`."""
+        return self._start_exchange(tensor, send, receive, name, background=True)
 
     def broadcast(self, tensor: Tensor, source: int = 0) -> None:
         """Overwrite `tensor` with that of rank `source`."""
         if self.alone:
             return
-        with self._timed("broadcast", tensor.nbytes if self.rank == source else 0):
-            dist.broadcast(tensor, source)
+        num_bytes = tensor.nbytes if self.rank == source else 0
+        self._start(
+            "broadcast", num_bytes, tensor.device, lambda: dist.broadcast(tensor, source, async_op=True)
+        ).wait()
 
     def all_gather(self, tensor: Tensor, name: str = "all_gather") -> Tensor:
         """Stack the equally shaped tensors of all ranks: [...] -> [world_size, ...]."""
@@ -115,8 +168,8 @@ class Communicator:
             return tensor[None]
         # A list of outputs: gloo has no all_gather_into_tensor for every dtype and for 0-dim tensors.
         out = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        with self._timed(name, tensor.nbytes * (self.world_size - 1)):
-            dist.all_gather(out, tensor.contiguous())
+        num_bytes, mine = tensor.nbytes * (self.world_size - 1), tensor.contiguous()
+        self._start(name, num_bytes, tensor.device, lambda: dist.all_gather(out, mine, async_op=True)).wait()
         return torch.stack(out)
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -129,16 +182,51 @@ class Communicator:
 
     def barrier(self) -> None:
         if not self.alone:
-            with self._timed("barrier", 0):
-                dist.barrier()
+            self._start("barrier", 0, torch.device("cpu"), lambda: dist.barrier(async_op=True)).wait()
 
-    @contextlib.contextmanager
-    def _timed(self, name: str, num_bytes: int) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        elapsed = time.perf_counter() - started
-        meter = self.meters[name]
+    def _start_all_reduce(self, tensor: Tensor, op: Any, name: str, background: bool) -> Handle:
+        if self.alone:
+            return Handle(self, Meter())
+        num_bytes = 2 * tensor.nbytes * (self.world_size - 1) // self.world_size
+        return self._start(
+            name, num_bytes, tensor.device, lambda: dist.all_reduce(tensor, op=op, async_op=True), background
+        )
+
+    def _start_exchange(
+        self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], name: str, background: bool
+    ) -> tuple[Tensor, Handle]:
+        if self.alone:
+            return tensor, Handle(self, Meter())
+        row_bytes = tensor.element_size() * tensor[0].numel() if len(tensor) else 0
+        num_bytes = row_bytes * (sum(send) - send[self.rank])
+        out, mine = tensor.new_empty((sum(receive), *tensor.shape[1:])), tensor.contiguous()
+
+        def launch() -> Any:
+            # Uneven all_to_all_single is the one form of it that both gloo and NCCL have.
+            return dist.all_to_all_single(out, mine, list(receive), list(send), async_op=True)
+
+        return out, self._start(name, num_bytes, tensor.device, launch, background)
+
+    def _start(
+        self,
+        name: str,
+        num_bytes: int,
+        device: torch.device,
+        launch: Callable[[], Any],
+        background: bool = False,
+    ) -> Handle:
+        """Launch a collective and book it.
+
+        background: this rank goes on with other work, so the collective may end before it is waited for.
+        """
+        phase, timed = self.stage()
+        meter = self.meters[phase, name]
         meter.calls += 1
         meter.bytes += num_bytes
-        meter.s += elapsed
-        meter.exposed_s += elapsed
+        timer = _Timer(device) if timed else None
+        work = launch()
+        if timer:
+            timer.launched = time.perf_counter()
+            if background:
+                timer.watch(work)
+        return Handle(self, meter, work, timer)

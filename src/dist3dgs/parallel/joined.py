@@ -1,17 +1,34 @@
-"""The ranks that really joined, compared with the layout and with each other before anything is loaded."""
+"""The ranks that really joined, compared with the layout and with each other before anything is loaded.
 
+They meet over torchrun's store, before there is a process group: one that never comes is named after a wait of its own,
+and a world that is not the one asked for ends before gloo or NCCL has connected anything.
+"""
+
+import json
+import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from ..errors import UserError
+from ..guard import refusal
 from ..names import Layout
+
+#: A rank that is told of a refusal stays this long: rank 0, which has the table, is to end first.
+STAY_S = 2.0
 
 
 class WorldMismatch(UserError):
     """The layers do not agree about the world."""
+
+
+class RendezvousTimeoutError(UserError):
+    """Ranks never joined. Named as torchrun's own, which means the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +45,89 @@ class Member:
     torch: str
 
 
-def check_members(members: Sequence[Member], layout: Layout) -> None:
-    """Raise `WorldMismatch`, with a table of the ranks and the setting to change, if the world is not the layout's.
+def meet(
+    store: dist.Store,
+    me: Member,
+    world_size: int,
+    timeout_s: float,
+    check: Callable[[Sequence[Member]], None],
+) -> None:
+    """Tell all ranks who this one is. Rank 0 waits for the others and checks them; all raise what it finds.
 
-    Members as gathered, in rank order.
+    check: of all members in rank order; raises `UserError`. Only rank 0 has the whole message, the others its first
+    line: a log with a table per rank is not read.
+
+    Raises:
+        RendezvousTimeoutError: ranks that have not come after `timeout_s`, by number.
     """
-    problem = _problem(members, layout)
-    if problem:
-        rows = "\n".join(
-            f"  rank {m.rank:<4} host {m.host}  device {m.device}  GPUs visible {m.visible_devices}  torch {m.torch}"
-            for m in members
+    store = dist.PrefixStore("dist3dgs", store)
+    store.set(f"member{me.rank}", json.dumps(asdict(me)))
+    if me.rank == 0:
+        found: UserError | None = None
+        try:
+            check(_gather(store, world_size, timeout_s))
+        except UserError as e:
+            found = e
+        store.set(
+            "outcome", json.dumps([type(found).__name__, str(found).partition("\n")[0]] if found else [])
         )
-        raise WorldMismatch(f"the ranks that joined do not make up {layout}: {problem}\n{rows}")
+        if found:
+            raise found
+        return
+    try:
+        # A little longer than rank 0: what it says is worth more than that nothing was heard.
+        store.wait(["outcome"], timedelta(seconds=timeout_s + STAY_S))
+    except dist.DistError:
+        raise _never([0], world_size, timeout_s) from None
+    outcome = json.loads(store.get("outcome"))
+    if outcome:
+        time.sleep(STAY_S)
+        kinds = {k.__name__: k for k in (WorldMismatch, RendezvousTimeoutError)}
+        raise kinds.get(outcome[0], UserError)(f"{outcome[1]} (rank 0 has the table)")
 
 
-def _problem(members: Sequence[Member], layout: Layout) -> str:
+def _gather(store: dist.Store, world_size: int, timeout_s: float) -> list[Member]:
+    keys = [f"member{r}" for r in range(world_size)]
+    try:
+        store.wait(keys, timedelta(seconds=timeout_s))
+    except dist.DistError:
+        missing = [r for r, key in enumerate(keys) if not store.check([key])]
+        raise _never(missing, world_size, timeout_s) from None
+    return [Member(**json.loads(text)) for text in store.multi_get(keys)]
+
+
+def _never(missing: Sequence[int], world_size: int, timeout_s: float) -> RendezvousTimeoutError:
+    ranks = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
+    return RendezvousTimeoutError(
+        f"rank(s) {ranks} of {world_size} did not join within {timeout_s:g} s (hardware.join_timeout_s). Look for them "
+        "first in train.log: a node that has no Python, no GPU or no route to the head; if they only start slowly "
+        "(imports from a busy file system), raise hardware.join_timeout_s"
+    )
+
+
+def check_members(
+    members: Sequence[Member],
+    layout: Layout,
+    *,
+    allocated: Layout | None = None,
+    layers: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise `WorldMismatch`, with the table of all layers and the setting to change, if the world is not the layout's.
+
+    members: in rank order. layout: the ranks that are to be there. allocated: what they were given, where the strategy
+    leaves some of it idle. layers: what the launcher and torchrun say.
+    """
+    problem = _problem(members, layout, allocated or layout)
+    if problem:
+        ranks = {
+            f"rank {m.rank}": f"host {m.host}  device {m.device}  GPUs visible {m.visible_devices}  torch {m.torch}"
+            for m in members
+        }
+        problem = f"the ranks that joined do not make up {layout}: {problem}"
+        raise WorldMismatch(refusal(problem, {**(layers or {}), **ranks}))
+
+
+def _problem(members: Sequence[Member], layout: Layout, allocated: Layout) -> str:
     world = layout.world_size
     if len(members) != world:
         return f"{len(members)} joined, {world} are wanted; start one rank per worker: torchrun or srun decide that"
@@ -63,7 +148,7 @@ def _problem(members: Sequence[Member], layout: Layout) -> str:
     if devices and len(devices) != len(members):
         return "some ranks compute on GPUs and some on the CPU; set hardware.device"
     for m in members:
-        if m.device != "cpu" and m.visible_devices > layout.workers_per_node:
+        if m.device != "cpu" and m.visible_devices > allocated.workers_per_node:
             return (
                 f"{m.visible_devices} GPUs are visible on {m.host} and {layout.workers_per_node} would be used; "
                 f"ask for n{layout.nodes}g{m.visible_devices}, or hide the others with CUDA_VISIBLE_DEVICES"

@@ -20,7 +20,7 @@ from ..splats.gaussians import Gaussians
 from ..splats.render import Projection, Renderer
 from .base import Parallel, Rendered, RenderOptions, Rows, largest, travelling
 from .comm import Communicator
-from .digest import gather_digests, parameter_digest
+from .digest import compare_rows, gather_digests, parameter_digest, rows_checksum
 from .shards import even, plan_moves, strided
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
@@ -60,6 +60,7 @@ class Sharded(Parallel):
                 order = strided(n, comm.world_size).to(self.device)
                 rows = {k: t[order] for k, t in rows.items()}
             layout = {k: (tuple(t.shape[1:]), t.dtype) for k, t in rows.items()}
+        loaded = rows_checksum(rows) if rows else 0
         self._shards, layout = comm.gather_objects((self._shards, layout))[0]
         mine = self._shards[comm.rank]
         receive = [mine] + [0] * (comm.world_size - 1)
@@ -69,6 +70,7 @@ class Sharded(Parallel):
                 rows[name] if comm.rank == 0 else torch.empty((0, *shape), dtype=dtype, device=self.device)
             )
             rows[name] = comm.exchange(tensor, send, receive, "all_to_all(distribute)")
+        compare_rows(comm, loaded, rows_checksum(rows), "the first distribution", self.device)
         return rows
 
     def whole(self, rows: Rows) -> Rows | None:
@@ -76,6 +78,8 @@ class Sharded(Parallel):
         send = [self._shards[comm.rank]] + [0] * (comm.world_size - 1)
         receive = self._shards if comm.rank == 0 else [0] * comm.world_size
         whole = {k: comm.exchange(t.detach(), send, receive, "all_to_all(gather)") for k, t in rows.items()}
+        gathered = rows_checksum(whole) if comm.rank == 0 else 0
+        compare_rows(comm, rows_checksum(rows), gathered, "gathering the whole model", self.device)
         return whole if comm.rank == 0 else None
 
     def rebalance(self, rows: Rows) -> Rows | None:
@@ -89,10 +93,12 @@ class Sharded(Parallel):
         receive = [moves.get((r, comm.rank), 0) for r in range(comm.world_size)]
         kept = mine - sum(send)
         self._shards = even(sum(self._shards), comm.world_size)
-        return {
+        moved = {
             k: torch.cat([t[:kept], comm.exchange(t[kept:].detach(), send, receive, "all_to_all(rebalance)")])
             for k, t in rows.items()
         }
+        compare_rows(comm, rows_checksum(rows), rows_checksum(moved), "a rebalance", self.device)
+        return moved
 
     # ---------------------------------------------------------------- a step
 

@@ -34,6 +34,7 @@ class Allocation:
     job_id: int
     nodes: tuple[Node, ...]
     gpus_per_node: int = 0
+    tasks: int | None = None
     cpus_per_node: int | None = None
     partition: str | None = None
     time_left_s: float | None = None
@@ -43,6 +44,10 @@ class Allocation:
     @property
     def head(self) -> Node:
         return self.nodes[0]
+
+    def __str__(self) -> str:
+        tasks = "" if self.tasks is None else f", {self.tasks} task(s)"
+        return f"job {self.job_id}: {len(self.nodes)} node(s) x {self.gpus_per_node} GPU(s){tasks}"
 
     def mismatch(self, layout: Layout, *, uses_gpus: bool) -> str | None:
         """Say how the allocation differs from what `layout` needs, or None if it fits exactly.
@@ -61,6 +66,25 @@ class Allocation:
                 f"{self.gpus_per_node}"
             )
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """This process's place among the copies that one srun started of it."""
+
+    task: int = 0
+    tasks: int = 1
+
+
+def step(environ: Mapping[str, str] = os.environ) -> Step:
+    """The srun step this process was started in; one task where there is none, as in a batch script.
+
+    Not SLURM_NTASKS: in a batch script that is what the job asked for, and the script runs once all the same.
+    """
+    tasks, task = environ.get("SLURM_STEP_NUM_TASKS", ""), environ.get("SLURM_PROCID", "")
+    if not tasks.isdigit() or not task.isdigit():
+        return Step()
+    return Step(task=int(task), tasks=int(tasks))
 
 
 #: How long a job waits for the controller before it gives up, and how often it asks.
@@ -118,10 +142,12 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
             "SLURM_CONF to its configuration file."
         ) from None
     nodes = tuple(Node(name=n, address=reachable(n, shown.get(n, {}).get("NodeAddr", n))) for n in names)
+    tasks = details.get("NumTasks", "")
     return Allocation(
         job_id=job,
         nodes=nodes,
         gpus_per_node=_gpus_per_node(details, gres, len(nodes)),
+        tasks=int(tasks) if tasks.isdigit() else None,
         partition=partition,
         time_left_s=parse_time_s(left),
         cpus_per_node=_cpus_per_node(details, len(nodes)),
@@ -142,7 +168,8 @@ def _gpus_per_node(details: dict[str, str], gres: str, num_nodes: int) -> int:
 def _cpus_per_node(details: dict[str, str], num_nodes: int) -> int | None:
     per_task = details.get("CPUs/Task", "")
     if per_task.isdigit() and int(per_task) > 1:
-        return int(per_task)
+        tasks = details.get("NumTasks", "")
+        return int(per_task) * (math.ceil(int(tasks) / num_nodes) if tasks.isdigit() else 1)
     total = details.get("NumCPUs", "").split("-")[0]
     return max(1, int(total) // num_nodes) if total.isdigit() else None
 

@@ -24,15 +24,13 @@ from pathlib import Path
 
 import psutil
 
+from .. import extension
 from ..monitor import start_beside
 from .allocation import node_name
 
+#: Set by the launcher where the ranks compute on GPUs.
+USES_GPUS = "DIST3DGS_USES_GPUS"
 INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
-
-#: How long a node waits for the head's store to listen. torchrun's 60 s is less than the time by which
-#: `import torch`
-#: on a busy parallel file system can differ between nodes.
-STORE_TIMEOUT_S = 300
 
 
 def local_address(head: str) -> str:
@@ -78,12 +76,11 @@ def environment(environ: Mapping[str, str], interface: str | None) -> dict[str, 
 def command(torchrun: Sequence[str], environ: Mapping[str, str], address: str | None = None) -> list[str]:
     """`torchrun` with this node's address, and the store's host settled by srun's node number: node 0 hosts, the
     others connect."""
-    added, node_id = [f"--local-addr={address}"] if address else [], environ.get("SLURM_NODEID", "")
-    if node_id.isdigit():
-        is_host = "true" if int(node_id) == 0 else "false"
-        added.append(f"--rdzv-conf=is_host={is_host},read_timeout={STORE_TIMEOUT_S}")
-    at = next(i for i, word in enumerate(torchrun) if word.startswith("--rdzv-endpoint="))
-    return [*torchrun[: at + 1], *added, *torchrun[at + 1 :]]
+    node_id = environ.get("SLURM_NODEID", "")
+    is_host = f",is_host={'true' if int(node_id) == 0 else 'false'}" if node_id.isdigit() else ""
+    words = [w + is_host if w.startswith("--rdzv-conf=") else w for w in torchrun]
+    at = next(i for i, word in enumerate(words) if word.startswith("--rdzv-endpoint="))
+    return [*words[: at + 1], *([f"--local-addr={address}"] if address else []), *words[at + 1 :]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,6 +99,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         file=sys.stderr,
         flush=True,
     )
+    if env.pop(USES_GPUS, "") and not extension.is_ready():
+        # Here rather than in a rank: nodes that share the folder wait for each other, and torchrun for all of them.
+        status = extension.prepare_in_child([sys.executable, "-m", extension.MODULE], env)
+        if status:
+            sys.exit(status)
     if attempt := env.get("DIST3DGS_ATTEMPT"):
         # This process becomes torchrun and keeps its pid: what runs below it is this node's part of the job.
         start_beside(os.getpid(), Path(attempt), node_name(env))

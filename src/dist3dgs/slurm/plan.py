@@ -15,6 +15,7 @@ Why the details are as they are (each was met as a failure, see docs/decisions/0
 * the port comes from the job id, so that two jobs on one node do not meet, and is tried before it is used.
 """
 
+import math
 import shutil
 import socket
 import sys
@@ -31,6 +32,9 @@ FIRST_PORT, NUM_PORTS = 20000, 12000
 #: Coprime to NUM_PORTS, so that the ports tried for neighbouring job ids do not run into each other.
 PORT_STRIDE = 997
 PORT_TRIES = 32
+#: The default of `hardware.join_timeout_s`. Nodes differ by minutes in how long `import torch` takes them on a busy
+#: parallel file system.
+JOIN_TIMEOUT_S = 300.0
 
 #: What an inner srun must still know; everything else of the enclosing step must go.
 KEPT_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
@@ -119,15 +123,25 @@ def launch_environment(
 
 
 def torchrun_argv(
-    layout: Layout, worker: Sequence[str], *, python: str, rendezvous: str | None = None, run_id: str = "none"
+    layout: Layout,
+    worker: Sequence[str],
+    *,
+    python: str,
+    rendezvous: str | None = None,
+    run_id: str = "none",
+    join_timeout_s: float = JOIN_TIMEOUT_S,
 ) -> list[str]:
-    """torchrun for one node. `rendezvous` is `address:port` of the head, None for a single node."""
+    """torchrun for one node. `rendezvous` is `address:port` of the head, None for a single node.
+
+    join_timeout_s: for the head's store to listen, and then for all nodes to join (torchrun: 60 s and 600 s).
+    """
     argv = [python, "-m", "torch.distributed.run"]
     if rendezvous is None:
         argv += ["--standalone"]
     else:
         argv += [f"--nnodes={layout.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={run_id}"]
-        argv += [f"--rdzv-endpoint={rendezvous}"]
+        wait_s = math.ceil(join_timeout_s)
+        argv += [f"--rdzv-endpoint={rendezvous}", f"--rdzv-conf=join_timeout={wait_s},read_timeout={wait_s}"]
     return [*argv, f"--nproc-per-node={layout.workers_per_node}", "--max-restarts=0", *worker]
 
 
@@ -140,6 +154,7 @@ def launch_argv(
     port: int | None = None,
     uses_gpus: bool = False,
     software: Software | None = None,
+    join_timeout_s: float = JOIN_TIMEOUT_S,
 ) -> list[str]:
     """The whole command line that starts all ranks of `layout`.
 
@@ -155,7 +170,7 @@ def launch_argv(
     """
     software = software or Software()
     if layout.nodes == 1:
-        return [*_wrapped(software, uses_gpus), *torchrun_argv(layout, worker, python=software.python)]
+        return [*wrapped(software, uses_gpus), *torchrun_argv(layout, worker, python=software.python)]
     if allocation is None:
         raise UserError(
             f"layout {layout} needs {layout.nodes} machines, and this is not a Slurm job. Run it with "
@@ -170,9 +185,10 @@ def launch_argv(
     node = [software.python, "-m", "dist3dgs.slurm.node", f"--head={allocation.head.address}"]
     node += [f"--peer={allocation.nodes[1].address}", "--"]
     torchrun = torchrun_argv(
-        layout, worker, python=software.python, rendezvous=endpoint, run_id=str(allocation.job_id)
-    )
-    return [*_srun(layout, cpus_per_node), *_wrapped(software, uses_gpus), *node, *torchrun]
+        layout, worker, python=software.python, rendezvous=endpoint, run_id=str(allocation.job_id),
+        join_timeout_s=join_timeout_s,
+    )  # fmt: skip
+    return [*_srun(layout, cpus_per_node), *wrapped(software, uses_gpus), *node, *torchrun]
 
 
 def _srun(layout: Layout, cpus_per_node: int) -> list[str]:
@@ -189,7 +205,7 @@ def _srun(layout: Layout, cpus_per_node: int) -> list[str]:
     ]
 
 
-def _wrapped(software: Software, uses_gpus: bool) -> list[str]:
+def wrapped(software: Software, uses_gpus: bool) -> list[str]:
     """What comes before Python on a node: loaded modules, then the container."""
     argv: list[str] = []
     if software.modules:

@@ -4,6 +4,7 @@ SSIM here is the one of the 3DGS paper (Kerbl et al. 2023, eq. 7): an 11x11 Gaus
 padding, constants 0.01^2 and 0.03^2 for a value range of 1, the mean over pixels and channels.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -51,14 +52,20 @@ def ssim_reference(image: Tensor, target: Tensor) -> Tensor:
     """SSIM in plain torch, any device and float dtype."""
     target = _as_float(target, image)
     # convolved channel by channel with the outer product of the window
-    weights = torch.tensor(WEIGHTS, dtype=torch.float64, device=image.device).to(image.dtype)
-    kernel = (weights[:, None] * weights)[None, None]
+    kernel = _kernel(image.device, image.dtype)
     x, y = (t.movedim(-1, 0)[:, None] for t in (image, target))
     stack = torch.cat([x, y, x * x, y * y, x * y])
     mean_x, mean_y, xx, yy, xy = torch.nn.functional.conv2d(stack, kernel, padding=RADIUS).split(3)
     numerator = (2 * mean_x * mean_y + C1) * (2 * (xy - mean_x * mean_y) + C2)
     spread = (xx - mean_x * mean_x) + (yy - mean_y * mean_y) + C2
     return (numerator / ((mean_x * mean_x + mean_y * mean_y + C1) * spread)).mean()
+
+
+@functools.cache
+def _kernel(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[1,1,11,11] the window. Copied to a device once: each copy waits for what is under way there."""
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64).to(dtype)
+    return (weights[:, None] * weights)[None, None].to(device)
 
 
 class _CpuLoss(torch.autograd.Function):

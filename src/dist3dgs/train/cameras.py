@@ -1,6 +1,7 @@
 """Views of a packed scene as the renderer wants them."""
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,19 +30,24 @@ class Cameras:
         key = (view, photo)
         if key in self._cache:
             return self._cache[key]
+        camera = (
+            self._bare(view) if not photo else replace(self.get(view, photo=False), photo=self._photo(view))
+        )
+        if self._keeps or not photo:
+            self._cache[key] = camera
+        return camera
+
+    def _bare(self, view: int) -> Camera:
         scene = self.scene
         width, height = scene.sizes[view]
-        camera = Camera(
+        return Camera(
             name=scene.view_names[view],
             viewmat=torch.tensor(scene.viewmats[view], dtype=torch.float32, device=self.device),
             K=torch.tensor(scene.Ks[view], dtype=torch.float32, device=self.device),
             width=int(width),
             height=int(height),
-            photo=self._photo(view) if photo else None,
+            photo=None,
         )
-        if self._keeps or not photo:
-            self._cache[key] = camera
-        return camera
 
     def _photo(self, view: int) -> Tensor:
         with warnings.catch_warnings():

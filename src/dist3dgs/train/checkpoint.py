@@ -2,28 +2,28 @@
 
 `checkpoints/step-00002000.safetensors` holds the six parameters, Adam's moments (`adam/means.exp_avg`, ...), the
 densification statistics (`statistics/grad_sum`, `statistics/count`), the names of the Gaussians (`lineage`) and, as
-metadata, the step and the digest of the settings and of the scene it belongs to. Nothing else is needed for an exact
-resume: view order, noise and splits are functions of seed, step and name.
+metadata, the step, the run's spec and the settings and the scene it belongs to (resume.py). Nothing else is needed for
+an exact resume: view order, noise and splits are functions of seed, step and name.
+
+Files that cannot be used are set aside when a run looks for its newest: damaged ones as `NAME.unusable`, those of other
+settings as `NAME.` and eight digits that name these settings, under which they come back when the settings do.
 """
 
-import hashlib
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import replacing
-from ..spec import RunSpec
+from ..resume import differences, read_metadata, short_digest
 
 FOLDER = "checkpoints"
-#: Raised when what a checkpoint holds changes: older ones are then not resumed.
-FORMAT = 2
-_SETTINGS, _HEADER, _SUMS = "settings", "header", "crc32"
+_HEADER, _SUMS = "header", "crc32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class Header:
     """Updates of each parameter."""
     shards: list[int] = field(default_factory=list)
     """Rows per rank, in rank order, of the run that saved it."""
+    evaluated: bool = True
+    """False where the run was stopped in the step's evaluation: whoever resumes it evaluates first."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +48,20 @@ class Checkpoint:
     """Whole-model tensors by name, as in the module's docstring."""
 
 
-def settings_digest(spec: RunSpec, scene_digest: str) -> str:
-    """What a checkpoint must agree with to be resumed: anything that changes the mathematics, but not the layout."""
-    train = spec.train.model_dump(
-        exclude={"eval_every", "eval_views", "lpips", "checkpoint_every", "keep_checkpoints", "digest_every"}
-        | {"log_every", "tensorboard", "batch_per_rank", "global_batch"}
-    )
-    value = [FORMAT, spec.scene, spec.seed, spec.global_batch, train, scene_digest]
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def save(folder: Path, checkpoint: Checkpoint, identity: dict[str, str], keep: int) -> Path:
+    """Write a checkpoint whole or not at all, then remove the ones before it but for the newest `keep` - 1.
 
-
-def save(folder: Path, checkpoint: Checkpoint, digest: str, keep: int) -> Path:
-    """Write a checkpoint whole or not at all, then remove all but the newest `keep`."""
+    identity: as `resume.identity` gives it.
+    """
     header = checkpoint.header
     path = Path(folder, FOLDER, f"step-{header.step:08d}.safetensors")
     rows = {k: t.detach().cpu().contiguous() for k, t in checkpoint.rows.items()}
     sums = {k: _checksum(t) for k, t in rows.items()}
-    metadata = {_SETTINGS: digest, _HEADER: json.dumps(vars(header)), _SUMS: json.dumps(sums)}
+    metadata = identity | {_HEADER: json.dumps(vars(header)), _SUMS: json.dumps(sums)}
     with replacing(path) as temporary:
         save_file(rows, temporary, metadata)
-    for old in candidates(folder)[keep:]:
+    # Never what was just written, whatever higher numbers lie about.
+    for old in [p for p in candidates(folder) if p.name < path.name][keep - 1 :]:
         old.unlink(missing_ok=True)
     return path
 
@@ -75,21 +71,66 @@ def candidates(folder: Path) -> list[Path]:
     return sorted(Path(folder, FOLDER).glob("step-*.safetensors"), reverse=True)
 
 
-def load(path: Path, digest: str) -> Checkpoint:
+def newest(
+    folder: Path, identity: dict[str, str], keep: int, say: Callable[[str], None]
+) -> Checkpoint | None:
+    """The newest good checkpoint of these settings, if there is one. What stands in its way is set aside.
+
+    Of damaged files and of those of other settings the `keep` last written stay; `say` hears of every change.
+    """
+    for path in candidates(folder):
+        try:
+            theirs = read_metadata(path)
+        except ValueError as e:
+            _set_aside(path, "unusable", str(e), say)
+            continue
+        if different := differences(theirs, identity):
+            _set_aside(path, short_digest(theirs), "; ".join(different), say)
+    mine = short_digest(identity)
+    for path in sorted(Path(folder, FOLDER).glob(f"step-*.safetensors.{mine}")):
+        say(f"checkpoint {path.name} is of these settings: it is used again")
+        path.replace(path.with_suffix(""))
+    found = None
+    for path in candidates(folder):
+        try:
+            found = load(path, identity)
+            break
+        except ValueError as e:
+            _set_aside(path, "unusable", str(e), say)
+    aside = sorted(
+        Path(folder, FOLDER).glob("step-*.safetensors.*"), key=lambda p: p.stat().st_mtime, reverse=True
+    )
+    for damaged in (True, False):
+        for path in [p for p in aside if (p.suffix == ".unusable") == damaged][keep:]:
+            say(f"checkpoint {path.name} is removed: {keep} later ones are set aside (keep_checkpoints)")
+            path.unlink(missing_ok=True)
+    return found
+
+
+def load(path: Path, identity: dict[str, str]) -> Checkpoint:
     """Read one checkpoint. Raises ValueError, with the reason, if it is damaged or belongs to other settings."""
+    if different := differences(read_metadata(path), identity):
+        raise ValueError(f"it was made with other settings: {'; '.join(different)}")
+    return read(path)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read one checkpoint, whatever its settings. Raises ValueError, with the reason, if it is damaged."""
     try:
         with safe_open(path, framework="pt") as f:
-            metadata: dict[str, Any] = f.metadata() or {}
-            if metadata[_SETTINGS] != digest:
-                raise ValueError(
-                    "it was made with other settings, another scene or another version of dist3dgs"
-                )
+            metadata = f.metadata() or {}
             rows = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
         if {k: _checksum(t) for k, t in rows.items()} != json.loads(metadata[_SUMS]):
             raise ValueError("its checksums do not match: it was damaged on disk")
         return Checkpoint(Header(**json.loads(metadata[_HEADER])), rows)
     except (SafetensorError, OSError, KeyError, TypeError) as e:
         raise ValueError(f"it cannot be read ({type(e).__name__}: {e})") from None
+
+
+def _set_aside(path: Path, suffix: str, reason: str, say: Callable[[str], None]) -> None:
+    kept = path.with_name(f"{path.name}.{suffix}")
+    say(f"checkpoint {path.name} is not used: {reason}; it is now {kept.name}")
+    path.replace(kept)
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -34,15 +34,19 @@ def evaluate(
     background: Tensor | None,
     lpips: Callable[[Tensor, Tensor], float] | None,
     renders: Path | None,
-) -> dict[str, Any]:
+    abandon: Callable[[int], bool] | None = None,
+) -> dict[str, Any] | None:
     """Render the held-out `views` (int [T]), ranks taking turns. Collective; every rank gets the result.
 
-    renders: folder for the pictures of up to three views, or None.
+    renders: folder for the pictures of up to three views, or None. abandon: asked before each turn, with the number of
+    views done; where it says True, to all ranks alike, the evaluation ends there and the result is None.
     """
     world, rank = parallel.comm.world_size, parallel.comm.rank
     stored = set(views[np.linspace(0, len(views) - 1, NUM_STORED_RENDERS).astype(int)].tolist())
     results = []
     for start in range(0, len(views), world):
+        if abandon is not None and abandon(start):
+            return None
         turn = views[start : start + world].tolist()
         batch = [[cameras.get(v, photo=r == rank)] for r, v in enumerate(turn)]
         batch += [[] for _ in range(world - len(turn))]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import resume
 from ..errors import UserError
 from ..events import EventWriter
 from ..parallel.base import Parallel
@@ -22,14 +23,13 @@ from . import checkpoint
 from .cameras import Cameras
 from .checkpoint import Header
 from .clock import Clock
+from .draws import background, generator
 from .evaluate import evaluate
 from .model import LINEAGE, Model
 from .progress import Progress
 from .schedules import AdamRule, Schedule, learning_rates
+from .survive import StopPoll
 from .views import ViewOrder
-
-#: Ranks agree on stopping (after a signal) every so many steps.
-STOP_EVERY = 10
 
 
 class Diverged(RuntimeError):
@@ -48,20 +48,24 @@ class Trainer:
         device: torch.device,
         events: EventWriter,
         clock: Clock,
+        resume_from: Path | None = None,
     ) -> None:
+        """resume_from: a checkpoint to start from where `out` has none, of any layout with the same settings."""
         self.spec, self.scene, self.out = spec, scene, Path(out)
         self.parallel, self.device, self.events, self.clock = parallel, device, events, clock
         self.comm = parallel.comm
+        self.comm.stage = clock.stage
         self.train = spec.train
         self.schedule = Schedule(spec)
         self.rule = AdamRule(spec.global_batch)
         self.cameras = Cameras(scene, device)
         self.order = ViewOrder(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
-        self.digest = checkpoint.settings_digest(spec, scene.digest)
+        self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
         self.progress = Progress(self.schedule.num_steps, self.out, enabled=self.comm.rank == 0, spec=spec)
         self.lpips = _lpips(device) if spec.train.lpips else None
         self.stop_requested: str | None = None
-        self.step = 0
+        self.poll, self.stopping = StopPoll(self.comm, device), False
+        self.step, self.evaluated = 0, True
         if not len(scene.train_ids) or not len(scene.test_ids):
             raise UserError(
                 f"scene {scene.name}: {scene.num_views} views leave none to train on or none to hold out"
@@ -74,13 +78,15 @@ class Trainer:
         with self.clock.enter("init"):
             self._start()
         with self.clock.enter("step"):
-            while self.step < self.schedule.num_steps:
-                if self.step % STOP_EVERY == 0 and self._agree_to_stop():
-                    self._save_checkpoint()
-                    self.events("end", status="stopped", step=self.step)
-                    return False
+            if not self.evaluated:
+                self._evaluate_and_save()
+            while self.step < self.schedule.num_steps and not self._told_to_stop():
                 self._one_step(self.step + 1)
                 self._after_step()
+            if self.stopping:
+                self._save_checkpoint()
+                self.events("end", status="stopped", step=self.step)
+                return False
         with self.clock.enter("export"):
             self._export()
         self.progress.close()
@@ -90,9 +96,10 @@ class Trainer:
         """From the newest good checkpoint, else from the scene's points."""
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
+        self._agree_on_lpips()
         rows = self.parallel.distribute((lambda: found.rows) if found else self._initial, header.shards)
         self.model = Model(self.parallel, self.rule, rows, header.adam_steps)
-        self.step, self.clock.train_s = header.step, header.elapsed_s
+        self.step, self.clock.train_s, self.evaluated = header.step, header.elapsed_s, header.evaluated
         if header.step and self.comm.rank == 0:
             self.events("resume", step=header.step)
         self._compare_digests()
@@ -112,18 +119,17 @@ class Trainer:
     def _one_step(self, step: int) -> None:
         clock, n, gaussians = self.clock, self.spec.global_batch, self.model.gaussians
         clock.start_step(step)
+        clock.pulse(step=step)
         degree = self.schedule.sh_degree(step)
         mine = self.comm.rank
         cameras = [
             [self.cameras.get(v, photo=r == mine) for v in part]
             for r, part in enumerate(self.order.batch(step))
         ]
-        background = self._background(step)
+        behind = background(self.spec, step, self.device)
         clock.part("data")
         track = self.schedule.tracks(step)
-        rendered = self.parallel.render(
-            gaussians, cameras, sh_degree=degree, background=background, track=track
-        )
+        rendered = self.parallel.render(gaussians, cameras, sh_degree=degree, background=behind, track=track)
         clock.part("render")
         loss = rendered.anchor
         for view in rendered.views:
@@ -142,8 +148,14 @@ class Trainer:
             for projection, camera in rendered.projections:
                 self.model.statistics.add(projection, camera, 1 / n, self.train.densify.absgrad)
         if self.train.densify.kind == "mcmc":
-            generator = self._generator(step, "noise", self.parallel.stream)
-            densify.add_noise(gaussians, rates["means"], self.train.densify, generator)
+            densify.add_noise(
+                gaussians,
+                self.model.lineage,
+                rates["means"],
+                self.train.densify,
+                seed=self.spec.seed,
+                step=step,
+            )
         clock.part("statistics")
         clock.end_step()
         self.step, self.loss = step, loss.detach()
@@ -162,18 +174,19 @@ class Trainer:
             self._log()
         if last or s.every(self.train.digest_every, step):
             self._compare_digests()
+        self._evaluate_and_save()
+
+    def _evaluate_and_save(self) -> None:
+        """What is due at the end of a step; also, in a resumed run, of the one in whose evaluation it was stopped."""
+        step, s = self.step, self.schedule
+        last = step == s.num_steps
         if last or s.every(self.train.eval_every, step):
             with self.clock.enter("evaluate"):
-                self._evaluate(last)
-        if last or s.every(self.train.checkpoint_every, step):
+                self.evaluated = self._evaluate(last)
+        if not self.stopping and (last or s.every(self.train.checkpoint_every, step)):
             self._save_checkpoint()
 
     # ---------------------------------------------------------------- parts of it
-
-    def _background(self, step: int) -> Tensor | None:
-        if self.train.background == "random":
-            return torch.rand(3, generator=self._generator(step, "background")).to(self.device)
-        return torch.ones(3, device=self.device) if self.train.background == "white" else None
 
     def _regularisation(self) -> Tensor:
         d, g = self.train.densify, self.model.gaussians
@@ -194,7 +207,7 @@ class Trainer:
             max_gaussians=self.parallel.limit(gaussians, d.max_gaussians),
             seed=self.spec.seed,
             step=self.step,
-            generator=self._generator(self.step, "densify", self.parallel.stream),
+            generator=generator(self.spec.seed, self.step, "densify", self.parallel.stream),
         )
         self.model.densify(change)
         counts = change.counts
@@ -209,7 +222,8 @@ class Trainer:
             }
             self.events("densify", step=self.step, s=round(time.perf_counter() - started, 6), **fields)
 
-    def _evaluate(self, last: bool) -> None:
+    def _evaluate(self, last: bool) -> bool:
+        """Whether it came to its end: told to stop, the ranks leave it for a checkpoint."""
         views = self.scene.test_ids
         if not last and self.train.eval_views:
             views = views[: self.train.eval_views]
@@ -219,15 +233,24 @@ class Trainer:
             self.cameras,
             views,
             sh_degree=self.schedule.sh_degree(self.step),
-            background=self._background(0),
+            background=background(self.spec, 0, self.device),
             lpips=self.lpips,
             renders=self.out / "renders" if last else None,
+            abandon=self._leave_evaluation,
         )
+        if quality is None:
+            return False
         total = self.parallel.total_gaussians
         if self.comm.rank == 0:
             fields = {"elapsed_s": round(self.clock.train_s, 4), "num_gaussians": total, **quality}
             self.events("eval", step=self.step, **fields)
             self.progress.evaluated(self.step, quality)
+        return True
+
+    def _leave_evaluation(self, views_done: int) -> bool:
+        self.clock.pulse(step=self.step, views=views_done)
+        self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
+        return self.stopping
 
     def _log(self) -> None:
         loss = self.loss.clone()
@@ -257,18 +280,12 @@ class Trainer:
             write_ply(self.out / "point_cloud.ply", parameters)
             self.events("export", path="point_cloud.ply", num_gaussians=len(parameters["means"]))
 
-    def _generator(self, step: int, purpose: str, stream: int = 0) -> torch.Generator:
-        """Random numbers as a function of seed, step, purpose and stream: nothing to store for a resume."""
-        entropy = [self.spec.seed, step, stream, *purpose.encode()]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        return torch.Generator().manual_seed(seed)
-
     # ---------------------------------------------------------------- checkpoints and stopping
 
-    def _agree_to_stop(self) -> bool:
-        flag = torch.tensor([1.0 if self.stop_requested else 0.0], device=self.device)
-        self.comm.all_reduce(flag, name="all_reduce(stop)")
-        return bool(flag.item() > 0)
+    def _told_to_stop(self) -> bool:
+        if not self.stopping and self.poll.due(self.step):
+            self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
+        return self.stopping
 
     def _save_checkpoint(self) -> None:
         with self.clock.enter("checkpoint"):
@@ -281,22 +298,37 @@ class Trainer:
                     elapsed_s=self.clock.train_s,
                     adam_steps=self.model.optimiser.steps(),
                     shards=self.parallel.shards,
+                    evaluated=self.evaluated,
                 )
                 content = checkpoint.Checkpoint(header, rows)
-                path = checkpoint.save(self.out, content, self.digest, self.train.keep_checkpoints)
+                path = checkpoint.save(self.out, content, self.identity, self.train.keep_checkpoints)
                 elapsed = round(time.perf_counter() - started, 6)
                 self.events("checkpoint", step=self.step, path=path.name, s=elapsed)
             self.comm.barrier()
 
     def _newest_checkpoint(self) -> checkpoint.Checkpoint | None:
-        for path in checkpoint.candidates(self.out):
-            try:
-                return checkpoint.load(path, self.digest)
-            except ValueError as e:
-                message = f"checkpoint {path.name} is not used: {e}"
-                self.events("warning", message=message)
-                print(f"WARNING: {message}", flush=True)
-        return None
+        """This run's own, else the one it was told to start from."""
+        own = checkpoint.newest(self.out, self.identity, self.train.keep_checkpoints, self._warn)
+        if own is not None or self.resume_from is None:
+            return own
+        try:
+            return checkpoint.load(self.resume_from, self.identity)
+        except ValueError as e:
+            raise UserError(f"{self.resume_from}: cannot be resumed: {e}") from None
+
+    def _agree_on_lpips(self) -> None:
+        """Evaluated by all ranks or by none: where the weights are on some nodes alone, the mean would be of a part."""
+        have = self.comm.gather_objects(self.lpips is not None)
+        if all(have):
+            return
+        self.lpips = None
+        if any(have) and self.comm.rank == 0:
+            missing = ", ".join(str(r) for r, has in enumerate(have) if not has)
+            self._warn(f"LPIPS is not evaluated: its weights are not on the nodes of ranks {missing}")
+
+    def _warn(self, message: str) -> None:
+        self.events("warning", message=message)
+        print(f"WARNING: {message}", flush=True)
 
     def summary(self) -> dict[str, Any]:
         """Fields of the `timing` event of this rank."""

@@ -26,12 +26,12 @@ class RunDiary:
     last_t: float | None = None
     last_step: int = 0
     last_step_t: float | None = None
+    """Of the last step, or of a later sign that the run goes on."""
     last_step_line: Line | None = None
     step_s: dict[int, dict[str, float]] = field(default_factory=dict)
     steps: dict[int, int] = field(default_factory=dict)
     images: dict[int, int] = field(default_factory=dict)
     phases_s: dict[int, dict[str, float]] = field(default_factory=dict)
-    comm_s: dict[int, float] = field(default_factory=dict)
     peak_rss_gib: dict[int, float] = field(default_factory=dict)
     peak_gpu_gib: dict[int, float] = field(default_factory=dict)
     phase: dict[int, str] = field(default_factory=dict)
@@ -124,13 +124,13 @@ def _note(d: RunDiary, e: dict[str, Any], line: Line) -> None:
             d.last_step, d.last_step_t, d.last_step_line = int(step), t, line
             d.loss = _num(e, "loss")
         d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
+    elif kind == "progress":
+        d.last_step_t = t if d.last_step_t is not None else None
     elif kind == "densify":
         d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
     elif kind == "eval":
         if len(d.evals) < 10_000:
             d.evals.append(e)
-    elif kind == "comm":
-        d.comm_s[rank] = d.comm_s.get(rank, 0.0) + (_num(e, "s") or 0.0)
     elif kind == "timing":
         if isinstance(e.get("step_s"), dict) and {"median", "mean", "p5", "p95"} <= e["step_s"].keys():
             d.step_s[rank] = {

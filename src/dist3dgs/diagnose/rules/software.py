@@ -57,7 +57,7 @@ RULES = (
         "The same seed alone is not enough: strides must be equal too.",
         phase="init",
         patterns=patterns(
-            r"^(?:[\w.]+\.)?(?:ReplicasDiffer|ParameterMismatch): |params\[\d+\] in this process with sizes|appears not to match (?:strides|sizes) of the same param",
+            r"^(?:[\w.]+\.)?(?:ReplicasDiffer|RowsDiffer|ParameterMismatch): |params\[\d+\] in this process with sizes|appears not to match (?:strides|sizes) of the same param",
             r"DDP expects same model across all ranks|has \d+ params, while rank \d+ has inconsistent",
             r"(?i)parameter (?:digest|checksum|hash)e?s?[^\n]{0,40}(?:differ|mismatch|not equal|unequal)|(?:parameters|params|weights|model states?) (?:differ|are different|are not (?:equal|identical|in sync)|mismatch(?:ed)?|diverged) (?:across|between|on|among) (?:the )?(?:all )?(?:ranks|processes|replicas|workers)",
         ),

@@ -82,15 +82,19 @@ def densify(
 
 @torch.no_grad()
 def add_noise(
-    gaussians: Gaussians, lr_means: float, settings: Densification, generator: torch.Generator
+    gaussians: Gaussians, lineage: Tensor, lr_means: float, settings: Densification, *, seed: int, step: int
 ) -> None:
-    """Perturb the means in place along their own covariance, the more the more transparent (eq. 8)."""
+    """Perturb the means in place along their own covariance, the more the more transparent (eq. 8).
+
+    lineage: int64 [N], names of the Gaussians: the noise is drawn by them, hence the same on any number of ranks. seed,
+    step: of the run.
+    """
     opacity = torch.sigmoid(gaussians["opacities"])
     gate = torch.sigmoid(-100 * (opacity - settings.prune_opacity))
-    noise = torch.randn(gaussians["means"].shape, generator=generator, dtype=torch.float32).to(opacity)
+    noise = names.normals(lineage, 3, seed, step).to(opacity)
     M = rotation_matrices(gaussians["quats"]) * gaussians["scales"].exp()[:, None, :]
-    step = torch.einsum("nij,nkj,nk->ni", M, M, noise * (gate * settings.noise_lr * lr_means)[:, None])
-    gaussians["means"].add_(step)
+    move = torch.einsum("nij,nkj,nk->ni", M, M, noise * (gate * settings.noise_lr * lr_means)[:, None])
+    gaussians["means"].add_(move)
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:

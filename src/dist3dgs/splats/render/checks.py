@@ -99,9 +99,10 @@ def check_range(near: float, far: float, eps2d: float) -> None:
 
 
 def check_background(background: Tensor | None) -> None:
-    """Check a background colour."""
+    """Check a background colour; on a GPU its shape alone, as looking at values there waits for the whole queue."""
     if background is not None and (
-        tuple(background.shape) != (3,) or not all(math.isfinite(v) for v in background.detach().tolist())
+        tuple(background.shape) != (3,)
+        or (not background.is_cuda and not all(math.isfinite(v) for v in background.detach().tolist()))
     ):
         raise UserError(f"background {background}: expected three finite RGB values")
 

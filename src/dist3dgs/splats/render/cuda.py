@@ -4,21 +4,34 @@ gsplat builds its extension on first use; nothing of gsplat is imported before a
 """
 
 import math
+import weakref
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from dist3dgs.errors import UserError
 from dist3dgs.splats.render import checks
 from dist3dgs.splats.render.interface import QUATERNION_MIN, Colors, Image, Projection
 
 TILE_PX = 16
+#: Gaussians are looked at for NaN every so many projections, as each look waits for the GPU. In between, gsplat sees
+#: none that has NaN, or the loss becomes NaN, which ends the training too.
+FINITE_EVERY = 100
 
 
 class CudaRenderer:
-    """See `dist3dgs.splats.render.interface.Renderer`. Float32 on a CUDA device; also differentiable in `viewmat`."""
+    """See `dist3dgs.splats.render.interface.Renderer`. Float32 on a CUDA device; also differentiable in `viewmat`.
+
+    Nothing here waits for the GPU from view to view: a camera's values are checked when it is first seen or has been
+    written to, Gaussians at the first and then every `FINITE_EVERY`-th projection, backgrounds by shape alone.
+    """
 
     name = "cuda"
+
+    def __init__(self) -> None:
+        self._projections = 0
+        self._cameras: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def project(
         self,
@@ -41,14 +54,20 @@ class CudaRenderer:
         checks.check_size(width, height)
         checks.check_range(near, far, eps2d)
         checks.check_gaussians(means, quats, scales, opacities, colors, sh_degree)
-        checks.check_camera(viewmat, K)
+        self._check_camera(viewmat, K)
         _check_device(means)
-        _check_finite(means, quats, scales, opacities)
+        if len(means) == 0:
+            return _nothing(means, scales, opacities, colors)  # gsplat 1.5.3 divides by their number
+        if self._projections % FINITE_EVERY == 0:
+            _check_finite(means, quats, scales, opacities)
+        self._projections += 1
         from gsplat import fully_fused_projection
 
         viewmat, K = viewmat.to(means), K.to(means)
         turned = quats.detach().norm(dim=-1, keepdim=True) >= QUATERNION_MIN
-        quats = torch.where(turned, quats, quats.new_tensor([1.0, 0.0, 0.0, 0.0]))
+        no_rotation = torch.zeros_like(quats[:1])
+        no_rotation[:, 0] = 1.0  # filled where it is: a copy from the host would wait for the GPU
+        quats = torch.where(turned, quats, no_rotation)
         _, _, ids, radii, means2d, depths, conics, compensations = fully_fused_projection(
             means, None, quats, scales, viewmat[None], K[None], width, height, eps2d=eps2d, packed=True,
             near_plane=near, far_plane=far, calc_compensations=antialiased, opacities=opacities,
@@ -61,6 +80,13 @@ class CudaRenderer:
             ids=ids, means2d=means2d, conics=conics, depths=depths, radii=radii,
             colors=_colors(means[ids], colors, ids, viewmat, sh_degree), opacities=opacities,
         )  # fmt: skip
+
+    def _check_camera(self, viewmat: Tensor, K: Tensor) -> None:
+        """As `checks.check_camera`, once per camera: its values are on the GPU."""
+        known, *versions = self._cameras.get(viewmat, (lambda: None,))
+        if known() is not K or versions != [viewmat._version, K._version]:
+            checks.check_camera(viewmat, K)
+            self._cameras[viewmat] = (weakref.ref(K), viewmat._version, K._version)
 
     def rasterize(
         self,
@@ -96,6 +122,16 @@ class CudaRenderer:
         # composed here: gsplat 1.5.3 refuses backgrounds of packed Gaussians (issue 764)
         colors = image[..., :3] + (1 - alphas)[..., None] * background
         return Image(colors=colors, alphas=alphas, depths=image[..., 3] if render_depth else None)
+
+
+def _nothing(means: Tensor, scales: Tensor, opacities: Tensor, colors: Colors) -> Projection:
+    """What any camera sees of no Gaussians, with a graph: a rank whose shard is empty still takes part backwards."""
+    first = colors[0] if isinstance(colors, tuple) else colors
+    return Projection(
+        ids=torch.zeros(0, dtype=torch.int64, device=means.device), means2d=means[:, :2] * 1, conics=scales * 1,
+        depths=means[:, 2], radii=torch.zeros(0, 2, dtype=torch.int32, device=means.device),
+        colors=first.reshape(0, 3) * 1, opacities=opacities * 1,
+    )  # fmt: skip
 
 
 def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degree: int | None) -> Tensor:

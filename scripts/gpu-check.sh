@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# CUDA and CPU renderers agree, 500 steps on fox, one JSON. In the Python given where its PyTorch sees a GPU, as it is;
+# else in an environment of its own with the CUDA build. Called by make: PYTHON, BIN (left out of PATH), FOX, OUT, OWN.
+set -euo pipefail
+OUT=${OUT:-docs/benchmarks/gpu-check.json}
+FOX=${FOX:-}
+outside=${PATH#"${BIN:-}":}
+sees_gpu() { "$1" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; }
+
+python=""
+if [ -z "${OWN:-}" ]; then
+  # This checkout's own environment, first on make's PATH, mostly has the CPU build; the one outside may not.
+  for candidate in "$PYTHON" "$(PATH=$outside command -v "$PYTHON" || true)"; do
+    if [ -n "$candidate" ] && sees_gpu "$candidate"; then
+      python=$candidate
+      break
+    fi
+  done
+fi
+if [ -z "$python" ]; then
+  if ! nvidia-smi -L >/dev/null 2>&1; then
+    echo "error: no NVIDIA GPU here (nvidia-smi finds none) and none that $PYTHON's PyTorch sees; nothing was checked" >&2
+    exit 2
+  fi
+  echo "gpu-check: $PYTHON has no PyTorch that sees the GPU; an environment with one is made in .venv-cuda"
+  PATH=$outside make setup TORCH=cuda VENV=.venv-cuda
+  python=$PWD/.venv-cuda/bin/python
+fi
+export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
+"$python" -m dist3dgs.bench.needs
+"$python" -m dist3dgs.bench.gpu ${FOX:+--scene "$FOX"} --out "$OUT"
+echo "gpu-check: $OUT"

@@ -1,0 +1,93 @@
+"""What of the CUDA renderer can be looked at without a GPU."""
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist3dgs.errors import UserError
+from dist3dgs.splats.precision import full_precision
+from dist3dgs.splats.render import checks, cuda, get_renderer, render
+
+
+def leaves(n: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    shapes = [(n, 3), (n, 4), (n, 3), (n,)]
+    return [torch.rand(*s, dtype=dtype).requires_grad_() for s in shapes]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_no_gaussians_are_projected_with_a_graph(joined: bool) -> None:
+    """An empty shard: gsplat would divide by the number of Gaussians on the host, which kills the process."""
+    means, _, scales, opacities = leaves(0)
+    sh0, shn = torch.zeros(0, 1, 3, requires_grad=True), torch.zeros(0, 15, 3, requires_grad=True)
+    colors = torch.cat([sh0, shn], 1) if joined else (sh0, shn)
+    p = cuda._nothing(means, scales, opacities, colors)
+    shapes = [tuple(t.shape) for t in (p.ids, p.means2d, p.conics, p.depths, p.radii, p.colors, p.opacities)]
+    assert shapes == [(0,), (0, 2), (0, 3), (0,), (0, 2), (0, 3), (0,)]
+    p.means2d.retain_grad()
+    image = cuda._empty(p, 5, 4, torch.ones(3), True)
+    image.colors.sum().backward()
+    assert image.colors.min() == 1 and means.grad is not None and sh0.grad is not None
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_the_other_renderers_draw_no_gaussians(name: str) -> None:
+    means, quats, scales, opacities = leaves(0)
+    sh = torch.zeros(0, 16, 3, requires_grad=True)
+    view, K = torch.eye(4)[None], torch.tensor([[[9.0, 0, 4], [0, 9, 4], [0, 0, 1]]])
+    out = render(
+        get_renderer(name), means, quats, scales, opacities, sh, view, K, 8, 8, sh_degree=3,
+        backgrounds=torch.ones(1, 3),
+    )  # fmt: skip
+    out.colors.sum().backward()
+    assert out.colors.min() == 1 and out.alphas.max() == 0 and means.grad is not None
+
+
+def test_a_camera_is_looked_at_once_and_again_when_it_was_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    monkeypatch.setattr(checks, "check_camera", lambda viewmat, K: looked.append(1))
+    r, view, K = cuda.CudaRenderer(), torch.eye(4), torch.eye(3)
+    for _ in range(3):
+        r._check_camera(view, K)
+    assert len(looked) == 1
+    view[0, 3] = 1.0
+    r._check_camera(view, K)
+    r._check_camera(view, K.clone())
+    r._check_camera(torch.eye(4), K)
+    assert len(looked) == 4
+
+
+def test_a_bad_camera_is_refused_each_time() -> None:
+    r = cuda.CudaRenderer()
+    for _ in range(2):
+        with pytest.raises(UserError, match="viewmat"):
+            r._check_camera(torch.zeros(4, 4), torch.eye(3))
+
+
+def test_float32_is_float32() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        full_precision()
+        assert not torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def test_the_gsplat_of_the_lock_takes_what_we_hand_it(repository: Path) -> None:
+    """1.6.0 takes other arguments; the bound in pyproject.toml and this keep us from it."""
+    found = find_spec("gsplat")
+    assert found is not None and found.origin is not None
+    source = ast.parse((Path(found.origin).parent / "cuda/_wrapper.py").read_text())
+    takes = {f.name: [a.arg for a in f.args.args] for f in source.body if isinstance(f, ast.FunctionDef)}
+    assert takes["spherical_harmonics"][:3] == ["degrees_to_use", "dirs", "coeffs"]
+    ours = ast.parse((repository / "src/dist3dgs/splats/render/cuda.py").read_text())
+    calls = [n for n in ast.walk(ours) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    used = {c.func.id: [k.arg for k in c.keywords] for c in calls if c.func.id in takes}
+    assert len(used) == 5
+    for name, keywords in used.items():
+        assert set(keywords) <= set(takes[name]), name
+    lock = (repository / "requirements.lock").read_text()
+    assert "\ngsplat==1.5." in lock and '"gsplat>=1.5.3,<1.6"' in (repository / "pyproject.toml").read_text()
