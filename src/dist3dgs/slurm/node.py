@@ -93,9 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     interface = interface_of(address)
     env = environment(os.environ, interface)
     print(
-        f"node {env.get('SLURMD_NODENAME', socket.gethostname())}: address {address or 'unknown'}, interface "
-        f"{interface or 'unknown'} to {head}, "
-        f"NCCL_SOCKET_IFNAME={env.get('NCCL_SOCKET_IFNAME', '')}",
+        f"node {env.get('SLURMD_NODENAME', socket.gethostname())}: interface {interface or 'unknown'} to {head}, "
+        f"address {address or 'unknown'}, NCCL_SOCKET_IFNAME={env.get('NCCL_SOCKET_IFNAME', '')}",
         file=sys.stderr,
         flush=True,
     )
