@@ -76,3 +76,39 @@ def test_gpus_of_a_job_as_a_whole(on_cluster):
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert "has 2" in done.stdout, done.stderr
+
+
+AWAY = """srun: error: Unable to confirm allocation for job 134: Unable to contact slurm controller (connect failure)
+srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 134
+"""
+
+
+def test_an_srun_that_found_no_controller_is_told_from_other_ends(tmp_path):
+    log = tmp_path / "train.log"
+    assert not turn.srun_found_no_controller(log)
+    log.write_text(f"$ srun --overlap\n{AWAY}")
+    assert turn.srun_found_no_controller(log)
+    log.write_text(
+        f"$ srun --overlap\n{AWAY}node gpu01: interface ib0\nTraceback\nValueError\nsrun: error: gpu01\n"
+    )
+    assert not turn.srun_found_no_controller(log)  # the next one began
+
+
+@pytest.mark.parametrize(("answers", "starts"), [(True, 2), (False, 1)])
+def test_such_an_srun_is_started_again(tmp_path, monkeypatch, answers, starts):
+    from dist3dgs import launch
+    from dist3dgs.matrix import spec_json
+    from dist3dgs.spec import Hardware, RunSpec, Strategy, TrainSettings
+
+    spec = RunSpec(
+        scene="s", strategy="t", layout="n2g1", repeat=0, seed=1, parallel=Strategy(), train=TrainSettings(),
+        hardware=Hardware(device="cpu"),
+    )  # fmt: skip
+    (tmp_path / "scene").touch()
+    (tmp_path / "away").write_text(AWAY)
+    script = f'cd "{tmp_path}"; echo >> starts; [ -e away ] && cat away >&2 && rm away && exit 1; echo else >&2; exit 2'
+    monkeypatch.setattr(launch.slurm_allocation, "current", lambda: given(nodes=2))
+    monkeypatch.setattr(launch.slurm_allocation, "wait_for_controller", lambda job, patience_s: answers)
+    monkeypatch.setattr(launch.plan, "launch_argv", lambda *a, **k: ["sh", "-c", script])
+    launch.launch(spec_json(spec), tmp_path / "scene", tmp_path / "s/t/n2g1/r0")
+    assert (tmp_path / "starts").read_text().count("\n") == starts

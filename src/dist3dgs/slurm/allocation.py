@@ -99,6 +99,15 @@ def _answers(job: int) -> bool:
     return True
 
 
+def wait_for_controller(job: int, patience_s: float) -> bool:
+    """Whether the controller answers, asked again for so many seconds."""
+    end = time.monotonic() + patience_s
+    while not (answers := _answers(job)) and time.monotonic() < end:
+        print(f"Slurm job {job}: the controller does not answer; asking again", file=sys.stderr, flush=True)
+        time.sleep(POLL_S)
+    return answers
+
+
 def job_id(environ: Mapping[str, str] = os.environ) -> int | None:
     """The Slurm job this process runs in, or None outside of one."""
     text = environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID") or ""
@@ -121,10 +130,7 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
 
     A controller that does not answer is asked again for `patience_s`: jobs outlive its restarts.
     """
-    end = time.monotonic() + patience_s
-    while not _answers(job) and time.monotonic() < end:
-        print(f"Slurm job {job}: the controller does not answer; asking again", file=sys.stderr, flush=True)
-        time.sleep(POLL_S)
+    wait_for_controller(job, patience_s)
     try:
         fields = rows(slurm("squeue", "-h", "-j", str(job), "-o", "%N|%P|%L|%b"), 4)
         if not fields or not fields[0][0]:

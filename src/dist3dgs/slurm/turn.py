@@ -7,6 +7,7 @@ point again; the resources of that submission come from the same decision, taken
 import contextlib
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -21,7 +22,7 @@ from ..evidence import attempts
 from ..files import write_json
 from ..names import Layout
 from .allocation import Allocation
-from .attempts import Try, settle
+from .attempts import Try, read_tail, settle
 from .commands import SlurmError
 from .retry import Decision, decide
 from .settings import VARIABLE, Site
@@ -67,6 +68,17 @@ def _too_small(point: Path, allocation: Allocation, site: Site) -> str | None:
     if small and lacks and os.environ.get(VARIABLE):
         return f"{has} CPU(s) on one node without a GPU cannot train {layout}"
     return None
+
+
+#: Last words of an srun that asked about its job while the controller was away. It asks once.
+_NO_CONTROLLER = re.compile(
+    r"srun: error: Unable to confirm allocation.*(contact slurm controller|timed out|[Zz]ero [Bb]ytes)"
+)
+
+
+def srun_found_no_controller(log: Path) -> bool:
+    """Whether the launch that ended last in `log` was srun's asking in vain, before any rank was started."""
+    return any(_NO_CONTROLLER.search(line) for line in read_tail(log, 4096).splitlines()[-2:])
 
 
 def after_failure(point: Path, spec_digest: str, allocation: Allocation, site: Site) -> Decision:
