@@ -44,7 +44,7 @@ check: setup ## formatting, lint, types, workflow lint
 	@bash scripts/check.sh
 
 .PHONY: journey
-journey: setup ## the historic configurations again, in their order, and their story; LOGS=folder adds the real jobs
+journey: setup ## the historic configurations again, in their order, and their story; LOGS=folder adds real jobs (LOGS_LAYOUT=n1g4)
 	@bash scripts/journey.sh
 
 .PHONY: reference
@@ -68,7 +68,7 @@ bench-render: setup ## the CPU renderer against the torch reference, side by sid
 	@$(BIN)/python -m dist3dgs.bench.render
 
 .PHONY: slurm-up slurm-down
-slurm-up: setup ## a real Slurm on this machine, for tests: 2 nodes x 4 GPUs (fake) and a CPU node
+slurm-up: setup ## a real Slurm on this machine, for tests: 3 nodes x 4 GPUs (fake) and a CPU node
 	@$(BIN)/python tests/slurm/cluster.py up
 slurm-down: setup ## stop it
 	@$(BIN)/python tests/slurm/cluster.py down
@@ -79,4 +79,5 @@ lock: setup ## resolve the dependencies of pyproject.toml anew
 
 .PHONY: clean
 clean: ## remove what runs made here (results, data, logs), keep the environment
-	rm -rf results/builtin results/tables results/figures results/report data/builtin logs .snakemake
+	rm -rf results/builtin results/tables results/figures results/report results/journey
+	rm -rf data/builtin data/journey logs .snakemake

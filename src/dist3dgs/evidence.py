@@ -12,9 +12,12 @@ Attempts are never overwritten: the next one gets the next number.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .events import read_events
 
 ATTEMPTS = "attempts"
 
@@ -58,6 +61,21 @@ def attempts(point_folder: Path) -> list[Attempt]:
     folder = Path(point_folder, ATTEMPTS)
     names = [p for p in folder.glob("[0-9]*") if p.is_dir() and p.name.isdigit()] if folder.is_dir() else []
     return [Attempt(p) for p in sorted(names, key=lambda p: int(p.name))]
+
+
+def since_fresh_start(story: Sequence[Attempt]) -> list[Attempt]:
+    """The attempts that the last one continues, and itself: resumed ones hang together through a checkpoint."""
+    first = len(story) - 1
+    while first > 0 and any(e["event"] == "resume" for e in read_events(story[first].events_path)):
+        first -= 1
+    return list(story[max(first, 0) :])
+
+
+def chain(point_folder: Path) -> list[Attempt]:
+    """The newest attempt of a point and those before it, under the same settings, that it continues."""
+    tried = attempts(point_folder)
+    digest = tried[-1].launch().get("spec_digest") if tried else None
+    return since_fresh_start([a for a in tried if a.launch().get("spec_digest") == digest])
 
 
 def new_attempt(point_folder: Path) -> Attempt:

@@ -32,6 +32,8 @@ from .guard import check_world
 from .judge import cause_of
 from .matrix import load_spec, spec_json
 from .monitor import Monitor, peak_pss_gib, resources_path
+from .names import how_to_make
+from .nvml import driver_version
 from .provenance import code_digest, git_state
 from .reserve import Reserve
 from .slurm import allocation as slurm_allocation
@@ -57,7 +59,7 @@ def launch(
     """
     spec = load_spec(spec_text)
     if not scene.is_file():
-        raise UserError(f"{scene}: no packed scene; make it with: snakemake {scene}")
+        raise UserError(f"{scene}: no packed scene{how_to_make(scene)}")
     if resume_from is not None:
         resume.check(resume_from, spec, scene)
     digest = text_digest(spec_json(spec))
@@ -110,6 +112,7 @@ class _Run:
             "host": node_name(),
             "cores": len(os.sched_getaffinity(0)),
             "cpu": _cpu_model(),
+            "driver": driver_version() if spec.hardware.device != "cpu" else None,
             "python": platform.python_version(),
             "dist3dgs": __version__,
             "code_digest": code_digest(),

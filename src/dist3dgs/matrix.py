@@ -1,13 +1,17 @@
 """From the config files to the list of runs."""
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from .config import FILES, Layers, merge
 from .errors import UserError
 from .names import Layout, Point, check_name
-from .spec import Config, RunSpec, Scene, Strategy, TrainSettings, validate
+from .scenes.registry import download_spec
+from .spec import Config, Exclusion, RunSpec, Scene, Strategy, TrainSettings, validate
 
 
 @dataclass(frozen=True)
@@ -17,39 +21,45 @@ class Study:
     config: Config
     scenes: dict[str, Scene]
     strategies: dict[str, Strategy]
+    #: Where its settings stand, for messages.
+    layers: Layers = field(default_factory=Layers, repr=False, compare=False)
     #: Validated specs by strategy and layout: the points of a big study differ in scene, repeat and seed alone.
     _specs: dict[tuple[str, Layout], RunSpec] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def from_config(cls, raw: Mapping[str, Any]) -> "Study":
+    def from_config(cls, raw: Mapping[str, Any], layers: Layers | None = None) -> "Study":
         """`raw`: the merged content of config.yaml, scenes.yaml (scene_library) and strategies.yaml (strategy_library).
+        `layers`: the files it was merged from.
 
         Raises `UserError` naming file and setting for anything that is not right.
         """
         raw = dict(raw)
-        scenes = _library(raw.pop("scene_library", None), Scene, "scene", "config/scenes.yaml")
-        strategies = _library(
-            raw.pop("strategy_library", None), Strategy, "strategy", "config/strategies.yaml"
-        )
-        config = validate(Config, raw, "config/config.yaml")
-        study = cls(config, scenes, strategies)
+        layers = layers or Layers()
+        scenes = _library(raw.pop("scene_library", None), Scene, "scene", layers)
+        strategies = _library(raw.pop("strategy_library", None), Strategy, "strategy", layers)
+        config = validate(Config, raw, layers.where)
+        study = cls(config, scenes, strategies, layers)
         for name in config.scenes:
             study.scene(name)
         for name in config.strategies:
             study.strategy(name)
         for layout in config.layouts:
             Layout.parse(layout)
-        for exclusion in config.exclude:
-            if exclusion.layout is not None:
-                Layout.parse(exclusion.layout)
+        for name, scene in scenes.items():
+            if scene.download is not None:
+                study._check_download(name, scene.download)
+        for name in strategies:
+            study._train(name)
+        for i, exclusion in enumerate(config.exclude):
+            study._check_exclusion(i, exclusion)
         study.specs()
         return study
 
     def scene(self, name: str) -> Scene:
-        return _find(self.scenes, check_name(name, "scene"), "scene", "config/scenes.yaml")
+        return _find(self.scenes, check_name(name, "scene"), "scene", self.layers)
 
     def strategy(self, name: str) -> Strategy:
-        return _find(self.strategies, check_name(name, "strategy"), "strategy", "config/strategies.yaml")
+        return _find(self.strategies, check_name(name, "strategy"), "strategy", self.layers)
 
     def spec(self, point: Point) -> RunSpec:
         """The run of any point whose scene and strategy are known, in the matrix or not."""
@@ -61,9 +71,7 @@ class Study:
         return self._specs[key].model_copy(update=own)
 
     def _validated(self, point: Point) -> RunSpec:
-        strategy = self.strategy(point.strategy)
-        merged = _merge(self.config.train.model_dump(), strategy.train)
-        train = validate(TrainSettings, merged, f"config/strategies.yaml: {point.strategy}.train")
+        strategy, train = self.strategy(point.strategy), self._train(point.strategy)
         value = {
             "scene": point.scene,
             "strategy": point.strategy,
@@ -76,6 +84,36 @@ class Study:
         }
         return validate(RunSpec, value, f"config: point {point}")
 
+    def _train(self, strategy: str) -> TrainSettings:
+        """The training settings of one strategy: the config's with its own laid over them."""
+
+        def where(*loc: Any) -> str:
+            keys = ("strategy_library", strategy, "train")
+            return f"{self.layers.where(*keys, *loc)}: {strategy}.train"
+
+        merged = merge(self.config.train.model_dump(), self.strategy(strategy).train)
+        return validate(TrainSettings, merged, where)
+
+    def _check_download(self, name: str, download: str) -> None:
+        try:
+            download_spec(download)
+        except UserError as e:
+            raise UserError(f"{self.layers.where('scene_library', name, 'download')}: {name}: {e}") from None
+
+    def _check_exclusion(self, i: int, exclusion: Exclusion) -> None:
+        """One that leaves out nothing is a slip of the pen: what it was to leave out would run."""
+        c = self.config
+        for what, name, names in (
+            ("scene", exclusion.scene, c.scenes),
+            ("strategy", exclusion.strategy, c.strategies),
+            ("layout", exclusion.layout, c.layouts),
+        ):
+            if name is not None and name not in names:
+                raise UserError(
+                    f"{self.layers.where('exclude', i)}: exclude[{i}] leaves out no point: the study has no {what}"
+                    f" {name!r}; {_nearest(name, names)} Fix the name or remove the exclusion."
+                )
+
     def excluded(self, point: Point) -> str | None:
         """Why the config leaves this point out, or None."""
         for e in self.config.exclude:
@@ -84,23 +122,47 @@ class Study:
                 return e.reason
         return None
 
-    def points(self) -> list[Point]:
-        """The matrix scenes x strategies x layouts x repeats, less the exclusions, in a stable order."""
+    def _every_point(self) -> Iterator[Point]:
+        """The matrix scenes x strategies x layouts x repeats, in a stable order."""
         c = self.config
-        every = (
+        return (
             Point(scene, strategy, Layout.parse(layout), repeat)
             for scene in dict.fromkeys(c.scenes)
             for strategy in dict.fromkeys(c.strategies)
             for layout in dict.fromkeys(c.layouts)
             for repeat in range(c.repeats)
         )
-        points = [p for p in every if self.excluded(p) is None]
+
+    def points(self) -> list[Point]:
+        """The matrix less the exclusions."""
+        points = [p for p in self._every_point() if self.excluded(p) is None]
         if not points:
-            raise UserError("config/config.yaml: `exclude` leaves no point to run; remove an exclusion")
+            where = self.layers.where("exclude")
+            raise UserError(f"{where}: `exclude` leaves no point to run; remove an exclusion")
         return points
+
+    def exclusions(self) -> list[tuple[Point, str]]:
+        """The points of the matrix that are left out, and why."""
+        return [(p, reason) for p in self._every_point() if (reason := self.excluded(p)) is not None]
+
+    def licences(self) -> dict[str, str]:
+        """Of the scenes of the study, as far as they are stated."""
+        stated = {}
+        for name in self.config.scenes:
+            scene = self.scene(name)
+            published = download_spec(scene.download).get("terms") if scene.download is not None else None
+            if licence := scene.licence or published:
+                stated[name] = licence
+        return stated
 
     def specs(self) -> list[RunSpec]:
         return [self.spec(p) for p in self.points()]
+
+
+def load_study(folder: Path, overlays: Sequence[Path] = ()) -> Study:
+    """The study of a config folder with other files laid on top, as the Snakefile and its --configfile read it."""
+    layers = Layers.read([*(Path(folder, name) for name in FILES), *overlays])
+    return Study.from_config(layers.merged(), layers)
 
 
 def spec_json(spec: RunSpec) -> str:
@@ -116,28 +178,30 @@ def load_spec(text: str) -> RunSpec:
         raise UserError(f"--spec: not JSON ({e}); copy it whole from the Snakemake log") from None
 
 
-def _library(raw: object, model: type[Any], what: str, where: str) -> dict[str, Any]:
+def _library(raw: object, model: type[Any], what: str, layers: Layers) -> dict[str, Any]:
+    key = f"{what}_library"
     if not isinstance(raw, Mapping) or not raw:
         raise UserError(
-            f"{where}: expected a mapping `{what}_library: name -> settings` with at least one {what}"
+            f"{layers.where(key)}: expected a mapping `{key}: name -> settings` with at least one {what}"
         )
-    return {check_name(name, what): validate(model, v or {}, f"{where}: {name}") for name, v in raw.items()}
+
+    def entry(name: Any, value: Any) -> Any:
+        return validate(
+            model, {} if value is None else value, lambda *loc: f"{layers.where(key, name, *loc)}: {name}"
+        )
+
+    return {check_name(name, what): entry(name, value) for name, value in raw.items()}
 
 
-def _find(library: Mapping[str, Any], name: str, what: str, where: str) -> Any:
-    import difflib
-
+def _find(library: Mapping[str, Any], name: str, what: str, layers: Layers) -> Any:
     if name not in library:
-        close = difflib.get_close_matches(name, library, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(library))}."
-        raise UserError(f"{what} {name!r} is not in {where}; {hint} Add it there or fix the name.")
+        raise UserError(
+            f"{what} {name!r} is not in {layers.holding(f'{what}_library')}; {_nearest(name, library)}"
+            " Add it there or fix the name."
+        )
     return library[name]
 
 
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, mapping by mapping."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+def _nearest(name: str, names: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(names))}."

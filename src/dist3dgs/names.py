@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from .errors import UserError
+from .errors import UserError, snakemake
 
 #: Letters, digits, `_`, `-` and inner dots; first character a letter or digit. Safe in a path, a shell line and a URL.
 NAME_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.))*(?<!\.)"
 LAYOUT_PATTERN = r"n[1-9][0-9]{0,4}g[1-9][0-9]{0,2}"
 REPEAT_PATTERN = r"r[0-9]{1,4}"
 MAX_NAME_LENGTH = 64
+#: Files of the workflow in a point's folder, and in a scene's.
+POINT_FILES = ("launch.json", "record.json")
+SCENE_FILES = ("source.json", "scene.safetensors", "ingest.json")
 
 
 def check_name(name: object, what: str) -> str:
@@ -75,7 +78,7 @@ class Point:
     @classmethod
     def parse(cls, scene: str, strategy: str, layout: str, repeat: str = "r0") -> "Point":
         if not re.fullmatch(REPEAT_PATTERN, repeat):
-            raise UserError(f"repeat {repeat!r}: expected r0, r1, r2, ...")
+            raise UserError(f"repeat {repeat!r}: expected r0, r1, r2, ... Fix it in the target's path.")
         return cls(scene, strategy, Layout.parse(layout), int(repeat[1:]))
 
     @property
@@ -88,3 +91,20 @@ class Point:
 
     def __str__(self) -> str:
         return str(self.path)
+
+
+def is_target(path: Path) -> bool:
+    """Whether `path` has the shape of a point's or a scene's file, which Snakemake can be asked for."""
+    *folders, name = Path(path).parts or ("",)
+    try:
+        if name in POINT_FILES and len(folders) > 4:
+            Point.parse(*folders[-4:])
+            return True
+        return name in SCENE_FILES and len(folders) > 1 and bool(check_name(folders[-1], "scene"))
+    except UserError:
+        return False
+
+
+def how_to_make(path: Path, words: str = "; make it with: ") -> str:
+    """`words` and the command that makes `path`; nothing for a path that is no target of the workflow."""
+    return f"{words}{snakemake(path)}" if is_target(path) else ""

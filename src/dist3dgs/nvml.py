@@ -10,6 +10,8 @@ from typing import Any
 
 GIB = 2**30
 SUCCESS = 0
+#: NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
+VERSION_BYTES = 80
 #: Structures that may grow have a version field: size | version << 24.
 MEMORY_V2 = 2 << 24
 
@@ -68,6 +70,11 @@ class Nvml:
             for index, handle in self._devices
         ]
 
+    def driver_version(self) -> str | None:
+        text = ctypes.create_string_buffer(VERSION_BYTES)
+        known = self._ask("nvmlSystemGetDriverVersion", text, ctypes.c_uint(VERSION_BYTES))
+        return text.value.decode(errors="replace") if known else None
+
     def close(self) -> None:
         self._ask("nvmlShutdown")
 
@@ -96,3 +103,14 @@ class Nvml:
     def _check(self, name: str, *arguments: Any) -> None:
         if not self._ask(name, *arguments):
             raise OSError(f"{name} failed")
+
+
+def driver_version(library: str = "libnvidia-ml.so.1") -> str | None:
+    """Version of this machine's NVIDIA driver; None where there is none."""
+    try:
+        nvml = Nvml(library)
+    except OSError:
+        return None
+    version = nvml.driver_version()
+    nvml.close()
+    return version

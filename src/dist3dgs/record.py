@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import UserError
 from .files import write_json
+from .names import Layout, how_to_make
 
 SCHEMA_VERSION = 1
 
-Status = Literal["ok", "failed", "degraded", "excluded", "unknown"]
+Status = Literal["ok", "failed", "degraded", "unknown"]
 
 Cause = Literal[
     "allocation_mismatch",
@@ -146,6 +147,18 @@ class RankMetrics(Model):
     parameter_digest: str | None = None
 
 
+class GpuTotals(Model):
+    """One GPU over an imported run, as its nvidia-smi log has it. Our own runs have samples beside their records."""
+
+    gpu: str
+    memory_peak_gib: float | None = None
+    memory_average_gib: float | None = None
+    memory_mode_gib: float | None = Field(None, description="the most frequent value")
+    utilisation_average_percent: float | None = None
+    power_average_w: float | None = None
+    energy_wh: float | None = None
+
+
 class Metrics(Model):
     """What was measured. A null has its reason in the record's `reasons`."""
 
@@ -186,6 +199,12 @@ class Metrics(Model):
     psnr: float | None = None
     ssim: float | None = None
     lpips: float | None = None
+    loss: float | None = Field(None, description="of imported runs: the last that the log shows")
+    accuracy: float | None = Field(
+        None, description="of imported runs, as the log shows it, in percent or not"
+    )
+    epochs: int | None = Field(None, description="of imported runs")
+    gpus: list[GpuTotals] = Field([], description="of imported runs with an nvidia-smi log")
     curve: list[QualityPoint] = []
     views: list[ViewQuality] = []
     ranks: list[RankMetrics] = []
@@ -198,7 +217,7 @@ class Environment(Model):
     devices: list[str] = Field([], description="device name per rank, e.g. 'NVIDIA H200' or 'cpu'")
     cpu: str | None = None
     cores: int | None = None
-    driver: str | None = None
+    driver: str | None = Field(None, description="version of the NVIDIA driver where the launcher ran")
     python: str | None = None
     versions: dict[str, str] = {}
 
@@ -247,8 +266,6 @@ class RunRecord(Model):
 
     @property
     def world_size(self) -> int:
-        from .names import Layout
-
         return Layout.parse(self.run.layout).world_size
 
 
@@ -257,15 +274,10 @@ def load_record(path: Path) -> RunRecord:
     try:
         return RunRecord.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such record; make it with: snakemake {path}") from None
+        raise UserError(f"{path}: no such record{how_to_make(path)}") from None
     except (ValueError, ValidationError) as e:
         raise UserError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {e}") from None
 
 
 def save_record(record: RunRecord, path: Path) -> None:
     write_json(path, record.model_dump(mode="json"))
-
-
-def record_schema() -> dict[str, Any]:
-    """JSON schema of `record.json`, as stored in workflow/schemas/record.schema.json."""
-    return RunRecord.model_json_schema()

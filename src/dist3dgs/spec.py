@@ -4,9 +4,11 @@ Every field has a default that is visible in `config/`, a type, bounds and a des
 files, these models and the generated JSON schemas equal. Unknown keys are refused with the nearest known one.
 """
 
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import UserError
 from .names import Layout, Point
@@ -14,6 +16,17 @@ from .names import Layout, Point
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _folder(path: str) -> str:
+    """A path that may stand in targets of the workflow, where braces are wildcards."""
+    if not path.strip() or not path.isprintable() or set(path) & set("{}") or PurePath(path) == PurePath("/"):
+        raise ValueError("must be a folder's path, without braces and line breaks, and not /")
+    return str(PurePath(path))
+
+
+#: A folder that the workflow writes.
+Folder = Annotated[str, AfterValidator(_folder)]
 
 
 class SfmSettings(Settings):
@@ -52,14 +65,20 @@ class Scene(Settings):
     """One entry of `config/scenes.yaml`: exactly one of builtin, images, colmap, download says where from."""
 
     builtin: BuiltinSource | None = None
-    images: str | None = Field(None, description="folder of photographs, with `colmap` those of the model")
-    colmap: str | None = Field(None, description="folder of an existing COLMAP model (binary or text)")
+    images: str | None = Field(
+        None, min_length=1, description="folder of photographs, with `colmap` those of the model"
+    )
+    colmap: str | None = Field(
+        None, min_length=1, description="folder of an existing COLMAP model (binary or text)"
+    )
     download: str | None = Field(
         None,
+        min_length=1,
         description="published scene, e.g. mipnerf360/garden, or the address of an archive (#folder inside it)",
     )
     truth: str | None = Field(
         None,
+        min_length=1,
         description="known poses (transforms.json), only to state the pose error of structure from motion",
     )
     max_width_px: int | None = Field(None, ge=16, description="photographs are reduced to at most this width")
@@ -82,6 +101,11 @@ class Scene(Settings):
         if self.colmap is not None and self.images is None:
             raise ValueError("colmap needs `images`, the folder of the model's photographs")
         return self
+
+    def ingest_json(self) -> str:
+        """What decides the packed scene, as one line of JSON: neither the licence nor what bounds the computing."""
+        limits = {"num_threads", "timeout_s", "memory_gib"}
+        return self.model_dump_json(exclude={"licence": True, "sfm": limits})
 
 
 class LearningRates(Settings):
@@ -127,6 +151,14 @@ class Densification(Settings):
     opacity_reg: float = Field(0.01, ge=0, description="mcmc: weight of the opacity penalty")
     scale_reg: float = Field(0.01, ge=0, description="mcmc: weight of the scale penalty")
 
+    @model_validator(mode="after")
+    def _starts_before_it_stops(self) -> Self:
+        if self.kind != "none" and self.start_step > self.stop_step:
+            raise ValueError(
+                f"start_step {self.start_step} is after stop_step {self.stop_step}; without densification: kind: none"
+            )
+        return self
+
 
 class TrainSettings(Settings):
     """One training run."""
@@ -169,6 +201,12 @@ class TrainSettings(Settings):
     )
     log_every: int = Field(50, ge=1)
     tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def _near_before_far(self) -> Self:
+        if self.near >= self.far:
+            raise ValueError(f"near {self.near:g} is not before far {self.far:g}")
+        return self
 
 
 class Strategy(Settings):
@@ -229,8 +267,8 @@ class Exclusion(Settings):
 class Config(Settings):
     """`config/config.yaml` with the entries of scenes.yaml and strategies.yaml merged in."""
 
-    results: str = "results"
-    data: str = "data"
+    results: Folder = "results"
+    data: Folder = "data"
     seed: int = Field(42, ge=0, lt=2**31)
     scenes: list[str] = Field(min_length=1)
     strategies: list[str] = Field(min_length=1)
@@ -288,23 +326,53 @@ class RunSpec(Settings):
 M = TypeVar("M", bound=BaseModel)
 
 
-def validate(model: type[M], value: object, where: str) -> M:
-    """Build `model` from plain data, or raise `UserError` naming `where` (a file) and each faulty setting."""
+#: Kinds of pydantic's errors whose own words speak of Python.
+_EXPECTED = {
+    "list_type": "must be a list, e.g. [a, b]",
+    "dict_type": "must be a mapping of settings (`name: value`)",
+    "model_type": "must be a mapping of settings (`name: value`)",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+}
+
+
+def validate(model: type[M], value: object, where: str | Callable[..., str]) -> M:
+    """Build `model` from plain data, or raise `UserError` that names each faulty setting and where it stands.
+
+    `where`: a file, or what gives the file of a setting from the keys that lead to it.
+    """
     try:
         return model.model_validate(value)
     except ValidationError as e:
-        lines = [f"{where}: {_describe(model, error)}" for error in e.errors()]
+        places = [where if isinstance(where, str) else where(*error["loc"]) for error in e.errors()]
+        lines = [
+            f"{place}: {_describe(model, error)}" for place, error in zip(places, e.errors(), strict=True)
+        ]
         raise UserError("\n".join(lines)) from None
 
 
 def _describe(model: type[BaseModel], error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "(top level)"
+    key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown setting `{key}`{_nearest(model, error['loc'])}"
     if error["type"] == "missing":
         return f"setting `{key}` is missing"
-    got = "" if isinstance(error["input"], dict) else f" (it is {error['input']!r})"
-    return f"setting `{key}`: {error['msg'].removeprefix('Value error, ')}{got}"
+    said = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    got = "" if isinstance(error["input"], dict | BaseModel) else f" (it is {_brief(error['input'])})"
+    return (f"setting `{key}`: " if key else "") + _EXPECTED.get(error["type"], said) + got
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _nearest(model: type[BaseModel], loc: tuple[Any, ...]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from .errors import UserError
 from .evidence import Attempt, attempts
 from .matrix import Study
-from .names import Point
+from .names import Point, how_to_make
 from .slurm.jobs import Queue, describe
 from .spec import RunSpec
 
@@ -21,6 +21,9 @@ from .spec import RunSpec
 SILENT_S = 600.0
 #: Bytes from the end of an event file that are read for the newest step: a refresh must stay cheap.
 TAIL_BYTES = 65536
+#: Every look reads the newest events of all points.
+MIN_WATCH_S = 1.0
+MAX_WATCH_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,12 @@ class Row:
 
     point: Point
     state: str
-    """waiting, queued, running, silent, retrying, ended (no record yet), or the record's status"""
+    """waiting, queued, running, silent, retrying, ended (no record yet), excluded, or the record's status"""
     detail: str = ""
 
 
 def rows(study: Study, queue: Queue | None = None) -> Iterator[Row]:
-    """One row per point of the matrix, in its order."""
+    """One row per point of the matrix, in its order; then those that are left out."""
     for spec in study.specs():
         row = _row(spec.point, spec, spec.point.folder(Path(study.config.results)))
         jobs = queue.of_point(spec.point) if queue and row.state in ("waiting", "retrying") else []
@@ -42,6 +45,8 @@ def rows(study: Study, queue: Queue | None = None) -> Iterator[Row]:
             number = f"{row.detail}; " if row.detail else ""
             row = Row(row.point, "queued", f"{number}job {jobs[0].id}: {describe(jobs[0])}")
         yield row
+    for point, reason in study.exclusions():
+        yield Row(point, "excluded", reason)
 
 
 def _row(point: Point, spec: RunSpec, folder: Path) -> Row:
@@ -75,11 +80,13 @@ def _recorded(point: Point, path: Path) -> Row:
     try:
         record = load_record(path)
     except UserError:
-        return Row(point, "unreadable", f"{path} is no record; make it again: snakemake --force {path}")
+        return Row(
+            point, "unreadable", f"{path} is no record; delete it{how_to_make(path, ' and make it again: ')}"
+        )
     if record.failure is not None:
         where = f" in {record.failure.phase}" if record.failure.phase else ""
         at = f" at step {record.failure.step}" if record.failure.step is not None else ""
-        return Row(point, record.status, f"{record.failure.cause}{where}{at}")
+        return Row(point, record.status, f"{record.failure.cause}{where}{at}; dist3dgs diagnose {path}")
     psnr = "" if record.metrics.psnr is None else f"PSNR {record.metrics.psnr:.2f} dB"
     total = "" if record.metrics.total_s is None else f", {_duration(record.metrics.total_s)}"
     return Row(point, record.status, psnr + total)
@@ -88,7 +95,7 @@ def _recorded(point: Point, path: Path) -> Row:
 def _running(point: Point, spec: RunSpec, attempt: Attempt, number: str) -> Row:
     events = list(_tail(attempt.events_path))
     if not events:
-        return Row(point, "running", f"{number}starting")
+        return _starting(point, attempt, number)
     last_t = max(e["t"] for e in events)
     steps = [e for e in events if e.get("event") == "step" and _is_number(e.get("step"), e.get("step_s"))]
     detail = f"{number}starting"
@@ -103,6 +110,17 @@ def _running(point: Point, spec: RunSpec, attempt: Attempt, number: str) -> Row:
     if silent_s > SILENT_S:
         return Row(point, "silent", f"{detail}; no event for {_duration(silent_s)}")
     return Row(point, "running", detail)
+
+
+def _starting(point: Point, attempt: Attempt, number: str) -> Row:
+    """An attempt without an event: its ranks import and meet, or it has died before it could say so."""
+    started = attempt.launch().get("started_at")
+    if not isinstance(started, int | float):
+        started = attempt.folder.stat().st_mtime
+    quiet_s = time.time() - started
+    if quiet_s > SILENT_S:
+        return Row(point, "silent", f"{number}no sign of life for {_duration(quiet_s)}")
+    return Row(point, "running", f"{number}starting")
 
 
 def _is_number(*values: Any) -> bool:
@@ -135,10 +153,14 @@ def _duration(seconds: float) -> str:
 
 
 def show(study: Study, watch_s: float | None = None) -> None:
-    """Print the table once, or again every `watch_s` seconds until Ctrl-C."""
+    """Print the table once, or again every `watch_s` seconds until Ctrl-C. Raises `UserError` below a second."""
     from rich.console import Console
     from rich.live import Live
 
+    if watch_s is not None and not MIN_WATCH_S <= watch_s <= MAX_WATCH_S:
+        raise UserError(
+            f"--watch {watch_s:g}: expected at least {MIN_WATCH_S:g} second between two looks, at most a day"
+        )
     console = Console()
     if watch_s is None:
         console.print(_table(study))

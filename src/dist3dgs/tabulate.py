@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, snakemake
 from .events import PHASES
 from .files import sha256, write_text
 from .names import Layout
@@ -18,13 +18,14 @@ from .record import RunRecord, load_record
 from .scaling.journey_tables import CHALLENGE_COLUMNS, PERFORMANCE_COLUMNS, story_tables
 from .scaling.measures import compute_to_comm, global_batch, rank_hours
 from .scaling.points import POINT_COLUMNS, point_rows
+from .scaling.resource_tables import RESOURCE_COLUMNS, RUN_RESOURCE_COLUMNS, resource_rows, run_resources
 
 Row = dict[str, Any]
 
 #: Columns that are numbers; every other column is text. `phase_*_s` are numbers too.
 INTEGERS = {
     *("repeat", "nodes", "workers_per_node", "ranks", "baseline_ranks", "seed", "step", "rank"),
-    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other"),
+    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "epochs"),
 }
 TEXTS = {
     *("scene", "strategy", "layout", "status", "cause", "causes", "phase", "node", "evidence", "remedy"),
@@ -48,7 +49,8 @@ RUN_COLUMNS = (
     *("total_s", "train_s", "rank_hours", "steps", "images", "global_batch"),
     *("step_s", "step_s_mean", "step_s_p5", "step_s_p95", "steps_per_s", "images_per_s"),
     *("comm_s", "exposed_comm_s", "compute_to_comm", "peak_rss_gib", "peak_host_gib", "peak_gpu_gib"),
-    *("num_gaussians", "psnr", "ssim", "lpips"),
+    *RUN_RESOURCE_COLUMNS,
+    *("num_gaussians", "psnr", "ssim", "lpips", "loss", "accuracy", "epochs"),
 )
 RUN_COLUMNS_END = (
     *("devices", "hosts", "cpu", "git_sha", "git_dirty", "code_digest", "scene_digest", "slurm_job_id"),
@@ -57,13 +59,20 @@ RUN_COLUMNS_END = (
 
 
 def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path) -> None:
-    """Read every record and write both tables, and beside them the story's (scaling/journey_tables.py).
+    """Read every record and write both tables, beside them the story's and what was used (scaling/*_tables.py).
 
     Raises `UserError` for a file that is not a record and for two records of the same run.
     """
     paths = sorted(Path(p) for p in record_paths)
     records = load_records(paths)
-    rows = [run_row(record, path) for record, path in zip(records, paths, strict=True)]
+    used = [resource_rows(record, path.parent) for record, path in zip(records, paths, strict=True)]
+    rows = [
+        run_row(record, path) | run_resources(record, mine)
+        for record, path, mine in zip(records, paths, used, strict=True)
+    ]
+    write_table(
+        points_csv.with_name("resources.csv"), [row for mine in used for row in mine], RESOURCE_COLUMNS
+    )
     rows.sort(key=_run_order)
     phases = phase_order({phase for r in records for phase in r.metrics.phases_s})
     write_table(runs_csv, rows, [*RUN_COLUMNS, *(f"phase_{p}_s" for p in phases), *RUN_COLUMNS_END])
@@ -134,6 +143,9 @@ def run_row(record: RunRecord, path: Path) -> Row:
         "psnr",
         "ssim",
         "lpips",
+        "loss",
+        "accuracy",
+        "epochs",
     ):
         row[name] = getattr(m, name)
     if m.step_s is not None:
@@ -168,17 +180,29 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
     write_text(path, text.getvalue())
 
 
-def read_table(path: Path) -> list[Row]:
-    """Read a table of this module back: numbers as numbers, empty cells as None."""
+def read_table(path: Path, needed: Sequence[str] = ()) -> list[Row]:
+    """Read a table of this module back: numbers as numbers, empty cells as None.
+
+    Raises `UserError` for a file that is no such table or lacks one of the `needed` columns.
+    """
     try:
         with Path(path).open(encoding="utf-8", newline="") as f:
-            rows = list(csv.DictReader(f))
+            reader = csv.DictReader(f)
+            rows = list(reader)
+            names = reader.fieldnames or ()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such table; make it with: snakemake tables") from None
+        raise UserError(f"{path}: no such table; make it with: {snakemake('tables')}") from None
     except (csv.Error, UnicodeDecodeError) as e:
         raise UserError(
-            f"{path}: not a table of dist3dgs ({e}); delete it and make it again: snakemake tables"
+            f"{path}: not a table of dist3dgs ({e}); delete it and make it again: {snakemake('tables')}"
         ) from None
+    missing = [name for name in needed if name not in names]
+    if missing:
+        more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
+        raise UserError(
+            f"{path}: not this table of dist3dgs: it has no column {', '.join(missing[:6])}{more}; make it from the "
+            "records: snakemake tables"
+        )
     return [{name: _value(name, cell, path) for name, cell in row.items() if name} for row in rows]
 
 
@@ -204,7 +228,7 @@ def _value(name: str, cell: str | None, path: Path) -> Any:
     except ValueError:
         raise UserError(
             f"{path}: column {name!r} holds {cell!r}, expected a number; delete the table and make it again: "
-            "snakemake tables"
+            f"{snakemake('tables')}"
         ) from None
 
 

@@ -19,7 +19,10 @@ def test_nvml_and_nvidia_smi_agree() -> None:
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     shown = {row["gpu_index"]: row for line in text.splitlines() if (row := _parse_gpu(line))}
     states = {gpu.index: gpu for gpu in nvml.gpus()}
+    version = nvml.driver_version()
     nvml.close()
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    assert version in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert states.keys() == shown.keys() and states
     for index, gpu in states.items():
         if shown[index]["gpu_mem_gib"] is not None:

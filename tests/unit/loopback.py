@@ -40,9 +40,9 @@ def measured(comm: Communicator, strategy: dict[str, str], scene: Path, out: Pat
     """Bytes of ten steps: those of the meters of this rank, those of the device by both."""
     run = tiny.spec("n1g2", strategy=strategy, steps=1000, sh_every=1, densify={"kind": "none"})
     trainer = make_trainer(comm, run, scene, out)
-    trainer._start()
+    trainer.start()
     for step in range(1, 4):  # all SH bands are in use from the third step on
-        trainer._one_step(step)
+        trainer.one_step(step)
 
     def meters() -> int:
         return sum(m.bytes for (phase, _), m in comm.meters.items() if phase == "step")
@@ -51,7 +51,7 @@ def measured(comm: Communicator, strategy: dict[str, str], scene: Path, out: Pat
     metered, sent = meters(), loopback_bytes()
     comm.barrier()
     for step in range(4, 4 + STEPS):
-        trainer._one_step(step)
+        trainer.one_step(step)
     comm.barrier()
     return {"metered": meters() - metered, "sent": loopback_bytes() - sent}
 

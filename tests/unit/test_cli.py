@@ -9,9 +9,10 @@ from dist3dgs.cli import main
 
 
 def test_a_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["record", "--launch", str(tmp_path / "none.json"), "--out", str(tmp_path / "r.json")]) == 2
+    launch = tmp_path / "results/mine/replicated/n1g2/r0/launch.json"
+    assert main(["record", "--launch", str(launch), "--out", str(tmp_path / "r.json")]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and "none.json" in err and "snakemake" in err
+    assert err.startswith("error: ") and f"snakemake --profile profiles/local {launch}" in err
     assert "Traceback" not in err
 
 
@@ -40,4 +41,69 @@ def test_a_closed_pipe_is_no_error(repository: Path) -> None:
 def test_broken_yaml_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("scenes: [a\nlayouts: ]")
     assert main(["points", "--config", str(tmp_path)]) == 2
-    assert "config.yaml: not valid YAML" in capsys.readouterr().err
+    assert f"{tmp_path}/config.yaml: not valid YAML" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_written_is_a_mistake_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path, Path("/proc/none/points.log"), Path(__file__) / "points.log"):
+        assert main(["--log", str(path), "points"]) == 2
+        assert f"error: --log {path}: cannot be written" in capsys.readouterr().err
+
+
+def test_limits_of_structure_from_motion_come_beside_the_scene(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "dist3dgs.scenes.sources.ingest_scene", lambda name, scene, *paths: seen.append(scene)
+    )
+    paths = ["--source", "s", "--pack", "p", "--facts", "f"]
+    limits = ["--threads", "3", "--memory-mb", "2048", "--timeout-s", "9"]
+    assert main(["ingest", "mine", "--scene", '{"images": "x"}', *paths, *limits]) == 0
+    sfm = seen[0].sfm
+    assert (sfm.num_threads, sfm.memory_gib, sfm.timeout_s) == (3, 2.0, 9.0)
+
+
+def test_a_scene_is_named_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["photographs", "../x", "--scene", '{"builtin": {}}', "--out", str(tmp_path / "a/source.json")]
+    assert main(argv) == 2 and "scene name '../x'" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"colmap": null, "images": null, "truth": null}'])
+def test_photographs_nobody_found_are_a_mistake_in_words(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "mine/source.json"
+    source.parent.mkdir()
+    source.write_text(text)
+    paths = ["--pack", str(tmp_path / "scene.safetensors"), "--facts", str(tmp_path / "ingest.json")]
+    assert main(["ingest", "mine", "--scene", '{"images": "x"}', "--source", str(source), *paths]) == 2
+    assert f"make it again: snakemake --profile profiles/local {source}" in capsys.readouterr().err
+
+
+def test_an_imported_record_is_replaced_only_by_its_own_logs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other, empty = (tmp_path / f"{name}.log" for name in ("one", "other", "empty"))
+    one.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n")
+    other.write_text(
+        "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2025-01-01T10:00:00 DUE TO TIME LIMIT ***\n"
+    )
+    empty.touch()
+
+    def run(path: Path, *more: str) -> int:
+        place = ["--scene", "s", "--layout", "n1g1", "--results", str(tmp_path / "results")]
+        return main(["import", str(path), *place, *more])
+
+    assert run(one) == run(one) == 0, "the same logs again"
+    capsys.readouterr()
+    assert run(other) == 2 and "is the record of other logs (one.log)" in (err := capsys.readouterr().err)
+    assert "--repeat r1" in err and "--force" in err
+    assert run(other, "--repeat", "r1") == run(other, "--force") == 0
+    assert run(empty, "--repeat", "r2") == 2 and "nothing is written in it" in capsys.readouterr().err
+    assert not (tmp_path / "results/s/imported/n1g1/r2").exists()

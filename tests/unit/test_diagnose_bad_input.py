@@ -2,18 +2,25 @@
 
 # ruff: noqa: E501 (lines of logs are as long as they are)
 
+import io
 import json
 import os
 import time
+import tracemalloc
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dist3dgs.bench.readers import KINDS, write_log
 from dist3dgs.diagnose import diagnose
-from dist3dgs.diagnose.command import run_diagnose
+from dist3dgs.diagnose.command import run_diagnose, run_import, run_read
+from dist3dgs.diagnose.lines import read_blocks
 from dist3dgs.diagnose.readers import read_logs
+from dist3dgs.diagnose.scan import scan
 from dist3dgs.errors import UserError
 
 FOLDER = Path(__file__).parent / "fixtures" / "diagnose"
@@ -33,6 +40,14 @@ BITS = st.sampled_from(
      b"999999999999999999999", b'"', b",", b"|", b"\n", b"{", b"[" * 200, b"step 1000000 loss 0.1\n", b"Epoch [1000000/1000000] ",
      b"50%|##| 1000000/1000000 [00:01<00:00, 9.9it/s]", b"Traceback (most recent call last):\n", b"SLURM_NODELIST=n[0-99999999999]\n"]
 )  # fmt: skip
+#: How many times as long as the trivial pass, three times what was measured. Row by row a table would take 40 to 130.
+SLOWER = {
+    "nerfstudio console": 12,
+    "nvidia-smi": 12,
+    "our own events": 8,
+    "metrics.csv": 20,
+    "unlike logs": 75,
+}
 
 
 def check(path: Path) -> None:
@@ -46,7 +61,19 @@ def check(path: Path) -> None:
     assert time.monotonic() - began < 20
     json.loads(verdict.model_dump_json())
     json.loads(summary.model_dump_json())
-    shown = [e.text for e in verdict.evidence] + [verdict.node or ""] + summary.nodes
+    text = io.StringIO()
+    with redirect_stdout(text):
+        run_read([path], False)
+        run_diagnose([path], False)
+        with suppress(UserError):  # an empty log is no record
+            run_import([path], scene="x", layout="n1g2", results=path.parent / "results", force=True)
+    assert path.name in text.getvalue()
+    shown = (
+        [e.text for e in verdict.evidence]
+        + [verdict.node or ""]
+        + summary.nodes
+        + text.getvalue().split("\n")
+    )
     # A tab stays: it moves no cursor.
     assert not any((ord(c) < 32 and c != "\t") or 127 <= ord(c) < 160 for s in shown for c in s)
 
@@ -176,3 +203,74 @@ def test_a_million_of_our_own_steps_take_seconds(tmp_path: Path) -> None:
     summary = read_logs([path])
     assert time.process_time() - began < 15
     assert (summary.iterations, summary.num_gaussians, summary.quality["loss"]) == (999_998, 1_000_098, 0.1)
+
+
+def test_a_line_without_an_end_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.log"
+    path.write_bytes(b"x" * 40_000_000 + b" the end\n")
+    tracemalloc.start()
+    try:
+        *_, last = read_blocks(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert last.data.endswith(b" the end") and peak < 10_000_000
+
+
+def test_what_rules_found_does_not_hold_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "many.log"
+    with path.open("wb") as f:
+        for i in range(30):
+            f.write(b"step %d loss 0.1 and so on and on\n" % i * 30_000)
+            f.write(b"RuntimeError: CUDA out of memory. Tried to allocate %c.00 GiB\n" % (97 + i))
+    tracemalloc.start()
+    try:
+        found = scan([path])
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(found.hits) > 20 and kept < path.stat().st_size / 3
+
+
+def test_errors_that_all_differ_are_kept_by_the_first_and_the_last(tmp_path: Path) -> None:
+    path = tmp_path / "errors.log"
+    letters = "abcdefghij"
+    lines = ["".join(letters[int(c)] for c in f"{i:05d}") for i in range(12_000)]
+    path.write_text("".join(f"RuntimeError: CUDA out of memory. Tried to allocate {x} GiB\n" for x in lines))
+    hits = [h for h in scan([path]).hits if h.rule.name == "gpu-oom"]
+    assert len(hits) < 300 and hits[0].line.number == 1
+    assert max(h.line.number or 0 for h in hits) == 12_000
+
+
+@pytest.mark.parametrize(("kib", "cause"), [(8, "gpu_oom"), (40, None)])
+def test_training_that_goes_on_for_long_survived(tmp_path: Path, kib: int, cause: str | None) -> None:
+    """Less than a dying process may still have in its buffer proves nothing; more does."""
+    row = "step {:6d}/900000 (1.0%) | loss: 0.1000 | dt: 20.00ms\n"
+    rows = [row.format(i) for i in range(kib * 1024 // len(row.format(0)) + 200)]
+    error = "RuntimeError: CUDA out of memory. Tried to allocate 1.00 GiB\n"
+    path = tmp_path / "a.log"
+    path.write_text("".join([*rows[:200], error, *rows[200:]]))
+    verdict = diagnose([path])
+    assert verdict.cause == (cause or "unknown")
+    assert bool([r for r in verdict.ruled_out if r.cause == "gpu_oom"]) == (cause is None)
+
+
+@pytest.mark.parametrize("kind", ["nerfstudio console", "nvidia-smi", "our own events", "metrics.csv"])
+def test_readers_keep_pace_with_a_trivial_pass(tmp_path: Path, kind: str) -> None:
+    """Against splitting the same lines in the same process, so that no machine is too slow or too fast."""
+    path = tmp_path / "a.log"
+    write_log(path, KINDS[kind](), 12_000_000)
+
+    def trivial() -> int:
+        with path.open("rb") as f:
+            return sum(len(line.split()) for line in f)
+
+    def best(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(3):
+            began = time.process_time()
+            work()
+            times.append(time.process_time() - began)
+        return min(times)
+
+    assert best(lambda: scan([path])) < SLOWER[kind] * best(trivial)

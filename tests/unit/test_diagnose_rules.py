@@ -80,14 +80,21 @@ def test_root_is_the_rank_that_failed_first_not_the_ranks_that_noticed() -> None
     assert any(r.cause == "rendezvous" for r in verdict.ruled_out)
 
 
-def test_half_of_a_job_says_so_and_names_the_other_half(tmp_path: Path) -> None:
-    err = tmp_path / "gs_4711.err"
-    err.write_text("Loading modules\n")
-    (tmp_path / "gs_4711.out").write_text("Job: 4 GPU\n")
-    verdict = diagnose([err])
+def test_half_of_a_job_asks_for_the_other_half_and_reads_it_where_it_is(tmp_path: Path) -> None:
+    out = tmp_path / "gs_4711.out"
+    out.write_text("Job: 4 GPU\n")
+    verdict = diagnose([out])
     assert (verdict.status, verdict.cause) == ("unknown", "unknown")
-    assert any("gs_4711.out (it is there: give both)" in text for text in verdict.looked_for)
+    assert any("gs_4711.err (not found)" in text for text in verdict.looked_for)
+    assert verdict.remedy is not None and verdict.remedy.startswith("Give also gs_4711.err.")
     assert any(text.startswith("gpu_oom:") for text in verdict.looked_for)
+    out.write_text("Training Complete!\n")
+    assert diagnose([out]).status == "ok"
+    err = tmp_path / "gs_4711.err"
+    err.write_text('Traceback (most recent call last):\n  File "t.py", line 3, in f\n    d[k]\nKeyError: 1\n')
+    verdict = diagnose([out])
+    assert (verdict.cause, verdict.evidence[0].file) == ("code_error", str(err))
+    assert any(str(err) in note and "other half" in note for note in verdict.notes)
 
 
 def test_nodes_logs_in_separate_files(tmp_path: Path) -> None:

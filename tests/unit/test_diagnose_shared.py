@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (lines of logs are as long as they are)
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,11 @@ def test_at_least_42_of_44_with_the_line_that_proves_it(shared: Path) -> None:
     folder = shared / "failure-logs"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
-    wrong, false_alarms = [], []
+    wrong, strictly_wrong, false_alarms = [], [], []
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     for entry in index:
         verdict = diagnose([folder / entry["file"]])
-        want = CATEGORIES[int(entry["category"].split("_")[0])]
+        named = want = CATEGORIES[int(entry["category"].split("_")[0])]
         # One half of a job that proves nothing by itself: saying so is right.
         if entry["key_evidence_line"] is None or entry["verdict"] == "unknown":
             want = {"unknown"}
@@ -39,11 +40,16 @@ def test_at_least_42_of_44_with_the_line_that_proves_it(shared: Path) -> None:
             or any(key.strip() in e.text or e.text in key for e in verdict.evidence)
             or not key
         )
+        if verdict.cause not in named:
+            strictly_wrong.append(entry["file"][:3])
         if verdict.cause not in want or not shown:
             wrong.append((entry["file"], verdict.status, verdict.cause))
         if entry["verdict"] == "healthy" and verdict.status in ("failed", "degraded"):
             false_alarms.append(entry["file"])
-    assert len(index) - len(wrong) >= 42, wrong
+    assert len(index) - len(wrong) >= 43, wrong
+    # Counted strictly, `unknown` is wrong for a half that proves nothing: stderr of 002 and 003 shows no devices, 008 no
+    # end, and 004 is the stdout of a crash whose stderr is 005.
+    assert set(strictly_wrong) <= {"002", "003", "004", "008"}, strictly_wrong
     assert not false_alarms
 
 
@@ -64,15 +70,19 @@ def test_the_allocation_of_four_that_used_one(shared: Path) -> None:
     assert s.step_s.p5 < 0.01 and s.step_s.p95 < 0.083  # from 7 ms to 83 ms: the last line is not the average
     verdict = diagnose([job, job.with_suffix(".err")])
     assert (verdict.status, verdict.cause) == ("degraded", "allocation_mismatch")
+    assert verdict.remedy is not None and "--machine.num-devices 4" in verdict.remedy
 
 
-def test_the_stride_crash_that_says_training_complete(shared: Path) -> None:
+def test_the_stride_crash_that_says_training_complete(shared: Path, tmp_path: Path) -> None:
     job = shared / "nova-logs" / "4gpu_9104940.out"
     if not job.exists():
         pytest.skip(f"{job} is not there")
     verdict = diagnose([job, job.with_suffix(".err")])
     assert (verdict.status, verdict.cause, verdict.rank) == ("failed", "parameter_mismatch", 1)
-    alone = diagnose([job])
+    assert (
+        verdict.remedy is not None and "init: broadcast" not in verdict.remedy
+    )  # nerfstudio has no such setting
+    alone = diagnose([shutil.copy(job, tmp_path)])
     assert alone.status == "failed" and any("Training Complete!" in e.text for e in alone.evidence)
 
 

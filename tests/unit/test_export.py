@@ -2,9 +2,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from plyfile import PlyData
 
-from dist3dgs.splats.export import read_ply, write_ply
+from dist3dgs.splats.export import write_ply
 from dist3dgs.splats.gaussians import initial_gaussians
+
+
+def read_ply(path: Path) -> dict[str, np.ndarray]:
+    """Read such a file back: arrays named and shaped as the parameters."""
+    v = PlyData.read(str(path))["vertex"]
+    stack = lambda *names: np.stack([np.asarray(v[k]) for k in names], 1).astype(np.float32)  # noqa: E731
+    return {
+        "means": stack("x", "y", "z"),
+        "scales": stack("scale_0", "scale_1", "scale_2"),
+        "quats": stack("rot_0", "rot_1", "rot_2", "rot_3"),
+        "opacities": np.asarray(v["opacity"], np.float32),
+        "sh0": stack("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
+        "shN": stack(*(f"f_rest_{i}" for i in range(45))).reshape(-1, 3, 15).transpose(0, 2, 1),
+    }
 
 
 def test_a_ply_keeps_every_parameter(tmp_path: Path) -> None:

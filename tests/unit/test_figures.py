@@ -1,7 +1,6 @@
 """Figures: true for every kind of study, the same bytes when redrawn, failures marked."""
 
-import csv
-import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,44 +9,13 @@ import pytest
 
 from dist3dgs import figures
 from dist3dgs.errors import UserError
-from dist3dgs.figures.labels import spread_apart
-from dist3dgs.figures.study import Study
+from dist3dgs.figures import style
 from dist3dgs.tabulate import tabulate
 
-from .records import make_record, usl_rate, write_records
+from .drawn import Drawn
+from .records import make_record, usl_rate
 
-
-class Drawn:
-    """A study on disk, and its figures."""
-
-    def __init__(self, folder: Path, records):
-        self.folder, self.paths = folder, write_records(folder / "results", records)
-        tabulate(self.paths, folder / "runs.csv", folder / "points.csv")
-
-    def draw(self, name, where="figures"):
-        base = self.folder / where / name
-        figures.draw(name, self.folder / "runs.csv", self.folder / "points.csv", self.paths, base)
-        return base
-
-    def svg(self, name):
-        return self.draw(name).with_name(f"{name}.svg").read_text(encoding="utf-8")
-
-    def rows(self, name):
-        with self.draw(name).with_name(f"{name}.csv").open(newline="", encoding="utf-8") as f:
-            return list(csv.DictReader(f))
-
-    def artists(self, name, gid):
-        """Artists with this mark in the figure as matplotlib sees it."""
-        import importlib
-
-        from dist3dgs.figures import style
-
-        module = importlib.import_module(f"dist3dgs.figures.{name}")
-        study = Study.load(self.folder / "runs.csv", self.folder / "points.csv", self.paths)
-        with style.styled():
-            figure = module.plot(module.data(study))
-        return [a for a in figure.findobj() if a.get_gid() == gid]
-
+ENDINGS = ("svg", "png", "pdf", "csv")
 
 STUDIES = {
     "none": [],
@@ -61,7 +29,6 @@ STUDIES = {
             peak_rss_gib=None, peak_host_gib=None, views=[],
         )
     ],
-    "excluded only": [make_record(status="excluded")],
     "same ranks, two layouts": [make_record(layout=x) for x in ("n1g1", "n1g4", "n2g2")],
 }  # fmt: skip
 
@@ -75,7 +42,7 @@ _CASES = [
 @pytest.mark.parametrize(("study", "name"), _CASES)
 def test_every_study_draws_something(tmp_path, study, name):
     base = Drawn(tmp_path, STUDIES[study]).draw(name)
-    for end in ("svg", "png", "csv"):
+    for end in ENDINGS:
         assert base.with_name(f"{name}.{end}").stat().st_size > 0
 
 
@@ -84,7 +51,7 @@ def test_redrawing_gives_the_same_bytes(tmp_path, name):
     records = [make_record(layout=x, repeat=i) for x in ("n1g1", "n1g2") for i in range(2)]
     study = Drawn(tmp_path, [*records, make_record(layout="n1g4", status="failed")])
     first, again = study.draw(name, "a"), study.draw(name, "b")
-    for end in ("svg", "png", "csv"):
+    for end in ENDINGS:
         a, b = (p.with_name(f"{name}.{end}").read_bytes() for p in (first, again))
         assert a == b, end
 
@@ -98,14 +65,14 @@ def test_redrawing_in_another_process_with_a_foreign_style_gives_the_same_bytes(
         "f = Path(sys.argv[1]); figures.draw('speedup', f/'runs.csv', f/'points.csv', "
         "[Path(p) for p in sys.argv[2:]], f/'there'/'speedup')"
     )
-    environment = {
+    environment = os.environ | {
         "MATPLOTLIBRC": str(tmp_path),
         "MPLCONFIGDIR": str(tmp_path / "mpl"),
         "PYTHONHASHSEED": "7",
     }
     command = [sys.executable, "-c", code, str(tmp_path), *map(str, study.paths)]
     subprocess.run(command, check=True, env=environment, timeout=120)
-    for end in ("svg", "png"):
+    for end in ("svg", "png", "pdf"):
         there = tmp_path / "there" / f"speedup.{end}"
         assert here.with_name(f"speedup.{end}").read_bytes() == there.read_bytes(), end
 
@@ -166,15 +133,7 @@ def test_degraded_run_is_shown_where_it_was_measured_but_not_joined(tmp_path):
 def test_layouts_of_equal_size_are_marked_but_not_joined(tmp_path):
     rates = {"n1g1": 10.0, "n1g2": 19.0, "n2g1": 15.0, "n1g4": 30.0}
     study = Drawn(tmp_path, [make_record(layout=x, images_per_s=r) for x, r in rates.items()])
-    import importlib
-
-    from dist3dgs.figures import style
-
-    module = importlib.import_module("dist3dgs.figures.throughput")
-    loaded = Study.load(tmp_path / "runs.csv", tmp_path / "points.csv", study.paths)
-    with style.styled():
-        lines = module.plot(module.data(loaded)).axes[0].lines
-    marked = [list(x.get_ydata()) for x in lines if x.get_marker() == "o"]
+    marked = [list(x.get_ydata()) for x in study.artists("throughput", "line")]
     assert [10.0, 19.0, 30.0] in marked and [15.0] in marked
 
 
@@ -233,24 +192,16 @@ def test_terminal_codes_in_settings_leave_a_readable_svg(tmp_path):
 
 
 def test_mathtext_in_names_is_not_interpreted(tmp_path):
-    from dist3dgs.figures.style import new_figure, styled
+    from dist3dgs.figures.page import message
 
-    with styled():
-        figure = new_figure(85, 60)
-        assert figure.text(0, 0, r"$\frac{1}{2}$").get_parse_math() is False
+    with style.styled():
+        words = message(r"$\frac{1}{2}$").findobj(lambda a: a.get_gid() == "message")
+    assert [w.get_parse_math() for w in words] == [False]
 
 
 def test_unknown_figure_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(UserError, match="speedup"):
         Drawn(tmp_path, []).draw("../../etc/passwd")
-
-
-def test_labels_are_moved_apart_but_stay_in_order():
-    placed = spread_apart([0.5, 0.51, 0.1, 0.52], 0.1, 0.0, 1.0)
-    ordered = sorted(placed)
-    assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(ordered))
-    assert placed[2] == 0.1 and placed[0] < placed[1] < placed[3]
-    assert max(spread_apart([0.99, 0.98], 0.1, 0.0, 1.0)) <= 1.0
 
 
 def test_analysis_side_never_imports_torch(tmp_path):
@@ -266,3 +217,34 @@ def test_analysis_side_never_imports_torch(tmp_path):
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), *map(str, study.paths)], check=True, timeout=120
     )
+
+
+def test_a_foreign_table_is_refused_with_the_columns_it_lacks(tmp_path):
+    study = Drawn(tmp_path, [make_record()])
+    (tmp_path / "points.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"points\.csv.*no column scene, strategy.*snakemake tables"):
+        study.draw("speedup")
+
+
+def test_without_records_the_tables_say_how_to_make_one(tmp_path, capsys):
+    from dist3dgs.cli import main
+
+    tables = ["--runs", str(tmp_path / "runs.csv"), "--points", str(tmp_path / "points.csv")]
+    assert main(["tabulate", *tables, "--records"]) == 2
+    said = capsys.readouterr().err
+    assert "no records" in said and "snakemake" in said and "dist3dgs import" in said
+    assert not (tmp_path / "runs.csv").exists()
+
+
+def test_the_readmes_picture_is_that_of_the_reference_records(tmp_path):
+    """Elsewise: make reference && cp results/reference/figures/speedup.png docs/images/"""
+    import numpy as np
+    from matplotlib.image import imread
+
+    root = Path(__file__).parents[2]
+    paths = sorted((root / "results/reference").glob("*/*/*/r*/record.json"))
+    assert paths
+    tabulate(paths, tmp_path / "runs.csv", tmp_path / "points.csv")
+    figures.draw("speedup", tmp_path / "runs.csv", tmp_path / "points.csv", paths, tmp_path / "speedup")
+    shown, drawn_now = imread(root / "docs/images/speedup.png"), imread(tmp_path / "speedup.png")
+    assert shown.shape == drawn_now.shape and np.array_equal(shown, drawn_now)

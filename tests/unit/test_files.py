@@ -44,3 +44,15 @@ def test_json_and_digest(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
     write_text(tmp_path / "abc", "abc")
     assert sha256(tmp_path / "abc").startswith("ba7816bf")
+
+
+def test_processes_of_two_hosts_do_not_share_a_temporary_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = set()
+    for host in ("node1", "node2"):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        with replacing(tmp_path / "a") as temporary:
+            temporary.touch()
+            names.add(temporary.name)
+    assert len(names) == 2

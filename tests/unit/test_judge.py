@@ -148,10 +148,16 @@ def test_no_evidence_at_all_is_unknown_not_invented(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
 def test_a_broken_summary_is_answered_in_words(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "launch.json"
+    path = tmp_path / "results/mine/replicated/n1g2/r0/launch.json"
+    path.parent.mkdir(parents=True)
     path.write_text(text)
-    with pytest.raises(UserError, match=r"launch\.json.*snakemake"):
+    with pytest.raises(UserError, match=rf"launch\.json: not .*snakemake --profile profiles/local {path}"):
         judge(path)
+    elsewhere = tmp_path / "launch.json"
+    elsewhere.write_text(text)
+    with pytest.raises(UserError) as e:
+        judge(elsewhere)
+    assert "snakemake" not in str(e.value), "no target has that path"
 
 
 def test_what_became_of_earlier_attempts_is_kept(tmp_path: Path) -> None:

@@ -7,9 +7,22 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from dist3dgs.monitor import Monitor, _parse_gpu, peak_pss_gib, resources_path, start_beside
+from dist3dgs import monitor as monitor_module
+from dist3dgs.monitor import (
+    Monitor,
+    NvidiaSmi,
+    _parse_gpu,
+    allocated_gpus,
+    infiniband_bytes,
+    network_bytes,
+    of_the_job,
+    peak_pss_gib,
+    resources_path,
+    start_beside,
+)
 
 #: Holds 200 MiB and burns a core for a while, in a child of its own child.
 BUSY = """
@@ -26,11 +39,23 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_the_whole_tree_is_seen(tmp_path: Path) -> None:
     path = resources_path(tmp_path, "node1")
-    process = subprocess.Popen([sys.executable, "-c", BUSY.replace("{s}", "2.5")])
+    process = subprocess.Popen([sys.executable, "-c", BUSY.replace("{s}", "120")])
     monitor = Monitor(process.pid, path, "node1", interval_s=0.2).start()
+    deadline = time.time() + 100
+    samples: list[dict[str, str]] = []
+    while time.time() < deadline:
+        time.sleep(0.2)
+        samples = rows(path)[:-1] if path.exists() else []  # the last row may be half written
+        if (
+            len(samples) >= 4
+            and float(samples[-1]["pss_gib"]) > 0.19
+            and float(samples[-1]["cpu_percent"]) > 15
+        ):
+            break
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
     process.wait()
     monitor.stop()
-    samples = rows(path)
     assert len(samples) >= 4
     assert max(float(r["pss_gib"]) for r in samples) > 0.19
     assert max(float(r["cpu_percent"]) for r in samples) > 15
@@ -92,3 +117,81 @@ def test_costly_samples_are_taken_less_often(tmp_path: Path, monkeypatch: pytest
     time.sleep(1)
     monitor.stop()
     assert len(rows(tmp_path / "r.csv")) == 1
+
+
+class Card:
+    def __init__(self, received: int, sent: int) -> None:
+        self.bytes_recv, self.bytes_sent = received, sent
+
+
+def test_a_nodes_talk_to_itself_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = {"lo": Card(10**9, 10**9), "eth0": Card(5, 6), "ib0": Card(7, 8)}
+    monkeypatch.setattr(monitor_module.psutil, "net_io_counters", lambda pernic: cards)
+    assert network_bytes() == {"net_rx_bytes": 12, "net_tx_bytes": 14}
+    for nothing in (None, {}, {"lo": Card(1, 1)}):
+        monkeypatch.setattr(monitor_module.psutil, "net_io_counters", lambda pernic, nothing=nothing: nothing)
+        assert network_bytes() == {}
+
+
+def test_infiniband_ports_count_words_of_four_bytes(tmp_path: Path) -> None:
+    for device, port, received, sent in (
+        ("mlx5_0", "1", "100\n", "10\n"),
+        ("mlx5_1", "1", "5\n", "not told"),
+    ):
+        folder = tmp_path / device / "ports" / port / "counters"
+        folder.mkdir(parents=True)
+        (folder / "port_rcv_data").write_text(received)
+        (folder / "port_xmit_data").write_text(sent)
+    assert infiniband_bytes(tmp_path) == {"ib_rx_bytes": 420, "ib_tx_bytes": 40}
+    assert infiniband_bytes(tmp_path / "none") == {}
+
+
+def test_disk_bytes_are_the_jobs_own_and_outlive_its_processes(tmp_path: Path) -> None:
+    code = "import os, sys, time; f = open(sys.argv[1], 'wb'); f.write(bytes(8 << 20)); f.flush(); os.fsync(f.fileno())"
+    code += "; time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x")])
+    monitor = Monitor(process.pid, tmp_path / "r.csv", "n")
+    deadline = time.time() + 60
+    row = monitor._sample()[0]
+    while row.get("disk_write_bytes", 0) < 8 << 20 and time.time() < deadline:
+        if "disk_write_bytes" not in row and not Path(f"/proc/{process.pid}/io").exists():
+            pytest.skip("no /proc/PID/io here")
+        time.sleep(0.1)
+        row = monitor._sample()[0]
+    process.kill()
+    process.wait()
+    if not row.get("disk_write_bytes"):
+        pytest.skip("the temporary folder is in memory: nothing is written to storage")
+    assert 8 << 20 <= row["disk_write_bytes"] < 64 << 20, "not what all others on the machine write"
+    assert monitor._sample()[0]["disk_write_bytes"] == row["disk_write_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "kept"),
+    [
+        ({"SLURM_JOB_GPUS": "2,3"}, [2, 3]),
+        ({"SLURM_JOB_GPUS": "0,1,2,3", "SLURM_STEP_GPUS": "1"}, [1]),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, [0]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-6f1c"}, [0, 1, 2, 3]),  # a name, not an index
+        ({"SLURM_JOB_GPUS": "4,5,6,7"}, [0, 1, 2, 3]),  # confined: a job counts its own from 0
+        ({}, [0, 1, 2, 3]),
+    ],
+)
+def test_where_devices_are_not_confined_the_jobs_own_are_kept(
+    environ: dict[str, str], kept: list[int]
+) -> None:
+    seen = [{"gpu_index": i} for i in range(4)]
+    assert [gpu["gpu_index"] for gpu in of_the_job(seen, allocated_gpus(environ))] == kept
+
+
+def test_what_nvidia_smi_takes_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([0.0, 0.5])
+    monkeypatch.setattr(monitor_module, "_children_s", lambda: next(used))
+    monkeypatch.setattr(monitor_module.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(
+        monitor_module.subprocess,
+        "run",
+        lambda *a, **k: subprocess.CompletedProcess(a, 0, "0, 1, 2, 3\n", ""),
+    )
+    smi = NvidiaSmi()
+    assert smi.gpus() and smi._next == 1000.0 + monitor_module.REST * 0.5

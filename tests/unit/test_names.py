@@ -1,11 +1,12 @@
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dist3dgs.errors import UserError
-from dist3dgs.names import LAYOUT_PATTERN, NAME_PATTERN, Layout, Point, check_name
+from dist3dgs.names import LAYOUT_PATTERN, NAME_PATTERN, Layout, Point, check_name, how_to_make, is_target
 
 
 @pytest.mark.parametrize("text", ["n1g1", "n2g4", "n8g8", "n100g16"])
@@ -70,3 +71,24 @@ def test_a_point_knows_its_folder() -> None:
 def test_the_patterns_for_snakemake_agree_with_the_parsers() -> None:
     assert re.fullmatch(LAYOUT_PATTERN, "n2g4") and not re.fullmatch(LAYOUT_PATTERN, "n0g4")
     assert re.fullmatch(NAME_PATTERN, "a.b-c_d") and not re.fullmatch(NAME_PATTERN, "a..b")
+
+
+@pytest.mark.parametrize(
+    ("path", "is_one"),
+    [
+        ("results/mine/replicated/n1g2/r0/record.json", True),
+        ("/data/study/mine/replicated/n1g2/r0/launch.json", True),
+        ("data/mine/scene.safetensors", True),
+        ("record.json", False),
+        ("mine/replicated/n1g2/r0/record.json", False),
+        ("results/mine/replicated/n0g2/r0/record.json", False),
+        ("results/mine/replicated/n1g2/record.json", False),
+        ("scene.safetensors", False),
+        ("", False),
+    ],
+)
+def test_only_what_the_workflow_makes_is_called_a_target(path: str, is_one: bool) -> None:
+    assert is_target(Path(path)) is is_one
+    assert how_to_make(Path(path)) == (
+        f"; make it with: snakemake --profile profiles/local {path}" if is_one else ""
+    )

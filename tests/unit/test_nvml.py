@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from dist3dgs import monitor
-from dist3dgs.nvml import GpuState, Nvml
+from dist3dgs.nvml import GpuState, Nvml, driver_version
 
 #: GPU 0 as a driver from 510 on shows it, GPU 1 not this job's, GPU 2 under MIG: no utilisation, no memory v2.
 LIBRARY = """
+#include <string.h>
 typedef unsigned long long u64;
 typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
 typedef struct { u64 total, free, used; } memory;
@@ -31,6 +32,10 @@ int nvmlDeviceGetMemoryInfo(void *d, memory *m) {
 int nvmlDeviceGetUtilizationRates(void *d, rates *r) {
     if (d == &devices[2]) return 3;
     r->gpu = 97; r->memory = 12; return 0;
+}
+int nvmlSystemGetDriverVersion(char *text, unsigned n) {
+    if (n != 80) return 7;
+    strcpy(text, "570.86.15"); return 0;
 }
 int nvmlDeviceGetPowerUsage(void *d, unsigned *mw) { *mw = 345210; return 0; }
 """
@@ -54,6 +59,11 @@ def test_gpus_that_are_ours_with_what_the_driver_knows(library: Path) -> None:
         GpuState(2, memory_gib=2.0, utilisation_percent=None, power_w=345.21),
     ]
     nvml.close()
+
+
+def test_the_driver_says_its_version_where_there_is_one(library: Path, tmp_path: Path) -> None:
+    assert driver_version(str(library)) == "570.86.15"
+    assert driver_version(str(tmp_path / "none.so")) is None
 
 
 def test_without_a_driver_nvidia_smi_is_asked_and_not_at_every_sample(

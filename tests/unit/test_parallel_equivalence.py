@@ -153,8 +153,8 @@ def trainer_step(comm: Communicator, kind: str, scene: Path, out: Path) -> dict[
         densify={"kind": "mcmc", "opacity_reg": 0.5, "scale_reg": 0.5},
     )  # fmt: skip
     trainer = make_trainer(comm, run, scene, out)
-    trainer._start()
-    trainer._one_step(1)
+    trainer.start()
+    trainer.one_step(1)
     rows = trainer.model.whole()
     if rows is None:
         return None

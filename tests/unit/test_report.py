@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def report(tmp_path):
-    def make(records, ingest=None, summary=None, draw=(), renders=None):
+    def make(records, ingest=None, study=None, draw=(), renders=None):
         paths = write_records(tmp_path / "results", records)
         for path in paths:
             for name, picture in (renders or {}).items():
@@ -55,7 +55,7 @@ def report(tmp_path):
             ingests = [tmp_path / "data" / "builtin" / "ingest.json"]
             ingests[0].parent.mkdir(parents=True)
             ingests[0].write_text(ingest if isinstance(ingest, str) else json.dumps(ingest))
-        write_report(tmp_path / "report.html", paths, tmp_path / "figures", tmp_path, ingests, summary or {})
+        write_report(tmp_path / "report.html", paths, tmp_path / "figures", tmp_path, ingests, study or {})
         return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
     return make
@@ -109,7 +109,12 @@ def test_hostile_text_is_shown_as_text(report):
         "num_images": {"registered": ATTACK, "total": ATTACK},
         "timings_s": {ATTACK: 1.0},
     }
-    page = report(records, ingest=ingest, summary={ATTACK: ATTACK}, draw=("journey",))
+    study = {
+        "flags": ["--configfile", ATTACK],
+        "exclusions": [{"strategy": ATTACK, "reason": ATTACK}],
+        "licences": {ATTACK: ATTACK},
+    }
+    page = report(records, ingest=ingest, study=study, draw=("journey",))
     assert not page.all("script")
     assert all("onerror" not in attributes for _, attributes in page.tags)
     assert page.text.count("<script>alert(1)</script>") >= 12, "shown, not dropped"
@@ -276,7 +281,10 @@ def test_broken_render_is_said_and_survived(report):
 
 def test_missing_figures_are_said_with_the_command(report):
     page = report([make_record()])
-    assert "Figure speedup has not been drawn; make it with: snakemake figures" in page.text
+    assert (
+        "Figure speedup has not been drawn; make it with: snakemake --profile profiles/local figures"
+        in page.text
+    )
 
 
 def test_every_figure_is_in_the_report_with_its_definition(report):
@@ -289,13 +297,41 @@ def test_every_figure_is_in_the_report_with_its_definition(report):
 
 def test_provenance_has_commands_digests_and_versions(report):
     page = report([make_record(layout="n1g2")])
-    assert "snakemake --profile profiles/local results/builtin/replicated/n1g2/r0/record.json" in page.text
+    assert re.search(
+        r"snakemake --profile profiles/local \S+/results/builtin/replicated/n1g2/r0/record.json", page.text
+    )
     assert "torch 2.13.0" in page.text and "0123456789ab" in page.text
     assert re.search(r"\b[0-9a-f]{64}\b", page.text), "the record's own sha256"
 
 
+def test_make_it_again_is_by_commit_with_the_flags_of_the_study(report, tmp_path):
+    records = [make_record(layout=layout) for layout in ("n1g1", "n1g2", "n1g4")]
+    other = records[2].provenance.model_copy(update={"git_sha": "f" * 40, "git_dirty": True})
+    records[2] = records[2].model_copy(update={"provenance": other})
+    flags = ["--configfile", "config/journey.yaml"]
+    page = report(records, study={"flags": flags})
+    points = [
+        f"{tmp_path}/results/builtin/replicated/{layout}/r0/record.json"
+        for layout in ("n1g1", "n1g2", "n1g4")
+    ]
+    command = "snakemake --profile profiles/local --configfile config/journey.yaml --"
+    sha = records[0].provenance.git_sha
+    assert f"git checkout {sha} {command} \\ {points[0]} \\ {points[1]} git checkout {'f' * 40}" in page.text
+    assert f"not committed {command} {points[2]}" in page.text
+
+
+def test_what_the_config_leaves_out_and_the_licences_are_told(report):
+    study = {
+        "exclusions": [{"strategy": "sharded", "layout": "n8g8", "reason": "no such machine"}],
+        "licences": {"builtin": "Apache-2.0"},
+    }
+    text = report([make_record()], study=study).text
+    assert "sharded n8g8: no such machine" in text
+    assert "builtin, Apache-2.0" in text
+
+
 def test_stale_training_code_is_shown(report):
-    assert "not the present one" in report([make_record()], summary={"code_digest": "f" * 64}).text
+    assert "not the present one" in report([make_record()], study={"code_digest": "f" * 64}).text
 
 
 def test_cards_count_runs_and_name_the_unit_of_cost(tmp_path):

@@ -220,3 +220,29 @@ def test_the_story_is_two_tables_beside_the_others(tmp_path, historic):
     with (tmp_path / "performance_comparison.csv").open(newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == 5 and rows[1]["best_possible_s"] == "404.0" and rows[2]["measured_s"] == ""
+
+
+def test_a_finished_run_without_a_wall_time_did_finish():
+    base, other = make_record(layout="n1g1"), make_record(layout="n1g2", started_at=1.9e9)
+    other = other.model_copy(update={"metrics": other.metrics.model_copy(update={"total_s": None})})
+    reason = performance_comparison(attempts([base, other]))[1].reason
+    assert reason == "its wall time is not known"
+
+
+def test_the_journeys_settings_are_valid(repository):
+    """What `make journey` lays over config.yaml: its five points are there and nothing else is asked for."""
+    import yaml
+    from snakemake.utils import update_config
+
+    from dist3dgs.config import FILES
+    from dist3dgs.matrix import Study
+
+    raw = {}
+    for name in (*FILES, "journey.yaml"):
+        update_config(raw, yaml.safe_load((repository / "config" / name).read_text()))
+    study = Study.from_config(raw)
+    points = {f"{p.point.strategy}/{p.point.layout}" for p in study.specs()}
+    script = (repository / "scripts" / "journey.sh").read_text()
+    asked = script.split("for point in ")[1].split(";")[0].split()
+    assert points == set(asked)
+    assert study.config.results in script

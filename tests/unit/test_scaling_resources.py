@@ -1,12 +1,23 @@
 """Samples beside the records: peaks, means, modes, energy; phases behind them."""
 
+import csv
 import json
 
 import pytest
 
 from dist3dgs import figures
 from dist3dgs.monitor import COLUMNS
-from dist3dgs.scaling.resources import Samples, Span, energy_wh, merge, read_samples, read_spans, thin
+from dist3dgs.record import GpuTotals
+from dist3dgs.scaling.resources import (
+    Samples,
+    Span,
+    energy_wh,
+    merge,
+    read_chain,
+    read_samples,
+    read_spans,
+    thin,
+)
 from dist3dgs.tabulate import tabulate
 
 from .records import make_record, write_records
@@ -19,7 +30,7 @@ def write_samples(point, num_gpus=2, power_w=300.0, num=11):
     lines = [",".join(COLUMNS)]
     for i in range(num):
         node = f"{1000 + 2 * i},node01,{100 + i},1.5,{1 + 0.1 * i:.1f},3"
-        counters = f"{2**20 * i},0,{3 * 2**20 * i},0"
+        counters = f"{2**20 * i},0,{2**10 * i},0,{3 * 2**20 * i},0"
         for gpu in range(num_gpus):
             lines.append(f"{node},{gpu},{10 + gpu},{90 + i % 2},{power_w},{counters}")
         if not num_gpus:
@@ -140,3 +151,83 @@ def test_report_states_peaks_and_energy(tmp_path):
     section = text[text.index('id="resources"') : text.index('id="failures"')]
     for part in ("host node01", "GPU 1 of node01", ">3.33<", ">1.67<", "6.0 rank-minutes"):
         assert part in section, part
+
+
+def table(tmp_path, name):
+    with (tmp_path / name).open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def copy_as_next_attempt(point, digest="d", resumes=True, shift=1000):
+    """A second attempt, 1000 s later, which continues the first."""
+    first, second = point / "attempts" / "000", point / "attempts" / "001"
+    second.mkdir()
+    rows = (first / "resources.node01.csv").read_text().splitlines()
+    moved = [f"{float(r.split(',')[0]) + shift:g},{r.split(',', 1)[1]}" for r in rows[1:-1]]
+    (second / "resources.node01.csv").write_text("\n".join([rows[0], *moved]))
+    event = {"t": 1000 + shift, "rank": 0, "event": "resume" if resumes else "start", "step": 5}
+    (second / "events.jsonl").write_text(json.dumps(event) + "\n")
+    for folder, name in ((first, "d"), (second, digest)):
+        (folder / "launch.json").write_text(json.dumps({"spec_digest": name}))
+
+
+def test_energy_is_that_of_all_attempts_whose_time_the_record_adds_up(point):
+    one = 2 * 300 * 20 / 3600
+    copy_as_next_attempt(point)
+    assert energy_wh(read_samples(point)) == pytest.approx(one)
+    assert energy_wh(read_chain(point)) == pytest.approx(2 * one), "the wait between them is no use of energy"
+    rx = pick(read_chain(point), "net_rx_bytes")
+    assert rx.growth() == 2 * 10 * 2**20, "a counter that starts anew has not fallen"
+
+
+@pytest.mark.parametrize("change", [{"digest": "other"}, {"resumes": False}])
+def test_attempts_that_are_another_story_cost_another_run(point, change):
+    copy_as_next_attempt(point, **change)
+    assert energy_wh(read_chain(point)) == pytest.approx(2 * 300 * 20 / 3600)
+
+
+def test_resources_are_a_table_and_columns_of_the_runs(tmp_path):
+    paths = write_records(
+        tmp_path,
+        [
+            make_record(layout="n1g2", gpu=True, psnr=25.0, total_s=3600.0),
+            make_record(layout="n1g1", psnr=25.0),
+            make_record(strategy="imported", gpu=True),
+        ],
+    )
+    write_samples(paths[0].parent)
+    copy_as_next_attempt(paths[0].parent)
+    tabulate(paths, tmp_path / "runs.csv", tmp_path / "points.csv")
+    host, *gpus = table(tmp_path, "resources.csv")
+    assert (host["node"], host["gpu"], host["energy_wh"], host["power_average_w"]) == ("node01", "", "", "")
+    assert float(host["memory_peak_gib"]) == 2.0 and float(host["use_peak_percent"]) == 110
+    assert [g["gpu"] for g in gpus] == ["0", "1"]
+    assert [float(g["memory_mode_gib"]) for g in gpus] == [10, 11]
+    energy = 2 * 2 * 300 * 20 / 3600
+    assert sum(float(g["energy_wh"]) for g in gpus) == pytest.approx(energy)
+    rows = {(r["strategy"], r["layout"]): r for r in table(tmp_path, "runs.csv")}
+    run = rows["replicated", "n1g2"]
+    psnr = float(run["psnr"])
+    assert float(run["energy_wh"]) == pytest.approx(energy) and float(run["wh_per_db"]) == pytest.approx(
+        energy / psnr
+    )
+    assert float(run["rank_hours_per_db"]) == pytest.approx(2 / psnr)
+    assert float(run["gpu_power_average_w"]) == 300 and 90 < float(run["gpu_util_average_percent"]) < 91
+    empty = rows["replicated", "n1g1"]
+    assert [empty[c] for c in ("energy_wh", "wh_per_db", "gpu_power_average_w")] == [""] * 3, (
+        "unknown is not 0"
+    )
+
+
+def test_an_imported_runs_gpus_are_rows_too(tmp_path):
+    record = make_record(strategy="imported", gpu=True, psnr=20.0)
+    gpus = [
+        GpuTotals(gpu=str(i), memory_peak_gib=9.0, power_average_w=250.0, energy_wh=50.0 if i else None)
+        for i in (0, 1)
+    ]
+    record = record.model_copy(update={"metrics": record.metrics.model_copy(update={"gpus": gpus})})
+    tabulate(write_records(tmp_path, [record]), tmp_path / "runs.csv", tmp_path / "points.csv")
+    assert [r["energy_wh"] for r in table(tmp_path, "resources.csv")] == ["", "50.0"]
+    (run,) = table(tmp_path, "runs.csv")
+    assert run["gpu_power_average_w"] == "250.0"
+    assert run["energy_wh"] == "" == run["wh_per_db"], "half of the energy is not the energy"

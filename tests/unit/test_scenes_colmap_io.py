@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from dist3dgs.errors import UserError
 from dist3dgs.scenes.cameras import NUM_PARAMS, Camera
-from dist3dgs.scenes.colmap_io import read_model, reprojection_errors
+from dist3dgs.scenes.colmap_io import read_model
+from dist3dgs.scenes.colmap_model import reprojection_errors
 
 from .colmap_files import ring_model, write_bin, write_txt
 

@@ -11,9 +11,10 @@ from dist3dgs.errors import UserError
 from dist3dgs.files import sha256
 from dist3dgs.scenes.cameras import Camera
 from dist3dgs.scenes.ingest import IngestSettings, IngestSource, ingest
-from dist3dgs.scenes.pack import PackedScene, content_digest
+from dist3dgs.scenes.pack import PackedScene
 
 from .colmap_files import ring_model, write_bin, write_txt
+from .packs import content_digest
 
 LENS = Camera("SIMPLE_RADIAL", 96, 64, (80.0, 48.0, 32.0, -0.05))
 

@@ -15,7 +15,9 @@ from dist3dgs.scenes.normalise import (
     camera_centres,
     normalisation_of,
 )
-from dist3dgs.scenes.pack import PackedScene, content_digest, scene_extent, write_packed
+from dist3dgs.scenes.pack import PackedScene, scene_extent, write_packed
+
+from .packs import content_digest
 
 SIZES = [(20, 10), (20, 10), (14, 18)]
 

@@ -8,9 +8,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from dist3dgs.config import load_study
 from dist3dgs.errors import UserError
-from dist3dgs.matrix import Study, load_spec, spec_json
+from dist3dgs.matrix import Study, load_spec, load_study, spec_json
 from dist3dgs.names import Point
 from dist3dgs.schemas import MODELS, write_schemas
 from dist3dgs.spec import Config, Scene, Strategy, TrainSettings, validate

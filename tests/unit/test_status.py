@@ -1,12 +1,15 @@
 import json
+import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from dist3dgs.config import load_study
-from dist3dgs.matrix import Study
+from dist3dgs.errors import UserError
+from dist3dgs.matrix import Study, load_study
 from dist3dgs.record import Failure, Metrics, Run, RunRecord, save_record
+from dist3dgs.spec import Exclusion
 from dist3dgs.status import rows, show
 
 from .evidence import spec, start, step, write_attempt
@@ -44,7 +47,8 @@ def test_every_state_from_files_alone(study: Study, tmp_path: Path) -> None:
 
     failed = RunRecord(run=run, status="failed", failure=Failure(cause="host_oom", phase="step", step=7))
     save_record(failed, tmp_path / "builtin/replicated/n1g4/r0/record.json")
-    assert state(study)["n1g4"] == ("failed", "host_oom in step at step 7")
+    path = tmp_path / "builtin/replicated/n1g4/r0/record.json"
+    assert state(study)["n1g4"] == ("failed", f"host_oom in step at step 7; dist3dgs diagnose {path}")
 
 
 def test_the_table_prints_log_text_as_text(
@@ -76,3 +80,49 @@ def test_broken_files_cost_their_own_row_only(study: Study, tmp_path: Path) -> N
     odd = [{"t": time.time(), "rank": 0, "event": "step", "step": "many"}]
     write_attempt(folder, spec("n1g4"), odd, status="running", returncode=None)
     assert [s for s, _ in state(study).values()] == ["unreadable", "unreadable", "running"]
+
+
+def test_points_that_are_left_out_stand_at_the_end_with_the_reason(study: Study) -> None:
+    exclude = [Exclusion(layout="n1g2", reason="no such machine")]
+    config = study.config.model_copy(update={"exclude": exclude})
+    found = state(Study(config, study.scenes, study.strategies))
+    assert list(found.items())[-1] == ("n1g2", ("excluded", "no such machine"))
+    assert list(found) == ["n1g1", "n1g4", "n1g2"]
+
+
+def test_an_attempt_that_never_said_anything_is_not_starting_for_ever(study: Study, tmp_path: Path) -> None:
+    folder = tmp_path / "builtin/replicated/n1g1/r0"
+    now = time.time()
+    write_attempt(folder, spec("n1g1"), [], status="running", returncode=None, started_at=now - 20)
+    assert state(study)["n1g1"] == ("running", "starting")
+    launch = folder / "attempts/000/launch.json"
+    launch.write_text(json.dumps(json.loads(launch.read_text()) | {"started_at": now - 25 * 3600}))
+    assert state(study)["n1g1"] == ("silent", "no sign of life for 25 h 00 min")
+    launch.unlink()  # the launcher died before it wrote anything: the folder's age is left
+    os.utime(folder / "attempts/000", (now - 7200, now - 7200))
+    assert state(study)["n1g1"] == ("silent", "no sign of life for 2 h 00 min")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 0.01, float("nan"), float("inf")])
+def test_watching_without_a_pause_is_refused(study: Study, seconds: float) -> None:
+    with pytest.raises(UserError, match="at least 1 second"):
+        show(study, seconds)
+
+
+def test_watching_looks_again_after_each_pause(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        run = Run(scene="builtin", strategy="replicated", layout="n1g1", repeat=0, seed=1)
+        save_record(RunRecord(run=run, status="ok"), tmp_path / "builtin/replicated/n1g1/r0/record.json")
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+
+    # Of this module alone: threads of other tests sleep too.
+    monkeypatch.setattr("dist3dgs.status.time", SimpleNamespace(sleep=pause, time=time.time))
+    with pytest.raises(KeyboardInterrupt):
+        show(study, 5)
+    assert pauses == [5, 5] and "1 ok" in capsys.readouterr().out

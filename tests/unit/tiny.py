@@ -56,8 +56,15 @@ def launch(run: RunSpec, scene: Path, out: Path, **options: Any) -> RunRecord:
 
 def judged(out: Path) -> RunRecord:
     from dist3dgs.judge import judge
+    from dist3dgs.judge.told import verdict_of_run
 
-    return judge(out / "launch.json")
+    record = judge(out / "launch.json")
+    # `dist3dgs diagnose` of the run, and of its only attempt, says what the record says.
+    paths = [out / "launch.json", *(out / "attempts").glob("*/launch.json")]
+    for path in paths if len(paths) == 2 else paths[:1]:
+        verdict = verdict_of_run(path)
+        assert (verdict.status, verdict.failure()) == (record.status, record.failure), path
+    return record
 
 
 def events(out: Path, kind: str, attempt: int = -1) -> list[dict[str, Any]]:

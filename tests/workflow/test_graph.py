@@ -12,6 +12,7 @@ import pytest
 TARGETS = {"photographs": 1, "ingest": 1, "train": 2, "record": 2, "tabulate": 1, "write_report": 1}
 
 
+REPOSITORY = Path(__file__).parents[2]
 #: Rules call `dist3dgs`: that of the environment the tests run in.
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
@@ -58,7 +59,12 @@ def test_one_point_is_one_training(study: Path) -> None:
     [
         ("results/builtin/nope/n1g1/r0/record.json", "strategy 'nope'"),
         ("results/builtim/replicated/n1g1/r0/record.json", "did you mean 'builtin'"),
-        ("results/builtin/replicated/n0g1/r0/record.json", "MissingRule"),
+        (
+            "results/builtin/replicated/n0g1/r0/record.json",
+            "layout 'n0g1': expected n<nodes>g<workers per node>",
+        ),
+        ("results/builtin/replicated/n1g1/0/record.json", "repeat '0': expected r0, r1"),
+        ("results/builtin/replicated/r0/n1g1/launch.json", "repeat 'n1g1'"),
         ("results/../../etc/replicated/n1g1/r0/record.json", "MissingRule"),
     ],
 )
@@ -74,7 +80,8 @@ def test_a_wrong_target_is_answered_in_words(study: Path, target: str, message: 
         ("layouts=['n0g4']", "layout 'n0g4'"),
         ("foo=1", "unknown setting `foo`"),
         ("scenes=['none']", "scene 'none' is not in config/scenes.yaml"),
-        ("repeats=many", "setting `repeats`"),
+        ("repeats=many", "--config: setting `repeats`: must be a whole number"),
+        ("results=a{b}", "setting `results`"),
         ("scene_library={mine: {images: /does/not/exist}} scenes=[mine]", "does not exist"),
     ],
 )
@@ -85,6 +92,39 @@ def test_a_wrong_config_stops_before_anything_runs(study: Path, config: str, mes
     assert message in text
     assert "Traceback" not in text
     assert not (study / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "repeats: 1\nrepeats: 2",
+            "mine.yaml: not valid YAML: `repeats` stands in line 1 and again in line 2",
+        ),
+        ("train: {stps: 3}", "mine.yaml: unknown setting `train.stps`; did you mean `steps`?"),
+        ("strategy_library: {mcmc: {train: {stps: 3}}}", "mine.yaml: mcmc.train: unknown setting `stps`"),
+        ("scene_library: {garden: {test_every: 1}}", "mine.yaml: garden: setting `test_every`"),
+    ],
+)
+def test_a_mistake_in_a_file_on_top_is_found_in_that_file(study: Path, text: str, message: str) -> None:
+    (study / "mine.yaml").write_text(text)
+    assert message in snakemake(study, "-n", "--configfile", "mine.yaml", "--", "all", check=False)
+
+
+def test_a_study_in_the_shell_is_the_one_of_the_workflow(study: Path) -> None:
+    files = ["config/journey.yaml", "docs/benchmarks/fox.yaml"]
+    (study / "docs").symlink_to(REPOSITORY / "docs")
+    (study / "photographs/fox").mkdir(parents=True)
+    table = job_table(
+        snakemake(study, "-n", "--configfile", *files, "--config", "exclude=[]", "--", "train_all")
+    )
+    overlay = [option for name in files for option in ("--configfile", name)]
+    command = [sys.executable, "-m", "dist3dgs.cli", "points", *overlay]
+    (study / "more.yaml").write_text("exclude: []")
+    done = subprocess.run(
+        [*command, "--configfile", "more.yaml"], cwd=study, capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout.splitlines()) == table["train"] == 4
 
 
 def scenes_part(config: str) -> list[str]:

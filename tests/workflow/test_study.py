@@ -126,6 +126,23 @@ def test_one_strategy_changed_is_one_strategy_trained(study: Path) -> None:
     assert job_table(text)["train"] == 1 and "ingest" not in job_table(text)
 
 
+def test_a_licence_and_the_limits_of_ingest_make_nothing_but_the_page_again(study: Path) -> None:
+    scene = CONFIG["scene_library"]["small"] | {
+        "licence": "CC0-1.0",
+        "sfm": {"timeout_s": 600, "memory_gib": 8, "num_threads": 1},
+    }
+    (study / "licence.yaml").write_text(yaml.safe_dump({"scene_library": {"small": scene}}))
+    flags = ["--profile", "profiles/local", "--configfile", "small.yaml", "licence.yaml", "-n"]
+    table = job_table(snakemake(study, *flags, "--", "all"))
+    assert "write_report" in table and not {"photographs", "ingest", "train", "record"} & set(table)
+
+
+def test_the_page_says_how_to_make_it_again_and_what_was_left_out(study: Path) -> None:
+    html = (study / "results/report/report.html").read_text()
+    assert "snakemake --profile profiles/local --configfile small.yaml -- " in html
+    assert "diverging n1g2: one failure is enough" in html
+
+
 def test_cached_figures_need_neither_data_nor_the_code_that_trained(study: Path, tmp_path: Path) -> None:
     run(study, "figures")  # points asked for in between join the figures
     clone = tmp_path / "clone"

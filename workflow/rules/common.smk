@@ -1,11 +1,13 @@
 import gc
+import json
+import os
 import sys
 from functools import cache
 from pathlib import Path
 
 from dist3dgs import figures as figures_module
 from dist3dgs.errors import UserError
-from dist3dgs.names import LAYOUT_PATTERN, NAME_PATTERN, REPEAT_PATTERN, Layout, Point
+from dist3dgs.names import NAME_PATTERN, Point
 
 # A big study is millions of objects that stay: looking through them for garbage less often saves a tenth of the time.
 gc.set_threshold(20_000, 10, 10)
@@ -17,7 +19,16 @@ def stop(error):
     sys.exit(2)
 
 
+def config_layers():
+    """What `config` was merged from, for messages: the Snakefile's files, those of --configfile, --config."""
+    overlays = list(workflow.overwrite_configfiles)
+    files = [f for f in workflow.configfiles if f not in overlays]
+    layers = Layers.read([*files, *overlays])
+    return Layers((*layers.layers, ("--config", workflow.config_settings.config or {})))
+
+
 try:
+    from dist3dgs.config import Layers
     from dist3dgs.matrix import Study, spec_json
     from dist3dgs.slurm import plugin
     from dist3dgs.slurm.planner import Planner, TrainJobs
@@ -33,7 +44,7 @@ try:
             " it. Link the environment to a path without one (ln -s .venv's folder ~/env) and run"
             " ~/env/bin/python -m snakemake --profile profiles/slurm ..."
         )
-    STUDY = Study.from_config(config)
+    STUDY = Study.from_config(config, config_layers())
     POINTS = STUDY.points()
 except UserError as error:
     stop(error)
@@ -41,7 +52,8 @@ except UserError as error:
 RESULTS = STUDY.config.results
 DATA = STUDY.config.data
 FIGURES = figures_module.NAMES
-FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in ("svg", "png", "csv")]
+FIGURE_KINDS = ("svg", "png", "pdf", "csv")
+FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
 
 
 # What every rule that runs on the cluster asks for.
@@ -56,8 +68,9 @@ if ON_CLUSTER:
 wildcard_constraints:
     scene=NAME_PATTERN,
     strategy=NAME_PATTERN,
-    layout=LAYOUT_PATTERN,
-    repeat=REPEAT_PATTERN,
+    # Wider than what is right, which `point_named` knows: a misspelt one is answered in words, not by "no rule".
+    layout="[A-Za-z0-9]+",
+    repeat="[A-Za-z0-9]+",
 
 
 def record_path(point):
@@ -66,7 +79,10 @@ def record_path(point):
 
 @cache
 def point_named(*names):
-    return Point.parse(*names)
+    try:
+        return Point.parse(*names)
+    except UserError as error:
+        stop(error)
 
 
 def point_of(wildcards):
@@ -128,8 +144,7 @@ def photograph_files(scene):
 
 def train_threads(wildcards):
     """CPU threads a run takes on its node, which the local scheduler counts."""
-    layout = Layout.parse(wildcards.layout)
-    return max(1, STUDY.config.hardware.threads_per_rank) * layout.workers_per_node
+    return max(1, STUDY.config.hardware.threads_per_rank) * point_of(wildcards).layout.workers_per_node
 
 
 JUDGE_FILE = newest_judge_file()
@@ -145,3 +160,14 @@ def all_records(wildcards):
 
 # Records outside the matrix (points asked for by name, imported logs) are shown too, but never made again.
 OTHER_RECORDS = sorted({str(path) for path in Path(RESULTS).glob("*/*/*/r*/record.json")} - set(RECORDS))
+
+
+def study_facts():
+    """What the report says of the study that no record knows, as one line of JSON."""
+    flags = []
+    if workflow.overwrite_configfiles:
+        flags += ["--configfile", *(os.path.relpath(f) for f in workflow.overwrite_configfiles)]
+    if "results" in (workflow.config_settings.config or {}):
+        flags += ["--config", f"results={RESULTS}"]
+    exclusions = [e.model_dump() for e in STUDY.config.exclude]
+    return json.dumps({"flags": flags, "exclusions": exclusions, "licences": STUDY.licences()})

@@ -15,6 +15,7 @@ rule tabulate:
         points=f"{RESULTS}/tables/points.csv",
         challenges=f"{RESULTS}/tables/technical_challenges.csv",
         performance=f"{RESULTS}/tables/performance_comparison.csv",
+        resources=f"{RESULTS}/tables/resources.csv",
     log:
         "logs/tabulate.log",
     retries: 0
@@ -33,7 +34,7 @@ rule figure:
         points=rules.tabulate.output.points,
         records=all_records,
     output:
-        multiext(f"{RESULTS}/figures/{{figure}}", ".svg", ".png", ".csv"),
+        [f"{RESULTS}/figures/{{figure}}.{kind}" for kind in FIGURE_KINDS],
     log:
         "logs/figures/{figure}.log",
     wildcard_constraints:
@@ -69,7 +70,8 @@ rule write_report:
         figures=lambda wildcards, input: os.path.dirname(input.figures[0]),
         tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
         data=DATA,
+        study=study_facts(),
         others=OTHER_RECORDS,
     shell:
         "dist3dgs --log {log:q} report --out {output:q} --figures {params.figures:q} --tables {params.tables:q}"
-        " --data {params.data:q} --records {input.records:q} {params.others:q}"
+        " --data {params.data:q} --study {params.study:q} --records {input.records:q} {params.others:q}"

@@ -1,5 +1,7 @@
 # Photographs from where they are, once: poses, pinhole images, one packed file.
 
+from math import ceil
+
 
 localrules:
     photographs,
@@ -48,15 +50,18 @@ rule ingest:
         **CLUSTER_RESOURCES,
         mem_mb=lambda wildcards: int(scene_of(wildcards).sfm.memory_gib * 1024),
         runtime=lambda wildcards: 10 + int(scene_of(wildcards).sfm.timeout_s / 60),
+        sfm_timeout_s=lambda wildcards: ceil(scene_of(wildcards).sfm.timeout_s),
+    # The limits come as resources: a change of a parameter, but not of a resource, makes outputs again.
     params:
-        scene=lambda wildcards: scene_of(wildcards).model_dump_json(),
+        scene=lambda wildcards: scene_of(wildcards).ingest_json(),
     shell:
         "dist3dgs --log {log:q} ingest {wildcards.scene:q} --scene {params.scene:q}"
+        " --threads {threads} --memory-mb {resources.mem_mb} --timeout-s {resources.sfm_timeout_s}"
         " --source {input:q} --pack {output.pack:q} --facts {output.facts:q}"
 
 
 rule weights:
-    """LPIPS weights, for those who want that metric: snakemake data/weights/lpips-alex.safetensors. Needs the internet."""
+    """LPIPS weights, for those who want that metric; needs the internet."""
     output:
         f"{DATA}/weights/lpips-alex.safetensors",
     log:

@@ -25,8 +25,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from ..errors import UserError
 from ..events import EventWriter
 from ..files import write_json
+from ..matrix import load_study
 from ..parallel.comm import Communicator
 from ..parallel.make import make_parallel
 from ..scenes.pack import PackedScene
@@ -39,12 +41,8 @@ from .machine import describe_machine
 
 WORLD = 2
 ALONE, FREE, IN_STEP = "one rank", "free", "in step"
-STRATEGIES = {
-    "replicated": Strategy(),
-    "sharded": Strategy(kind="sharded"),
-    "bf16": Strategy(compression="bf16"),
-    "powersgd": Strategy(compression="powersgd"),
-}
+#: Names from config/strategies.yaml; their own training settings do not count here.
+STRATEGIES = ("replicated", "sharded", "bf16", "powersgd")
 
 
 def main() -> None:
@@ -52,7 +50,8 @@ def main() -> None:
     parser.add_argument("--scene", type=Path, help="packed scene (default: a cloud of --gaussians)")
     parser.add_argument("--gaussians", type=int, default=50_000)
     parser.add_argument("--size", default="540x360", help="pixels of the cloud's photographs")
-    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="some of the default, by comma")
+    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="of the config's, by comma")
+    parser.add_argument("--config", type=Path, default=Path("config"), help="folder of strategies.yaml")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--block", type=int, default=6, help="steps per block")
     parser.add_argument("--sh-degree", type=int, default=3)
@@ -69,9 +68,11 @@ def main() -> None:
                 width=width,
                 height=height,
             )
-        chosen = args.strategies.split(",")
-        if unknown := set(chosen) - set(STRATEGIES):
-            parser.error(f"--strategies: {sorted(unknown)}; known: {', '.join(STRATEGIES)}")
+        try:
+            library = load_study(args.config)
+            chosen = {name: library.strategy(name) for name in args.strategies.split(",")}
+        except UserError as e:
+            parser.error(str(e))
         job = (str(scene), chosen, args.rounds, args.block, args.sh_degree, folder)
         mp.start_processes(_rank, (job,), nprocs=WORLD, start_method="spawn")
         result = json.loads(Path(folder, "result.json").read_text())
@@ -83,16 +84,16 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def _rank(rank: int, job: tuple[str, list[str], int, int, int, str]) -> None:
+def _rank(rank: int, job: tuple[str, dict[str, Strategy], int, int, int, str]) -> None:
     scene_path, chosen, rounds, block, sh_degree, folder = job
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("BENCH_PORT", "29591")}
     set_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD, timeout=timedelta(seconds=300))
     scene = PackedScene.open(Path(scene_path))
     runs = {ALONE: _trainer(scene, Communicator(), Strategy(), sh_degree, Path(folder, f"one{rank}"))}
-    for name in chosen:
+    for name, strategy in chosen.items():
         comm = Communicator(rank, WORLD)
-        runs[name] = _trainer(scene, comm, STRATEGIES[name], sh_degree, Path(folder, f"{name}{rank}"))
+        runs[name] = _trainer(scene, comm, strategy, sh_degree, Path(folder, f"{name}{rank}"))
     one_image = _trainer(scene, Communicator(), Strategy(), sh_degree, Path(folder, f"image{rank}"), batch=1)
     runs |= {FREE: runs[ALONE], IN_STEP: one_image}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -104,10 +105,10 @@ def _rank(rank: int, job: tuple[str, list[str], int, int, int, str]) -> None:
             # The same views in every round and by every strategy: some are dearer than others.
             for step in range(number * block, (number + 1) * block):
                 if name == IN_STEP:
-                    run._one_step(WORLD * step + rank + 1)
+                    run.one_step(WORLD * step + rank + 1)
                     dist.barrier()
                 elif name != ALONE or rank == 0:
-                    run._one_step(step + 1)
+                    run.one_step(step + 1)
             used = torch.tensor(time.process_time() - cpu_started, dtype=torch.float64)
             dist.all_reduce(used, op=dist.ReduceOp.MAX)
             if number:  # the first round warms up
@@ -133,7 +134,7 @@ def _trainer(
     events = EventWriter(out / "events.jsonl", comm.rank)
     parallel = make_parallel(spec, comm, get_renderer("cpu"), device)
     trainer = Trainer(spec, scene, out, parallel, device, events, Clock(events, device))
-    trainer._start()
+    trainer.start()
     comm.meters.clear()
     return trainer
 

@@ -16,6 +16,8 @@ NEEDS = {
     "plyfile": "plyfile>=1.1",
     "pydantic": "pydantic>=2.10",
     "safetensors": "safetensors>=0.5",
+    "scipy": "scipy>=1.13",
+    "yaml": "pyyaml>=6",
 }
 
 

@@ -25,6 +25,7 @@ from ..files import write_text
 MB = 1_000_000
 #: A file of many jobs has no single verdict.
 FAILED = "failed-jobs.log"
+TABLE = "table.log"
 
 
 def nerfstudio_console() -> Iterator[bytes]:
@@ -76,11 +77,42 @@ def failed_jobs(folder: Path) -> Iterator[bytes]:
         yield from logs
 
 
+def nvidia_smi() -> Iterator[bytes]:
+    """Eight GPUs, sampled every second, with header and units."""
+    yield b"timestamp, index, utilization.gpu [%], memory.used [MiB], power.draw [W]\n"
+    for t in itertools.count():
+        at = b"2025/12/%02d %02d:%02d:%02d" % (t // 86400 % 28 + 1, t // 3600 % 24, t // 60 % 60, t % 60)
+        for gpu in range(8):
+            yield b"%s.%03d, %d, %d %%, %d MiB, %.2f W\n" % (
+                at, t * 7 % 900 + gpu, gpu, (t * 13 + gpu) % 101, 4 + (t * 977 + gpu * 131) % 80_000, 60 + t * 31 % 34_000 / 100,
+            )  # fmt: skip
+
+
+def own_events() -> Iterator[bytes]:
+    """Steps of two ranks, as `dist3dgs.events` writes them."""
+    yield b'{"t": 0.0, "rank": 0, "event": "start", "world_size": 2, "host": "n1", "device": "cuda"}\n'
+    for i in itertools.count(1):
+        yield b'{"t": %d.0, "rank": %d, "event": "step", "step": %d, "loss": 0.%04d, "num_gaussians": %d, "step_s": 0.1}\n' % (
+            i, i % 2, i // 2, i % 9999, 100_000 + i,
+        )  # fmt: skip
+
+
+def metrics() -> Iterator[bytes]:
+    yield b"step,time,train_loss,psnr\n"
+    for i in itertools.count():
+        yield b"%d,%.4f,%.6f,%.3f\n" % (i, 0.02 + i % 7 / 1000, 1 / (1 + i % 1000), 20 + i % 900 / 100)
+
+
 KINDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "nerfstudio console": nerfstudio_console,
     "iterations of many ranks": iterations_of_many_ranks,
     "progress bar, one line": progress_bar,
+    "nvidia-smi": nvidia_smi,
+    "our own events": own_events,
+    "metrics.csv": metrics,
 }
+#: Tables and events have no place for an error.
+WITHOUT_ERROR = {"nvidia-smi", "our own events", "metrics.csv"}
 
 
 def write_log(path: Path, pieces: Iterator[bytes], num_bytes: int) -> None:
@@ -122,7 +154,7 @@ def measure(path: Path, repeats: int) -> dict[str, float]:
         ours.append(timed(lambda: scan([path])))
     found = scan([path])
     cause = judge(found, summarise(found), {}).cause
-    assert cause == "gpu_oom" or path.name == FAILED, cause
+    assert cause == "gpu_oom" or path.name in (FAILED, TABLE), cause
     medians = {
         "grep_wall": statistics.median(w for w, _ in grep),
         "grep_cpu": statistics.median(c for _, c in grep),
@@ -138,7 +170,7 @@ def report(rows: dict[str, dict[str, float]], arguments: str, repeats: int, peak
         "",
         f"`python -m dist3dgs.bench.readers {arguments}` on a {processor()}; Python "
         f"{platform.python_version()}. Median of {repeats}, `grep -c Traceback` and the scan of `dist3dgs diagnose` "
-        f"on the same file in turn; load of the machine at the end: {os.getloadavg()[0]:.1f}. Each file but that of many jobs ends with an error that the verdict must find.",
+        f"on the same file in turn; load of the machine at the end: {os.getloadavg()[0]:.1f}. Each log of one job ends with an error that the verdict must find.",
         "",
         "| log | MB | grep -c, MB/s (CPU) | scan, MB/s (CPU) | grep -c, MB/s (wall) | scan, MB/s (wall) |",
         "|---|---|---|---|---|---|",
@@ -164,6 +196,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--logs", type=Path, help="folder of *.log, read as one file of the given size too")
     parser.add_argument("--out", type=Path, help="e.g. docs/benchmarks/readers.md")
     args = parser.parse_args(argv)
+    if args.mb < 1 or args.repeats < 1:
+        parser.error("--mb and --repeats: at least 1")
     rows = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         kinds = dict(KINDS)
@@ -172,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
                 args.logs
             )
         for name, make in kinds.items():
-            path = Path(folder) / ("job.log" if name in KINDS else FAILED)
+            path = Path(folder) / (TABLE if name in WITHOUT_ERROR else "job.log" if name in KINDS else FAILED)
             write_log(path, make(), args.mb * MB)
             rows[name] = measure(path, args.repeats)
             print(name, {k: round(v) for k, v in rows[name].items()}, flush=True)

@@ -1,49 +1,106 @@
 """What `dist3dgs read`, `dist3dgs diagnose` and `dist3dgs import` do."""
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from ..errors import UserError
 from .lines import CONTROL
 
 
 def run_read(paths: Sequence[Path | str], as_json: bool) -> int:
-    """Print the summary of one job. Returns the exit status, always 0; raises `UserError` if nothing can be read."""
+    """Print a summary of each job. Returns the exit status, always 0; raises `UserError` if nothing can be read.
+
+    As JSON one job is an object, several are a list of them.
+    """
+    from . import shown
+    from .jobs import by_job
     from .readers import read_logs
 
-    summary = read_logs(paths)
-    _print(_json(summary) if as_json else "\n".join(_summary_lines(summary)))
+    summaries = [read_logs(job) for job in by_job(paths)]
+    if as_json:
+        found = [s.model_dump(mode="json") for s in summaries]
+        _print(json.dumps(found if len(found) > 1 else found[0], indent=1, ensure_ascii=False))
+    else:
+        _print("\n\n".join("\n".join(shown.lines(s)) for s in summaries))
     return 0
 
 
-def run_diagnose(paths: Sequence[Path | str], as_json: bool, context: Mapping[str, Any] | None = None) -> int:
-    """Print the verdict. Returns 0 for ok, 1 for failed or degraded, 3 for unknown."""
+def run_diagnose(
+    paths: Sequence[Path | str],
+    as_json: bool,
+    context: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+    verdict_of_run: Callable[[Path], Any] | None = None,
+) -> int:
+    """Print one verdict for each job and run. Returns 0: ok, 1: failed or degraded, 2: a file is missing, 3: unknown.
+
+    Of several the first of failed, missing, unknown, ok that there is. verdict_of_run: what the record says of a run of
+    our own (`judge.told`). Raises `UserError` if nothing can be read.
+    """
+    from .given import given
+    from .jobs import by_job
     from .verdict import diagnose
 
-    verdict = diagnose(paths, context)
-    _print(_json(verdict) if as_json else "\n".join(_verdict_lines(verdict)))
-    return {"ok": 0, "unknown": 3}.get(verdict.status, 1)
+    with given(paths) as found:
+        if not found.logs and not found.runs:
+            notes = f" ({'; '.join(found.notes)})" if found.notes else ""
+            raise UserError(
+                f"nothing to read{notes}; give the job's files: dist3dgs diagnose job.out job.err"
+            )
+        verdicts = [(str(run), verdict_of_run(run)) for run in found.runs if verdict_of_run is not None]
+        verdicts += [(" ".join(map(str, job)), diagnose(job, context)) for job in by_job(found.logs)]
+        verdicts[0][1].notes[:0] = found.notes
+        if as_json:
+            values = [v.model_dump(mode="json") for _, v in verdicts]
+            text = json.dumps(values[0] if len(values) == 1 else values, indent=1, ensure_ascii=False)
+        else:
+            heads = [[] if len(verdicts) == 1 else [f"{name}:"] for name, _ in verdicts]
+            blocks = [
+                [*head, *_verdict_lines(v, verbose)] for head, (_, v) in zip(heads, verdicts, strict=True)
+            ]
+            text = "\n\n".join("\n".join(lines) for lines in blocks)
+        _print(found.named(text))
+    return _exit_status([v.status for _, v in verdicts], found.missing or _unread(verdicts))
+
+
+def _exit_status(statuses: Sequence[str], missing: bool) -> int:
+    if {"failed", "degraded"} & set(statuses):
+        return 1
+    return 2 if missing else 3 if "unknown" in statuses else 0
+
+
+def _unread(verdicts: Sequence[tuple[str, Any]]) -> bool:
+    return any(note.endswith(UNREAD) for _, v in verdicts for note in v.notes)
 
 
 def run_import(
     paths: Sequence[Path | str], *, scene: str, layout: str, strategy: str = "imported", repeat: str = "r0",
-    results: Path = Path("results"),
+    results: Path = Path("results"), force: bool = False,
 ) -> int:  # fmt: skip
     """Turn a foreign job's logs into `results/{scene}/{strategy}/{layout}/{repeat}/record.json`."""
     from ..record import save_record
     from .importer import import_record
 
     record, path = import_record(
-        paths, scene=scene, layout=layout, strategy=strategy, repeat=repeat, results=results
+        paths, scene=scene, layout=layout, strategy=strategy, repeat=repeat, results=results, force=force
     )
     save_record(record, path)
     cause = f" ({record.failure.cause})" if record.failure else ""
     _print(f"{path}: {record.status}{cause}")
     return 0
+
+
+#: How the notes of files end that could not be read at all.
+UNREAD = (
+    "no such file",
+    "cannot be read",
+    "Permission denied",
+    "not a regular file; save its content to one",
+)
 
 
 def _print(text: str) -> None:
@@ -55,12 +112,8 @@ def _json(value: BaseModel) -> str:
     return json.dumps(value.model_dump(mode="json"), indent=1, ensure_ascii=False)
 
 
-def _duration(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{seconds:.4g} s"
-
-
-def _verdict_lines(d: Any) -> list[str]:
-    lines = [d.status if d.cause is None else f"{d.status}: {d.cause}"]
+def _verdict_lines(d: Any, verbose: bool) -> list[str]:
+    lines = [d.status if d.cause in (None, d.status) else f"{d.status}: {d.cause}"]
     place = [
         f"{k} {v}"
         for k, v in (("phase", d.phase), ("step", d.step), ("rank", d.rank), ("node", d.node))
@@ -68,66 +121,25 @@ def _verdict_lines(d: Any) -> list[str]:
     ]
     if place:
         lines.append("  " + ", ".join(place))
-    lines += [f"  {e.file}:{e.line}: {e.text}" for e in d.evidence]
+    lines += [f"  {e.file}{'' if e.line is None else f':{e.line}'}: {e.text}" for e in d.evidence]
     for name, text in (("why", d.explanation), ("mend", d.remedy if d.status != "ok" else None)):
         if text:
             lines.append(f"  {name}: {text}")
+    lines += [f"  note: {note}" for note in d.notes]
     lines += [f"  not {r.cause}: {r.reason}" for r in d.ruled_out]
     if d.cause == "unknown" and d.looked_for:
-        lines.append("  looked for:")
-        lines += [f"    {text}" for text in d.looked_for]
-    return lines
-
-
-def _summary_lines(s: Any) -> list[str]:
-    def row(name: str, value: object) -> str:
-        return f"{name:<18} {value if value not in (None, '', []) else 'unknown: ' + s.reasons.get(name, 'not stated')}"
-
-    lines = [row("job_id", s.job_id), row("job_name", s.job_name), row("nodes", ", ".join(s.nodes))]
-    lines += [row("devices_asked", s.devices_asked), row("devices_used", s.devices_used)]
-    if s.started_at is not None:
-        lines.append(row("started", time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(s.started_at))))
-    lines += [
-        row("total_s", s.total_s),
-        row(
-            "iterations",
-            f"{s.iterations} of {s.iterations_asked or '?'}" if s.iterations is not None else None,
-        ),
-    ]
-    lines += [row(f"  {name}", _duration(seconds)) for name, seconds in s.phases_s.items()]
-    if s.step_s is not None:
-        t = s.step_s
-        of = f"{s.step_s_kind}{', of a sample' if s.step_s_sampled else ''}"
-        lines.append(
-            row(
-                "step_s",
-                f"median {t.median:.6g}, mean {t.mean:.6g}, 5 % {t.p5:.6g}, 95 % {t.p95:.6g} ({of})",
-            )
-        )
-    else:
-        lines.append(row("step_s", None))
-    lines += [row("throughput", f"{r.mean:.5g} {r.unit} (mean), {r.last:.5g} (last)") for r in s.throughput]
-    lines += [row(name, f"{value:.5g}") for name, value in s.quality.items()]
-    lines.append(row("num_gaussians", s.num_gaussians))
-    for g in s.gpus:
-        memory = (
-            f"memory peak {g.memory_peak_gib:.2f}, average {g.memory_average_gib:.2f}, mode {g.memory_mode_gib:.2f} GiB"
-            if g.memory_peak_gib is not None
-            else "memory unknown"
-        )
-        busy = (
-            f", busy {g.utilisation_average_percent:.0f} %"
-            if g.utilisation_average_percent is not None
-            else ""
-        )
-        lines.append(row(f"gpu {g.gpu}", memory + busy))
-    lines += [row("host_peak_gib", s.host_peak_gib), row("finished", s.finished.text if s.finished else None)]
+        causes = [text for text in d.looked_for if not text.startswith("the job's other half")]
+        if verbose:
+            lines += ["  looked for:", *(f"    {text}" for text in causes)]
+        elif causes:
+            lines.append(f"  looked for {len(causes)} causes; --verbose lists how each would look")
     return lines
 
 
 def troubleshooting() -> str:
     """docs/troubleshooting.md, made from the table of rules."""
     from .rules import RULES, Tier
+    from .rules.remedies import REMEDIES
 
     causes = list(dict.fromkeys(r.cause for r in RULES))
     out = [
@@ -138,6 +150,8 @@ def troubleshooting() -> str:
         "",
         "```",
         "dist3dgs diagnose job.out job.err        # all files of one job; --json for programs",
+        "                                         # exit status: 0 ok, 1 failed or degraded, 2 missing, 3 unknown",
+        "dist3dgs diagnose results/SCENE/STRATEGY/LAYOUT/r0/record.json   # a run of our own, as its record has it",
         "dist3dgs read job.out                    # the job in numbers",
         "```",
         "",
@@ -162,6 +176,9 @@ def troubleshooting() -> str:
                 f"**What to do.** {r.remedy}",
                 "",
             ]
+            for trainer, remedies in REMEDIES.items():
+                if r.name in remedies:
+                    out += [f"**With {trainer}.** {remedies[r.name]}", ""]
     return "\n".join(out).rstrip() + "\n"
 
 

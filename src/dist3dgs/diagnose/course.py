@@ -3,16 +3,17 @@
 import re
 import statistics
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 from ..record import Evidence, Model, StepTime
+from .displays import NO_TRAINING
 from .facts import Line
 from .scan import Scan
-from .steps import StepSeries
-from .text import NO_TRAINING
+from .series import StepSeries
+from .text import REPEATS_RANKS
 
 #: What stands before the progress bar of an evaluation.
-EVALUATION = re.compile(r"(?i)\beval|\bvalid|\btest")
+EVALUATION = re.compile(r"(?i)\beval|\bvalid|\btest|\brender")
 
 
 class Rate(Model):
@@ -31,7 +32,7 @@ def main_series(scan: Scan) -> StepSeries | None:
         if s.last >= 0 and not s.format.epochs and not NO_TRAINING.search(s.description)
     ]
     able = [s for s in able if s.format.name != "metrics.csv"]
-    weak = ("tqdm", "key value", "trainer dict", "opensplat")
+    weak = ("tqdm", "key value", "key value with time", "trainer dict", "opensplat")
     return max(
         able,
         key=lambda s: (bool(s.seconds), s.format.name not in weak, s.elapsed_s or 0, s.count),
@@ -40,14 +41,15 @@ def main_series(scan: Scan) -> StepSeries | None:
 
 
 def iterations(scan: Scan, series: StepSeries | None) -> tuple[int | None, int | None]:
+    """Training steps done and asked for."""
     asked = scan.facts.get("iterations_asked")
     if scan.diary is not None and scan.diary.num_events:
         return max([scan.diary.last_step, *scan.diary.steps.values()]), asked
     if series is None or series.format.name == "trainer dict":
-        return None, asked
+        return scan.facts.get("steps_done"), asked
     total = (
         asked
-        or series.total
+        or series.stated_total
         or next((o.total for o in scan.series.values() if o.total == series.last + 1), None)
     )
     # Displays that count from 0 end at total - 1.
@@ -55,25 +57,41 @@ def iterations(scan: Scan, series: StepSeries | None) -> tuple[int | None, int |
     return done, total
 
 
-def step_time(scan: Scan, series: StepSeries | None) -> tuple[StepTime | None, Any]:
+def epochs(scan: Scan) -> int | None:
+    """Epochs done."""
+    return max((s.num_steps for s in scan.series.values() if s.format.epochs and s.last >= 0), default=None)
+
+
+class Pace(NamedTuple):
+    """Seconds per step, and of how much of the run."""
+
+    step_s: StepTime | None = None
+    kind: str | None = None
+    series: StepSeries | None = None  # None: of all steps, as the trainer itself added them up
+
+    @property
+    def shown(self) -> tuple[int, int] | None:
+        """First and last step shown, where those are less than the run."""
+        return self.series.range_shown if self.series is not None and not self.series.covers_run else None
+
+
+def pace(scan: Scan, series: StepSeries | None) -> Pace:
     diary = scan.diary
     if diary is not None and diary.step_s:
         slowest = max(diary.step_s.values(), key=lambda s: s.get("mean", 0.0))
         if {"median", "mean", "p5", "p95"} <= slowest.keys():
-            return StepTime(**slowest), "per step"
-    if series is not None:
-        step_s = series.step_time()
-        if step_s is not None:
-            return step_s, "moving average" if series.format.smoothed else "per step"
+            return Pace(StepTime(**slowest), "per step")
+    if series is not None and (step_s := series.step_time()) is not None:
+        kind = "moving average" if series.format.smoothed else "per step"
+        return Pace(step_s, "between lines" if series.format.name == "key value with time" else kind, series)
     for s in scan.series.values():
         if s.format.epochs and (step_s := s.step_time()) is not None:
-            return step_s, "per epoch"
-    return None, None
+            return Pace(step_s, "per epoch", s)
+    return Pace()
 
 
-def phases(
-    scan: Scan, series: StepSeries | None, iterations: int | None
-) -> tuple[dict[str, float], float | None]:
+def phases(scan: Scan, series: StepSeries | None) -> tuple[dict[str, float], float | None]:
+    """Seconds of each phase that the log tells, and of the whole job."""
     diary, f = scan.diary, scan.facts
     if diary is not None and diary.phases_s:
         names = dict.fromkeys(name for phases in diary.phases_s.values() for name in phases)
@@ -84,11 +102,13 @@ def phases(
             else None
         )
         return slowest, span
-    total = f.get("duration_s") or f.get("train_s")
+    total = stated = f.get("duration_s") or f.get("train_s")
     start = min(scan.first_time.values(), default=None)
     end = max(scan.last_time.values(), default=None)
     if total is None and start is not None and end is not None and end > start:
         total = end - start
+    if total is None:
+        total = samples_s(scan)
     marks = [(x.value, x.line.time) for x in f.many.get("mark", []) if x.line.time is not None]
     phases: dict[str, float] = {}
     names = {"start": "environment", "caching_eval": "caching_eval", "caching_train": "caching"}
@@ -98,42 +118,67 @@ def phases(
         phase = names.get(str(name))
         if t is not None and t_next is not None and t_next >= t and phase is not None:
             phases[phase] = phases.get(phase, 0.0) + t_next - t
-    stepping = f.get("stepping_s") or _stepping(series, iterations)
+    stepping = f.get("stepping_s") or _stepping(scan, series)
     if stepping is not None:
         phases["stepping"] = stepping
     if (evaluation := _evaluation(scan)) is not None:
         phases["evaluation"] = evaluation
-    if total is not None and not phases and iterations is None and marks:
-        phases["environment"] = total  # it never came further
-    if total is not None and phases and total >= sum(phases.values()):
+    if not stated and total is not None and total < max(phases.values(), default=0.0):
+        total = None  # the lines with times of day are not from the whole job
+    if total is not None and not phases and not scan.series and marks and f.get("trainer") == "nerfstudio":
+        phases["environment"] = total  # it prints its first step at once: it never came so far
+    if total is not None and "stepping" in phases and total >= sum(phases.values()):
         phases["other"] = total - sum(phases.values())
     return phases, total
 
 
+def samples_s(scan: Scan) -> float | None:
+    """Seconds over which the resources of the job were sampled."""
+    times = [(g.first_t, g.last_t) for _, gpus in scan.smi for g in gpus.values()]
+    times += [(n.first_t, n.last_t) for n in scan.nodes]
+    spans = [p.elapsed_s for p in scan.processes]
+    spans += [last - first for first, last in times if first is not None and last is not None]
+    return max((s for s in spans if s > 0), default=None)
+
+
 def _evaluation(scan: Scan) -> float | None:
-    """Seconds that progress bars of evaluations show, where all of them were read."""
+    """Seconds that progress bars of evaluations show, where all of them were read, or that lines state."""
     bars = [s for s in scan.series.values() if EVALUATION.search(s.description) and s.elapsed_s is not None]
-    if not bars or any(s.sampled for s in bars):
+    if not bars:
+        return _stated_evaluation(scan)
+    if any(s.sampled for s in bars):
         return None
     return sum(s.earlier_s + (s.elapsed_s or 0.0) for s in bars)
 
 
-def _stepping(series: StepSeries | None, iterations: int | None) -> float | None:
-    if series is None or not iterations:
+def _stated_evaluation(scan: Scan) -> float | None:
+    """The sum of one wording on one rank: others tell of the same evaluations."""
+    stated = scan.facts.many.get("evaluation_s", [])
+    if len(stated) >= REPEATS_RANKS:  # of so many not each was read
         return None
-    if series.elapsed_s is not None and not series.restarts:
-        return series.elapsed_s
-    step_s = series.step_time()
-    return step_s.mean * iterations if step_s is not None else None
+    sums: dict[str, float] = {}
+    for fact in stated:
+        wording, seconds = fact.value
+        sums[wording] = sums.get(wording, 0.0) + seconds
+    return max(sums.values(), default=None)
 
 
-def rates(scan: Scan, step_s: StepTime | None, kind: str | None) -> list[Rate]:
+def _stepping(scan: Scan, series: StepSeries | None) -> float | None:
+    """Seconds of all training steps; None if this log shows only a part of them."""
+    if series is None:
+        series = next((s for s in scan.series.values() if s.format.epochs and s.seconds), None)
+    return series.stepping_s() if series is not None and series.covers_run else None
+
+
+def rates(scan: Scan, pace: Pace) -> list[Rate]:
+    """As displays show them, and steps per second where the mean is that of the run."""
     rates = [
-        Rate(unit=s.format.rate_unit, mean=statistics.fmean(s.rates), last=s.rates[-1])
+        Rate(unit=s.rate_unit, mean=statistics.fmean(s.rates), last=s.rates[-1])
         for s in scan.series.values()
-        if s.rates and s.format.rate_unit
+        if s.rates and s.rate_unit and s.covers_run
     ]
-    if step_s is not None and kind != "per epoch" and step_s.mean > 0:
+    step_s = pace.step_s
+    if step_s is not None and pace.kind != "per epoch" and pace.shown is None and step_s.mean > 0:
         rates.append(Rate(unit="steps/s", mean=1 / step_s.mean, last=1 / step_s.mean))
     return rates
 

@@ -1,7 +1,7 @@
 """What a log states: job id, nodes, devices, phases, quality. Readers say which line states what."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ class FactPattern:
     """A statement of fact in a log line.
 
     `keep`: the first, last or largest value, all different ones (`set`) or all (`list`, at most 1000).
-    `often`: the line comes again with other numbers, and each one counts.
+    `often`: the line comes again with other numbers, and each one counts; `some`: a few of them will do.
     """
 
     key: str
@@ -37,6 +37,7 @@ class FactPattern:
     value: Callable[[re.Match[str]], Any] = lambda m: m[1]
     keep: Literal["first", "last", "max", "set", "list"] = "first"
     often: bool = False
+    some: bool = False
 
 
 class FactTable:
@@ -46,8 +47,9 @@ class FactTable:
         self._patterns = tuple(patterns)
         self._index = WordIndex([p.pattern for p in self._patterns])
 
-    def candidates(self, text: str) -> list[FactPattern]:
-        return [self._patterns[i] for i in self._index.candidates(text)]
+    def candidates(self, texts: Sequence[str]) -> list[list[FactPattern]]:
+        """For each line the patterns that it may have."""
+        return [[self._patterns[i] for i in found] for found in self._index.candidates_of(texts)]
 
 
 MAX_LIST = 1000
@@ -84,7 +86,7 @@ class Facts:
                 except (ValueError, OverflowError):
                     continue
                 self.add(p.key, value, line, p.keep)
-                if p.often:
+                if p.often or p.some:
                     again.append(p)
         return again
 

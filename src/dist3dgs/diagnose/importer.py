@@ -10,16 +10,22 @@ from ..record import (
     Environment,
     Evidence,
     Failure,
+    GpuTotals,
     Metrics,
     Provenance,
     RankMetrics,
     Run,
     RunRecord,
+    load_record,
 )
+from .jobs import by_job
+from .machines import GpuUse
 from .scan import Scan, scan
 from .summary import LogSummary, summarise
 from .verdict import Diagnosis, judge
 
+#: Trainers that have no other renderer.
+GPU_TRAINERS = ("gsplat", "nerfstudio")
 #: Phases of foreign trainers in our vocabulary (events.PHASES).
 PHASES = {
     "environment": "startup",
@@ -33,25 +39,71 @@ PHASES = {
 
 def import_record(
     paths: Sequence[Path | str], *, scene: str, layout: str, strategy: str = "imported", repeat: str = "r0",
-    results: Path = Path("results"),
+    results: Path = Path("results"), force: bool = False,
 ) -> tuple[RunRecord, Path]:  # fmt: skip
     """Record of one job from its logs and where it belongs.
 
-    Raises `UserError` for a bad name, logs that cannot be read, or a record of one of our own runs in the same place.
+    Raises `UserError` for a bad name, logs that cannot be read or have nothing in them, files of several jobs, a record
+    of one of our own runs in the same place, and, unless `force`, for a layout that the log contradicts or another
+    log's record in the same place.
     """
     point = Point.parse(scene, strategy, layout, repeat)
     path = point.folder(Path(results)) / "record.json"
-    if path.exists():
-        from ..record import load_record
-
-        if load_record(path).provenance.source == "dist3dgs":
-            raise UserError(
-                f"{path} is the record of a run of our own; import under another --strategy or --repeat"
-            )
+    if len(jobs := by_job([Path(p) for p in paths])) > 1:
+        first = " ".join(map(str, jobs[0]))
+        raise UserError(
+            f"these are logs of {len(jobs)} jobs; import one at a time, e.g.: dist3dgs import {first}"
+        )
     found = scan(paths)
+    if all(f.format in ("empty", "missing") for f in found.files):
+        raise UserError(
+            f"{found.files[0].path}: nothing is written in it, so there is nothing to make a record of"
+        )
     summary = summarise(found)
+    if not force:
+        _check_layout(point, summary)
     verdict = judge(found, summary, {"devices_asked": point.layout.world_size})
-    return _record(point, found, summary, verdict), path
+    record = _record(point, found, summary, verdict)
+    if path.exists():
+        _check_place(path, record, force)
+    return record, path
+
+
+def _check_layout(point: Point, s: LogSummary) -> None:
+    """A record in the wrong place would count as another size's."""
+    asked, world = s.devices_asked, point.layout.world_size
+    if asked is not None and asked != world:
+        said = f"{asked} devices were allocated"
+    elif s.devices_used is not None and s.devices_used > world:
+        said = f"{s.devices_used} devices were used"
+    else:
+        return
+    raise UserError(
+        f"--layout {point.layout} is {world} devices, and the log says that {said}; give the layout that the job was "
+        "allocated, or --force if the log is wrong"
+    )
+
+
+def _check_place(path: Path, record: RunRecord, force: bool) -> None:
+    there = load_record(path)
+    if there.provenance.source == "dist3dgs":
+        raise UserError(
+            f"{path} is the record of a run of our own; import under another --strategy or --repeat"
+        )
+    digests = there.provenance.evidence_sha256.values()
+    if not force and not set(digests) & set(record.provenance.evidence_sha256.values()):
+        raise UserError(
+            f"{path} is the record of other logs ({', '.join(there.provenance.evidence_sha256) or 'unknown'}); "
+            f"import as --repeat r{_free_repeat(path.parent)}, or in its place with --force"
+        )
+
+
+def _free_repeat(folder: Path) -> int:
+    """The first number from this repeat's on that has no record."""
+    number = int(folder.name[1:])
+    while folder.with_name(f"r{number}").joinpath("record.json").exists():
+        number += 1
+    return number
 
 
 def _record(point: Point, found: Scan, summary: LogSummary, verdict: Diagnosis) -> RunRecord:
@@ -67,7 +119,7 @@ def _record(point: Point, found: Scan, summary: LogSummary, verdict: Diagnosis) 
         failure=_portable(failure),
         metrics=_metrics(summary, images),
         reasons=_reasons(summary, images),
-        environment=Environment(hosts=summary.nodes, devices=_devices(found, summary)),
+        environment=Environment(hosts=summary.nodes, devices=_devices(found, summary, point.layout.world_size)),
         provenance=Provenance(
             slurm_job_id=summary.job_id, source="imported", started_at=summary.started_at,
             finished_at=_finished_at(summary), evidence_sha256=_digests(summary),
@@ -143,12 +195,30 @@ def _metrics(s: LogSummary, images: int | None) -> Metrics:
         psnr=s.quality.get("psnr"),
         ssim=s.quality.get("ssim"),
         lpips=s.quality.get("lpips"),
+        loss=s.quality.get("loss"),
+        accuracy=s.quality.get("accuracy", s.quality.get("train_accuracy")),
+        epochs=s.epochs,
+        gpus=[_gpu(g, s.total_s) for g in s.gpus],
         ranks=[RankMetrics(rank=r) for r in range(min(s.devices_used or 0, 4096))],
     )  # fmt: skip
 
 
-def _devices(found: Scan, s: LogSummary) -> list[str]:
+def _gpu(g: GpuUse, total_s: float | None) -> GpuTotals:
+    power = g.power_average_w
+    return GpuTotals(
+        gpu=g.gpu,
+        memory_peak_gib=g.memory_peak_gib,
+        memory_average_gib=g.memory_average_gib,
+        memory_mode_gib=g.memory_mode_gib,
+        utilisation_average_percent=g.utilisation_average_percent,
+        power_average_w=power,
+        energy_wh=power * total_s / 3600 if power is not None and total_s is not None else None,
+    )
+
+
+def _devices(found: Scan, s: LogSummary, world: int) -> list[str]:
     """Names as nvidia-smi gave them; `GPU` where the log only says that they are."""
     named = [g.name for g in s.gpus if g.name]
-    on_gpu = s.devices_asked is not None or found.facts.get("device_type") == "cuda"
-    return named or (["GPU"] * min(s.devices_used or s.devices_asked or 0, 4096) if on_gpu else [])
+    kind = found.facts.get("device_type")
+    on_gpu = s.devices_asked is not None or kind == "cuda" or (s.trainer in GPU_TRAINERS and kind is None)
+    return named or (["GPU"] * min(s.devices_used or s.devices_asked or world, 4096) if on_gpu else [])

@@ -13,7 +13,6 @@ expression, is what makes a 1 GB log readable in seconds (docs/decisions/0030-li
 # ruff: noqa: E501 (a pattern is read best on one line)
 
 import codecs
-import csv
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -44,17 +43,6 @@ def clean(raw: bytes) -> str:
     if "\x1b" in text:
         text = ANSI.sub("", text)
     return CONTROL.sub("", text).rstrip()
-
-
-def cells(raw: bytes) -> list[str]:
-    """The cells of one line of a CSV, stripped; none of a line that is not one."""
-    text = clean(raw)
-    if '"' in text:
-        try:
-            return [cell.strip() for cell in next(csv.reader([text]))]
-        except (csv.Error, StopIteration):
-            return []
-    return [cell.strip() for cell in text.split(",")] if text else []
 
 
 class Block:

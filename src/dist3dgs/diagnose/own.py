@@ -1,12 +1,40 @@
 """Our own runs: events of the ranks and what the launcher knows, brought to the same table of rules."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .facts import Line
 from .readers.events import RunDiary
 from .rules import RULES, Hit, error_hit
 from .scan import Scan
+
+
+def is_summary(path: Path) -> bool:
+    """Whether a file is what our launcher or our judge says of a run: nothing that a job printed."""
+    if path.name not in ("launch.json", "record.json") or not path.is_file():
+        return False
+    content = read_json(path)
+    return "spec_digest" in content or {"run", "status", "metrics"} <= content.keys()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def launch_context(paths: Sequence[Path]) -> dict[str, Any]:
+    """What the launch.json among `paths` tells of the run, as context for `diagnose`."""
+    launch = next((read_json(p) for p in paths if p.name == "launch.json" and is_summary(p)), None)
+    if launch is None:
+        return {}
+    code = launch.get("returncode")
+    return {"own_run": True, "exit_code": code if isinstance(code, int) else None}
 
 
 def add_hits(scan: Scan, context: Mapping[str, Any]) -> None:

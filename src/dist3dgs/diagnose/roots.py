@@ -5,6 +5,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from .rules import RULES, Hit, Rule, Tier
 from .scan import Scan
@@ -21,6 +22,10 @@ ENDING = re.compile(
 REPORT = re.compile(
     r"ChildFailedError|failed \(exitcode|Root Cause|terminated with the following error|FAILED|return code = -?[1-9]"
 )
+
+#: Where a job is over, and which.
+JOB_END = re.compile(r"\*\*\* (?:JOB|STEP) (\d+)\S* ON \S+ CANCELLED AT")
+TASK_FAILED = re.compile(r"error: \S+: tasks? [\d,-]+: ")
 
 BY_NAME = {r.name: r for r in RULES}
 
@@ -49,6 +54,8 @@ def choose(scan: Scan, finished: bool) -> Choice:
             choice.symptoms.append(hit)
         else:
             live.append(hit)
+    live = _of_the_last_job(live, scan, choice)
+    live = _without_complaints(live, scan, choice)
     live = [h for h in live if h.rule.tier != Tier.IGNORED or _counts(h, scan, choice)]
     live = _before_the_end(live, choice)
     live = _without_echoes(live, choice)
@@ -62,6 +69,62 @@ def choose(scan: Scan, finished: bool) -> Choice:
     choice.others = [h for h in [root, *same] if h is not choice.root]
     choice.ruled_out += [(h, _why_not(h, choice.root)) for h in live if h.rule.cause != root.rule.cause]
     return choice
+
+
+def _of_the_last_job(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit]:
+    """A file to which one job after the other was appended is judged by the last one."""
+    kept, symptoms = live, choice.symptoms
+    for index in {h.file_index for h in live}:
+        mine = sorted((h for h in scan.hits if h.file_index == index), key=lambda h: h.order)
+        ends = [h for h in mine if JOB_END.search(h.line.text)]
+        last = next((a for a, b in reversed(list(pairwise(ends))) if _job_of(a) != _job_of(b)), None)
+        if last is None:
+            continue
+        earlier = [h for h in kept if h.file_index == index and h.order <= last.order]
+        where = f"it belongs to another job, which ended at line {last.line.number}"
+        choice.ruled_out += [(h, where) for h in earlier]
+        kept = [h for h in kept if h not in earlier]
+        symptoms = [h for h in symptoms if h.file_index != index or h.order > last.order]
+    choice.symptoms = symptoms
+    return kept
+
+
+def _job_of(end: Hit) -> str | None:
+    m = JOB_END.search(end.line.text)
+    return m[1] if m else None
+
+
+def _without_complaints(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit]:
+    """What conda or pip could not do before the program began matters only if the program could not do without."""
+    kept = []
+    for hit in live:
+        if hit.rule.complaint is None or not hit.rule.complaint.search(hit.line.text):
+            kept.append(hit)
+            continue
+        progress = scan.progress.get(hit.file_index)
+        stop = next((h for h in live if h.rule.tier == Tier.STOP), None)
+        error = next((h for h in live if _later_error(h, hit)), None)
+        if progress is not None and progress.count > hit.steps_before:
+            choice.ruled_out.append((hit, "the program ran after it"))
+        elif error is not None:
+            choice.ruled_out.append((hit, f"the program ran into another error (line {error.line.number})"))
+        elif stop is not None and not any(TASK_FAILED.search(h.line.text) for h in choice.symptoms):
+            choice.ruled_out.append(
+                (hit, f"the job ran on until its end from outside (line {stop.line.number})")
+            )
+        else:
+            kept.append(hit)
+    return kept
+
+
+def _later_error(hit: Hit, complaint: Hit) -> bool:
+    """An error below in the same file that is not of the environment itself: a module that is missing may be why."""
+    return (
+        hit.file_index == complaint.file_index
+        and hit.order > complaint.order
+        and hit.rule.tier in (Tier.PROOF, Tier.SPECIFIC, Tier.GENERIC)
+        and hit.rule.name not in ("environment", "extension-build")
+    )
 
 
 def survived(hit: Hit, scan: Scan, finished: bool) -> bool:

@@ -1,17 +1,18 @@
 """One pass over a job's files: facts, progress and the lines that rules take. Both reading and judging stand on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
 from .facts import Facts, Line
-from .lines import clean, looks_binary, read_blocks
+from .jobs import Job, by_job
+from .lines import Block, clean, looks_binary, read_blocks
 from .loss import LossWatch
 from .readers import events as own_events
-from .readers import metrics_csv, nvidia_smi, psrecord, resources, sacct
+from .readers import gsplat, metrics_csv, nvidia_smi, psrecord, resources, sacct
 from .rules import Hit
-from .steps import StepSeries
+from .series import StepSeries
 from .text import TextReader
 
 
@@ -41,12 +42,15 @@ class Scan:
     """What one pass found."""
 
     files: list[FileInfo] = field(default_factory=list)
+    job_id: str | None = None
     facts: Facts = field(default_factory=Facts)
-    series: dict[tuple[str, int | None], StepSeries] = field(default_factory=dict)
+    series: dict[tuple[int, str, int | None], StepSeries] = field(default_factory=dict)
     hits: list[Hit] = field(default_factory=list)
     progress: dict[int, Progress] = field(default_factory=dict)
     loss: LossWatch = field(default_factory=LossWatch)
-    gpus: dict[str, nvidia_smi.GpuSamples] = field(default_factory=dict)
+    smi: list[tuple[str, dict[str, nvidia_smi.GpuSamples]]] = field(
+        default_factory=list
+    )  # file's name, its GPUs
     processes: list[psrecord.ProcessSamples] = field(default_factory=list)
     nodes: list[resources.NodeSamples] = field(default_factory=list)
     diary: own_events.RunDiary | None = None
@@ -55,19 +59,23 @@ class Scan:
     last_stamped: dict[int, Line] = field(
         default_factory=dict
     )  # the last line with a time above any end from outside
+    timeless_below: dict[int, list[Line]] = field(default_factory=dict)  # lines without one below it
 
     def progress_of(self, index: int) -> Progress:
         return self.progress.setdefault(index, Progress())
 
 
 def scan(paths: Sequence[Path | str]) -> Scan:
-    """Read all `paths` (files of one job). Missing, empty and binary ones are noted; a folder is refused.
+    """Read all `paths` (files of one job; a `Job` names it). Missing, empty and binary ones are noted.
 
+    A folder is refused.
     Raises `UserError` if nothing at all can be read.
     """
     if not paths:
         raise UserError("no log given; give the job's files, e.g.: dist3dgs diagnose job.out job.err")
-    result = Scan()
+    if not isinstance(paths, Job) and len(jobs := by_job(paths)) == 1:
+        paths = jobs[0]
+    result = Scan(job_id=paths.job_id if isinstance(paths, Job) else None)
     for path in dict.fromkeys(Path(p) for p in paths):
         result.files.append(_scan_file(path, len(result.files), result))
     if all(f.format in ("missing", "binary", "unreadable") for f in result.files):
@@ -103,25 +111,33 @@ def _scan_file(path: Path, index: int, result: Scan) -> FileInfo:
         result.nodes.append(resources.read(path))
         return FileInfo(str(path), "resources", size)
     if nvidia_smi.sniff(text):
-        for key, gpu in nvidia_smi.read(path).items():
-            result.gpus.setdefault(key, gpu)
-        return FileInfo(str(path), "nvidia-smi", size)
+        gpus, note = nvidia_smi.read(path)
+        if gpus:
+            result.smi.append((_name(path, result), gpus))
+        return FileInfo(str(path), "nvidia-smi", size, note=note)
     if psrecord.sniff(text):
         result.processes.append(psrecord.read(path))
         return FileInfo(str(path), "psrecord", size)
     if metrics_csv.sniff(text):
         series = metrics_csv.read(path, result.facts)
-        result.series[series.format.name, None] = series
+        result.series[index, series.format.name, None] = series
         return FileInfo(str(path), "metrics.csv", size)
+    blocks: Iterable[Block] = read_blocks(path)
+    kind, note = "text", None
     if sacct.sniff(text):
-        sacct.read(path, result.facts)
+        kind = "sacct"
+        blocks, note = sacct.read(path, result.facts, result.job_id)
+    gsplat.read_name(path, result.facts)
     reader = TextReader(path, index, result)
-    for block in read_blocks(path):
+    for block in blocks:
         reader.read(block)
     reader.close()
-    return FileInfo(
-        str(path),
-        "sacct" if sacct.sniff(text) else "text",
-        size,
-        reader.last_block.number(len(reader.last_block.lines) - 1) if reader.last_block else 0,
-    )
+    lines = reader.last_block.number(len(reader.last_block.lines) - 1) if reader.last_block else 0
+    return FileInfo(str(path), kind, size, lines, note)
+
+
+def _name(path: Path, result: Scan) -> str:
+    """What tells a file's GPUs from another's: its name, with the folder or a number where that is taken."""
+    taken = {name for name, _ in result.smi}
+    choices = [path.stem, f"{path.parent.name}/{path.stem}", *(f"{path.stem}.{i}" for i in range(2, 10_000))]
+    return next(name for name in choices if name not in taken)

@@ -6,136 +6,14 @@ nerfstudio draws its table anew with every row, eight ranks print the same step,
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
+import calendar
 import re
-import statistics
-from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from ..record import StepTime
-
-#: Beyond this many samples every second one is dropped and the rest weigh double: 2 MiB per series at most.
-MAX_SAMPLES = 1 << 17
-#: A step this many steps and rows below the highest seen is a restart, not an echo of another rank or a redrawn row.
-RESTART_GAP = 64
-RESTART_ROWS = 32
+from .series import Progress, StepFormat
 
 UNIT_S = {b"d": 86400.0, b"h": 3600.0, b"m": 60.0, b"s": 1.0, b"ms": 1e-3}
 MULTIPLE = {b"": 1.0, b"K": 1e3, b"M": 1e6, b"B": 1e9}
-
-
-@dataclass(slots=True)  # not frozen: a log has a million, and freezing makes each three times as dear
-class Progress:
-    """One progress line. `step` counts from 0 or 1 as the trainer does."""
-
-    step: int
-    total: int | None = None
-    seconds: float | None = None  # per step
-    elapsed_s: float | None = None  # since the trainer's start of counting
-    rate: float | None = None  # in `StepFormat.rate_unit`
-    loss: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepFormat:
-    """How one trainer prints progress. `parse` gets the pattern's groups and may raise ValueError to skip."""
-
-    name: str
-    pattern: re.Pattern[bytes]
-    parse: Callable[[Sequence[bytes]], Progress]
-    rate_unit: str = ""
-    redrawn: bool = False  # the same rows stand in the file many times
-    smoothed: bool = False  # the time is a moving average: its percentiles are too narrow
-    epochs: bool = False  # counts epochs, not steps
-    skip_first: int = 0  # steps whose shown time includes start-up
-
-
-@dataclass
-class StepSeries:
-    """Statistics of one progress display in bounded memory."""
-
-    format: StepFormat
-    total: int | None = None
-    description: str = ""
-    last: int = -1
-    first: int | None = None
-    count: int = 0  # progress lines that counted
-    restarts: int = 0
-    elapsed_s: float | None = None
-    first_elapsed_s: float | None = None
-    earlier_s: float = 0.0  # shown by the same display before it was started again
-    loss: float | None = None
-    seconds: array = field(default_factory=lambda: array("d"))
-    rates: array = field(default_factory=lambda: array("d"))
-    thinned: int = 1
-    sampled: bool = False  # of a long log not every row was read
-    _phase: int = 0
-    _stride: int = 1
-
-    def add(self, p: Progress) -> None:
-        if p.step <= self.last:
-            again = self.complete and p.step * 2 < self.last  # a short bar that is drawn for every evaluation
-            if not again and p.step > self.last - max(RESTART_GAP, RESTART_ROWS * self._stride):
-                return
-            self.restarts += 1
-            self.earlier_s += self.elapsed_s or 0.0
-        self._stride = max(1, p.step - self.last)
-        self.last = p.step
-        self.first = p.step if self.first is None else self.first
-        self.count += 1
-        if p.elapsed_s is not None:
-            self.elapsed_s = p.elapsed_s
-            self.first_elapsed_s = p.elapsed_s if self.first_elapsed_s is None else self.first_elapsed_s
-        if p.loss is not None:
-            self.loss = p.loss
-        self._phase += 1
-        if self._phase % self.thinned or p.step < self.format.skip_first:
-            return
-        if p.seconds is not None and 0 < p.seconds < 1e9:
-            self.seconds.append(p.seconds)
-        if p.rate is not None and 0 < p.rate < 1e9:
-            self.rates.append(p.rate)
-        if len(self.seconds) >= MAX_SAMPLES or len(self.rates) >= MAX_SAMPLES:
-            self.seconds, self.rates = self.seconds[::2], self.rates[::2]
-            self.thinned *= 2
-
-    @property
-    def num_steps(self) -> int:
-        """Steps done: the last one shown, counting from 1 (a 0-based display that names its total ends one short)."""
-        if (
-            self.total is not None
-            and self.last == self.total - 1
-            and self.format.name in ("nerfstudio", "gsplat stats")
-        ):
-            return self.total
-        return max(self.last, 0)
-
-    def step_time(self) -> StepTime | None:
-        """Statistics of the seconds per step, or None if the display shows no times."""
-        if self.seconds:
-            values = sorted(self.seconds)
-            mean = self.span_mean() or statistics.fmean(values)
-            return StepTime(median=_quantile(values, 0.5), mean=mean, p5=_quantile(values, 0.05), p95=_quantile(values, 0.95))  # fmt: skip
-        return None
-
-    def span_mean(self) -> float | None:
-        """Mean from the display's own clock (1 s resolution), if it ran long enough to mean something."""
-        if self.elapsed_s is None or self.first_elapsed_s is None or self.first is None or self.restarts:
-            return None
-        steps, seconds = self.last - self.first, self.elapsed_s - self.first_elapsed_s
-        return seconds / steps if steps > 0 and seconds >= 20 else None
-
-    @property
-    def complete(self) -> bool:
-        return self.total is not None and self.last >= self.total - (0 if self.format.epochs else 1) > 0
-
-
-def _quantile(values: Sequence[float], q: float) -> float:
-    """Linear-interpolated quantile of sorted `values`."""
-    at = q * (len(values) - 1)
-    low = int(at)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (at - low) * (values[high] - values[low])
 
 
 def parse_duration(text: bytes) -> float:
@@ -167,10 +45,11 @@ def _int(text: bytes) -> int | None:
 
 
 def _nerfstudio(g: Sequence[bytes]) -> Progress:
-    rate = re.search(rb" ([\d.]+) ?([KMB]?)$", g[2].rstrip())
+    rate = re.search(rb" ([\d.]+) ?([KMB]?)$", g[3].rstrip())
     return Progress(
         int(g[0]),
-        seconds=parse_duration(g[1]) if g[1] else None,
+        percent=float(g[1]),
+        seconds=parse_duration(g[2]) if g[2] else None,
         rate=float(rate[1]) * MULTIPLE[rate[2]] if rate else None,
     )
 
@@ -186,18 +65,34 @@ def _megatron(g: Sequence[bytes]) -> Progress:
 
 
 def _epoch(g: Sequence[bytes]) -> Progress:
-    return Progress(int(g[0]), int(g[1]), seconds=float(g[2]) if g[2] else None, rate=_number(g[3]) if g[3] else None)  # fmt: skip
+    unit = f"{g[4].decode().replace('images', 'img')}/s" if g[4] else None
+    return Progress(int(g[0]), int(g[1]), seconds=float(g[2]) if g[2] else None, rate=_number(g[3]) if g[3] else None, rate_unit=unit)  # fmt: skip
+
+
+def _stamped(g: Sequence[bytes]) -> Progress:
+    """A step on a line that begins with a date and a time: year, month, day, hour, minute, second, its fraction."""
+    date = tuple(int(x) for x in g[:6])
+    if not (1 <= date[1] <= 12 and 1 <= date[2] <= 31 and date[3] < 24 and date[4] < 60 and date[5] < 62):
+        raise ValueError("no such time")
+    clock_s = calendar.timegm(date) + (float(b"0." + g[6]) if g[6] else 0.0)
+    return Progress(int(g[7]), _int(g[8]), clock_s=clock_s)
 
 
 NUM = rb"([\d.]+)"
+STAMP = rb"(?m)^[^\n]{0,24}?\b(20\d\d)[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?"
+KEY_VALUE = (
+    rb"(?:\b[Ss]tep|\b[Ii]ter(?:ation)?|opt_step|global_step)s?\]?[ \t=:#\[]+(\d+)(?: ?/ ?(\d+))?\b"
+    rb"(?=[^\n]*(?:loss|lr\b|learning rate|samples|tokens|psnr|elapsed))"
+)
 FORMATS: tuple[StepFormat, ...] = (
     StepFormat(
         "nerfstudio",
-        re.compile(rb"(?m)^\r?(\d+) \(\d+\.\d+%\)(?: +((?:[\d.]+ (?:ms|[dhms])(?:, )?)+))?([^\n\x1b]*)"),
+        re.compile(rb"(?m)^\r?(\d+) \((\d+\.\d+)%\)(?: +((?:[\d.]+ (?:ms|[dhms])(?:, )?)+))?([^\n\x1b]*)"),
         _nerfstudio,
         rate_unit="rays/s",
         redrawn=True,
         smoothed=True,
+        from_zero=True,
         skip_first=20,
     ),
     StepFormat(
@@ -205,6 +100,7 @@ FORMATS: tuple[StepFormat, ...] = (
         re.compile(rb"%\|[^|\n]*\| *(\d+)/(\d+) \[([\d:]+)<[^,\]\n]*, +" + NUM + rb"(it/s|s/it)"),
         _tqdm,
         smoothed=True,
+        bar=True,
     ),
     StepFormat(
         "megatron",
@@ -213,7 +109,7 @@ FORMATS: tuple[StepFormat, ...] = (
     ),
     StepFormat(
         "epochs",
-        re.compile(rb"[Ee]poch:? *\[?(\d+)/(\d+)\]?(?![^\n]*it/s)(?:[^\n]*?\b[Tt]ime:? *" + NUM + rb" ?s\b)?(?:[^\n]*?Throughput: " + NUM + rb" img/s)?"),
+        re.compile(rb"[Ee]poch:? *\[?(\d+)/(\d+)\]?(?![^\n]*it/s)(?:[^\n]*?\b[Tt]ime:? *" + NUM + rb" ?s\b)?(?:[^\n]*?\b[Tt]hroughput: *" + NUM + rb" *(img|images|samples|tokens)/s)?"),
         _epoch,
         rate_unit="img/s",
         epochs=True,
@@ -238,18 +134,13 @@ FORMATS: tuple[StepFormat, ...] = (
         "gsplat stats",
         re.compile(rb"Step: +(\d+) \{[^\n]*?'ellipse_time': " + NUM),
         lambda g: Progress(int(g[0]), elapsed_s=float(g[1])),
+        from_zero=True,
     ),
     StepFormat(
         "opensplat", re.compile(rb"Step (\d+): [\d.]+ \(\d+%\)"), lambda g: Progress(int(g[0]))
     ),
-    StepFormat(
-        "key value",
-        re.compile(
-            rb"(?:\b[Ss]tep|\b[Ii]ter(?:ation)?|opt_step|global_step)s?\]?[ \t=:#\[]+(\d+)(?: ?/ ?(\d+))?\b"
-            rb"(?=[^\n]*(?:loss|lr\b|learning rate|samples|tokens|psnr|elapsed))"
-        ),
-        lambda g: Progress(int(g[0]), _int(g[1])),
-    ),
+    StepFormat("key value with time", re.compile(STAMP + rb"[^\n]{0,80}?" + KEY_VALUE), _stamped),
+    StepFormat("key value", re.compile(KEY_VALUE), lambda g: Progress(int(g[0]), _int(g[1]))),
     StepFormat(
         "trainer dict",
         re.compile(rb"\{'loss': [^\n]*?'epoch': " + NUM + rb"\}"),

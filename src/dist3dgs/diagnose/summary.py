@@ -7,8 +7,9 @@ from pydantic import Field
 from ..record import Evidence, Model, StepTime
 from . import course, machines
 from .course import Rate
-from .machines import GpuUse
+from .machines import GpuUse, HostUse
 from .scan import FileInfo, Scan
+from .series import StepSeries
 
 
 class ReadFile(Model):
@@ -41,8 +42,18 @@ class LogSummary(Model):
     phases_s: dict[str, float] = Field(
         default_factory=dict, description="environment, caching, stepping, evaluation, other"
     )
-    step_s: StepTime | None = None
-    step_s_kind: Literal["per step", "moving average", "per epoch"] | None = None
+    step_s: StepTime | None = Field(
+        None, description="of the whole run; null if less than 90 % of its steps are shown"
+    )
+    step_s_shown: StepTime | None = Field(
+        None, description="of the steps in steps_shown, where those are not the run"
+    )
+    steps_shown: tuple[int, int] | None = Field(
+        None, description="first and last step that step_s_shown is of"
+    )
+    step_s_kind: Literal["per step", "moving average", "between lines", "per epoch"] | None = Field(
+        None, description="between lines: from the times of day on them"
+    )
     step_s_sampled: bool = Field(
         False, description="true: of a log over 8 MiB the percentiles are those of a sample of its steps"
     )
@@ -55,6 +66,7 @@ class LogSummary(Model):
     gpu_peak_gib: float | None = Field(
         None, description="as the trainer or nvidia-smi says, largest of all GPUs"
     )
+    hosts: list[HostUse] = Field(default_factory=list)
     host_peak_gib: float | None = None
     finished: Evidence | None = Field(None, description="the trainer's own line that it came to its end")
     ended: Evidence | None = Field(
@@ -68,13 +80,13 @@ def summarise(scan: Scan) -> LogSummary:
     f = scan.facts
     series = course.main_series(scan)
     iterations, asked = course.iterations(scan, series)
-    step_s, kind = course.step_time(scan, series)
-    phases, total = course.phases(scan, series, iterations)
-    gpus = [machines.gpu(key, g) for key, g in [*scan.gpus.items(), *machines.node_gpus(scan)]]
+    pace = course.pace(scan, series)
+    phases, total = course.phases(scan, series)
+    gpus = machines.gpus(scan)
     fields: dict[str, Any] = {
         "files": [_file(x) for x in scan.files],
         "trainer": f.get("trainer") or ("dist3dgs" if scan.diary and scan.diary.num_events else None),
-        "job_id": f.get("job_id") or machines.job_id_in_name(scan),
+        "job_id": f.get("job_id") or scan.job_id,
         "job_name": f.get("job_name"),
         "nodes": machines.nodes(scan),
         "devices_asked": machines.devices_asked(scan),
@@ -83,21 +95,24 @@ def summarise(scan: Scan) -> LogSummary:
         "total_s": total,
         "iterations": iterations,
         "iterations_asked": asked,
-        "epochs": next((s.last for s in scan.series.values() if s.format.epochs and s.last >= 0), None),
+        "epochs": course.epochs(scan),
         "phases_s": phases,
-        "step_s": step_s,
-        "step_s_kind": kind,
-        "step_s_sampled": step_s is not None and series is not None and series.sampled and not scan.diary,
-        "throughput": course.rates(scan, step_s, kind),
+        "step_s": None if pace.shown else pace.step_s,
+        "step_s_shown": pace.step_s if pace.shown else None,
+        "steps_shown": pace.shown,
+        "step_s_kind": pace.kind,
+        "step_s_sampled": pace.series is not None and pace.series.sampled,
+        "throughput": course.rates(scan, pace),
         "num_gaussians": (scan.diary.num_gaussians if scan.diary else None) or f.get("num_gaussians"),
         "quality": _quality(scan),
         "gpus": gpus,
         "gpu_peak_gib": machines.gpu_peak(scan, gpus),
+        "hosts": machines.hosts(scan),
         "host_peak_gib": machines.host_peak(scan),
         "finished": course.finished(scan, series),
         "ended": course.ended(scan),
     }  # fmt: skip
-    return LogSummary(**fields, reasons=_reasons(fields))
+    return LogSummary(**fields, reasons=_reasons(fields, scan, series))
 
 
 def _quality(scan: Scan) -> dict[str, float]:
@@ -112,7 +127,7 @@ def _quality(scan: Scan) -> dict[str, float]:
         for key in ("psnr", "ssim", "lpips"):
             values = [e[key] for e in scan.diary.evals if isinstance(e.get(key), int | float)]
             found[key] = float(values[-1]) if values else None
-    return {k: float(v) for k, v in found.items() if v is not None}
+    return {k: float(v) for k, v in found.items() if v is not None and abs(v) < 1e18}  # no NaN either
 
 
 def _file(info: FileInfo) -> ReadFile:
@@ -138,9 +153,25 @@ REASONS = {
 }
 
 
-def _reasons(fields: dict[str, Any]) -> dict[str, str]:
-    return {
+def _reasons(fields: dict[str, Any], scan: Scan, series: StepSeries | None) -> dict[str, str]:
+    reasons = {
         key: why
         for key, why in REASONS.items()
         if fields[key] is None or fields[key] == [] or fields[key] == {}
     }
+    if fields["iterations"] is None and fields["epochs"] is not None:
+        reasons["iterations"] = "the log counts epochs, not steps"
+        series = series or next((s for s in scan.series.values() if s.format.epochs), None)
+    if series is not None and series.timed and not series.covers_run:
+        what = "epochs" if series.format.epochs else "steps"
+        why = f"only {what} {series.range_shown[0]}-{series.range_shown[1]} are shown"
+        for key in ("step_s", "throughput"):
+            if key in reasons and (key == "throughput" or fields["step_s_shown"] is not None):
+                reasons[key] = why
+        if "stepping" not in fields["phases_s"]:
+            reasons["stepping"] = why
+    if fields["total_s"] is None and (stepping := fields["phases_s"].get("stepping")):
+        reasons["total_s"] = (
+            f"no stated duration, no times of day over the whole job; its steps took {stepping:.4g} s"
+        )
+    return reasons

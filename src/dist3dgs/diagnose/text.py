@@ -1,58 +1,53 @@
 """One text log, block by block: which lines are looked at, what they state, which rule takes them."""
 
 import re
-from bisect import bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import where
 from .clock import Clock
+from .displays import Displays
 from .facts import FactPattern, FactTable, Line
 from .lines import Block, clean
-from .readers import elastic, epochs, gsplat, nerfstudio, sacct, slurm
-from .rules import Hit, Tier, takers
-from .steps import FORMATS, StepFormat, StepSeries
+from .readers import elastic, ends, epochs, gsplat, nerfstudio, sacct, slurm
+from .rules import Hit, Tier, candidates, takers
 
 if TYPE_CHECKING:
     from .scan import Scan
 
 #: Text patterns of all readers; every new line shape is shown to them.
-FACTS = FactTable(p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs) for p in module.FACTS)
+FACTS = FactTable(
+    p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs, ends) for p in module.FACTS
+)
 #: How often lines of one shape are looked at after any rule or reader cared for the first. Of a shape whose numbers
 #: matter (a metric that is printed again and again) the last one in each block is read after that.
 REPEATS = 8
 REPEATS_RANKS = 64
-#: Step times are taken from all of the first 8 MiB, then from the beginning of every sixteenth block, and a thousand
-#: from the last one.
-FULL_BLOCKS = 8
-BLOCK_STRIDE = 16
-SAMPLE_BYTES = 1 << 17
-ROWS_PER_BLOCK = 1000
 MAX_SHAPES = 200_000
 #: After this many differing shapes in one file (a dump, not a log) only lines with an alarming word are looked at.
-MAX_CLOSE_LINES = 30_000
+MAX_CLOSE_LINES = 20_000
 #: And after this many of those only the end of the file.
-MAX_ALARMS = 10_000
+MAX_ALARMS = 5_000
 LAST_ALARMS = 300
-MAX_HITS = 20_000
+#: Of one rule in one file so many hits are kept, and the last.
+MAX_RULE_HITS = 200
+#: Lines that are cleaned and looked through for words together.
+BATCH = 256
+#: Lines around a hit that its rule may ask for.
+NUM_ABOVE, NUM_BELOW = 80, 8
 MAX_OFTEN = 32
 ALARMING = re.compile(
     rb"[Ee]rror|ERROR|Traceback|CANCELLED|[Kk]illed|oom|OOM|NCCL WARN|[Ff]ailed|FAILED|TIMEOUT|Xid"
 )
-MAX_SERIES = 32
 #: What torch's C++ side and torchrun call a warning: retries of a connection, a port that was taken at first, ...
 TORCH_WARNING = re.compile(r"(?:\[rank\d+\]:)?(?:\[W[ \d]|W\d{4} [\d:.]+ \d+ )")
 #: Lines of the job's script, shown by `set -x` or printed for the record: what might happen, not what did.
 SCRIPT = re.compile(r"\++ |#(?:SBATCH|BSUB|PBS|!|\s)|(?:echo|export|if|then|fi|trap) ")
 TAIL_BYTES = 1 << 14
 SLURM_LINE = re.compile(r"slurmstepd|srun:|CANCELLED")
-#: Progress bars that are no training.
-NO_TRAINING = re.compile(
-    r"(?i)load|map\b|map \(|token|download|fetch|eval|valid|\btest|render|shard|extract|cach|generat|filter|truncat|"
-    r"process|reading|undistort|match|convert|copy|upload|sanity|predict|creating|saving|packing|caption|sampling"
-)
 
 
 class TextReader:
@@ -64,30 +59,59 @@ class TextReader:
         self.seen: set[bytes] = set()  # shapes that nobody needs to see again
         self.repeats: dict[bytes, int] = {}  # shapes that somebody cares for -> how often still
         self.often: dict[bytes, list[FactPattern]] = {}
-        self.rows: dict[bytes, StepFormat] = {}  # shapes of progress lines
-        self.progress_shapes: set[bytes] = set()  # those of the training
-        self.num_blocks = 0
-        self.series_read = False  # of the last block
+        self.displays = Displays(index, result)
         self.last_row: tuple[Block, int] | None = None
-        self.formats: list[StepFormat] = []
         self.tail = b""
         self.progress = result.progress_of(index)
         self.offset = 0
         self.order = 0
         self.close_lines = 0
         self.last_block: Block | None = None
+        self.cleaned: dict[int, str] = {}  # segments of this block
+        self.row_places: tuple[int, list[int]] = (
+            0,
+            [],
+        )  # how many shapes of progress lines, and where those lines are
+        self.num_hits: dict[str, int] = {}
+        self.late: dict[str, Hit] = {}  # of a rule with more hits than are kept, the last one
 
     def read(self, block: Block) -> None:
-        hits = [hit for i in self._choose(block) for hit in self._look(block, i)]
+        self.cleaned, self.row_places = {}, (0, [])
+        hits = self._look_at(block, self._choose(block))
         self.result.loss.read(self, block)
         self._look_often(block)
         self._steps(block, hits)
-        self.result.hits.extend(hits[: max(0, MAX_HITS - len(self.result.hits))])
+        self._keep(hits)
         self.tail = block.data[-TAIL_BYTES:]
         self.offset += len(block.data) + 1
         self.order += len(block.shapes)
         self.last_block = block
-        self.num_blocks += 1
+
+    def _keep(self, hits: Sequence[Hit]) -> None:
+        """Of each rule the first hits and the very last one."""
+        for hit in hits:
+            name = hit.rule.name
+            self.num_hits[name] = self.num_hits.get(name, 0) + 1
+            if self.num_hits[name] <= MAX_RULE_HITS:
+                self.result.hits.append(hit)
+            else:
+                self.late[name] = hit
+
+    def _look_at(self, block: Block, chosen: Sequence[int]) -> list[Hit]:
+        """Look at some segments in their order. What they may be is found out for many of them at once."""
+        hits: list[Hit] = []
+        for begin in range(0, len(chosen), BATCH):
+            batch = [i for i in chosen[begin : begin + BATCH] if block.shapes[i] not in self.seen]
+            texts = [self._clean(block, i) for i in batch]
+            for i, facts, rules in zip(batch, FACTS.candidates(texts), candidates(texts), strict=True):
+                hits += self._look(block, i, facts, rules)
+        return hits
+
+    def _clean(self, block: Block, i: int) -> str:
+        text = self.cleaned.get(i)
+        if text is None:
+            text = self.cleaned[i] = clean(block.lines[i])
+        return text
 
     def _look_often(self, block: Block) -> None:
         for shape in self.often.keys() & block.last.keys():
@@ -106,19 +130,19 @@ class TextReader:
             self.seen.clear()
         return chosen
 
-    def _look(self, block: Block, i: int) -> list[Hit]:
+    def _look(self, block: Block, i: int, facts: Sequence[FactPattern], rules: Sequence[int]) -> list[Hit]:
         shape = block.shapes[i]
         if shape in self.seen:
             return []
         self.close_lines += 1
-        text = clean(block.lines[i])
+        text = self._clean(block, i)
         line = Line(self.path, block.number(i), text, self.clock.read(text))
         if line.time is not None and self.clock.dated:
             self.result.first_time.setdefault(self.index, line.time)
-        often = self.result.facts.read(line, FACTS.candidates(text))
-        again = REPEATS_RANKS if often else 0
-        self._know_progress(block.lines[i], shape)
-        hit = self._judge(block, line, i)
+        often = self.result.facts.read(line, facts)
+        again = max((REPEATS_RANKS if p.often else REPEATS for p in often), default=0)
+        self.displays.know(block.lines[i], shape)
+        hit = self._judge(block, line, i, rules)
         if hit is not None:
             again = max(again, REPEATS_RANKS if hit.rule.tier == Tier.COMMUNICATION else REPEATS)
         left = self.repeats.get(shape, again) - 1
@@ -127,62 +151,54 @@ class TextReader:
         else:
             self.repeats.pop(shape, None)
             self.seen.add(shape)
-            if often and len(self.often) < MAX_OFTEN:
-                self.often[shape] = often
+            # Of what is added up no line may be read again.
+            latest = [p for p in often if p.often and p.keep != "list"]
+            if latest and len(self.often) < MAX_OFTEN:
+                self.often[shape] = latest
         return [hit] if hit else []
 
-    def _know_progress(self, raw: bytes, shape: bytes) -> None:
-        """Take note of a progress line's format and shape at first sight."""
-        for fmt in FORMATS:
-            m = fmt.pattern.search(raw)
-            if m is None:
-                continue
-            if fmt not in self.formats:
-                if fmt.name == "key value" and any(f.pattern.search(raw) for f in self.formats):
-                    return
-                self.formats.append(fmt)
-            if len(self.rows) < MAX_SHAPES:
-                self.rows[shape] = fmt
-                if _is_training(fmt, raw, m.start()):
-                    self.progress_shapes.add(shape)
-            return
-
-    def _judge(self, block: Block, line: Line, i: int) -> Hit | None:
-        if SCRIPT.match(line.text) or TORCH_WARNING.match(line.text):
+    def _judge(self, block: Block, line: Line, i: int, rules: Sequence[int]) -> Hit | None:
+        if not rules or SCRIPT.match(line.text) or TORCH_WARNING.match(line.text):
             return None
-
-        def context(n: int) -> list[str]:
-            before = block.lines[max(0, i - n) : i]
-            if len(before) < n:
-                before = [*tail.split(b"\n")[-(n - len(before)) :], *before]
-            return [clean(raw) for raw in before]
-
-        def below(n: int) -> list[str]:
-            return [clean(raw) for raw in block.lines[i + 1 : i + 1 + n]]
-
-        tail = self.tail if i < 80 else b""
-        bare = where.PREFIX.sub("", line.text)
-        for rule, found in takers(bare):
-            hit = Hit(rule, found, line, self.index, self.order + i, context, below)
-            hit.steps_above = lambda: self.progress.count + self._steps_above(block, i)
-            hit.rank, hit.node = where.of(hit)
+        hit: Hit | None = None
+        for rule, found in takers(where.PREFIX.sub("", line.text), rules):
+            if hit is None:
+                hit = Hit(rule, found, line, self.index, self.order + i, *self._around(block, i))
+                hit.steps_above = lambda: self.progress.count + self._steps_above(block, i)
+                hit.rank, hit.node = where.of(hit)
+            hit.rule, hit.pattern = rule, found
             if rule.accept is None or rule.accept(hit):
+                hit.steps_above = _none  # the other one holds the whole block
                 return hit
         return None
 
+    def _around(self, block: Block, i: int) -> tuple[Callable[[int], list[str]], Callable[[int], list[str]]]:
+        """The lines above and below a segment, without a hold on the block."""
+        known = self.cleaned.get
+        above = [known(j) or self._clean(block, j) for j in range(max(0, i - NUM_ABOVE), i)]
+        below = [self._clean(block, j) for j in range(i + 1, min(i + 1 + NUM_BELOW, len(block.lines)))]
+        tail = self.tail if i < NUM_ABOVE else b""
+
+        def context(n: int) -> list[str]:
+            if len(above) < n and tail:
+                return [*map(clean, tail.split(b"\n")[-(n - len(above)) :]), *above]
+            return above[max(0, len(above) - n) :]
+
+        return context, lambda n: below[:n]
+
     def _steps_above(self, block: Block, i: int) -> int:
-        return sum(shape in self.progress_shapes for shape in block.shapes[max(0, i - 400) : i])
+        known, places = self.row_places
+        if known != len(self.displays.training):
+            places = [j for j, shape in enumerate(block.shapes) if shape in self.displays.training]
+            self.row_places = len(self.displays.training), places
+        return bisect_left(places, i) - bisect_left(places, i - 400)
 
     def _steps(self, block: Block, hits: list[Hit]) -> None:
         """Run the active step formats over the block, and note how much progress stands before each hit."""
-        self.series_read = self.num_blocks < FULL_BLOCKS
-        if self.series_read:
-            self._all_series(block)
-        elif self.num_blocks % BLOCK_STRIDE == 0:
-            self._all_series(Block(0, block.data[:SAMPLE_BYTES].rpartition(b"\n")[0]))
+        self.displays.read(block, self.close_lines > MAX_CLOSE_LINES)
         rows: list[int] = []
-        if hits and not self.progress_shapes.isdisjoint(block.last):
-            rows = [i for i, shape in enumerate(block.shapes) if shape in self.progress_shapes]
+        if hits and not self.displays.training.isdisjoint(block.last):
+            rows = [i for i, shape in enumerate(block.shapes) if shape in self.displays.training]
         for hit in hits:
             hit.steps_before = self.progress.count + bisect_right(rows, hit.order - self.order)
             hit.bytes_before = self.offset + block.offset(hit.order - self.order)
@@ -191,8 +207,8 @@ class TextReader:
     def _note_progress(self, block: Block, num_rows: int) -> None:
         p = self.progress
         below = 0
-        if not self.progress_shapes.isdisjoint(block.last):
-            last = max(block.last[shape] for shape in self.progress_shapes & block.last.keys())
+        if not self.displays.training.isdisjoint(block.last):
+            last = max(block.last[shape] for shape in self.displays.training & block.last.keys())
             at = block.offset(last)
             below = at + len(block.line(last))
             p.count += max(num_rows, 1)
@@ -206,41 +222,6 @@ class TextReader:
             )
             p.after_time = next((t for t in times if t is not None), None)
 
-    def _all_series(self, block: Block) -> None:
-        """Take the progress of all displays in the block; of several, each from its own lines."""
-        if len(self.formats) == 1 or self.close_lines > MAX_CLOSE_LINES:
-            for fmt in self.formats:
-                self._series(fmt, b"\n".join(dict.fromkeys(block.lines)) if fmt.redrawn else block.data)
-            return
-        mine: dict[str, list[bytes]] = {fmt.name: [] for fmt in self.formats}
-        for line, found in zip(block.lines, map(self.rows.get, block.shapes), strict=True):
-            if found is not None:
-                mine[found.name].append(line)
-        for fmt in self.formats:
-            lines = mine[fmt.name]
-            self._series(fmt, b"\n".join(dict.fromkeys(lines) if fmt.redrawn else lines))
-
-    def _series(self, fmt: StepFormat, data: bytes) -> None:
-        all_series = self.result.series
-        rows = fmt.pattern.findall(data)
-        if self.num_blocks >= FULL_BLOCKS and len(rows) > ROWS_PER_BLOCK:
-            rows = [*rows[:: len(rows) // ROWS_PER_BLOCK], rows[-1]]
-        for groups in rows:
-            try:
-                p = fmt.parse(groups if isinstance(groups, tuple) else (groups,))
-            except (ValueError, OverflowError):
-                continue
-            if not 0 <= p.step < 1 << 62:
-                continue
-            key = (fmt.name, p.total)
-            series = all_series.get(key)
-            if series is None:
-                if len(all_series) >= MAX_SERIES:
-                    continue
-                series = all_series[key] = StepSeries(fmt, p.total, _description(fmt, data, groups))
-            series.sampled = self.num_blocks >= FULL_BLOCKS
-            series.add(p)
-
     def close(self) -> None:
         """Find the last times of day in the file."""
         if self.last_block is None:
@@ -248,15 +229,18 @@ class TextReader:
         if self.last_row is not None and self.progress.last is not None:
             block, row = self.last_row
             self.progress.last = replace(self.progress.last, number=block.number(row))
-        if not self.series_read:
-            self._all_series(self.last_block)
+        if not self.displays.is_read:
+            self.displays.take(self.last_block, self.close_lines > MAX_CLOSE_LINES)
         if self.close_lines > MAX_CLOSE_LINES + MAX_ALARMS:
             self._look_at_the_end(self.last_block)
+        self.result.hits.extend(self.late.values())
         lines = self.last_block.lines
+        below = self.result.timeless_below.setdefault(self.index, [])
         for i in range(len(lines) - 1, max(-1, len(lines) - 400), -1):
             text = clean(lines[i])
             time = self.clock.read(text)
             if time is None:
+                below.append(Line(self.path, self.last_block.number(i), text))
                 continue
             if self.clock.dated:
                 self.result.last_time.setdefault(self.index, time)
@@ -267,23 +251,11 @@ class TextReader:
     def _look_at_the_end(self, block: Block) -> None:
         self.order -= len(block.shapes)
         alarming = [i for i, raw in enumerate(block.lines) if ALARMING.search(raw)][-LAST_ALARMS:]
-        hits = [hit for i in alarming for hit in self._look(block, i)]
+        hits = self._look_at(block, alarming)
         for hit in hits:
             hit.bytes_before = self.offset - len(block.data) + block.offset(hit.order - self.order)
-        self.result.hits.extend(hits)
+        self._keep(hits)
 
 
-def _is_training(fmt: StepFormat, data: bytes, at: int) -> bool:
-    return fmt.name != "tqdm" or not NO_TRAINING.search(_before(data, at))
-
-
-def _before(data: bytes, at: int) -> str:
-    """What stands before a progress bar on its line: `Loading checkpoint shards:`."""
-    start = max(data.rfind(b"\n", 0, at), at - 120)
-    return clean(data[start + 1 : at])
-
-
-def _description(fmt: StepFormat, data: bytes, groups: Sequence[bytes]) -> str:
-    if fmt.name != "tqdm":
-        return ""
-    return next((_before(data, m.start()) for m in fmt.pattern.finditer(data) if m.groups() == groups), "")
+def _none() -> int:
+    return 0

@@ -10,12 +10,20 @@ from pydantic import Field
 from ..record import Cause, Evidence, Failure, Model, Status
 from . import own, roots
 from .course import main_series
+from .facts import Line
+from .halves import missing_halves
+from .jobs import Job
 from .roots import BY_NAME, Choice, collectives
 from .rules import RULES, Hit, Rule, Tier
 from .scan import Scan, scan
 from .stalls import silent_before
 from .summary import LogSummary, summarise
 
+#: Lines that a job prints while it stands still, or while it is being ended.
+NO_LIFE = re.compile(
+    r"not responding|[Ss]till (?:trying|waiting)|[Ww]aiting (?:for|in)\b|blocked for more than|"
+    + roots.ENDING.pattern
+)
 MAX_EVIDENCE = 6
 MAX_EVIDENCE_TEXT = 1000
 
@@ -41,6 +49,7 @@ class Diagnosis(Model):
     explanation: str | None = None
     remedy: str | None = None
     ruled_out: list[RuledOut] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list, description="of files that were not read, or read too")
     looked_for: list[str] = Field(
         default_factory=list, description="what would have told more, when the cause is unknown"
     )
@@ -59,15 +68,31 @@ def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = No
     """Judge one job from all its files.
 
     `context` is what the caller knows besides them: `devices_asked` (int), `steps_asked` (int), `exit_code`, `signal`
-    (int), `own_run` (bool: started by our launcher). Raises `UserError` if nothing can be read.
+    (int), `own_run` (bool: started by our launcher). A launch.json is context too, never text. The other of a .out
+    and .err is read where it lies beside the one given. Raises `UserError` if nothing can be read.
     """
-    found = scan(paths)
-    return judge(found, summarise(found), context or {})
+    summaries = [p for p in map(Path, paths) if own.is_summary(p)]
+    logs = [p for p in map(Path, paths) if p not in summaries]
+    context = own.launch_context(summaries) | dict(context or {})
+    # One half alone says `complete` where the other has the traceback.
+    halves = [other for other in missing_halves(logs) if other.is_file()]
+    found = scan(Job([*logs, *halves], paths.job_id) if isinstance(paths, Job) else [*logs, *halves])
+    for file in found.files[len(found.files) - len(halves) :] if halves else ():
+        file.note = file.note or "is read too: the job's other half"
+    return judge(found, summarise(found), context)
 
 
 def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
     """The verdict over what one pass over the files found."""
+    verdict = _verdict(found, summary, context)
+    notes = [f"{f.path}: {f.note}" for f in found.files if f.note]
+    return verdict.model_copy(update={"notes": notes}) if notes else verdict
+
+
+def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
     own.add_hits(found, context)
+    if context.get("own_run") or (found.diary is not None and found.diary.num_events):
+        found.facts.add("trainer", "dist3dgs", Line("", None, ""), keep="last")
     finished = summary.finished is not None
     choice = roots.choose(found, finished)
     if choice.root is None and not finished:
@@ -93,9 +118,23 @@ def _failed(found: Scan, choice: Choice) -> Diagnosis:
     extra: Sequence[Evidence] = ()
     if rule.cause in ("time_limit", "cancelled"):
         silence = silent_before(root, found)
-        if silence is not None:
+        if silence is not None and (found.diary or _stepped(found) or _nothing_below(root, found)):
             rule, extra = BY_NAME["no-step"], silence
     return _diagnosis("failed", rule, root, found, choice, extra)
+
+
+def _stepped(found: Scan) -> bool:
+    return any(p.last for p in found.progress.values())
+
+
+def _nothing_below(stop: Hit, found: Scan) -> bool:
+    """No text without a time stands between the last line with one and the stop: it could be of any moment."""
+    number = stop.line.number
+    return not any(
+        line.text.strip() and not line.text.startswith((" ", "\t")) and not NO_LIFE.search(line.text)
+        for line in found.timeless_below.get(stop.file_index, ())
+        if number is None or line.number is None or line.number < number
+    )
 
 
 def _diagnosis(
@@ -105,16 +144,28 @@ def _diagnosis(
     rank = root.rank if root.rank is not None or rule.tier in (Tier.STOP, Tier.PROOF) else first.get("rank")
     node = root.node or (None if rule.tier == Tier.STOP else first.get("node"))
     lines = [root, *_telling(root, choice)]
-    evidence = list(dict.fromkeys([*extra, *(_evidence(h) for h in lines)]))
+    evidence = list(dict.fromkeys([*extra, *(_evidence(h) for h in lines), *_stated_reason(root)]))
     progress = found.progress.get(root.file_index)
     step = root.step
     if step is None and root.steps_before and progress and progress.count:
         step = _last_step(found)
     return Diagnosis(
         status=status, cause=rule.cause, phase=_phase(rule, root), step=step, rank=rank, node=node,
-        evidence=evidence[:MAX_EVIDENCE], explanation=rule.why, remedy=rule.remedy, ruled_out=_ruled_out(choice),
+        evidence=evidence[:MAX_EVIDENCE], explanation=rule.why, remedy=rule.remedy_for(found.facts.get("trainer")),
+        ruled_out=_ruled_out(choice),
         looked_for=[] if rule.cause != "unknown" else _looked_for(),
     )  # fmt: skip
+
+
+def _stated_reason(stop: Hit) -> list[Evidence]:
+    """Slurm's `*** REASON: ... ***` below the line with which it ended the job."""
+    if stop.rule.tier != Tier.STOP or stop.line.number is None:
+        return []
+    return [
+        Evidence(file=stop.line.file, line=stop.line.number + down, text=text.strip()[:MAX_EVIDENCE_TEXT])
+        for down, text in enumerate(stop.below(3), 1)
+        if "*** REASON:" in text
+    ]
 
 
 def _phase(rule: Rule, root: Hit) -> str | None:
@@ -157,10 +208,10 @@ def _first_failing(found: Scan) -> dict[str, Any]:
 
 
 def _nan_loss(found: Scan) -> Hit | None:
-    """A hit for the first NaN loss, if two or more stand at the end and no finite one after them."""
-    if found.loss.num_bad < 2 or found.loss.first_bad is None:
+    """A hit for the row from which on losses or gradients are no numbers, if no finite one follows."""
+    line = found.loss.lost()
+    if line is None:
         return None
-    line = found.loss.first_bad
     index = next((i for i, f in enumerate(found.files) if f.path == line.file), 0)
     hit = Hit(BY_NAME["diverged"], 0, line, index, line.number or 0, steps_before=1)
     m = re.search(r"(?i)(?:step|iter(?:ation)?)[ :=\[]*(\d{1,12})", line.text)
@@ -184,7 +235,15 @@ def _ended_well(found: Scan, summary: LogSummary, choice: Choice, context: Mappi
         return False
     if _silent_trainer(found):
         return False
-    return summary.ended is not None
+    return summary.ended is not None and not _went_on(summary.ended, found)
+
+
+def _went_on(end: Evidence, found: Scan) -> bool:
+    """Training went on below the words taken for an end: `model saved` is printed after every epoch too."""
+    return any(
+        p.last is not None and p.last.file == end.file and (p.last.number or 0) > (end.line or 0)
+        for p in found.progress.values()
+    )
 
 
 def _silent_trainer(found: Scan) -> bool:
@@ -204,32 +263,35 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
         explanation = (
             "The wrapper says that it is complete, but the trainer printed neither a step nor its own end."
         )
-    elif found.progress and any(p.last for p in found.progress.values()):
+    elif _stepped(found):
         explanation = "Training was going on where the files end; nothing says how it ended."
         evidence = [_line(p.last) for p in found.progress.values() if p.last][:1]
     first = _first_failing(found)
-    rule = BY_NAME["worker-failed"]
+    if all(f.format == "empty" for f in found.files if f.format != "missing"):
+        explanation = "Nothing is written in these files."
     return Diagnosis(
         status="failed" if failed else "unknown", cause="unknown",
         evidence=evidence or [_evidence(h) for h in choice.notes[:3]],
-        explanation=explanation, rank=first.get("rank"), node=first.get("node"), remedy=rule.remedy,
-        ruled_out=_ruled_out(choice), looked_for=[*_missing_halves(found), *_looked_for()],
+        explanation=explanation, rank=first.get("rank"), node=first.get("node"),
+        remedy=_what_to_give(found, first.get("rank"), first.get("node")), ruled_out=_ruled_out(choice),
+        looked_for=[*_missing_halves(found), *_looked_for()],
     )  # fmt: skip
 
 
 def _missing_halves(found: Scan) -> list[str]:
-    """The other of a job's .out and .err, where only one was given."""
-    given = {str(Path(f.path)) for f in found.files}
-    wanted = []
-    for f in found.files:
-        for a, b in ((".out", ".err"), (".err", ".out"), ("_out.", "_err."), ("_err.", "_out.")):
-            name = Path(f.path).name
-            if a in name:
-                other = Path(f.path).with_name(b.join(name.rsplit(a, 1)))
-                if str(other) not in given:
-                    here = "it is there: give both" if other.exists() else "not found"
-                    wanted.append(f"the job's other half, {other.name} ({here})")
-    return wanted
+    """The other of a job's .out and .err, where it is not beside the one that was given."""
+    return [
+        f"the job's other half, {other.name} (not found)"
+        for other in missing_halves([Path(f.path) for f in found.files])
+    ]
+
+
+def _what_to_give(found: Scan, rank: int | None, node: str | None) -> str:
+    """Where a cause may stand that is not in these files."""
+    halves = [f"Give also {other.name}." for other in missing_halves([Path(f.path) for f in found.files])]
+    place = " on ".join(x for x in (None if rank is None else f"rank {rank}", node) if x)
+    wanted = [*halves, *([f"Look in the log of {place}."] if place else [])]
+    return " ".join([*wanted, BY_NAME["worker-failed"].remedy])
 
 
 def _looked_for() -> list[str]:
@@ -253,7 +315,7 @@ def _mismatch(
     return Diagnosis(
         status="degraded", cause=rule.cause, phase="startup", evidence=[_line(x) for x in lines][:MAX_EVIDENCE],
         explanation=f"{asked} devices were allocated and {used} used: {asked - used} idled for the whole run.",
-        remedy=rule.remedy, ruled_out=_ruled_out(choice),
+        remedy=rule.remedy_for(summary.trainer).replace(" N`", f" {asked}`"), ruled_out=_ruled_out(choice),
     )  # fmt: skip
 
 

@@ -5,7 +5,9 @@ Looking for some hundred words in a line takes a twentieth of the time of trying
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from re import _constants as op  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
@@ -66,5 +68,18 @@ class WordIndex:
 
     def candidates(self, text: str) -> list[int]:
         """Indices of the patterns that may match `text`, ascending."""
-        low = text.lower()
-        return sorted({i for word, indices in self._by_word if word in low for i in indices})
+        return self.candidates_of([text])[0]
+
+    def candidates_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for many texts: a word is looked for in all of them at once, at little more than the cost of one."""
+        low = [text.lower() for text in texts]
+        whole = "\n".join(low)
+        starts = list(accumulate((len(text) + 1 for text in low), initial=0))
+        found: list[set[int]] = [set() for _ in texts]
+        for word, indices in self._by_word:
+            at = whole.find(word)
+            while at >= 0:
+                i = bisect_right(starts, at) - 1
+                found[i].update(indices)
+                at = whole.find(word, starts[i + 1])
+        return [sorted(indices) for indices in found]

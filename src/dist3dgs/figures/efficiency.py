@@ -1,10 +1,10 @@
 """Parallel efficiency by its three definitions, side by side."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from . import lines, style
+from . import lines, panels, ticks
+from .page import Entry, size_mm
 from .study import Study
 
 TITLE = "Efficiency, by three definitions"
@@ -14,21 +14,26 @@ CAPTION = (
     "global batch is the same at every size, ratio of images/s. Throughput: the batch per rank is the same, "
     "so the global batch grows with the ranks, ratio of images/s. Equal quality: ratio of the training times"
     " until the held-out PSNR reaches the baseline's final one less 0.1 dB. A definition that this study's "
-    "settings do not measure stays empty and says why."
+    "settings do not measure is named below with the reason."
 )
+EMPTY = "no run to compare yet"
 COLUMNS = (*lines.COLUMNS, "scene", "definition")
 Row = lines.Row
 
-PANELS = {"strong": "strong", "throughput": "throughput", "time_to_quality": "time to equal quality"}
+HEADINGS = {
+    "strong": "Strong scaling",
+    "throughput": "Throughput scaling",
+    "time_to_quality": "Time to equal quality",
+}
 
 
 def data(study: Study) -> list[Row]:
     rows: list[Row] = []
     for scene in study.scenes:
         points = [p for p in study.points if p["scene"] == scene]
-        for definition, name in PANELS.items():
+        for definition, name in HEADINGS.items():
             extra = {"scene": scene, "definition": definition}
-            panel = name if len(study.scenes) == 1 else f"{scene}: {name}"
+            panel = f"{scene}: {name}"
             measured = _measured(points, definition)
             rows += [_mark(p, panel, definition) | extra for p in measured]
             if not measured:
@@ -76,29 +81,49 @@ def _why_empty(points: Sequence[Row], definition: str) -> str:
 
 
 def plot(rows: list[Row]) -> Any:
-    panels = list(dict.fromkeys(r["panel"] for r in rows)) or ["efficiency"]
-    figure, axes = lines.grid(len(panels))
-    all_series = sorted({r["series"] for r in rows})
-    lines.footer(figure, rows)
-    for ax, panel in zip(axes, panels, strict=True):
-        part = [lines.scaled(r, 100) for r in rows if r["panel"] == panel]
-        ax.set_title(panel[:1].upper() + panel[1:] if panel in PANELS.values() else panel)
-        ax.set_ylabel("efficiency [%]")
-        marks = [r for r in part if r["status"] != "note"]
-        values = [r["value"] for r in marks if r["value"] is not None]
-        ax.set_ylim(0, max([118, *(1.1 * v for v in values)]))
-        ax.axhline(100, color=style.GREY, lw=1.0, ls=":", zorder=1, gid="ideal")
-        note = next((r["note"] for r in part if r["status"] == "note"), None)
+    """A row per scene, a column per definition that any scene measures (all of them where none does)."""
+    scenes = sorted({r["scene"] for r in rows})
+    measured = [d for d in HEADINGS if any(r["definition"] == d and r["status"] == "ok" for r in rows)]
+    shown = measured or list(HEADINGS)
+    rows = lines.scaled(rows, 100)
+    cells = [
+        lines.Cell(
+            scene if definition == shown[0] else "",
+            [r for r in rows if (r["scene"], r["definition"]) == (scene, definition)],
+        )
+        for scene in scenes
+        for definition in shown
+    ]
+    top = max([118, *(1.1 * v for cell in cells for v in lines.extremes(cell.rows))])
+
+    def behind(ax: Any, cell: lines.Cell, _: Any) -> None:
+        note = next((r["note"] for r in cell.rows if r["status"] == "note"), None)
+        ax.set_ylim(0, top)
         if note:
-            scene = part[0]["scene"]
-            lines.ranks_axis(
-                ax, sorted({(r["ranks"], r["nodes"], r["layout"]) for r in rows if r["scene"] == scene})
-            )
-            lines.failed(ax, [r for r in marks if r["status"] != "ok"])
-            ax.text(
-                0.5, 0.55, textwrap.fill(note, 26), transform=ax.transAxes, ha="center", va="center",
-                color=style.GREY, fontsize=7,
-            )  # fmt: skip
-        else:
-            lines.draw_panel(ax, marks, all_series, label=len({r["series"] for r in marks}) > 1)
-    return figure
+            panels.say(ax, note)
+            return
+        ax.yaxis.set_major_locator(ticks.linear(size_mm(ax)[1]))
+        ax.axhline(100, zorder=1, gid="ideal", **lines.IDEAL)
+
+    return lines.figure(
+        cells,
+        "efficiency [%]",
+        behind,
+        headings=[HEADINGS[d] for d in shown],
+        key=[Entry("ideal", lines.IDEAL)] if measured else [],
+        notes=_notes(rows, [d for d in HEADINGS if d not in shown]),
+    )
+
+
+def _notes(rows: Sequence[Row], definitions: Sequence[str]) -> list[str]:
+    """Why these definitions have no panel; scenes that say the same are one line."""
+    notes = []
+    for definition in definitions:
+        scenes: dict[str, list[str]] = {}
+        for r in rows:
+            if r["definition"] == definition and r["status"] == "note":
+                scenes.setdefault(r["note"], []).append(r["scene"])
+        for note, names in scenes.items():
+            where = "" if len(scenes) == 1 else f" ({', '.join(names)})"
+            notes.append(f"{HEADINGS[definition]}{where}: {note}")
+    return notes

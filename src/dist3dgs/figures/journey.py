@@ -1,31 +1,33 @@
 """The study's attempts in order: what was tried, what happened, what it cost."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from ..scaling import rank_unit
 from ..scaling.journey import Attempt, attempts
-from . import style
+from . import style, ticks
+from .page import EDGE_MM, Page, body_room_mm
 from .study import Study
 
 TITLE = "The journey"
 CAPTION = (
     "Every attempt in the order of its start, read downwards. Bars: what it cost in rank-hours (GPU-hours "
     "where a rank is a GPU) of everything that was allocated, used or not. Beside each: its outcome, with "
-    "the cause where it did not succeed, and below it in grey what changed in the settings from the attempt "
-    "before. Costs in GPU-hours and those of CPU ranks have axes of their own. "
+    "the cause where it did not succeed, its cost and the wall time of that, and below it in grey what changed "
+    "in the settings from the attempt before. Costs in GPU-hours and those of CPU ranks have axes of their own. "
     "Neighbours with the same outcome share a row where there are more than 24 attempts."
 )
+EMPTY = "no attempt yet"
 COLUMNS = (
     *("attempt", "last_attempt", "scene", "strategy", "layout", "repeat", "status", "cause", "changes"),
-    *("rank_hours", "unit", "psnr", "images_per_s", "started_at"),
+    *("rank_hours", "unit", "wall_s", "psnr", "images_per_s", "started_at"),
 )
 Row = dict[str, Any]
 MAX_ROWS = 24
 _MAX_DRAWN = 40
-#: Width of a panel in lengths of its longest bar; the rest is for words.
-_WIDTH = 2.6
+_NAME_MM, _BARS_MM, _ROW_MM = 46.0, 40.0, 7.4
+_PT, _SMALL_PT = 6.5, 6.0
+_UNIT_MM, _FOOT_MM = 3.0, 8.5
 
 
 def data(study: Study) -> list[Row]:
@@ -45,6 +47,7 @@ def _row(attempt: Attempt) -> Row:
         "changes": "; ".join(attempt.changes) or None,
         "rank_hours": attempt.rank_hours,
         "unit": f"{rank_unit(record)}-hours",
+        "wall_s": record.metrics.total_s,
         "psnr": record.metrics.psnr,
         "images_per_s": record.metrics.images_per_s,
         "started_at": record.provenance.started_at,
@@ -66,44 +69,57 @@ def _together(rows: Sequence[Row]) -> list[Row]:
         last["last_attempt"] = row["attempt"]
         last["layout"] = ", ".join(dict.fromkeys([*last["layout"].split(", "), row["layout"]]))
         last["rank_hours"] = (last["rank_hours"] or 0) + (row["rank_hours"] or 0)
+        last["wall_s"] = (last["wall_s"] or 0) + (row["wall_s"] or 0)
         last["psnr"] = row["psnr"] if row["psnr"] is not None else last["psnr"]
         last["repeat"] = None
     return merged
 
 
 def plot(rows: list[Row]) -> Any:
-    drawn = rows[:_MAX_DRAWN]
-    units = dict.fromkeys(r["unit"] for r in drawn)
-    groups = [[r for r in drawn if r["unit"] == unit] for unit in units]
-    sizes = [max(len(g), 2) for g in groups] or [2]
-    figure = style.new_figure(style.DOUBLE_MM, min(10 + 12 * len(sizes) + 7.6 * sum(sizes), 340))
-    axes = figure.subplots(len(sizes), squeeze=False, height_ratios=sizes)[:, 0]
-    for ax, group in zip(axes, groups, strict=False):
-        _panel(ax, group)
-    if not groups:
-        axes[0].set_axis_off()
-        axes[0].text(0.5, 0.5, "no attempt yet", transform=axes[0].transAxes, ha="center", color=style.GREY)
-    if len(rows) > len(drawn):
-        axes[0].set_title(f"first {len(drawn)} of {len(rows)} rows; all are in the csv")
-    return figure
+    drawn = rows[: min(_MAX_DRAWN, _room(rows))]
+    groups = [[r for r in drawn if r["unit"] == unit] for unit in dict.fromkeys(r["unit"] for r in drawn)]
+    notes = [f"first {len(drawn)} of {len(rows)} rows; all are in the csv"] if len(drawn) < len(rows) else []
+    body = sum(_UNIT_MM + _ROW_MM * len(group) + _FOOT_MM for group in groups)
+    page = Page(style.DOUBLE_MM, body, notes=notes)
+    top = page.top_mm + _UNIT_MM
+    for group in groups:
+        _panel(page, top, group)
+        top += _UNIT_MM + _ROW_MM * len(group) + _FOOT_MM
+    return page.figure
 
 
-def _panel(ax: Any, rows: list[Row]) -> None:
+def _room(rows: Sequence[Row]) -> int:
+    units = len({r["unit"] for r in rows})
+    return int((body_room_mm(style.DOUBLE_MM, notes=["…"]) - units * (_UNIT_MM + _FOOT_MM)) / _ROW_MM)
+
+
+def _panel(page: Page, top: float, rows: list[Row]) -> None:
     """Attempts whose cost is in one unit: those of a laptop's ranks cannot be seen beside those of GPUs."""
+    ax = page.axes(_NAME_MM, top, _BARS_MM, _ROW_MM * len(rows))
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_yticks([])
     ax.grid(False, axis="y")
     ax.grid(True, axis="x")
     scale, unit = _unit(max((r["rank_hours"] or 0 for r in rows), default=0), rows[0]["unit"] == "GPU-hours")
     longest = max((r["rank_hours"] * scale for r in rows if r["rank_hours"]), default=1.0)
-    ax.set_xlim(0, _WIDTH * longest)
-    ticks = [t for t in ax.get_xticks() if t <= 1.05 * longest]
-    ax.set_xticks(ticks)
-    ax.spines.bottom.set_bounds(0, max(longest, ticks[-1]))
-    ax.set_xlabel(f"cost [{unit}]", loc="left")
-    for y, row in enumerate(rows):
-        _attempt(ax, y, row, scale, longest)
-    ax.set_yticks(range(len(rows)), [_name(r) for r in rows])
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(max(len(rows), 2) - 0.4, -0.6)
+    ax.set_xlim(0, 1.03 * longest)
+    ax.xaxis.set_major_locator(ticks.linear(_BARS_MM / 1.5))
+    ax.set_xlabel(f"cost [{unit}]")
+    for i, row in enumerate(rows):
+        cost = None if row["rank_hours"] is None else row["rank_hours"] * scale
+        ax.barh(
+            i, cost or 0, height=0.58, edgecolor=style.INK, linewidth=0.4, zorder=2, **_look(row["status"])
+        )
+        _words(page, top + _ROW_MM * (i + 0.5), row, cost, unit)
+
+
+def _look(status: str) -> dict[str, Any]:
+    looks = {
+        "ok": {"facecolor": style.BLUE, "hatch": ""},
+        "degraded": {"facecolor": style.ORANGE, "hatch": "///"},
+        "failed": {"facecolor": style.FAILED, "hatch": "xxx"},
+    }
+    return looks.get(status, {"facecolor": style.LIGHT_GREY, "hatch": "---"})
 
 
 def _unit(largest: float, gpu: bool) -> tuple[float, str]:
@@ -111,35 +127,52 @@ def _unit(largest: float, gpu: bool) -> tuple[float, str]:
     return (1.0, f"{name}-hours") if largest >= 1 else (60.0, f"{name}-minutes")
 
 
-def _name(row: Row) -> str:
-    number = (
-        f"{row['attempt']}"
-        if row["attempt"] == row["last_attempt"]
-        else f"{row['attempt']}–{row['last_attempt']}"
-    )
-    layout = textwrap.shorten(row["layout"], 22, placeholder=" …")
-    return (
-        f"#{number}  {textwrap.shorten(row['scene'] + ' ' + row['strategy'], 34, placeholder='…')} {layout}"
+def _words(page: Page, y: float, row: Row, cost: float | None, unit: str) -> None:
+    """Left of the bar which run it was, right of it what came of it; each in two lines of the room there is."""
+    first, second = row["attempt"], row["last_attempt"]
+    number = f"#{first}" if first == second else f"#{first}–{second}"
+    x = EDGE_MM + max(style.width_mm(f"{number} ", _PT), 6.5)
+    room = _NAME_MM - x - 1.5
+    page.text(EDGE_MM, y - 1.4, number, size_pt=_PT, color=style.GREY)
+    strategy = style.fit(row["strategy"], 0.65 * room, _PT)
+    layouts = row["layout"].split(", ")
+    layout = row["layout"] if len(layouts) < 3 else f"{layouts[0]} … {layouts[-1]}"
+    layout = style.fit(layout, room - style.width_mm(f"{strategy}  ", _PT), _PT)
+    page.text(x, y - 1.4, f"{strategy}  {layout}", size_pt=_PT, gid="name")
+    page.text(
+        x, y + 1.5, style.fit(row["scene"], room, _SMALL_PT), size_pt=_SMALL_PT, color=style.GREY, gid="name"
     )
 
+    x = _NAME_MM + _BARS_MM + 2.5
+    room = page.width_mm - x - EDGE_MM
+    lines = style.wrap(row["changes"] or "", room, _SMALL_PT)
+    if len(lines) > 1:  # one line, cut at its end: changes are told in the order of the settings
+        lines = [_cut(row["changes"], room)]
+    colour = style.INK if row["status"] == "ok" else style.ink(_look(row["status"])["facecolor"])
+    outcome = style.fit(_outcome(row, cost, unit), room, _PT)
+    page.text(x, y - (1.4 if lines else 0), outcome, size_pt=_PT, color=colour, gid="outcome")
+    for line in lines:
+        page.text(x, y + 1.5, line, size_pt=_SMALL_PT, color=style.GREY, gid="changes")
 
-def _attempt(ax: Any, y: int, row: Row, scale: float, longest: float) -> None:
-    look = {
-        "ok": {"color": style.BLUE, "hatch": ""},
-        "degraded": {"color": style.ORANGE, "hatch": "////"},
-        "failed": {"color": style.FAILED, "hatch": "xxxx"},
-    }.get(row["status"], {"color": style.LIGHT_GREY, "hatch": "...."})
-    cost = None if row["rank_hours"] is None else row["rank_hours"] * scale
-    ax.barh(y, cost or 0, height=0.6, edgecolor="#333333", linewidth=0.4, zorder=2, **look)
-    text = "ok" if row["status"] == "ok" else f"{row['status']}: {row['cause']}"
+
+def _cut(text: str, room: float) -> str:
+    """As much of the text's beginning as there is room for."""
+    while text and style.width_mm(f"{text} …", _SMALL_PT) > room:
+        text = text[:-1].rstrip()
+    return f"{text} …"
+
+
+def _outcome(row: Row, cost: float | None, unit: str) -> str:
+    parts = ["ok" if row["status"] == "ok" else f"{row['status']}: {row['cause']}"]
     if row["psnr"] is not None:
-        text += f", {row['psnr']:.2f} dB"
-    text += ", cost not known" if cost is None else f", {cost:.2g} {'min' if scale > 1 else 'h'}"
-    colour = "#333333" if row["status"] == "ok" else style.ink(look["color"])
-    left = (cost or 0) + 0.02 * longest
-    changed = row["changes"]
-    ax.text(left, y - (0.16 if changed else 0), text, va="center", fontsize=6.5, color=colour, zorder=4)
-    if changed:
-        room = int(150 * (1 - (cost or 0) / longest / _WIDTH))
-        short = textwrap.shorten(changed, room, placeholder=" …")
-        ax.text(left, y + 0.28, short, va="center", fontsize=5.6, color=style.GREY, zorder=4)
+        parts.append(f"{row['psnr']:.2f} dB")
+    if cost is None:
+        return ", ".join([*parts, "cost not known"])
+    wall = f" ({_wall(row['wall_s'])} wall)" if row["wall_s"] is not None else ""
+    return ", ".join([*parts, f"{cost:.3g} {unit}{wall}"])
+
+
+def _wall(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,12 +1,12 @@
 """Where the wall time goes: phases stacked per layout."""
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..record import RunRecord
 from ..tabulate import phase_order
-from . import style
+from . import lines, style, ticks
+from .page import EDGE_MM, Page, body_room_mm
 from .study import Study
 
 TITLE = "Where the time goes"
@@ -15,8 +15,10 @@ CAPTION = (
     "phase is that of its slowest rank. Steps are split into computing and exposed communication, the part "
     "of the collectives that was not hidden behind computing, where it was measured. Other: the launcher's "
     "total less all phases. Only the stepping part can shrink with more ranks; the rest is what Amdahl's law"
-    " is about. A run that failed is shown up to where it came, with a cross."
+    " is about. A run that failed is shown up to where it came, with a cross, a degraded one in full with a diamond. "
+    "The numbers beside a bar are its parts in seconds, each below its phase's name."
 )
+EMPTY = "no run has begun yet"
 COLUMNS = ("scene", "strategy", "layout", "ranks", "nodes", "status", "n", "cause", "phase", "s")
 Row = dict[str, Any]
 
@@ -79,109 +81,165 @@ def _ordered(names: Iterable[str]) -> list[str]:
     return first + phase_order(found - set(first) - {"other"}) + [p for p in ("other",) if p in found]
 
 
+#: From left to right: scene and strategy, layout, bars, numbers.
+_GROUP_MM, _LAYOUT_MM, _MIN_BARS_MM, _NUMBER_MM = 27.0, 12.0, 40.0, 7.2
+_HEAD_MM, _FOOT_MM = 16.0, 8.5
+_BAR_MM, _MIN_BAR_MM = 5.0, 2.7
+_PT = 6.0
+
+
 def plot(rows: list[Row]) -> Any:
+    """Bars, and beside them a table of their parts whose head is the key."""
     bars = list(dict.fromkeys(_bar_key(r) for r in rows))
-    wide = len({r["phase"] for r in rows if r["phase"]}) > 0
-    height = 24 + 8.0 * max(len(bars), 1) + (4 if len({b[0] for b in bars}) > 1 else 0)
-    figure = style.new_figure(style.DOUBLE_MM, min(height, 230))
-    ax = figure.subplots()
-    ax.set_xlabel("wall time [s]")
-    ax.grid(False, axis="y")
-    ax.grid(True, axis="x")
-    if not wide:
-        ax.text(
-            0.5,
-            0.5,
-            "no successful run yet",
-            transform=ax.transAxes,
-            ha="center",
-            va="center",
-            color=style.GREY,
-        )
-        ax.set_xticks([])
-    longest = max((sum(r["s"] or 0 for r in rows if _bar_key(r) == b) for b in bars), default=1.0) or 1.0
-    ax.set_xlim(0, (1.45 if any(b[3] != "ok" for b in bars) else 1.12) * longest)
-    for i, key in enumerate(bars):
-        _bar(ax, i, [r for r in rows if _bar_key(r) == key], longest)
-    ax.set_yticks(range(len(bars)), [_bar_name(b, bars) for b in bars])
-    ax.set_ylim(len(bars) - 0.4, -0.6)
-    ax.tick_params(axis="y", length=0)
-    _legend(figure, _ordered({r["phase"] for r in rows if r["phase"]}))
-    return figure
+    key, trouble = lines.trouble_key(rows), _trouble(bars)
+    # One line more than there are, for the note that there are more bars.
+    room = body_room_mm(style.DOUBLE_MM, key=key, notes=["…"], trouble=trouble) - _HEAD_MM - _FOOT_MM
+    shown = bars[: int(room / _MIN_BAR_MM)]
+    pitch = min(_BAR_MM, room / len(shown))
+    notes = [f"first {len(shown)} of {len(bars)} bars; all are in the csv"] if len(shown) < len(bars) else []
+    rows = [r for r in rows if _bar_key(r) in set(shown)]
+    body = _HEAD_MM + pitch * len(shown) + _FOOT_MM
+    page = Page(style.DOUBLE_MM, body, key=key, notes=notes, trouble=trouble)
+
+    phases = _ordered({r["phase"] for r in rows if r["phase"]})
+    left = _GROUP_MM + _LAYOUT_MM
+    merged = _small(rows, phases, int((page.width_mm - left - _MIN_BARS_MM) / _NUMBER_MM) - 1)
+    phases = [p for p in phases if p not in merged or p == "other"]
+    numbers = page.width_mm - EDGE_MM - _NUMBER_MM * (len(phases) + 1)
+    top = page.top_mm + _HEAD_MM
+    parts = {bar: _parts([r for r in rows if _bar_key(r) == bar], merged) for bar in shown}
+    longest = max(sum(p.values()) for p in parts.values())
+    ax = _axes(page, (left, top, numbers - left - 3.0, pitch * len(shown)), longest)
+    _head(page, numbers, top, phases)
+    for i, bar in enumerate(shown):
+        _bar(ax, (i + 0.5) * pitch, pitch, bar, parts[bar])
+        _numbers(page, top + (i + 0.5) * pitch, numbers, phases, bar, parts[bar])
+    _groups(page, top, pitch, shown)
+    return page.figure
 
 
 def _bar_key(r: Row) -> tuple[Any, ...]:
-    return r["scene"], r["strategy"], r["layout"], r["status"], r["cause"]
+    return r["scene"], r["strategy"], r["layout"], r["status"], r["cause"], r["n"]
 
 
-def _bar_name(key: tuple[Any, ...], bars: Sequence[tuple[Any, ...]]) -> str:
-    scene, strategy, layout, _, _ = key
-    parts = [scene] if len({b[0] for b in bars}) > 1 else []
-    parts += [strategy] if len({b[1] for b in bars}) > 1 or len(parts) else []
-    return textwrap.shorten(" ".join(parts), 34, placeholder="…") + (f"  {layout}" if parts else layout)
-
-
-def _bar(ax: Any, y: int, rows: Sequence[Row], longest: float) -> None:
-    left, lost = 0.0, rows[0]["status"] != "ok"
+def _parts(rows: Sequence[Row], merged: set[str]) -> dict[str, float]:
+    parts: dict[str, float] = {}
     for r in rows:
-        if not r["s"]:
-            continue
-        colour, hatch = style.phase_style(r["phase"])
-        ax.barh(
-            y, r["s"], left=left, height=0.66, color=colour, hatch=hatch, edgecolor="#333333", linewidth=0.4,
-            alpha=0.45 if lost else 1.0, zorder=2,
-        )  # fmt: skip
-        if r["s"] > 0.05 * longest:
-            dark = colour in (style.BLUE, style.GREEN, "#8F8F8F")
-            box = None if not hatch else {"facecolor": colour, "edgecolor": "none", "pad": 0.5}
-            ax.text(
-                left + r["s"] / 2, y, _seconds(r["s"]), ha="center", va="center", fontsize=6,
-                color="white" if dark and not lost else "black", zorder=4, bbox=box,
-            )  # fmt: skip
-        left += r["s"]
-    if lost:
+        if r["phase"]:
+            name = "other" if r["phase"] in merged else r["phase"]
+            parts[name] = parts.get(name, 0.0) + r["s"]
+    return {name: parts[name] for name in _ordered(parts)}
+
+
+def _small(rows: Sequence[Row], phases: Sequence[str], columns: int) -> set[str]:
+    """Phases for which there is no column: those that take least, drawn as `other` (imported logs can name many)."""
+    if len(phases) <= columns:
+        return set()
+    total = {p: sum(r["s"] for r in rows if r["phase"] == p) for p in phases if p != "other"}
+    return {"other", *sorted(total, key=lambda p: total[p])[: len(total) - columns + 1]}
+
+
+def _axes(page: Page, box: tuple[float, float, float, float], longest: float) -> Any:
+    """Bars stand at millimetres from the top, as the words beside them do."""
+    ax = page.axes(*box)
+    ax.set_ylim(box[3], 0)
+    ax.set_xlim(0, 1.04 * longest or 1.0)
+    ax.set_yticks([])
+    ax.grid(False, axis="y")
+    ax.grid(True, axis="x")
+    ax.set_xlabel("wall time [s]")
+    ax.xaxis.set_major_locator(ticks.linear(box[2] / 1.5))
+    return ax
+
+
+def _bar(ax: Any, y: float, pitch: float, key: tuple[Any, ...], parts: dict[str, float]) -> None:
+    status, left = key[3], 0.0
+    for phase, seconds in parts.items():
+        alpha = 1.0 if status == "ok" else 0.45
+        ax.barh(y, seconds, left=left, height=0.7 * pitch, alpha=alpha, zorder=2, **style.phase_look(phase))
+        left += seconds
+    if status != "ok":
+        mark = lines.DEGRADED if status == "degraded" else lines.FAILED
         ax.plot(
-            left,
-            y,
-            marker="X",
-            markersize=6,
-            color=style.FAILED,
-            markeredgecolor="white",
-            zorder=5,
-            clip_on=False,
+            left, y, clip_on=False, zorder=5, gid="degraded" if status == "degraded" else "failed", **mark
         )
-        n = f" x{rows[0]['n']}" if rows[0]["n"] > 1 else ""
-        text, colour = f"  {rows[0]['status']}: {rows[0]['cause']}{n}", style.ink(style.FAILED)
-    else:
-        text, colour = (
-            f" {_seconds(left)} s" + (f"  (n = {rows[0]['n']})" if rows[0]["n"] > 1 else ""),
-            "#333333",
+
+
+def _groups(page: Page, top: float, pitch: float, bars: Sequence[tuple[Any, ...]]) -> None:
+    """Layouts beside the bars; scene and strategy beside the first two of a group, a line above it."""
+    from matplotlib.lines import Line2D
+
+    room = _GROUP_MM - EDGE_MM - 1
+    for i, (scene, strategy, layout, _, _, n) in enumerate(bars):
+        y = top + (i + 0.5) * pitch
+        name = style.fit(layout if n == 1 else f"{layout} ×{n}", _LAYOUT_MM - 1.5, _PT)
+        page.text(_GROUP_MM + _LAYOUT_MM - 1.2, y, name, size_pt=_PT, ha="right")
+        if i and bars[i - 1][:2] == (scene, strategy):
+            continue
+        alone = i + 1 == len(bars) or bars[i + 1][:2] != (scene, strategy)
+        text = f"{scene}, {strategy}" if alone else scene
+        short = style.fit(text, room, _PT, bold=True)
+        page.text(EDGE_MM, y, short, size_pt=_PT, weight="bold", gid="title")
+        if not alone:
+            page.text(
+                EDGE_MM, y + pitch, style.fit(strategy, room, _PT), size_pt=_PT, color=style.GREY, gid="title"
+            )
+        if i:
+            ends = [EDGE_MM, page.width_mm - EDGE_MM]
+            page.paper.add_line(Line2D(ends, [y - pitch / 2] * 2, color=style.LIGHT_GREY, linewidth=0.4))
+
+
+def _head(page: Page, x: float, y: float, phases: Sequence[str]) -> None:
+    """Over every column of numbers the look and the name of its phase."""
+    from matplotlib.patches import Rectangle
+
+    names = {"communication": "exposed comm."}
+    for i, phase in enumerate([*phases, "total"]):
+        centre = x + _NUMBER_MM * (i + 0.5)
+        if phase != "total":
+            page.paper.add_patch(Rectangle((centre - 2.2, y - 2.6), 4.4, 2.4, **style.phase_look(phase)))
+        name = style.fit(names.get(phase, phase), (_HEAD_MM - 4) * 2**0.5, _PT)
+        page.text(
+            centre - 0.4,
+            y - 3.4,
+            name,
+            size_pt=_PT,
+            rotation=45,
+            rotation_mode="anchor",
+            va="baseline",
+            gid="head",
         )
-    ax.text(left, y, text, ha="left", va="center", fontsize=6, color=colour, zorder=5)
+
+
+def _numbers(
+    page: Page, y: float, x: float, phases: Sequence[str], key: tuple[Any, ...], parts: dict[str, float]
+) -> None:
+    for i, phase in enumerate(phases):
+        text = _seconds(parts[phase]) if phase in parts else "–"
+        page.text(x + _NUMBER_MM * (i + 0.5) + 2.4, y, text, size_pt=_PT, ha="right", gid="number")
+    total = _seconds(sum(parts.values())) if parts else "–"
+    weight = "bold" if key[3] == "ok" else "normal"
+    page.text(
+        x + _NUMBER_MM * (len(phases) + 0.5) + 2.4,
+        y,
+        total,
+        size_pt=_PT,
+        ha="right",
+        weight=weight,
+        gid="number",
+    )
+
+
+def _trouble(bars: Sequence[tuple[Any, ...]]) -> list[str]:
+    many = len({b[:2] for b in bars}) > 1
+    words = []
+    for scene, strategy, layout, status, cause, n in bars:
+        if status != "ok":
+            where = f"{scene} {strategy} {layout}" if many else layout
+            words.append(lines.trouble_word(where, status, cause) + (f" (x{n})" if n > 1 else ""))
+    return words
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _legend(figure: Any, phases: Sequence[str]) -> None:
-    from matplotlib.patches import Patch
-
-    names = {"compute": "step: compute", "communication": "step: exposed communication"}
-    handles = []
-    for phase in phases:
-        colour, hatch = style.phase_style(phase)
-        handles.append(
-            Patch(
-                facecolor=colour,
-                hatch=hatch,
-                edgecolor="#333333",
-                linewidth=0.4,
-                label=names.get(phase, phase),
-            )
-        )
-    if handles:
-        figure.legend(
-            handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False, fontsize=6.5,
-            handlelength=1.6, handleheight=1.0, columnspacing=1.2,
-        )  # fmt: skip
+    """To the second where there are many, so that all numbers of a column are told apart."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}"

@@ -1,22 +1,25 @@
 """Held-out quality against training time."""
 
-import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from ..names import Layout
-from . import style
-from .labels import direct_labels
-from .lines import write_footer
+from ..scaling.measures import time_to_quality
+from . import lines, panels, style, ticks
+from .page import Entry, size_mm
 from .study import Study
 
 TITLE = "Quality against time"
 CAPTION = (
     "Mean PSNR over the held-out photographs against training time (steps and densification; starting up and"
     " evaluating not counted). One line per run, one panel per scene and strategy. Dashed: the quality to "
-    "reach, the baseline's final PSNR less 0.1 dB. A run that failed ends in a cross with its cause."
+    "reach, the baseline's final PSNR less 0.1 dB. Beside every layout: the training time at which its curve "
+    "first crosses the dashed line (straight between two evaluations), median over the repeats, or how many of "
+    "them reached it. A run that failed ends in a cross, a degraded one in a diamond; their causes stand below."
 )
+EMPTY = "no run has been evaluated yet"
 COLUMNS = (
     "scene",
     "strategy",
@@ -29,11 +32,13 @@ COLUMNS = (
     "elapsed_s",
     "psnr",
     "target_psnr",
+    "time_to_target_s",
 )
 Row = dict[str, Any]
 
 _LOST = ("failed", "degraded", "unknown")
-_COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE, style.SKY, style.BLACK)
+_TARGET = {"color": style.GREY, "linestyle": (0, (4, 2)), "linewidth": 0.8}
+_MAX_PANELS = 24
 
 
 def data(study: Study) -> list[Row]:
@@ -41,6 +46,7 @@ def data(study: Study) -> list[Row]:
     rows = []
     for record in study.records:
         run = record.run
+        target = targets.get((run.scene, run.strategy))
         key = {
             "scene": run.scene,
             "strategy": run.strategy,
@@ -49,7 +55,8 @@ def data(study: Study) -> list[Row]:
             "repeat": run.repeat,
             "status": record.status,
             "cause": None if record.failure is None else record.failure.cause,
-            "target_psnr": targets.get((run.scene, run.strategy)),
+            "target_psnr": target,
+            "time_to_target_s": None if target is None else time_to_quality(record.metrics.curve, target),
         }
         known = [p for p in record.metrics.curve if p.psnr is not None]
         rows += [key | {"step": p.step, "elapsed_s": p.elapsed_s, "psnr": p.psnr} for p in known]
@@ -60,87 +67,103 @@ def data(study: Study) -> list[Row]:
 
 
 def plot(rows: list[Row]) -> Any:
-    panels = list(dict.fromkeys((r["scene"], r["strategy"]) for r in rows)) or [("", "")]
-    columns = min(len(panels), 3)
-    lines = math.ceil(len(panels) / columns)
-    width = style.SINGLE_MM if len(panels) == 1 else style.DOUBLE_MM
-    figure = style.new_figure(width, 62 if len(panels) == 1 else 8 + 52 * lines)
-    axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
-    for unused in axes[len(panels) :]:
-        unused.remove()
-    ended = {(r["scene"], r["strategy"], r["layout"], r["repeat"]): r for r in rows if r["status"] in _LOST}
-    lost = Counter(f"✖ {s} {y} {x}: {r['status']}, {r['cause']}" for (s, y, x, _), r in ended.items())
-    write_footer(figure, [text if n == 1 else f"{text} (x{n})" for text, n in lost.items()][:8])
-    for ax, (scene, strategy) in zip(axes, panels, strict=False):
-        _panel(ax, [r for r in rows if (r["scene"], r["strategy"]) == (scene, strategy)])
-        ax.set_title(f"{scene}: {strategy}" if scene else "")
+    names = list(dict.fromkeys((r["scene"], r["strategy"]) for r in rows))
+    shown = names[:_MAX_PANELS]
+    notes = (
+        [f"first {len(shown)} of {len(names)} panels; all are in the csv"] if len(shown) < len(names) else []
+    )
+    layouts = sorted({r["layout"] for r in rows})
+    sheet = panels.Sheet(
+        titles=shown,
+        columns=panels.num_columns(len(shown)),
+        xlabel="training time [s]",
+        ylabel="held-out PSNR [dB]",
+        ticks_mm=3.0,
+        own_x=True,
+    )
+    has_target = any(r["target_psnr"] is not None for r in rows)
+    key = [Entry("quality to reach", _TARGET)] if has_target else []
+    figure, axes = sheet.draw(key=[*key, *lines.trouble_key(rows)], notes=notes, trouble=_trouble(rows))
+    for ax, (scene, strategy) in zip(axes, shown, strict=True):
+        _panel(ax, [r for r in rows if (r["scene"], r["strategy"]) == (scene, strategy)], layouts)
     return figure
 
 
-def _panel(ax: Any, rows: Sequence[Row]) -> None:
-    ax.set_xlabel("training time [s]")
-    ax.set_ylabel("held-out PSNR [dB]")
-    if not rows:
-        ax.text(
-            0.5, 0.5, "no evaluation yet", transform=ax.transAxes, ha="center", va="center", color=style.GREY
-        )
-        ax.set_xticks([])
-        ax.set_yticks([])
-        return
-    layouts = sorted({r["layout"] for r in rows}, key=lambda x: (Layout.parse(x).world_size, Layout.parse(x)))
-    ends = []
-    for i, layout in enumerate(layouts):
-        colour, marker = _COLOURS[i % len(_COLOURS)], style.SERIES_MARKERS[i % len(style.SERIES_MARKERS)]
-        part = [r for r in rows if r["layout"] == layout]
-        for repeat in sorted({r["repeat"] for r in part}):
-            curve = [r for r in part if r["repeat"] == repeat]
-            _curve(ax, curve, colour, marker, style.SERIES_LINES[i % len(style.SERIES_LINES)])
-        finished = [r for r in part if r["status"] == "ok"]
-        if not finished:
-            continue
-        last = max(finished, key=lambda r: r["elapsed_s"])
-        ends.append((last["elapsed_s"], last["psnr"], layout, colour))
+def _trouble(rows: Sequence[Row]) -> list[str]:
+    ended = {(r["scene"], r["strategy"], r["layout"], r["repeat"]): r for r in rows if r["status"] in _LOST}
+    counts = Counter(
+        lines.trouble_word(f"{scene} {strategy} {layout}", r["status"], r["cause"])
+        for (scene, strategy, layout, _), r in ended.items()
+    )
+    return [text if n == 1 else f"{text} (x{n})" for text, n in counts.items()]
+
+
+def _panel(ax: Any, rows: Sequence[Row], all_layouts: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
     _time_axis(ax, rows)
-    low, high = ax.get_ylim()
     target = rows[0]["target_psnr"]
-    labels = [(y, f"{text}, {x:.0f} s", style.ink(colour)) for x, y, text, colour in ends]
+    layouts = sorted({r["layout"] for r in rows}, key=lambda x: (Layout.parse(x).world_size, Layout.parse(x)))
+    handles = []
+    for layout in layouts:
+        look = style.series_style(layout, all_layouts) | {"linewidth": 0.9, "markersize": 3.2}
+        runs: dict[int, list[Row]] = {}
+        for r in rows:
+            if r["layout"] == layout:
+                runs.setdefault(r["repeat"], []).append(r)
+        for curve in runs.values():
+            _curve(ax, curve, look)
+        handles.append(Line2D([], [], **look, label=f"{layout}{_outcome([c[0] for c in runs.values()])}"))
     if target is not None:
-        low, high = min(low, target), max(high, target + 0.03 * (high - low))
-        ax.axhline(target, color=style.GREY, ls=(0, (4, 2)), lw=0.8, zorder=1, gid="target")
-        labels.append((target, f"to reach {target:.2f}", style.GREY))
-    ax.set_ylim(low, high)
-    direct_labels(ax, labels, fontsize=6)
+        ax.axhline(target, zorder=1, gid="target", **_TARGET)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.04 * (high - low))
+    ax.yaxis.set_major_locator(ticks.linear(size_mm(ax)[1]))
+    legend = ax.legend(
+        handles=handles, title=None if target is None else f"time to {target:.2f} dB", fontsize=6, title_fontsize=6,
+        alignment="left", handlelength=2.2, labelspacing=0.25, borderpad=0.3, borderaxespad=0.2, framealpha=0.85,
+        edgecolor="none",
+    )  # fmt: skip
+    legend.set_gid("reached")
+
+
+def _outcome(runs: Sequence[Row]) -> str:
+    """When a layout's successful runs got to the quality to reach; without one, how they ended."""
+    succeeded = [r for r in runs if r["status"] == "ok"]
+    if not succeeded:
+        return f": {runs[0]['status']}"
+    if succeeded[0]["target_psnr"] is None:
+        return ""
+    times = [r["time_to_target_s"] for r in succeeded if r["time_to_target_s"] is not None]
+    if not times:
+        return ": not reached"
+    if len(times) < len(succeeded):
+        return f": {len(times)} of {len(succeeded)} runs"
+    median = statistics.median(times)
+    return f": {median:.0f} s" if median >= 10 else f": {median:.1f} s"
 
 
 def _time_axis(ax: Any, rows: Sequence[Row]) -> None:
     """From zero; logarithmic where the longest run takes more than eight times the shortest."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     runs: dict[tuple[str, int], float] = {}
     for r in rows:
         if r["status"] == "ok":
             runs[r["layout"], r["repeat"]] = max(r["elapsed_s"], runs.get((r["layout"], r["repeat"]), 0.0))
     first, last = min(r["elapsed_s"] for r in rows), max(r["elapsed_s"] for r in rows)
     if not runs or max(runs.values()) <= 8 * min(runs.values()) or first <= 0:
-        ax.set_xlim(0, 1.06 * last)
+        ax.set_xlim(0, 1.06 * last or 1.0)
+        ax.xaxis.set_major_locator(ticks.linear(size_mm(ax)[0] / 1.5))
         return
     ax.set_xscale("log")
     ax.set_xlim(first / 1.2, last * 1.2)
-    ticks = [m * 10.0**k for k in range(-3, 8) for m in (1, 3) if first / 1.2 <= m * 10.0**k <= last * 1.2]
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ticks.set_log(ax.xaxis, ticks.decimal(first / 1.2, last * 1.2, size_mm(ax)[0] / 1.5))
 
 
-def _curve(ax: Any, curve: Sequence[Row], colour: str, marker: str, line: Any) -> None:
+def _curve(ax: Any, curve: Sequence[Row], look: dict[str, Any]) -> None:
     times, values = [r["elapsed_s"] for r in curve], [r["psnr"] for r in curve]
-    size = 2.8 if len(curve) > 1 else 5
-    ax.plot(
-        times, values, color=colour, marker=marker, markersize=size, lw=0.9, linestyle=line,
-        markeredgecolor="white", markeredgewidth=0.4, zorder=3,
-    )  # fmt: skip
-    if curve[0]["status"] in _LOST:
-        ax.plot(
-            times[-1], values[-1], marker="X", markersize=6, color=style.FAILED, markeredgecolor="white",
-            linestyle="none", zorder=5, gid="failed",
-        )  # fmt: skip
+    ax.plot(times, values, zorder=3, **look if len(curve) > 1 else look | {"markersize": 5})
+    status = curve[0]["status"]
+    if status in _LOST:
+        mark = lines.DEGRADED if status == "degraded" else lines.FAILED
+        gid = "degraded" if status == "degraded" else "failed"
+        ax.plot(times[-1], values[-1], zorder=5, gid=gid, **mark)

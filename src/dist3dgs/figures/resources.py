@@ -5,7 +5,9 @@ from typing import Any
 
 from ..names import Layout
 from ..scaling.resources import Samples, Span, read_samples, read_spans, thin
-from . import style
+from ..tabulate import phase_order
+from . import panels, style, ticks
+from .page import Entry, size_mm
 from .study import Study
 
 TITLE = "Resources over time"
@@ -13,23 +15,28 @@ CAPTION = (
     "Samples of a run's newest attempt over wall time, one row per run (the first repeat of each layout, at "
     "most six). Left: memory in GiB: of all processes of the job on a node (PSS, shared pages once), of the "
     "node's page cache, and of each GPU. Right: per cent: processor time of the job (100 % is one core) and "
-    "utilisation of each GPU. Shaded behind: the phases of rank 0, named at the top. A long run is thinned, "
-    "keeping the peak of every stretch."
+    "utilisation of each GPU. The band above a panel: the phases of rank 0. A long run is thinned, keeping the "
+    "peak of every stretch."
 )
+EMPTY = "there are no resource samples beside these records"
 COLUMNS = ("run", "status", "kind", "node", "gpu", "quantity", "phase", "t_s", "end_s", "value")
 Row = dict[str, Any]
 
 MAX_RUNS = 6
 _NUM_POINTS = 400
-_LEFT = {"pss_gib": "job, host", "page_cache_gib": "page cache", "gpu_mem_gib": "GPU"}
-_RIGHT = {"cpu_percent": "job, CPU", "gpu_util_percent": "GPU"}
+_BAND_MM = 1.8
+_LEFT = ("pss_gib", "page_cache_gib", "gpu_mem_gib")
+_RIGHT = ("cpu_percent", "gpu_util_percent")
+_JOB = {"color": style.BLUE, "linestyle": "-"}
+_GPU = {"color": style.ORANGE, "linestyle": (0, (2.5, 1))}
 _LOOKS: dict[str, dict[str, Any]] = {
-    "pss_gib": {"color": style.BLUE, "linestyle": "-"},
-    "page_cache_gib": {"color": style.GREY, "linestyle": (0, (4, 2))},
-    "gpu_mem_gib": {"color": style.VERMILLION, "linestyle": (0, (1.2, 1.2))},
-    "cpu_percent": {"color": style.BLUE, "linestyle": "-"},
-    "gpu_util_percent": {"color": style.VERMILLION, "linestyle": (0, (1.2, 1.2))},
+    "pss_gib": _JOB,
+    "cpu_percent": _JOB,
+    "gpu_mem_gib": _GPU,
+    "gpu_util_percent": _GPU,
+    "page_cache_gib": {"color": style.GREY, "linestyle": (0, (1.2, 1.2))},
 }
+_KEY = {"pss_gib": "host: the job", "page_cache_gib": "host: page cache", "gpu_mem_gib": "each GPU"}
 
 
 def data(study: Study) -> list[Row]:
@@ -81,62 +88,61 @@ def _sample_rows(key: Row, samples: Sequence[Samples], spans: Sequence[Span]) ->
 
 
 def plot(rows: list[Row]) -> Any:
+    """A row per run: memory, use."""
     runs = list(dict.fromkeys(r["run"] for r in rows))
-    figure = style.new_figure(style.DOUBLE_MM, 12 + 38 * max(len(runs), 1))
-    axes = figure.subplots(max(len(runs), 1), 2, squeeze=False)
-    if not runs:
-        for ax in axes[0]:
-            ax.text(
-                0.5, 0.5, "no resource samples beside these records", transform=ax.transAxes, ha="center",
-                va="center", color=style.GREY,
-            )  # fmt: skip
-            ax.set_xticks([])
-            ax.set_yticks([])
-    for (left, right), run in zip(axes, runs, strict=False):
+    titles = []
+    for run in runs:
+        status = next(r["status"] for r in rows if r["run"] == run)
+        titles += [(run if status == "ok" else f"{run} ({status})", ""), ("", "")]
+    sheet = panels.Sheet(
+        titles=titles,
+        columns=2,
+        headings=("Memory [GiB]", "Use [%], 100 % is one core or one GPU"),
+        xlabel="wall time [s]",
+        ylabel="",
+        ticks_mm=3.0,
+        band_mm=_BAND_MM,
+        own_x=True,
+    )
+    figure, axes = sheet.draw(key=_key(rows))
+    for i, run in enumerate(runs):
         part = [r for r in rows if r["run"] == run]
-        status = "" if part[0]["status"] == "ok" else f" ({part[0]['status']})"
-        left.set_title(run + status)
-        _panel(left, part, _LEFT, "memory [GiB]")
-        _panel(right, part, _RIGHT, "use [%]")
-    for ax in axes[-1]:
-        ax.set_xlabel("wall time [s]")
+        _panel(axes[2 * i], part, _LEFT)
+        _panel(axes[2 * i + 1], part, _RIGHT)
     return figure
 
 
-def _panel(ax: Any, rows: Sequence[Row], quantities: dict[str, str], ylabel: str) -> None:
-    from .labels import direct_labels
+def _key(rows: Sequence[Row]) -> list[Entry]:
+    quantities = {r.get("quantity") for r in rows}
+    phases = phase_order({r["phase"] for r in rows if r["kind"] == "phase"})
+    entries = [Entry(name, _LOOKS[q]) for q, name in _KEY.items() if q in quantities]
+    return entries + [Entry(phase, style.phase_look(phase)) for phase in phases]
 
-    ax.set_ylabel(ylabel)
+
+def _panel(ax: Any, rows: Sequence[Row], quantities: Sequence[str]) -> None:
     samples = [r for r in rows if r["kind"] == "sample" and r["quantity"] in quantities]
-    ends = []
-    lines = list(dict.fromkeys((r["node"], r["gpu"], r["quantity"]) for r in samples))
-    for node, gpu, quantity in lines:
+    if not samples:
+        panels.say(ax, "not sampled")
+        return
+    for node, gpu, quantity in dict.fromkeys((r["node"], r["gpu"], r["quantity"]) for r in samples):
         line = [r for r in samples if (r["node"], r["gpu"], r["quantity"]) == (node, gpu, quantity)]
         ax.plot([r["t_s"] for r in line], [r["value"] for r in line], lw=0.9, zorder=3, **_LOOKS[quantity])
-        name = quantities[quantity] + ("" if gpu is None else f" {gpu}")
-        ends.append((line[-1]["value"], name, style.ink(_LOOKS[quantity]["color"])))
-    if not samples:
-        return
     last = max(r["t_s"] for r in rows if r["kind"] == "sample")
     ax.set_xlim(0, max(last, 1e-3))
-    ax.set_ylim(0, 1.22 * max(max(r["value"] for r in samples), 1e-3))
-    _phases(ax, [r for r in rows if r["kind"] == "phase"], last)
-    # Many GPUs that do the same would be many equal labels: name each kind once.
-    named = {name.rstrip("0123456789 "): (y, name.rstrip("0123456789 "), colour) for y, name, colour in ends}
-    direct_labels(ax, list(named.values()), fontsize=6)
+    ax.set_ylim(0, 1.08 * max(max(r["value"] for r in samples), 1e-3))
+    ax.xaxis.set_major_locator(ticks.linear(size_mm(ax)[0] / 1.5))
+    ax.yaxis.set_major_locator(ticks.linear(size_mm(ax)[1]))
+    _band(ax, [r for r in rows if r["kind"] == "phase"], last)
 
 
-def _phases(ax: Any, spans: Sequence[Row], last: float) -> None:
-    """Shade the phases; each has its name once, in its longest band, upright where that is narrow."""
-    shown = [(max(r["t_s"], 0.0), min(r["end_s"], last), r["phase"]) for r in spans]
-    shown = [band for band in shown if band[1] > band[0]]
-    longest = {phase: max(e - s for s, e, p in shown if p == phase) for _, _, phase in shown}
-    for start, end, phase in shown:
-        colour, hatch = style.phase_style(phase)
-        ax.axvspan(start, end, facecolor=colour, alpha=0.16, lw=0, hatch=hatch, edgecolor="#333333", zorder=0)
-        share = (end - start) / last
-        if share > 0.03 and end - start == longest[phase]:
-            ax.text(
-                (start + end) / 2, 0.97, phase, transform=ax.get_xaxis_transform(), ha="center", va="top",
-                fontsize=5.5, color="#333333", rotation=0 if share > 0.09 else 90, zorder=4,
-            )  # fmt: skip
+def _band(ax: Any, spans: Sequence[Row], last: float) -> None:
+    """Phases as a strip on top of the panel, clear of the curves."""
+    from matplotlib.patches import Rectangle
+
+    height = _BAND_MM / size_mm(ax)[1]
+    for r in spans:
+        start, end = max(r["t_s"], 0.0), min(r["end_s"], last)
+        if end > start:
+            strip = Rectangle((start, 1.0), end - start, height, **style.phase_look(r["phase"]))
+            strip.set(transform=ax.get_xaxis_transform(), clip_on=False, gid="phase")
+            ax.add_patch(strip)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..scaling import fit_usl
-from . import lines, style
-from .labels import direct_labels
+from . import lines, style, ticks
+from .page import Entry, size_mm
+from .ranks import Ranks
 from .study import Study
 
 TITLE = "Speedup"
@@ -16,8 +17,9 @@ CAPTION = (
     "to equal quality (the baseline's final held-out PSNR less 0.1 dB). Whiskers: smallest and largest "
     "repeat. Dotted: ideal. Shaded: negative scaling, where more ranks are slower than the baseline. A "
     "fitted Universal Scalability Law (thin line) is drawn only where there are more sizes than its three "
-    "parameters."
+    "parameters. Both axes are logarithmic. Marks of several strategies at one size stand side by side."
 )
+EMPTY = "no run to compare yet"
 COLUMNS = (*lines.COLUMNS, "definition", "baseline_ranks")
 Row = lines.Row
 
@@ -88,123 +90,90 @@ def _fits(study: Study) -> list[Row]:
 
 
 def plot(rows: list[Row]) -> Any:
-    panels = sorted({r["panel"] for r in rows}) or [""]
-    figure, axes = lines.grid(len(panels), panel_height_mm=58)
-    all_series = sorted({r["series"] for r in rows})
-    lines.footer(figure, rows)
-    for ax, panel in zip(axes, panels, strict=True):
-        _panel(ax, [r for r in rows if r["panel"] == panel], panel, all_series)
-    return figure
+    """One panel per scene, all with the same limits."""
+    ideals = {r["panel"]: _ideals(rows, r["panel"]) for r in rows}
+    ends = [line[-1][-1] for lines_ in ideals.values() for line in lines_]
+    limits = _limits([*lines.extremes(rows), *ends])
 
+    def behind(ax: Any, cell: lines.Cell, ranks: Ranks) -> None:
+        if not any(r["status"] == "ok" for r in (*cell.rows, *cell.other_rows)):
+            return
+        _ratio_axis(ax, limits)
+        for sizes, speedups in ideals[cell.title]:
+            ax.plot(sizes, speedups, zorder=1, gid="ideal", **lines.IDEAL)
+        _to_quality(ax, cell.other_rows, ranks)
+        for name in ranks.series:
+            fit = [r for r in cell.other_rows if r["status"] == "fit" and r["series"] == name]
+            colour = style.series_style(name, ranks.series)["color"]
+            x, y = [r["ranks"] for r in fit], [r["value"] for r in fit]
+            ax.plot(x, y, zorder=2, gid="fit", **_FIT | {"color": colour})
 
-def _panel(ax: Any, rows: Sequence[Row], title: str, all_series: Sequence[str]) -> None:
-    ax.set_title(title)
-    ax.set_ylabel("speedup over the baseline")
-    rate = [r for r in rows if r["status"] != "fit" and r.get("definition") != "time_to_quality"]
-    quality = [r for r in rows if r.get("definition") == "time_to_quality"]
-    ok = [r for r in rows if r["status"] == "ok"]
-    last = max((r["ranks"] for r in rows if r["status"] != "fit"), default=1)
-    _limits(ax, [r["value"] for r in rows if r["value"] is not None], last, ok)
-    negative_zone(ax, wide=ax.figure.get_figwidth() < 5)
-    lines.draw_panel(ax, rate, all_series, label=False)
-    for name in sorted({r["series"] for r in quality}):
-        look = style.series_style(name, all_series)
-        line = sorted((r["ranks"], r["value"]) for r in quality if r["series"] == name)
-        ax.plot(
-            [x for x, _ in line], [y for _, y in line], linestyle="none", marker=look["marker"], markersize=7,
-            markerfacecolor="none", markeredgecolor=look["color"], markeredgewidth=0.9, zorder=4,
-        )  # fmt: skip
-    for name in sorted({r["series"] for r in rows if r["status"] == "fit"}):
-        samples = [r for r in rows if r["status"] == "fit" and r["series"] == name]
-        ax.plot(
-            [r["ranks"] for r in samples], [r["value"] for r in samples], color=style.GREY, lw=0.6, zorder=2
-        )
-    if ok:
-        _ideal(ax, ok, last)
-        _key(ax, ok, bool(quality))
-        direct_labels(ax, _ends(rows, all_series))
-
-
-def _key(ax: Any, ok: Sequence[Row], quality: bool) -> None:
-    """What filled and hollow marks are, in the corner that the ideal line leaves free."""
-    names = dict.fromkeys(_NAMES[r["definition"]] for r in ok if r["definition"] in _NAMES)
-    text = [f"filled: images/s ({' or '.join(names) or 'one size only'})"]
-    if quality:
-        text.append("hollow: time to equal quality")
-    ax.text(
-        0.03, 0.985, "\n".join(text), transform=ax.transAxes, fontsize=5.8, color=style.GREY, ha="left", va="top",
-        linespacing=1.3, zorder=1, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-    )  # fmt: skip
-
-
-def _limits(ax: Any, values: Sequence[float], last: int, ok: Sequence[Row]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    first = min((r["baseline_ranks"] for r in ok if r.get("baseline_ranks")), default=1)
-    room = 1.35 if ax.figure.get_figwidth() < 5 else 1.8  # for the key, which is wider in a narrow panel
-    top = max([1.6, room * last / first, *(1.1 * room * v for v in values)])
-    bottom = min([0.6, *(0.8 * v for v in values)])
-    ax.set_yscale("log", base=2)
-    ax.set_ylim(bottom, top)
-    ticks = [2.0**k for k in range(-8, 14) if bottom <= 2.0**k <= top]
-    if top / bottom < 6:
-        ticks = sorted({*ticks, *(t for t in (0.75, 1.5, 3.0) if bottom <= t <= top)})
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
-
-
-def negative_zone(ax: Any, *, wide: bool) -> None:
-    """Shade what is slower than the baseline."""
-    bottom = ax.get_ylim()[0]
-    ax.axhspan(
-        bottom,
-        1.0,
-        facecolor="#F6E3D6",
-        edgecolor="#E3BFA6",
-        hatch="////",
-        lw=0,
-        zorder=0,
-        gid="negative-scaling",
-    )
-    ax.axhline(1.0, color=style.GREY, lw=0.6, zorder=1)
-    text = "negative scaling: slower than the baseline" if wide else "negative scaling"
-    ax.text(
-        0.985, 0.975, text, fontsize=5.5, ha="right", va="top",
-        color=style.ink(style.FAILED), zorder=1,
-        transform=_below_one(ax),
-        bbox={"facecolor": "#F6E3D6", "edgecolor": "none", "pad": 0.8},
-    )  # fmt: skip
-
-
-def _below_one(ax: Any) -> Any:
-    """Axes coordinates whose top is the speedup of 1."""
-    from matplotlib.transforms import Affine2D
-
-    height = (ax.transScale.transform((1, 1.0)) - ax.transScale.transform((1, ax.get_ylim()[0])))[1]
-    full = (ax.transScale.transform((1, ax.get_ylim()[1])) - ax.transScale.transform((1, ax.get_ylim()[0])))[
-        1
+    cells = [
+        lines.Cell(c.title, [r for r in c.rows if _is_line(r)], [r for r in c.rows if not _is_line(r)])
+        for c in lines.by_scene(rows)
     ]
-    return Affine2D().scale(1, height / full) + ax.transAxes
+    return lines.figure(cells, "speedup [×], log scale", behind, key=_key(rows))
 
 
-def _ideal(ax: Any, ok: Sequence[Row], last: float) -> None:
-    for first in sorted({r["baseline_ranks"] for r in ok}):
-        if last > first:
-            ax.plot([first, last], [1, last / first], ":", color=style.GREY, lw=1.0, zorder=1, gid="ideal")
+_QUALITY = {"linestyle": "none", "markersize": 7, "markerfacecolor": "none", "markeredgewidth": 0.9}
+_FIT = {"linestyle": "-", "linewidth": 0.6}
+_ZONE = {"facecolor": "#F6E3D6", "edgecolor": "#E3BFA6", "hatch": "////", "linewidth": 0}
 
 
-def _ends(rows: Sequence[Row], all_series: Sequence[str]) -> list[tuple[float, str, str]]:
-    """Labels at the lines' ends: the strategies and the ideal."""
-    ends = []
-    ok = [r for r in rows if r["status"] == "ok"]
-    for name in sorted({r["series"] for r in ok}):
-        line = [r for r in ok if r["series"] == name and r["definition"] != "time_to_quality"]
-        if line:
-            end = max(line, key=lambda r: (r["ranks"], r["nodes"]))
-            ends.append((end["value"], name, style.ink(style.series_style(name, all_series)["color"])))
-    last = max(r["ranks"] for r in rows if r["status"] != "fit")
-    for first in sorted({r["baseline_ranks"] for r in ok}):
-        if last > first:
-            ends.append((last / first, "ideal", style.GREY))
-    return ends
+def _is_line(row: Row) -> bool:
+    """Ratios of images/s and what did not succeed; fits and times to equal quality are drawn around them."""
+    return row["status"] != "fit" and row.get("definition") != "time_to_quality"
+
+
+def _key(rows: Sequence[Row]) -> list[Entry]:
+    grey = {"color": style.GREY, "marker": "o"}
+    names = dict.fromkeys(_NAMES[r["definition"]] for r in rows if r.get("definition") in _NAMES)
+    rate = f"images/s: {' or '.join(names)}" if names else "images/s"
+    quality = _QUALITY | {"marker": "o", "markeredgecolor": style.GREY}
+    entries = [
+        Entry("ideal", lines.IDEAL) if any(_ideals(rows, r["panel"]) for r in rows) else None,
+        Entry(rate, grey | {"linestyle": "none"})
+        if any(r["status"] == "ok" and _is_line(r) for r in rows)
+        else None,
+        Entry("time to equal quality", quality)
+        if any(r.get("definition") == "time_to_quality" for r in rows)
+        else None,
+        Entry("fitted Universal Scalability Law", _FIT | {"color": style.GREY})
+        if any(r["status"] == "fit" for r in rows)
+        else None,
+        Entry("negative scaling: slower than the baseline", _ZONE)
+        if any(r["status"] == "ok" for r in rows)
+        else None,
+    ]
+    return [e for e in entries if e]
+
+
+def _ideals(rows: Sequence[Row], panel: str) -> list[tuple[list[float], list[float]]]:
+    """Ranks and speedups at both ends of the ideal line of every baseline in a panel."""
+    part = [r for r in rows if r["panel"] == panel and r["status"] != "fit"]
+    last = max((r["ranks"] for r in part), default=1)
+    first_sizes = sorted({r["baseline_ranks"] for r in part if r.get("baseline_ranks")})
+    return [([first, last], [1, last / first]) for first in first_sizes if last > first]
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    return min([0.6, *(0.8 * v for v in values if v > 0)]), max([1.6, *(1.25 * v for v in values)])
+
+
+def _ratio_axis(ax: Any, limits: tuple[float, float]) -> None:
+    """Logarithmic, with what is slower than the baseline shaded."""
+    ax.set_yscale("log", base=2)
+    ax.set_ylim(*limits)
+    ticks.set_log(ax.yaxis, ticks.binary(*limits, size_mm(ax)[1]), "×")
+    ax.axhspan(limits[0], 1.0, zorder=0, gid="negative-scaling", **_ZONE)
+    ax.axhline(1.0, color=style.GREY, lw=0.6, zorder=1)
+
+
+def _to_quality(ax: Any, rows: Sequence[Row], ranks: Ranks) -> None:
+    for name in ranks.series:
+        look = style.series_style(name, ranks.series)
+        points = [r for r in rows if r.get("definition") == "time_to_quality" and r["series"] == name]
+        ax.plot(
+            [ranks.at(r["ranks"], name) for r in points], [r["value"] for r in points], zorder=4,
+            **_QUALITY | {"marker": look["marker"], "markeredgecolor": look["color"]},
+        )  # fmt: skip

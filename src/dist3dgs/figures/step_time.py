@@ -12,6 +12,7 @@ CAPTION = (
     " rank a flat line is ideal (each step then sees more images); with a fixed global batch the time should"
     " fall as 1/ranks."
 )
+EMPTY = "no run has measured its steps yet"
 COLUMNS = lines.COLUMNS
 
 
@@ -22,4 +23,4 @@ def data(study: Study) -> list[lines.Row]:
 def plot(rows: list[lines.Row]) -> Any:
     measured = [r["value"] for r in rows if r["value"] is not None]
     unit, factor = ("ms", 1e3) if measured and max(measured) < 1 else ("s", 1.0)
-    return lines.value_figure(rows, f"step time [{unit}]", factor=factor)
+    return lines.value_figure(lines.scaled(rows, factor), f"step time [{unit}]")

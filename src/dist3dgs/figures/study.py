@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..record import RunRecord
-from ..tabulate import load_records, read_table
+from ..scaling.points import POINT_COLUMNS
+from ..tabulate import RUN_COLUMNS, load_records, read_table
 
 Row = dict[str, Any]
 
@@ -21,8 +22,10 @@ class Study:
 
     @classmethod
     def load(cls, runs_csv: Path, points_csv: Path, records: list[Path]) -> "Study":
+        """Raises `UserError` for a table that is not ours."""
         paths = sorted(map(Path, records))
-        return cls(read_table(runs_csv), read_table(points_csv), load_records(paths), paths)
+        runs, points = read_table(runs_csv, RUN_COLUMNS), read_table(points_csv, POINT_COLUMNS)
+        return cls(runs, points, load_records(paths), paths)
 
     @cached_property
     def scenes(self) -> list[str]:

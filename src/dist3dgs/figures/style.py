@@ -1,6 +1,6 @@
 """The one style of all figures.
 
-Widths are those of journals: 85 mm for one column, 175 mm for two. Colours are Okabe and Ito's (2008), which people
+Widths are those of journals: 85 mm for one column, 180 mm for two. Colours are Okabe and Ito's (2008), which people
 with any common colour blindness tell apart; markers, line styles and hatches say the same again in grey. The font is
 the DejaVu Sans that comes with matplotlib, never one of the machine, so that a figure is the same bytes everywhere.
 """
@@ -8,10 +8,14 @@ the DejaVu Sans that comes with matplotlib, never one of the machine, so that a 
 import colorsys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-SINGLE_MM, DOUBLE_MM = 85.0, 175.0
+SINGLE_MM, DOUBLE_MM = 85.0, 180.0
+#: A figure that is taller than this is shrunk on a printed page.
+MAX_HEIGHT_MM = 240.0
+MM_PER_PT = 25.4 / 72
 DPI = 300
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -19,26 +23,27 @@ YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 
 #: Vermillion is kept for what failed.
 FAILED = VERMILLION
-GREY, LIGHT_GREY, FAINT = "#6B6B6B", "#C9C9C9", "#F1F1F1"
+INK, GREY, LIGHT_GREY = "#333333", "#6B6B6B", "#C9C9C9"
 SERIES_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK, "#8A8A00")
 SERIES_MARKERS = ("o", "s", "^", "D", "v", "P", "h")
 SERIES_LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2)))
 
-#: Phase -> (colour, hatch). `compute` and `communication` are the two parts of `step`.
+#: Phase -> (colour, hatch). `compute` and `communication` are the two parts of `step`. No dots or circles: a hatch of
+#: them is 150 kB of an svg.
 PHASE_STYLES: dict[str, tuple[str, str]] = {
     "startup": ("#8F8F8F", ""),
-    "load": ("#D9D9D9", "...."),
-    "init": ("#FFFFFF", "////"),
+    "load": ("#D9D9D9", ""),
+    "init": ("#FFFFFF", "///"),
     "compute": (BLUE, ""),
-    "communication": (ORANGE, "\\\\\\\\"),
+    "communication": (ORANGE, "\\\\\\"),
     "step": (BLUE, ""),
-    "densify": (SKY, "xxxx"),
-    "evaluate": (GREEN, "----"),
-    "checkpoint": (PURPLE, "||||"),
-    "export": (YELLOW, "++++"),
+    "densify": (SKY, "xxx"),
+    "evaluate": (GREEN, "---"),
+    "checkpoint": (PURPLE, "|||"),
+    "export": (YELLOW, "+++"),
     "other": ("#F1F1F1", ""),
 }
-_FOREIGN_PHASES = ((YELLOW, "oo"), (PURPLE, ".."), (SKY, "**"), (GREEN, "\\\\"))
+_FOREIGN_PHASES = ((YELLOW, "xxx"), (PURPLE, "---"), (SKY, "///"), (GREEN, "\\\\\\"))
 
 _FAMILY = "dist3dgs DejaVu Sans"
 
@@ -47,9 +52,6 @@ def rc() -> dict[str, Any]:
     return {
         "font.family": _FAMILY,
         "font.size": 7,
-        "axes.titlesize": 7.5,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
         "axes.labelsize": 7,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -69,13 +71,13 @@ def rc() -> dict[str, Any]:
         "xtick.color": "#333333",
         "ytick.color": "#333333",
         "lines.linewidth": 1.2,
-        "lines.markersize": 4,
+        "lines.markersize": 4.4,
         "hatch.linewidth": 0.5,
         "figure.dpi": DPI,
         "savefig.dpi": DPI,
         "figure.facecolor": "white",
-        "figure.constrained_layout.use": True,
-        "svg.fonttype": "path",
+        "svg.fonttype": "path",  # the same with any viewer's fonts
+        "pdf.fonttype": 42,  # TrueType: text stays text
         "svg.hashsalt": "dist3dgs",
         "path.simplify": False,
         "text.parse_math": False,  # a "$" in a name is a "$"
@@ -112,11 +114,38 @@ def _add_bundled_font() -> None:
         )
 
 
-def new_figure(width_mm: float, height_mm: float) -> Any:
-    """An empty figure without any window system behind it."""
-    from matplotlib.figure import Figure
+@lru_cache(maxsize=4096)
+def width_mm(text: str, size_pt: float, *, bold: bool = False) -> float:
+    """How wide one line of text is drawn."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
 
-    return Figure(figsize=(width_mm / 25.4, height_mm / 25.4), layout="constrained")
+    font = FontProperties(family=_FAMILY, size=size_pt, weight="bold" if bold else "normal")
+    width_pt, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return float(width_pt) * MM_PER_PT
+
+
+def fit(text: str, room_mm: float, size_pt: float, *, bold: bool = False) -> str:
+    """Text that is no wider than `room_mm`: names differ at either end, so it is the middle that is left out."""
+    if width_mm(text, size_pt, bold=bold) <= room_mm:
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        short = f"{text[: (kept + 1) // 2].rstrip()}…{text[len(text) - kept // 2 :].lstrip()}"
+        if width_mm(short, size_pt, bold=bold) <= room_mm:
+            return short
+    return "…"
+
+
+def wrap(text: str, room_mm: float, size_pt: float, *, indent: str = "") -> list[str]:
+    """Lines no wider than `room_mm`, broken between words; `indent` before all but the first."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and width_mm(longer, size_pt) <= room_mm:
+            lines[-1] = longer
+        else:
+            lines.append(fit(f"{indent}{word}" if lines else word, room_mm, size_pt))
+    return lines
 
 
 def series_style(name: str, names: Sequence[str]) -> dict[str, Any]:
@@ -127,13 +156,19 @@ def series_style(name: str, names: Sequence[str]) -> dict[str, Any]:
         "marker": SERIES_MARKERS[i % len(SERIES_MARKERS)],
         "linestyle": SERIES_LINES[i % len(SERIES_LINES)],
         "markeredgecolor": "white",
-        "markeredgewidth": 0.6,
+        "markeredgewidth": 0.5,
     }
 
 
 def phase_style(name: str) -> tuple[str, str]:
     """Colour and hatch of a phase; foreign names (imported logs) get one of four by their letters."""
     return PHASE_STYLES.get(name) or _FOREIGN_PHASES[sum(name.encode()) % len(_FOREIGN_PHASES)]
+
+
+def phase_look(name: str) -> dict[str, Any]:
+    """Of the patch that stands for a phase."""
+    colour, hatch = phase_style(name)
+    return {"facecolor": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.4}
 
 
 def ink(colour: str) -> str:
@@ -144,19 +179,22 @@ def ink(colour: str) -> str:
     return matplotlib.colors.to_hex(colorsys.hls_to_rgb(hue, min(lightness, 0.33), saturation))
 
 
-def save(figure: Any, out_base: Path) -> list[Path]:
-    """Write `out_base`.svg and .png: no dates, no versions, no random ids, so that redrawing gives the same"
-    " bytes."""
-    from matplotlib.text import Text
+#: File ending -> what matplotlib would write of itself and the hour.
+_METADATA: dict[str, dict[str, str | None]] = {
+    "svg": {"Date": None, "Creator": "dist3dgs"},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": "dist3dgs", "Producer": None},
+}
+ENDINGS = tuple(_METADATA)
 
+
+def save(figure: Any, out_base: Path) -> list[Path]:
+    """Write `out_base`.svg, .png and .pdf without dates, versions and random ids: redrawing gives the same bytes."""
     from ..files import replacing
 
-    for text in figure.findobj(Text):
-        # A terminal code in a log or a name would make the svg unreadable.
-        text.set_text("".join(c if c.isprintable() or c == "\n" else " " for c in text.get_text()))
-    paths = [out_base.with_name(f"{out_base.name}.{end}") for end in ("svg", "png")]
-    with replacing(paths[0]) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": "dist3dgs"})
-    with replacing(paths[1]) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    paths = []
+    for ending, metadata in _METADATA.items():
+        paths.append(out_base.with_name(f"{out_base.name}.{ending}"))
+        with replacing(paths[-1]) as temporary:
+            figure.savefig(temporary, format=ending, metadata=metadata)
     return paths

@@ -2,15 +2,19 @@
 
 from typing import Any
 
-from . import lines
+from . import lines, style, ticks
+from .page import Entry, size_mm
+from .ranks import Ranks
 from .study import Study
 
 TITLE = "Throughput"
 CAPTION = (
-    "Training images rendered per second by all ranks together, in steps after the warm-up. A "
-    "mark is the median over repeats, whiskers their smallest and largest. Dotted: the baseline's throughput"
-    " per rank, extended."
+    "Training images rendered per second by all ranks together, in steps after the warm-up; both axes are "
+    "logarithmic, so that ideal scaling is a straight line of the same slope from every start. A mark is the "
+    "median over repeats, whiskers their smallest and largest. Dotted: ideal, the throughput per rank of the "
+    "smallest layout that succeeded, at every size."
 )
+EMPTY = "no run has measured its throughput yet"
 COLUMNS = lines.COLUMNS
 
 
@@ -19,4 +23,30 @@ def data(study: Study) -> list[lines.Row]:
 
 
 def plot(rows: list[lines.Row]) -> Any:
-    return lines.value_figure(rows, "images / s", ideal=True)
+    key = [Entry("ideal", lines.IDEAL)] if any(r["status"] == "ok" for r in rows) else []
+    return lines.figure(lines.by_scene(rows), "throughput [images/s], log scale", _behind, key=key)
+
+
+def _behind(ax: Any, cell: lines.Cell, ranks: Ranks) -> None:
+    ideals = {name: ideal for name in ranks.series if (ideal := _ideal(cell, name, ranks.sizes[-1]))}
+    values = [*lines.extremes(cell.rows), *(v for _, ends in ideals.values() for v in ends)]
+    positive = [v for v in values if v > 0]
+    if not positive:
+        lines.panels.plain(ax)
+        return
+    low, high = min(positive) / 1.5, max(positive) * 1.2
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    ticks.set_log(ax.yaxis, ticks.decimal(low, high, size_mm(ax)[1]))
+    for name, (sizes, ends) in ideals.items():
+        colour = style.series_style(name, ranks.series)["color"]
+        ax.plot(sizes, ends, zorder=1, gid="ideal", **lines.IDEAL | {"color": colour, "linewidth": 0.8})
+
+
+def _ideal(cell: lines.Cell, name: str, last: int) -> tuple[list[int], list[float]] | None:
+    """Ranks and images/s of the ends of a series' ideal line."""
+    line = sorted((r["ranks"], r["value"]) for r in cell.rows if r["series"] == name and r["status"] == "ok")
+    if not line or line[0][0] == last:
+        return None
+    first, value = line[0]
+    return [first, last], [value, value * last / first]

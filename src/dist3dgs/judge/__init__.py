@@ -13,7 +13,7 @@ from .case import Case
 from .failure import failure, verdict
 from .measure import measure
 
-__all__ = ["cause_of", "judge"]
+__all__ = ["Case", "cause_of", "judge", "verdict"]
 
 
 def judge(launch_json: Path) -> RunRecord:
@@ -60,6 +60,7 @@ def _environment(case: Case) -> Environment:
         devices=[e.get("device_name") or e.get("device") or "unknown" for e in starts],
         cpu=case.launch.get("cpu"),
         cores=case.launch.get("cores"),
+        driver=case.launch.get("driver"),
         python=case.launch.get("python"),
         versions=versions,
     )

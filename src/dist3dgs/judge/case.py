@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..events import read_events
-from ..evidence import Attempt, attempts
-from ..names import Layout
+from ..evidence import Attempt, attempts, since_fresh_start
+from ..names import Layout, how_to_make
 
 Events = list[dict[str, Any]]
 
@@ -21,8 +21,8 @@ class Case:
         self.launch, self.spec = launch, spec
         self.last = story[-1]
         self.earlier = story[:-1]
-        #: The attempts that the last one continues: resumed ones hang together through a checkpoint.
-        self.story = _since_fresh_start(story)
+        #: The attempts that the last one continues.
+        self.story = since_fresh_start(story)
         self.diary: Events = [e for a in self.story for e in read_events(a.events_path)]
         self.events: Events = list(read_events(self.last.events_path))
 
@@ -33,15 +33,28 @@ class Case:
         try:
             launch = json.loads(launch_json.read_text(encoding="utf-8"))
             digest, spec = launch["spec_digest"], launch["spec"]
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except FileNotFoundError:
             raise UserError(
-                f"{launch_json}: not a launch summary ({e}); train the point again: snakemake {launch_json}"
+                f"{launch_json}: no such launch summary{how_to_make(launch_json, '; train the point: ')}"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            what = (
+                f"it has no {e}"
+                if isinstance(e, KeyError)
+                else "no mapping"
+                if isinstance(e, TypeError)
+                else e
+            )
+            raise UserError(
+                f"{launch_json}: not a launch summary ({what}); delete it"
+                f"{how_to_make(launch_json, ' and train the point again: ')}"
             ) from None
         # Attempts under other settings tell another story.
         story = [a for a in attempts(launch_json.parent) if a.launch().get("spec_digest") == digest]
         if not story:
             raise UserError(
-                f"{launch_json.parent}/attempts: no attempt of this run; train it again: snakemake {launch_json}"
+                f"{launch_json.parent}/attempts: no attempt of the run that {launch_json.name} tells of; delete that"
+                f"{how_to_make(launch_json, ' and train the point again: ')}"
             )
         return cls(launch, spec, story)
 
@@ -98,10 +111,3 @@ def _is(event: dict[str, Any], line: str) -> bool:
         return bool(json.loads(line) == event)
     except (ValueError, RecursionError):
         return False
-
-
-def _since_fresh_start(story: list[Attempt]) -> list[Attempt]:
-    first = len(story) - 1
-    while first > 0 and any(e["event"] == "resume" for e in read_events(story[first].events_path)):
-        first -= 1
-    return story[first:]

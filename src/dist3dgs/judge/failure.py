@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..diagnose import diagnose
-from ..diagnose.rules import classify
+from ..diagnose.rules import classify, remedy
 from ..errors import UserError
 from ..record import Evidence, Failure, Status
 from .case import Case
 from .silence import no_progress
 
-#: Of runs that the scheduler ended, when no further attempt followed.
-_ENDED_REMEDIES: dict[str, str] = {
-    "time_limit": "raise site.runtime_min in profiles/slurm/config.yaml, or lower train.checkpoint_every",
-    "host_oom": "raise site.mem_gib_per_gpu in profiles/slurm/config.yaml",
-    "node_failure": "train again on other nodes (slurm-exclude-failed-nodes)",
-    "cancelled": "train again with: snakemake --profile profiles/slurm --forcerun train RECORD",
-    "submission_rejected": "change what the message names in profiles/slurm/config.yaml, then train again",
+#: What mends a run that the scheduler ended, when no further attempt followed: the rule that says so.
+_ENDED_RULES = {
+    "time_limit": "time-limit",
+    "host_oom": "oom-killer",
+    "node_failure": "node-lost",
+    "cancelled": "cancelled",
+    "submission_rejected": "submission-refused",
 }
+#: Whose settings the remedies name.
+_OURS = "dist3dgs"
 
 #: What a rank says when another one has gone.
 _NOTICED = re.compile(
@@ -50,9 +52,11 @@ def verdict(case: Case) -> tuple[Status, Failure | None]:
             evidence = [Evidence(file=case.name("events.jsonl"), line=None, text=text)]
             if warning := case.launch.get("world_warning"):
                 evidence.insert(0, Evidence(file=case.name("train.log"), line=1, text=warning))
-            remedy = "compare the layers in launch.json: `world`; give every rank its own device"
             return "degraded", Failure(
-                cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=remedy
+                cause="allocation_mismatch",
+                phase="startup",
+                evidence=evidence,
+                remedy=remedy("duplicate-gpu", _OURS),
             )
         return "ok", None
     return "failed", failure(case)
@@ -148,12 +152,13 @@ def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
         return still
     if ended and ended.get("cause"):  # killed or stopped from outside: the scheduler's own words
         evidence = [Evidence(file=case.name("launch.json"), text=ended["note"])]
-        remedy = _ENDED_REMEDIES.get(ended["cause"]) or case.launch.get("closing_note")
-        return Failure(cause=ended["cause"], phase=phase, evidence=evidence, remedy=remedy)
+        rule = _ENDED_RULES.get(ended["cause"])
+        what_to_do = remedy(rule, _OURS) if rule else case.launch.get("closing_note")
+        return Failure(cause=ended["cause"], phase=phase, evidence=evidence, remedy=what_to_do)
     if case.launch.get("refused"):
         evidence = [Evidence(file=log, line=1, text=case.launch["refused"])]
-        remedy = "ask for a layout that fits what the machine or the allocation has"
-        return Failure(cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=remedy)
+        mend = remedy("duplicate-gpu", _OURS)
+        return Failure(cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=mend)
     if error is not None:
         return _by_rule(case, error, phase)
     if (full := case.launch.get("disk_full")) is not None:  # no rank could write what became of it
@@ -161,16 +166,14 @@ def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
     if case.launch.get("status") == "stopped":
         text = f"stopped by {case.launch.get('signal') or 'a signal'}"
         evidence = [Evidence(file=case.name("launch.json"), text=text)]
-        remedy = "nothing to mend; the next attempt resumes from the last checkpoint"
-        return Failure(cause="cancelled", phase=phase, evidence=evidence, remedy=remedy)
+        note = "nothing to mend; the next attempt resumes from the last checkpoint"
+        return Failure(cause="cancelled", phase=phase, evidence=evidence, remedy=note)
     killed = case.line_with(_tells_of_a_kill)
     if killed or case.launch.get("returncode") in (-9, 137):
         number, text = killed or (None, f"exit status {case.launch.get('returncode')}")
-        remedy = (
-            "see whether the kernel's out-of-memory killer did it (dmesg -T | grep -i oom); then train again"
-        )
         evidence = [Evidence(file=log, line=number, text=text)]
-        return Failure(cause="killed", phase=phase, evidence=evidence, remedy=remedy)
+        mend = remedy("killed-by-signal", _OURS)
+        return Failure(cause="killed", phase=phase, evidence=evidence, remedy=mend)
     if (said := _by_log(case, phase)) is not None:
         return said
     text = f"exit status {case.launch.get('returncode')} and no error event"
@@ -181,7 +184,7 @@ def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
 def _by_log(case: Case, phase: str) -> Failure | None:
     """What the ranks and torchrun printed, where no rank came so far as to write an event; None if it says nothing."""
     try:
-        verdict = diagnose([case.last.log_path])
+        verdict = diagnose([case.last.log_path], {"own_run": True})
     except UserError:
         return None
     found = verdict.failure()
@@ -205,6 +208,6 @@ def _named(
 ) -> Failure:
     rule = classify(text, traceback, steps)
     if rule is None:
-        remedy = "read the traceback in train.log"
-        return Failure(cause="code_error", phase=phase, evidence=[evidence], remedy=remedy)
-    return Failure(cause=rule.cause, phase=phase, evidence=[evidence], remedy=rule.remedy)
+        what = "read the traceback in train.log"
+        return Failure(cause="code_error", phase=phase, evidence=[evidence], remedy=what)
+    return Failure(cause=rule.cause, phase=phase, evidence=[evidence], remedy=rule.remedy_for(_OURS))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..diagnose.rules import remedy
 from ..diagnose.stalls import NO_STEP_S, SILENCE_S, SILENCE_STEPS
 from ..record import Evidence, Failure
 from .case import Case
@@ -9,10 +10,7 @@ from .case import Case
 #: Ends from outside that a run which stands still comes to.
 STOPS = ("time_limit", "cancelled")
 PROGRESS = ("step", "progress", "densify", "eval", "checkpoint", "export")
-REMEDY = (
-    "the ranks' stacks are at the end of train.log where the launcher could ask for them; look at the rank that wrote "
-    "least; hardware.timeout_s ends the next hang sooner"
-)
+REMEDY = remedy("no-step", "dist3dgs")
 
 
 def no_progress(case: Case) -> Failure | None:

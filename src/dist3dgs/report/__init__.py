@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
+from ..spec import validate
 
 
 def write_report(
@@ -18,15 +19,17 @@ def write_report(
     figures_dir: Path,
     tables_dir: Path,
     ingest_jsons: list[Path],
-    config_summary: dict[str, Any],
+    study: dict[str, Any],
 ) -> None:
     """Write the report of these records to `out`.
 
     `figures_dir` holds `{name}.svg`, `tables_dir` runs.csv and points.csv; beside each record may lie `renders/`.
-    A missing figure, render or ingest file is said to be missing; a missing table is a `UserError`.
+    `study`: see `study.StudyFacts`. A missing figure, render or ingest file is said to be missing; a missing table is a
+    `UserError`.
     """
     from .content import Content
     from .page import page
+    from .study import StudyFacts
 
     started = time.perf_counter()
     content = Content.load(
@@ -34,7 +37,7 @@ def write_report(
         Path(figures_dir),
         Path(tables_dir),
         [(p.parent.name, _json(p)) for p in sorted(map(Path, ingest_jsons))],
-        config_summary,
+        validate(StudyFacts, study, "--study"),
     )
     write_text(Path(out), page(content, lambda: time.perf_counter() - started))
 

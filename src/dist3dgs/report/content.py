@@ -6,6 +6,7 @@ from typing import Any
 
 from ..record import RunRecord
 from ..tabulate import load_records, read_table
+from .study import StudyFacts
 
 Row = dict[str, Any]
 
@@ -21,7 +22,7 @@ class Content:
     tables_dir: Path
     ingests: list[tuple[str, dict[str, Any]]]
     """Scene and the content of its ingest.json."""
-    config_summary: dict[str, Any]
+    study: StudyFacts
 
     @classmethod
     def load(
@@ -30,7 +31,7 @@ class Content:
         figures_dir: Path,
         tables_dir: Path,
         ingests: list[tuple[str, dict[str, Any]]],
-        config_summary: dict[str, Any],
+        study: StudyFacts,
     ) -> "Content":
         return cls(
             paths=paths,
@@ -40,7 +41,7 @@ class Content:
             figures_dir=figures_dir,
             tables_dir=tables_dir,
             ingests=ingests,
-            config_summary=config_summary,
+            study=study,
         )
 
     @property

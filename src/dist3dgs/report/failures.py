@@ -5,21 +5,14 @@ from pathlib import PurePosixPath
 from ..record import Failure, RunRecord
 from .content import Content
 from .markup import Html, join, tag, with_code
+from .study import left_out
 
 
 def section(content: Content) -> Html:
     lost = [r for r in content.records if r.status in ("failed", "degraded", "unknown")]
-    excluded = [r for r in content.records if r.status == "excluded"]
-    if not lost and not excluded:
-        text = "Every run succeeded." if content.records else "No run has left a record yet."
-        return tag("p", text)
-    parts: list[Html] = []
-    for same in group(lost):
-        parts.append(_box(same))
-    if excluded:
-        names = ", ".join(name(r) for r in excluded)
-        parts.append(tag("p", f"Left out by the config: {names}."))
-    return join(parts)
+    text = "Every run succeeded." if content.records else "No run has left a record yet."
+    parts = [_box(same) for same in group(lost)] or [tag("p", text)]
+    return join([*parts, left_out(content.study)])
 
 
 def group(lost: list[RunRecord]) -> list[list[RunRecord]]:

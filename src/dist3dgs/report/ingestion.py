@@ -5,25 +5,23 @@ from typing import Any
 from . import numbers
 from .content import Content
 from .markup import Html, join, table, tag
+from .study import StudyFacts
 
 _MAX_LISTED = 50
 
 
 def section(content: Content) -> Html:
     if not content.ingests:
-        return tag("p", "No ingest.json was given: these records were made elsewhere.", class_="missing")
+        missing = tag("p", "No ingest.json was given: these records were made elsewhere.", class_="missing")
+        return join([missing, _licences(content.study)])
     head = (
-        "scene",
-        "photographs used",
-        "points",
-        "reprojection error",
-        "size",
-        "rotation error",
-        "position error",
+        *("scene", "photographs used", "points", "reprojection error", "size"),
+        *("rotation error", "position error"),
     )
     return join(
         [
             table(head, [_row(scene, facts) for scene, facts in content.ingests], numbers_from=1),
+            _licences(content.study),
             _poses(content),
             *(_images(scene, facts, "left_out", "reason", "{} left out") for scene, facts in content.ingests),
             *(_images(scene, facts, "notes", "note", "{} with a note") for scene, facts in content.ingests),
@@ -48,6 +46,14 @@ def _row(scene: str, facts: dict[str, Any]) -> tuple[Any, ...]:
         _resolutions(facts.get("resolutions")),
         _pose(pose, "rotation", "deg", "°"),
         _pose(pose, "position", "percent", " %"),
+    )
+
+
+def _licences(study: StudyFacts) -> Html | None:
+    if not study.licences:
+        return None
+    return tag(
+        "p", "Photographs: ", "; ".join(f"{scene}, {terms}" for scene, terms in study.licences.items())
     )
 
 

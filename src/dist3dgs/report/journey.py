@@ -12,7 +12,7 @@ _MAX_ATTEMPTS = 200
 
 
 def section(content: Content) -> Html:
-    story = attempts([r for r in content.records if r.status != "excluded"])
+    story = attempts(content.records)
     if not story:
         return tag("p", "No attempt yet.", class_="missing")
     return join([figure(content, "journey"), _attempts(story), _challenges(story), _performance(story)])

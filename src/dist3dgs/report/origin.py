@@ -1,5 +1,6 @@
 """How long every stage took, what the numbers were made from, and how to make them again."""
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -7,12 +8,13 @@ from ..files import sha256
 from ..record import RunRecord
 from . import numbers
 from .content import Content
-from .failures import name
 from .ingestion import number
 from .markup import Html, join, table, tag
 
 #: Tables and figures made further apart than this were not made in one go.
 _ONE_GO_S = 1800.0
+#: What profiles/cached sets with --config.
+_CACHED = ("only_existing=true",)
 
 
 def time_section(content: Content, elapsed_s: Callable[[], float]) -> Html:
@@ -73,7 +75,6 @@ def provenance_section(content: Content) -> Html:
                 ("runs", "commit", "training code", "Python", "versions", "devices", "hosts"),
                 [_software(same) for same in _same_software(content.records)],
             ),
-            _settings(content),
             tag(
                 "details",
                 tag("summary", f"The {len(content.records)} records this page was made from"),
@@ -87,25 +88,34 @@ def provenance_section(content: Content) -> Html:
 
 
 def _commands(content: Content) -> list[str]:
-    """Commands that make these runs; imported logs cannot be run again from here."""
-    own = [r for r in content.records if r.provenance.source == "dist3dgs"]
-    imported = len(content.records) - len(own)
-    targets = [f"results/{name(r)}/record.json" for r in own]
-    lines = [
-        "git checkout " + sha
-        for sha in sorted({r.provenance.git_sha for r in own if r.provenance.git_sha})[:1]
-    ]
-    if any(r.run.scene == "builtin" for r in own):
-        lines.append("make demo   # the built-in scene, from nothing")
-    lines += [f"snakemake --profile profiles/local {target}" for target in targets[:3]]
-    if len(targets) > 3:
-        lines.append(
-            f"# and {len(targets) - 3} more like these; all of the config: snakemake --profile profiles/local all"
-        )
-    lines.append("snakemake --profile profiles/cached figures   # tables and figures again, without training")
+    """Commands that make these runs, those of one commit together; imported logs cannot be run again from here."""
+    own: dict[str | None, list[int]] = {}
+    for i, record in enumerate(content.records):
+        if record.provenance.source == "dist3dgs":
+            own.setdefault(record.provenance.git_sha, []).append(i)
+    lines = []
+    for sha, indices in sorted(own.items(), key=lambda item: item[1]):
+        dirty = any(content.records[i].provenance.git_dirty for i in indices)
+        note = "   # and changes that were not committed" if dirty else ""
+        lines.append("# commit unknown" if sha is None else f"git checkout {sha}{note}")
+        lines.append(_command("profiles/local", content, *(str(content.paths[i]) for i in indices)))
+    lines.append("# tables, figures and this page again, without training")
+    lines.append(_command("profiles/cached", content, "report", more=_CACHED))
+    imported = sum(r.provenance.source != "dist3dgs" for r in content.records)
     if imported:
         lines.append(f"# {imported} runs were imported: dist3dgs import LOG... --scene NAME --layout n1g4")
     return lines
+
+
+def _command(profile: str, content: Content, *targets: str, more: tuple[str, ...] = ()) -> str:
+    """`more`: the profile's own --config, which one on the command line would replace."""
+    given = content.study.flags
+    flags = [shlex.quote(flag) for flag in (*given, *(more if "--config" in given else ()))]
+    words = ["snakemake", "--profile", profile, *flags, *(["--"] if flags else [])]
+    quoted = [shlex.quote(target) for target in targets]
+    if len(targets) == 1:
+        return " ".join([*words, *quoted])
+    return " \\\n  ".join([" ".join(words), *quoted])
 
 
 def _stale(content: Content) -> list[Html]:
@@ -113,7 +123,7 @@ def _stale(content: Content) -> list[Html]:
     digests = {r.provenance.code_digest for r in content.records if r.provenance.code_digest}
     if len(digests) > 1:
         warnings.append(f"These runs were trained by {len(digests)} different versions of the training code.")
-    now = content.config_summary.get("code_digest")
+    now = content.study.code_digest
     if now and digests - {now}:
         warnings.append(
             "Some runs were trained by a version of the training code that is not the present one."
@@ -156,17 +166,10 @@ def _software(same: list[RunRecord]) -> tuple[Any, ...]:
     )
 
 
-def _settings(content: Content) -> Html | None:
-    given = {k: v for k, v in content.config_summary.items() if k != "code_digest"}
-    if not given:
-        return None
-    return join([tag("h3", "Config"), table(("setting", "value"), [(k, str(v)) for k, v in given.items()])])
-
-
 def _record(content: Content, i: int) -> tuple[Any, ...]:
-    record, digest = content.records[i], content.records[i].provenance.scene_digest
+    digest = content.records[i].provenance.scene_digest
     return (
-        f"{name(record)}/record.json",
+        str(content.paths[i]),
         tag("code", sha256(content.paths[i])),
         None if digest is None else tag("code", digest[:16]),
     )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .. import figures
+from ..errors import snakemake
 from ..scaling import fit_amdahl, fit_usl
 from ..tabulate import summarise
 from . import numbers, renders
@@ -163,7 +164,7 @@ def figure(content: Content, name: str) -> Html:
     image = picture(path, f"{title}. {caption}")
     if image is None:
         return tag(
-            "p", f"Figure {name} has not been drawn; make it with: snakemake figures", class_="missing"
+            "p", f"Figure {name} has not been drawn; make it with: {snakemake('figures')}", class_="missing"
         )
     return tag(
         "figure",

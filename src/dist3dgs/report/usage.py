@@ -5,7 +5,7 @@ from typing import Any
 
 from ..record import RunRecord
 from ..scaling import rank_hours, rank_unit
-from ..scaling.resources import Samples, energy_wh, read_samples
+from ..scaling.resources import Samples, energy_wh, read_chain
 from . import numbers
 from .content import Content
 from .failures import name
@@ -16,8 +16,10 @@ _HEAD = (
     *("run", "where", "memory GiB: peak", "average", "mode", "use %: peak", "average", "mode"),
     *("power W: average", "energy Wh"),
 )
-#: Of the whole node, so also what others on it sent and wrote.
-_COUNTERS = ("net_tx_bytes", "net_rx_bytes", "disk_read_bytes", "disk_write_bytes")
+#: Network: of the whole node, so also what others on it sent. Disk: of the job's own processes.
+_COUNTERS = (
+    *("net_tx_bytes", "net_rx_bytes", "ib_tx_bytes", "ib_rx_bytes", "disk_read_bytes", "disk_write_bytes"),
+)
 _COST_HEAD = (
     "run",
     "cost",
@@ -25,7 +27,7 @@ _COST_HEAD = (
     "minutes of a rank per dB",
     "energy Wh",
     "Wh per dB",
-    *("sent MiB", "received MiB", "read MiB", "written MiB"),
+    *("sent MiB", "received MiB", "sent by InfiniBand", "received by it", "read MiB", "written MiB"),
 )
 
 
@@ -33,7 +35,7 @@ def section(content: Content) -> Html:
     sampled = [
         (record, samples)
         for record, path in zip(content.records, content.paths, strict=True)
-        if (samples := read_samples(path.parent))
+        if (samples := read_chain(path.parent))
     ]
     if not sampled:
         return tag("p", "No resource samples lie beside these records.", class_="missing")
@@ -52,7 +54,8 @@ def section(content: Content) -> Html:
         tag(
             "p",
             "Cost: wall time of all ranks that were allocated. Energy: power integrated over the samples of all GPUs, "
-            "where power was sampled. Sent to written: counters of the nodes, whoever used them.",
+            "where power was sampled, over all attempts that the run's time adds up. Sent and received: counters of "
+            "the nodes, whoever used them. Read and written: by the job's own processes.",
             class_="note",
         ),
     ]
@@ -101,6 +104,6 @@ def _cost(record: RunRecord, samples: Sequence[Samples]) -> tuple[Any, ...]:
 
 
 def _grown(samples: Sequence[Samples], quantity: str) -> str | None:
-    """MiB that a counter of the node rose by while the job lived, all nodes together."""
+    """MiB that a counter rose by while the job lived, all nodes together."""
     found = [s.growth() for s in samples if s.quantity == quantity]
     return numbers.count(sum(found) / 2**20) if found else None

@@ -255,8 +255,11 @@ def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
     assert total_s is not None  # _baseline() asks for it
     values["expected_s"] = total_s / ratio
     values["normalised_steps"] = base.metrics.steps
-    if record.status not in ("ok", "degraded") or record.metrics.total_s is None:
+    if record.status not in ("ok", "degraded"):
         values["reason"] = "the run did not finish"
+        return Performance(**values)
+    if record.metrics.total_s is None:
+        values["reason"] = "its wall time is not known"
         return Performance(**values)
     stepping, base_stepping = _stepping(record), _stepping(base)
     if stepping is None or base_stepping is None or not work or not base_work:

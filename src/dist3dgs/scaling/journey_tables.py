@@ -20,7 +20,7 @@ PERFORMANCE_COLUMNS = (
 
 def story_tables(records: Sequence[RunRecord]) -> tuple[list[Row], list[Row]]:
     """Rows of technical_challenges.csv and of performance_comparison.csv."""
-    story = attempts([r for r in records if r.status != "excluded"])
+    story = attempts(records)
     performance = [asdict(p) for p in performance_comparison(story)]
     return [_challenge(c) for c in technical_challenges(story)], [p | {"run": p["name"]} for p in performance]
 

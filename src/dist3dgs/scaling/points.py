@@ -96,7 +96,7 @@ def _aggregate(records: Sequence[RunRecord], target_psnr: float | None) -> Row:
         "n_ok": statuses["ok"],
         "n_failed": statuses["failed"],
         "n_degraded": statuses["degraded"],
-        "n_other": statuses["excluded"] + statuses["unknown"],
+        "n_other": statuses["unknown"],
         "causes": ", ".join(f"{cause} x{n}" if n > 1 else cause for cause, n in sorted(causes.items())),
         "global_batch": batches.pop() if len(batches) == 1 else None,
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..events import read_events
-from ..evidence import attempts
+from ..evidence import Attempt, attempts, chain
 
 #: Width of the bins in which the most frequent value (mode) is looked for.
 MODE_BIN = {
@@ -23,7 +23,9 @@ MODE_BIN = {
 MAX_GAP_S = 30.0
 NODE_QUANTITIES = ("cpu_percent", "rss_gib", "pss_gib", "page_cache_gib")
 GPU_QUANTITIES = ("gpu_mem_gib", "gpu_util_percent", "gpu_power_w")
-COUNTERS = ("net_rx_bytes", "net_tx_bytes", "disk_read_bytes", "disk_write_bytes")
+COUNTERS = (
+    *("net_rx_bytes", "net_tx_bytes", "ib_rx_bytes", "ib_tx_bytes", "disk_read_bytes", "disk_write_bytes"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,9 @@ class Samples:
         return sum((t1 - t0) * (a + b) / 2 for t0, t1, a, b in steps if 0 < t1 - t0 <= MAX_GAP_S)
 
     def growth(self) -> float:
-        """How much a counter rose."""
-        return max(self.values[-1] - self.values[0], 0.0)
+        """How much a counter rose while it was sampled; where it starts anew with an attempt, each attempt's rise."""
+        steps = zip(self.times, self.times[1:], self.values, self.values[1:], strict=False)
+        return sum(b - a for t0, t1, a, b in steps if b > a and t1 - t0 <= MAX_GAP_S)
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,17 @@ class Span:
 
 def read_samples(point_folder: Path) -> list[Samples]:
     """All samples of a run's newest attempt; torn and foreign rows are skipped, no files give an empty list."""
-    tried = attempts(point_folder)
+    return _samples(attempts(point_folder)[-1:])
+
+
+def read_chain(point_folder: Path) -> list[Samples]:
+    """As `read_samples`, of all attempts that make up the run: those whose time its record adds up."""
+    return _samples(chain(point_folder))
+
+
+def _samples(tried: Sequence[Attempt]) -> list[Samples]:
     found: dict[tuple[str, int | None, str], tuple[list[float], list[float]]] = {}
-    for path in tried[-1].resources_paths() if tried else []:
+    for path in [path for attempt in tried for path in attempt.resources_paths()]:
         for time_s, node, gpu, quantity, value in _rows(path):
             times, values = found.setdefault((node, gpu, quantity), ([], []))
             # A node with several GPUs repeats the node's own values in each GPU's row.

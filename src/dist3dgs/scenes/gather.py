@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from ..errors import UserError
 from ..spec import SfmSettings
-from .colmap_io import Model, model_format, read_model
+from .colmap_io import model_format, read_model
+from .colmap_model import Model
 from .photos import prepare_photos
 from .sfm import run_sfm
 

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..files import replacing, write_json
 from ..names import check_name
 from .cameras import Camera
-from .colmap_io import Model, reprojection_errors
+from .colmap_model import Model, reprojection_errors
 from .gather import (
     ROUNDING,
     IngestSettings,
@@ -167,8 +167,7 @@ def _pack(
         raise UserError(
             "the COLMAP model has no 3D points, and training starts from them. Run structure from motion."
         )
-    viewmats = np.tile(np.eye(4), (len(views.ids), 1, 1))
-    viewmats[:, :3] = [model.images[i].cam_from_world for i in views.ids]
+    viewmats = _viewmats(model, views.ids)
     normalisation = normalisation_of(viewmats)
     viewmats = apply_to_viewmats(normalisation, viewmats)
     points = apply_to_points(normalisation, model.points).astype(np.float32)
@@ -205,15 +204,27 @@ def _pack(
     _write_points(out_folder / POINTS_FILE, points, model.colors)
     posed.timings_s["undistort"] = undistort_s
     posed.timings_s["pack"] = time.monotonic() - start - undistort_s
-    unique = np.unique(sizes, axis=0, return_counts=True)
     return digest, {
-        "resolutions": [
-            {"width_px": int(w), "height_px": int(h), "num_images": int(n)}
-            for (w, h), n in zip(*unique, strict=True)
-        ],
+        "resolutions": _resolutions(sizes),
         "num_test": int(is_test.sum()),
         "test_every": settings.test_every,
     }
+
+
+def _viewmats(model: Model, ids: list[int]) -> NDArray[np.float64]:
+    """World to camera [C, 4, 4] of the images with these ids."""
+    viewmats = np.tile(np.eye(4), (len(ids), 1, 1))
+    viewmats[:, :3] = [model.images[i].cam_from_world for i in ids]
+    return viewmats
+
+
+def _resolutions(sizes: NDArray[np.int32]) -> list[dict[str, int]]:
+    """The different sizes [C, 2] (width, height), each with the number of images that have it."""
+    unique = np.unique(sizes, axis=0, return_counts=True)
+    return [
+        {"width_px": int(w), "height_px": int(h), "num_images": int(n)}
+        for (w, h), n in zip(*unique, strict=True)
+    ]
 
 
 def _write_points(path: Path, points: NDArray[np.float32], colors: NDArray[np.uint8]) -> None:

@@ -168,18 +168,6 @@ def write_packed(
     return content.hexdigest()
 
 
-def content_digest(path: Path) -> str:
-    """Recompute the digest from every byte: differs from `PackedScene.digest` when the file was altered."""
-    with Path(path).open("rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        header = f.read(length)
-        stored = json.loads(header)["__metadata__"]["digest"].encode()
-        content = hashlib.sha256(length.to_bytes(8, "little") + header.replace(stored, b"0" * 64, 1))
-        while block := f.read(2**22):
-            content.update(block)
-    return content.hexdigest()
-
-
 def scene_extent(viewmats: NDArray[np.float64]) -> float:
     """1.1 x the largest distance of a camera from the mean of the cameras [C, 4, 4] (3DGS, `getNerfppNorm`)."""
     centres = camera_centres(viewmats)

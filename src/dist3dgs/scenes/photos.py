@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
-from .colmap_io import check_image_name
+from .colmap_model import check_image_name
 from .sfm import Photo
 
 MIN_PHOTOS = 3

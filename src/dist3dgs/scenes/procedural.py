@@ -36,107 +36,92 @@ PORCELAIN = [(0.90, 0.90, 0.88), (0.14, 0.24, 0.58), (0.84, 0.86, 0.90), (0.30, 
 SUNSET = [(0.86, 0.42, 0.14), (0.93, 0.66, 0.22), (0.70, 0.22, 0.14), (0.94, 0.84, 0.60)]
 
 
+class _Builder:
+    """Puts things down one after the other; each draws its texture from the seed and its number."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.things: list[Thing] = []
+
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, len(self.things)])
+
+    def put(self, solid: Solid, albedo: NDArray, width_m: float, height_m: float) -> None:
+        self.things.append(Thing(solid, tx.Texture(albedo, width_m, height_m)))
+
+    def ball(self, x: float, y: float, z: float, radius: float, colours: list, num_cells: int) -> None:
+        albedo = tx.ball(self.rng(), 160, num_cells, colours, 0.02)
+        self.put(Sphere(x, y, z, radius), albedo, 2 * np.pi * radius, np.pi * radius)
+
+    def drum(self, x: float, y: float, z: float, radius: float, height: float, albedo: NDArray) -> None:
+        around = 2 * np.pi * radius
+        self.put(
+            Cylinder(x, y, z, radius, height), albedo, around, around * albedo.shape[0] / albedo.shape[1]
+        )
+
+    def ring(self, x: float, y: float, z: float, radius: float, tube: float, albedo: NDArray) -> None:
+        self.put(Torus(x, y, z, radius, tube), albedo, 2 * np.pi * radius, 2 * np.pi * tube)
+
+    def crate(self, x: float, y: float, z: float, half: float, yaw_rad: float, colours: list) -> None:
+        albedo = tx.planks(self.rng(), 512, 7, colours)
+        self.put(Box(x, y, z + half, half, half, half, yaw_rad), albedo, 1.5, 1.5)
+
+    def plaster(self, height_px: int, colour: tuple[float, float, float]) -> NDArray:
+        return tx.weathered(self.rng(), np.full((height_px, 512, 3), colour, np.float32), 0.4)
+
+
 def build_court(seed: int) -> Court:
     """The court and everything in it; the same seed gives the same court."""
-    things: list[Thing] = []
+    b = _Builder(seed)
+    side, around = 2 * COURT_RADIUS_M, 2 * np.pi * COURT_RADIUS_M
+    b.put(Ground(COURT_RADIUS_M), tx.paving(b.rng(), 1536, 34, SANDSTONE), side, side)
+    wall = Cylinder(0, 0, 0, COURT_RADIUS_M, WALL_HEIGHT_M, inside=True)
+    b.put(wall, tx.bricks(b.rng(), 256, 4096, 16, 108, BRICK, plaster=0.35), around, WALL_HEIGHT_M)
+    for part in (_fountain, _crates, _rug, _columns, _bench):
+        part(b)
+    return Court(b.things, COURT_RADIUS_M + 0.5)
 
-    def rng() -> np.random.Generator:
-        return np.random.default_rng([seed, len(things)])
 
-    def put(solid: Solid, albedo: NDArray, width_m: float, height_m: float) -> None:
-        things.append(Thing(solid, tx.Texture(albedo, width_m, height_m)))
+def _fountain(b: _Builder) -> None:
+    """In the middle."""
+    b.drum(0, 0, 0, 1.25, 0.42, tx.mosaic(b.rng(), 256, 2048, 7, 64, GLAZE))
+    b.ring(0, 0, 0.44, 1.17, 0.12, tx.mosaic(b.rng(), 128, 1024, 8, 76, GLAZE))
+    b.drum(0, 0, 0.42, 0.30, 0.95, b.plaster(256, (0.52, 0.47, 0.38)))
+    b.ring(0, 0, 1.37, 0.30, 0.07, tx.mosaic(b.rng(), 64, 512, 5, 36, SUNSET))
+    b.ball(0, 0, 1.80, 0.44, PORCELAIN, 90)
 
-    def ball(x: float, y: float, z: float, radius: float, colours: list, num_cells: int) -> None:
-        put(
-            Sphere(x, y, z, radius),
-            tx.ball(rng(), 160, num_cells, colours, 0.02),
-            2 * np.pi * radius,
-            np.pi * radius,
-        )
 
-    def drum(x: float, y: float, z: float, radius: float, height: float, albedo: NDArray) -> None:
-        put(
-            Cylinder(x, y, z, radius, height),
-            albedo,
-            2 * np.pi * radius,
-            2 * np.pi * radius * albedo.shape[0] / albedo.shape[1],
-        )
+def _crates(b: _Builder) -> None:
+    """One on two others."""
+    b.crate(-1.75, 1.55, 0, 0.42, 0.35, OAK)
+    b.crate(-2.55, 0.85, 0, 0.38, 1.10, DRIFTWOOD)
+    b.crate(-2.05, 1.28, 0.80, 0.28, 0.80, OAK)
 
-    def crate(x: float, y: float, z: float, half: float, yaw_rad: float, colours: list) -> None:
-        put(Box(x, y, z + half, half, half, half, yaw_rad), tx.planks(rng(), 512, 7, colours), 1.5, 1.5)
 
-    side = 2 * COURT_RADIUS_M
-    put(Ground(COURT_RADIUS_M), tx.paving(rng(), 1536, 34, SANDSTONE), side, side)
-    around = 2 * np.pi * COURT_RADIUS_M
-    put(
-        Cylinder(0, 0, 0, COURT_RADIUS_M, WALL_HEIGHT_M, inside=True),
-        tx.bricks(rng(), 256, 4096, 16, 108, BRICK, plaster=0.35),
-        around,
-        WALL_HEIGHT_M,
-    )
-    # The fountain in the middle
-    drum(0, 0, 0, 1.25, 0.42, tx.mosaic(rng(), 256, 2048, 7, 64, GLAZE))
-    put(
-        Torus(0, 0, 0.44, 1.17, 0.12),
-        tx.mosaic(rng(), 128, 1024, 8, 76, GLAZE),
-        2 * np.pi * 1.17,
-        2 * np.pi * 0.12,
-    )
-    drum(
-        0,
-        0,
-        0.42,
-        0.30,
-        0.95,
-        tx.weathered(rng(), np.full((256, 512, 3), (0.52, 0.47, 0.38), np.float32), 0.4),
-    )
-    put(
-        Torus(0, 0, 1.37, 0.30, 0.07),
-        tx.mosaic(rng(), 64, 512, 5, 36, SUNSET),
-        2 * np.pi * 0.30,
-        2 * np.pi * 0.07,
-    )
-    ball(0, 0, 1.80, 0.44, PORCELAIN, 90)
-    # Crates, one on two others
-    crate(-1.75, 1.55, 0, 0.42, 0.35, OAK)
-    crate(-2.55, 0.85, 0, 0.38, 1.10, DRIFTWOOD)
-    crate(-2.05, 1.28, 0.80, 0.28, 0.80, OAK)
-    # A rug with balls on it
-    put(Box(1.95, 1.55, 0.02, 0.95, 0.65, 0.02, -0.45), tx.kilim(rng(), 512, MADDER), 1.9, 1.9)
-    ball(1.75, 1.75, 0.42, 0.38, SUNSET, 70)
-    ball(2.42, 1.20, 0.27, 0.23, JADE, 60)
-    # Columns, whole and broken
+def _rug(b: _Builder) -> None:
+    """With balls on it."""
+    b.put(Box(1.95, 1.55, 0.02, 0.95, 0.65, 0.02, -0.45), tx.kilim(b.rng(), 512, MADDER), 1.9, 1.9)
+    b.ball(1.75, 1.75, 0.42, 0.38, SUNSET, 70)
+    b.ball(2.42, 1.20, 0.27, 0.23, JADE, 60)
+
+
+def _columns(b: _Builder) -> None:
+    """Whole and broken ones, and a ball on one of them."""
     for x, y, height in ((1.85, -1.60, 1.55), (0.35, -2.25, 0.65), (-1.85, -1.30, 1.15)):
-        drum(
-            x,
-            y,
-            0,
-            0.42,
-            0.16,
-            tx.weathered(rng(), np.full((64, 512, 3), (0.50, 0.42, 0.33), np.float32), 0.4),
-        )
-        stone = tx.bricks(rng(), 512, 512, 14, 8, SANDSTONE)
-        drum(x, y, 0.16, 0.30, height, stone)
+        b.drum(x, y, 0, 0.42, 0.16, b.plaster(64, (0.50, 0.42, 0.33)))
+        b.drum(x, y, 0.16, 0.30, height, tx.bricks(b.rng(), 512, 512, 14, 8, SANDSTONE))
         if height > 1:
-            put(
-                Torus(x, y, 0.16 + height, 0.27, 0.09),
-                tx.mosaic(rng(), 64, 512, 5, 30, JADE),
-                2 * np.pi * 0.27,
-                2 * np.pi * 0.09,
-            )
-    ball(-1.85, -1.30, 1.68, 0.30, JADE, 80)
-    # A bench and a trough near the wall
-    put(Box(0.2, 3.1, 0.42, 1.1, 0.24, 0.06, 0.12), tx.planks(rng(), 512, 5, DRIFTWOOD), 2.4, 2.4)
-    put(Box(-0.6, 3.0, 0.18, 0.10, 0.22, 0.18, 0.12), tx.bricks(rng(), 256, 256, 6, 4, BRICK), 0.9, 0.9)
-    put(Box(1.0, 3.2, 0.18, 0.10, 0.22, 0.18, 0.12), tx.bricks(rng(), 256, 256, 6, 4, BRICK), 0.9, 0.9)
-    ball(-0.35, 3.05, 0.68, 0.20, SUNSET, 40)
-    put(
-        Torus(0.65, 3.15, 0.53, 0.22, 0.05),
-        tx.mosaic(rng(), 64, 512, 4, 28, MADDER),
-        2 * np.pi * 0.22,
-        2 * np.pi * 0.05,
-    )
-    return Court(things, COURT_RADIUS_M + 0.5)
+            b.ring(x, y, 0.16 + height, 0.27, 0.09, tx.mosaic(b.rng(), 64, 512, 5, 30, JADE))
+    b.ball(-1.85, -1.30, 1.68, 0.30, JADE, 80)
+
+
+def _bench(b: _Builder) -> None:
+    """And a trough, near the wall."""
+    b.put(Box(0.2, 3.1, 0.42, 1.1, 0.24, 0.06, 0.12), tx.planks(b.rng(), 512, 5, DRIFTWOOD), 2.4, 2.4)
+    b.put(Box(-0.6, 3.0, 0.18, 0.10, 0.22, 0.18, 0.12), tx.bricks(b.rng(), 256, 256, 6, 4, BRICK), 0.9, 0.9)
+    b.put(Box(1.0, 3.2, 0.18, 0.10, 0.22, 0.18, 0.12), tx.bricks(b.rng(), 256, 256, 6, 4, BRICK), 0.9, 0.9)
+    b.ball(-0.35, 3.05, 0.68, 0.20, SUNSET, 40)
+    b.ring(0.65, 3.15, 0.53, 0.22, 0.05, tx.mosaic(b.rng(), 64, 512, 4, 28, MADDER))
 
 
 def look_at(

@@ -12,25 +12,23 @@ from ..errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """url: official address. about_gb: size for the reader's orientation. terms: licence, as far as it is stated."""
+    """url: official address. terms: licence, as far as it is stated."""
 
     url: str
-    about_gb: float
     terms: str
 
 
 _MIP_TERMS = "no licence stated; published with Mip-NeRF 360, Barron et al. 2022 (jonbarron.info/mipnerf360)"
-MIP_NERF_360 = Archive(
-    url="https://storage.googleapis.com/gresearch/refraw360/360_v2.zip", about_gb=12.5, terms=_MIP_TERMS
-)
+# 12.5 GB
+MIP_NERF_360 = Archive(url="https://storage.googleapis.com/gresearch/refraw360/360_v2.zip", terms=_MIP_TERMS)
+# 2.8 GB
 MIP_NERF_360_EXTRA = Archive(
     url="https://storage.googleapis.com/gresearch/refraw360/360_extra_scenes.zip",
-    about_gb=2.8,
     terms=_MIP_TERMS,
 )
+# 0.7 GB
 TANDT_DB = Archive(
     url="https://repo-sam.inria.fr/fungraph/3d-gaussian-splatting/datasets/input/tandt_db.zip",
-    about_gb=0.7,
     terms="Tanks and Temples: CC BY-NC-SA 3.0 (Knapitsch et al. 2017); Deep Blending: research use (Hedman et al. "
     "2018); as prepared for 3D Gaussian Splatting (Kerbl et al. 2023)",
 )

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..spec import SfmSettings
-from .colmap_io import Model, read_model
+from .colmap_io import read_model
+from .colmap_model import Model
 
 POLL_S = 0.2
 REPORT_EVERY_S = 10.0

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_json
+from ..names import check_name, how_to_make
 from ..spec import Scene
 from .download import fetch_scene
 from .ingest import IngestSettings, IngestSource, ingest
@@ -19,9 +20,6 @@ from .registry import download_spec
 #: Sizes and sums of downloaded archives, beside the scenes they belong to; worth committing.
 LOCK_FILE = Path("config", "scenes.lock.yaml")
 
-#: Sums of downloaded archives, beside the scenes that name them; kept in version control.
-LOCK = Path("config/scenes.lock.yaml")
-
 
 def obtain(name: str, scene: Scene, out: Path) -> None:
     """Make, download or find the photographs of a scene and write `out` (source.json).
@@ -29,6 +27,7 @@ def obtain(name: str, scene: Scene, out: Path) -> None:
     What is made or downloaded goes into a folder beside `out`. Raises `UserError` naming what is missing.
     """
     out = Path(out)
+    check_name(name, "scene")
     source: dict[str, Any] = {"scene": name, "images": None, "colmap": None, "truth": None}
     if scene.builtin is not None:
         folder = out.parent / "photographs"
@@ -60,17 +59,24 @@ def ingest_scene(name: str, scene: Scene, source_json: Path, pack: Path, facts: 
         )
     try:
         found = json.loads(Path(source_json).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        colmap, images, truth = (_path(found[key]) for key in ("colmap", "images", "truth"))
+        if colmap is None and images is None:
+            raise ValueError("it names neither photographs nor a model")
+    except KeyError as e:
         raise UserError(
-            f"{source_json}: cannot be read ({e}); make it again with: snakemake {source_json}"
+            f"{source_json}: not what `dist3dgs photographs` writes, it has no {e}; delete it"
+            f"{how_to_make(source_json, ' and make it again: ')}"
         ) from None
-    is_model = found["colmap"] is not None
+    except (OSError, ValueError, TypeError) as e:
+        raise UserError(
+            f"{source_json}: cannot be read ({e}); delete it{how_to_make(source_json, ' and make it again: ')}"
+        ) from None
     source = IngestSource(
         name=name,
-        kind="colmap" if is_model else "images",
-        path=Path(found["colmap"] if is_model else found["images"]),
-        images=Path(found["images"]) if is_model and found["images"] else None,
-        truth=Path(found["truth"]) if found["truth"] else None,
+        kind="images" if colmap is None else "colmap",
+        path=colmap or images or Path(),
+        images=None if colmap is None else images,
+        truth=truth,
     )
     settings = IngestSettings(
         max_width_px=scene.max_width_px,
@@ -79,6 +85,10 @@ def ingest_scene(name: str, scene: Scene, source_json: Path, pack: Path, facts: 
         sfm=scene.sfm,
     )
     ingest(source, pack.parent, settings)
+
+
+def _path(value: str | None) -> Path | None:
+    return Path(value) if value else None
 
 
 def _files(folder: Path) -> list[Path]:

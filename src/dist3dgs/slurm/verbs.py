@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..config import add_config_options
+
 PROFILE = Path("profiles/slurm/config.yaml")
 
 
@@ -14,7 +16,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """`verb(name, function, text)` makes a verb's parser."""
     p = verb("partitions", _partitions, "say where each layout would start and end first on this cluster")
     p.add_argument("--profile", type=Path, default=PROFILE, help="profile whose `site` block is used")
-    p.add_argument("--config", type=Path, default=Path("config"))
+    add_config_options(p)
     p.add_argument("--layouts", nargs="*", help="default: those of the config")
     p.add_argument(
         "--minutes",
@@ -27,7 +29,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "preflight", _preflight, "ask Slurm whether it would take the job of each layout; submits nothing"
     )
     p.add_argument("--profile", type=Path, default=PROFILE)
-    p.add_argument("--config", type=Path, default=Path("config"))
+    add_config_options(p)
     p.add_argument("--layouts", nargs="*", help="default: those of the config")
 
     p = verb("site", _site, "write a Snakemake profile for the cluster this is called on")
@@ -48,19 +50,20 @@ def site_of(profile: Path) -> Any:
 
 
 def _layouts(args: argparse.Namespace) -> list[Any]:
-    from ..config import load_study
+    from ..matrix import load_study
     from ..names import Layout
 
-    return [Layout.parse(text) for text in args.layouts or load_study(args.config).config.layouts]
+    layouts = args.layouts or load_study(args.config, args.configfile).config.layouts
+    return [Layout.parse(text) for text in layouts]
 
 
 def _partitions(args: argparse.Namespace) -> None:
-    from ..config import load_study
     from ..errors import UserError
+    from ..matrix import load_study
     from . import chooser
     from .predict import Prediction, predict, read_records
 
-    study, site, layouts = load_study(args.config), site_of(args.profile), _layouts(args)
+    study, site, layouts = load_study(args.config, args.configfile), site_of(args.profile), _layouts(args)
     records = read_records(Path(study.config.results))
     points = {(p.scene, p.strategy): p for p in study.points()}.values()
     predictions = {}

@@ -76,12 +76,12 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end or to a requested stop; True if it got to the end."""
         with self.clock.enter("init"):
-            self._start()
+            self.start()
         with self.clock.enter("step"):
             if not self.evaluated:
                 self._evaluate_and_save()
             while self.step < self.schedule.num_steps and not self._told_to_stop():
-                self._one_step(self.step + 1)
+                self.one_step(self.step + 1)
                 self._after_step()
             if self.stopping:
                 self._save_checkpoint()
@@ -92,7 +92,7 @@ class Trainer:
         self.progress.close()
         return True
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """From the newest good checkpoint, else from the scene's points."""
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
@@ -116,7 +116,7 @@ class Trainer:
         )
         return {**parameters, LINEAGE: founders(len(order), self.device)}
 
-    def _one_step(self, step: int) -> None:
+    def one_step(self, step: int) -> None:
         clock, n, gaussians = self.clock, self.spec.global_batch, self.model.gaussians
         clock.start_step(step)
         clock.pulse(step=step)

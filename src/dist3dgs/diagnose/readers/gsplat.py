@@ -3,8 +3,9 @@
 # ruff: noqa: E501 (a pattern is read best on one line)
 
 import re
+from pathlib import Path
 
-from ..facts import FactPattern, number
+from ..facts import FactPattern, Facts, Line, number
 
 _C = re.compile
 
@@ -19,9 +20,22 @@ FACTS = (
     FactPattern("ssim", _C(r"\bSSIM: ([\d.]+)"), lambda m: number(m[1]), "last", often=True),
     FactPattern("lpips", _C(r"\bLPIPS: ([\d.]+)"), lambda m: number(m[1]), "last", often=True),
     FactPattern("psnr", _C(r"\[ITER \d+\] Evaluating test: L1 [\d.e-]+ PSNR ([\d.]+)"), lambda m: number(m[1]), "last", often=True),
-    FactPattern("gpu_peak_gib", _C(r"Step: +\d+ \{'mem': ([\d.]+)"), lambda m: number(m[1]), "max", often=True),
-    FactPattern("stepping_s", _C(r"'ellipse_time': ([\d.]+)"), lambda m: number(m[1]), "max", often=True),
+    # As the console prints it and as train_step*_rank*.json has it. In val_step*.json the time is that of one image.
+    FactPattern("gpu_peak_gib", _C(r"""\{['"]mem['"]: ([\d.]+), ['"]ellipse_time['"]"""), lambda m: number(m[1]), "max", often=True),
+    FactPattern("stepping_s", _C(r"""['"]mem['"]: [\d.]+, ['"]ellipse_time['"]: ([\d.]+)"""), lambda m: number(m[1]), "max", often=True),
     FactPattern("quality_json", _C(r'^\{"psnr": ([\d.]+), "ssim": ([\d.]+), "lpips": ([\d.]+)'), lambda m: tuple(number(x) for x in m.groups()), "last", often=True),
     FactPattern("finish", _C(r"^\s*Viewer running\.\.\. Ctrl\+C to exit"), lambda m: "viewer waits after training", "last"),
     FactPattern("finish", _C(r"^Training complete\.(?: \[\d|$)"), lambda m: "Training complete.", "last"),
 )  # fmt: skip
+
+STATS = re.compile(r"(train|val)_step(\d{1,9})(?:_rank(\d{1,5}))?\.json")
+
+
+def read_name(path: Path, facts: Facts) -> None:
+    """What the name of a file in gsplat's `stats` folder states: step, counted from 0, and rank."""
+    if m := STATS.fullmatch(path.name):
+        line = Line(str(path), None, path.name)
+        facts.add("trainer", "gsplat", line)
+        facts.add("steps_done", int(m[2]) + 1, line, "max")
+        if m[3] is not None:
+            facts.add("rank", int(m[3]), line, "set")

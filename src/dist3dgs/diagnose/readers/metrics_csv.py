@@ -1,12 +1,14 @@
 """`metrics.csv`: one row per epoch (or step) with times, losses and accuracies, columns found by their names."""
 
-import math
 import re
 from pathlib import Path
 
+import numpy as np
+
 from ..facts import Facts, Line
-from ..lines import cells, clean, read_blocks
-from ..steps import Progress, StepFormat, StepSeries
+from ..lines import clean, read_blocks
+from ..series import Progress, StepFormat, StepSeries
+from ..tables import Table
 
 EPOCHS = StepFormat("metrics.csv", re.compile(rb"$^"), lambda g: Progress(0), rate_unit="img/s", epochs=True)
 STEPS = StepFormat("metrics.csv steps", re.compile(rb"$^"), lambda g: Progress(0), rate_unit="img/s")
@@ -16,7 +18,7 @@ COLUMNS = {
     r"epoch(?:_?(?:id|number|idx))?": "epoch",
     r"(?:global_)?(?:step|iteration|iter)": "step",
     r"(?:epoch_?)?(?:time|duration|seconds)(?:_?s(?:ec)?)?|(?:time|sec(?:onds)?)_per_epoch|epoch_time.*": "seconds",
-    r"(?:throughput|images?_per_s(?:ec(?:ond)?)?|img_s)": "rate",
+    r"(?:throughput|(?:images?|img|samples?|tokens?)_(?:per_)?s(?:ec(?:ond)?)?)": "rate",
     r"(?:train(?:ing)?_)?loss": "loss",
     r"(?:val(?:idation)?|test)_loss": "val_loss",
     r"train(?:ing)?_acc(?:uracy)?": "train_accuracy",
@@ -52,31 +54,36 @@ def _names(header: str) -> dict[int, str]:
 def read(path: Path, facts: Facts) -> StepSeries:
     """The series of epochs (steps, where no epoch is given); last finite loss, accuracy, PSNR go into `facts`."""
     columns: dict[int, str] = {}
+    width = 0
     series: StepSeries | None = None
     for block in read_blocks(path):
-        last: dict[str, tuple[float, int]] = {}
-        for i, raw in enumerate(block.lines):
-            if not columns:
-                columns = _names(clean(raw))
-                series = StepSeries(EPOCHS if "epoch" in columns.values() else STEPS)
+        if series is None:
+            header = next((clean(raw) for raw in block.lines if raw.strip()), "")
+            columns, width = _names(header), len(header.split(","))
+            series = StepSeries(EPOCHS if "epoch" in columns.values() else STEPS)
+            series.rate_unit = _unit(header)
+        table = Table.of(block.data.replace(b"\r", b""), width)
+        if not len(table.rows):
+            continue
+        found = {what: table.numbers(k) for k, what in columns.items()}
+        at = found.get("epoch", found.get("step"))
+        if at is None:
+            continue
+        valid = (at >= 0) & (at < 1e15)
+        series.add_all(at[valid], {k: found[k][valid] for k in ("seconds", "rate", "loss") if k in found})
+        for what in SHOWN:
+            if what not in found:
                 continue
-            found = cells(raw)
-            row = {what: _finite(found[k]) for k, what in columns.items() if k < len(found)}
-            at = row.get("epoch", row.get("step"))
-            if at is None or series is None or not 0 <= at < 1e15:
-                continue
-            series.add(
-                Progress(int(at), seconds=row.get("seconds"), rate=row.get("rate"), loss=row.get("loss"))
-            )
-            last |= {what: (value, i) for what in SHOWN if (value := row.get(what)) is not None}
-        for what, (value, i) in last.items():
-            facts.add(what, value, Line(str(path), block.number(i), clean(block.lines[i])), "last")
+            known = np.flatnonzero(valid & np.isfinite(found[what]))
+            if len(known):
+                i = int(table.rows[known[-1]])
+                line = Line(str(path), block.number(i), clean(block.line(i)))
+                facts.add(what, float(found[what][known[-1]]), line, "last")
     return series or StepSeries(EPOCHS)
 
 
-def _finite(text: str) -> float | None:
-    try:
-        value = float(text.strip().rstrip("%"))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+def _unit(header: str) -> str:
+    low = header.lower()
+    return next(
+        (f"{what}/s" for what in ("samples", "tokens") if re.search(rf"\b{what}(?:_per_s|/s)", low)), "img/s"
+    )

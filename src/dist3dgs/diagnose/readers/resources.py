@@ -1,11 +1,13 @@
 """Our own `resources.*.csv` (columns: dist3dgs.monitor)."""
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..lines import cells, read_blocks
+import numpy as np
+from numpy.typing import NDArray
+
+from ..lines import read_blocks
+from ..tables import Table, cells
 from .nvidia_smi import MAX_GPUS, GpuSamples
 
 
@@ -28,50 +30,51 @@ def sniff(head: str) -> bool:
     return {"t", "node", "pss_gib"} <= set(first.split(","))
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    header: list[str] = []
-    for block in read_blocks(path):
-        for raw in block.lines:
-            found = cells(raw)
-            if not header:
-                header = found
-            elif len(found) == len(header):
-                yield dict(zip(header, found, strict=True))
-
-
-def _value(row: dict[str, str], key: str) -> float | None:
-    try:
-        value = float(row.get(key) or "nan")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and 0 <= value < 1e15 else None
-
-
 def read(path: Path) -> NodeSamples:
     """Statistics of all whole rows; on a node with GPUs there is one row per sample and GPU."""
     s = NodeSamples()
-    for row in _rows(path):
-        t, pss = _value(row, "t"), _value(row, "pss_gib")
-        if t is None:
-            continue
-        s.node = s.node or row["node"]
-        s.first_t = t if s.first_t is None else s.first_t
-        if t != s.last_t:
-            s.num_samples += 1
-            s.pss_sum_gib += pss or 0.0
-            s.cpu_sum += _value(row, "cpu_percent") or 0.0
-        s.last_t = t
-        if pss is not None:
-            s.peak_pss_gib = max(pss, s.peak_pss_gib or 0.0)
-        key = row.get("gpu_index") or ""
-        if not key or (key not in s.gpus and len(s.gpus) >= MAX_GPUS):
-            continue
-        gpu = s.gpus.setdefault(key[:64], GpuSamples())
-        memory, busy, power = (_value(row, k) for k in ("gpu_mem_gib", "gpu_util_percent", "gpu_power_w"))
-        if memory is not None:
-            gpu.memory_mib[int(memory * 1024)] += 1
-        if busy is not None and busy <= 100:
-            gpu.utilisation[int(busy)] += 1
-        if power is not None:
-            gpu.power_sum, gpu.power_count = gpu.power_sum + power, gpu.power_count + 1
+    header: list[str] = []
+    for block in read_blocks(path):
+        if not header:
+            header = next((cells(raw) for raw in block.lines if raw.strip()), [])
+        table = Table.of(block.data.replace(b"\r", b""), len(header))
+        if len(table.rows):
+            _take(s, table, {name: i for i, name in enumerate(header)})
     return s
+
+
+def _take(s: NodeSamples, table: Table, columns: dict[str, int]) -> None:
+    def column(name: str) -> NDArray[np.float64]:
+        if name not in columns:
+            return np.full(len(table.rows), np.nan)
+        values = table.numbers(columns[name])
+        return np.where((values >= 0) & (values < 1e15), values, np.nan)
+
+    t = column("t")
+    valid = np.isfinite(t)
+    if not valid.any():
+        return
+    if not s.node:
+        s.node = table.texts(columns["node"])[int(np.flatnonzero(valid)[0])]
+    # All rows of a sample have its time, and what the node used stands in each of them.
+    before = np.append(np.nan if s.last_t is None else s.last_t, t[valid][:-1])
+    new = t[valid] != before
+    pss = column("pss_gib")[valid]
+    s.num_samples += int(new.sum())
+    s.pss_sum_gib += float(np.nansum(pss[new]))
+    s.cpu_sum += float(np.nansum(column("cpu_percent")[valid][new]))
+    s.first_t = float(t[valid][0]) if s.first_t is None else s.first_t
+    s.last_t = float(t[valid][-1])
+    if np.isfinite(pss).any():
+        s.peak_pss_gib = max(float(np.nanmax(pss)), s.peak_pss_gib or 0.0)
+    index = column("gpu_index")
+    memory = np.floor(column("gpu_mem_gib") * 1024)
+    busy, power = column("gpu_util_percent"), column("gpu_power_w")
+    for i in np.unique(index[valid & np.isfinite(index)]).tolist():
+        key = str(int(i))
+        if key not in s.gpus and len(s.gpus) >= MAX_GPUS:
+            continue
+        mine = valid & (index == i)
+        s.gpus.setdefault(key, GpuSamples()).add(
+            {"t": t[mine], "memory": memory[mine], "busy": busy[mine], "power": power[mine]}
+        )

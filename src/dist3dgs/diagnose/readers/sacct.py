@@ -4,10 +4,12 @@
 
 import csv
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..facts import FactPattern, Facts, Line, expand_nodes, number
-from ..lines import clean, read_blocks
+from ..lines import Block, clean, read_blocks
 
 MAX_ROWS = 100_000
 UNIT_GIB = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 1024.0, "": 2.0**-30}
@@ -50,38 +52,107 @@ def sniff(head: str) -> bool:
     return len(words & {"JobID", "JobIDRaw", "State", "ExitCode", "Elapsed", "JobName"}) >= 2
 
 
-def read(path: Path, facts: Facts) -> None:
-    """Facts of a `sacct` table: state, elapsed time, nodes, TRES and the peak memory of any step."""
-    header: list[str] = []
-    columns: list[tuple[int, int]] = []
-    separator = ""
-    rows = 0
+@dataclass
+class _Table:
+    """How one table's lines are cut into cells."""
+
+    header: list[str] = field(default_factory=list)
+    columns: list[tuple[int, int]] = field(default_factory=list)
+    separator: str = ""
+
+    def row(self, text: str) -> dict[str, str] | None:
+        """The cells by column; None for the header and what is no row."""
+        if not text.strip():
+            return None
+        if not self.header:
+            self.separator = "|" if "|" in text else ("," if "," in text else "")
+            self.header = [h.strip() for h in self._split(text)]
+            return None
+        if set(text) <= set("- "):
+            self.columns = [m.span() for m in re.finditer(r"-+", text)]
+            return None
+        found = [text[a:b] for a, b in self.columns] if self.columns else self._split(text)
+        return {h: c.strip() for h, c in zip(self.header, found, strict=False)}
+
+    def _split(self, text: str) -> list[str]:
+        return next(csv.reader([text], delimiter=self.separator)) if self.separator else text.split()
+
+
+def _job(row: Mapping[str, str]) -> tuple[str, str]:
+    """The job of a row and the step; `4410`, `4410_3`, `4410+1` are jobs."""
+    job, _, step = (row.get("JobID") or row.get("JobIDRaw") or "").partition(".")
+    return job, step
+
+
+def _rows(path: Path) -> Iterator[tuple[Block, list[dict[str, str] | None]]]:
+    table, num_rows = _Table(), 0
     for block in read_blocks(path):
-        for i, raw in enumerate(block.lines):
-            text = clean(raw)
-            if not text.strip() or rows > MAX_ROWS:
+        rows: list[dict[str, str] | None] = []
+        for raw in block.lines:
+            row = table.row(clean(raw)) if num_rows <= MAX_ROWS else {}
+            num_rows += row is not None
+            rows.append(row)
+        yield block, rows
+
+
+def jobs(path: Path) -> list[str]:
+    """The jobs that a table has rows of, in their order."""
+    found: dict[str, None] = {}
+    try:
+        for _, rows in _rows(path):
+            found |= dict.fromkeys(_job(row)[0] for row in rows if row)
+    except OSError:
+        return []
+    return [job for job in found if job[:1].isdigit()]
+
+
+def read(path: Path, facts: Facts, job: str | None = None) -> tuple[Iterator[Block], str | None]:
+    """The lines of one job in a `sacct` table that a rule may judge, and what is to be said of the file.
+
+    While they are taken, its facts are: state, time, nodes and devices from the job's own row, the peak memory of
+    any step. How steps ended explains a job that did not complete and says nothing of one that did: `1.extern` is
+    always cancelled. Without `job` it is the first one.
+    """
+    last: dict[str, str] = {}  # job -> its last state; a job that was requeued has several
+    for _, rows in _rows(path):
+        last |= {_job(r)[0]: r.get("State", "") for r in rows if r and not _job(r)[1]}
+    found = [name for name in last if name[:1].isdigit()]
+    mine = _named(job, found)
+    note = None
+    if job is not None and found and mine not in found:
+        note = f"no row of job {job}"
+    elif len(found) > 1:
+        note = f"{len(found)} jobs, read of {mine}"
+    return _judged(path, facts, mine, last.get(mine or "", "").startswith("COMPLETED")), note
+
+
+def _judged(path: Path, facts: Facts, job: str | None, well: bool) -> Iterator[Block]:
+    for block, rows in _rows(path):
+        kept = list(block.lines)
+        for i, row in enumerate(rows):
+            if row is None:
                 continue
-            rows += 1
-            if not header:
-                separator = "|" if "|" in text else ("," if "," in text else "")
-                header = next(csv.reader([text], delimiter=separator)) if separator else text.split()
-                header = [h.strip() for h in header]
-                continue
-            if set(text) <= set("- "):
-                columns = [m.span() for m in re.finditer(r"-+", text)]
-                continue
-            if separator:
-                cells = next(csv.reader([text], delimiter=separator))
-            else:
-                cells = [text[a:b] for a, b in columns] if columns else text.split()
-            row = {h: c.strip() for h, c in zip(header, cells, strict=False)}
-            _row(row, Line(str(path), block.number(i), text), facts)
+            name, step = _job(row)
+            mine = job is None or name == job
+            if mine and row:
+                _row(row, Line(str(path), block.number(i), clean(block.lines[i])), facts)
+            if not mine or (well and (step or not row.get("State", "").startswith("COMPLETED"))):
+                kept[i] = b"\r" if kept[i].startswith(b"\r") else b""
+        yield Block(block.first_line, b"\n".join(kept))
+
+
+def _named(job: str | None, found: Sequence[str]) -> str | None:
+    """The wanted job as the table writes it, or its first one."""
+    if job is None:
+        return next(iter(found), None)
+    tasks = [name for name in found if re.split(r"[_+]", name)[0] == job]
+    return job if job in found or not tasks else tasks[0]
 
 
 def _row(row: dict[str, str], line: Line, facts: Facts) -> None:
-    job = row.get("JobID") or row.get("JobIDRaw") or ""
-    if "." not in job:
-        if job.split("_")[0].isdigit():
+    job, step = _job(row)
+    if not step:
+        if re.split(r"[_+]", job)[0].isdigit():
             facts.add("job_id", job, line, "last")
         for key, column in (("job_name", "JobName"), ("job_state", "State"), ("partition", "Partition")):
             if row.get(column):

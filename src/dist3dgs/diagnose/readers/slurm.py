@@ -13,6 +13,12 @@ def _gpu_list(m: re.Match[str]) -> int:
     return len([g for g in m[1].split(",") if g.strip()])
 
 
+def _num_nodes(m: re.Match[str]) -> int:
+    """Nodes of `4(x2),2`: two with 4 each and one with 2."""
+    parts = re.findall(r"\d+(?:\(x(\d{1,5})\))?", m[1])
+    return sum(int(times or 1) for times in parts)
+
+
 FACTS = (
     FactPattern("job_id", _C(r"\bSLURM_JOB_?ID[=:]\s*(\d{1,12})\b")),
     FactPattern("job_id", _C(r"^\s*Job ?ID\s*[:=]\s*(\d{1,12}(?:_\d+)?)\b", re.I)),
@@ -23,8 +29,13 @@ FACTS = (
     FactPattern("job_name", _C(r"^Job(?: [Nn]ame)?: ([^\n]{1,80}?)\s*$")),
     FactPattern("nodes", _C(r"\bSLURM_(?:JOB_)?NODELIST[=:]\s*(\S+)"), lambda m: tuple(expand_nodes(m[1]))),
     FactPattern("nodes", _C(r"^\s*(?:Node ?[Ll]ist|Nodes?(?: list)?|Hosts?(?:name)?|Running on(?: (?:host|node))?)\s*[:=]\s*([A-Za-z][\w.,\[\]-]*)\s*$"), lambda m: tuple(expand_nodes(m[1]))),
-    FactPattern("num_nodes", _C(r"\bSLURM_(?:JOB_NUM_|N)NODES[=:]\s*(\d{1,5})\b"), lambda m: int(m[1])),
-    FactPattern("num_nodes", _C(r"^#SBATCH\s+(?:-N|--nodes)[= ](\d{1,5})\b"), lambda m: int(m[1])),
+    FactPattern("worker_host", _C(r"\bSLURMD_NODENAME[=:]\s*([\w.-]+)"), lambda m: m[1], "set", some=True),
+    FactPattern("worker_host", _C(r"^srun: error: ([A-Za-z][\w.-]*): tasks? \d"), lambda m: m[1], "set", some=True),
+    FactPattern("worker_host", _C(r"\*\*\* (?:JOB|STEP) \S+ ON ([A-Za-z][\w.-]*) "), lambda m: m[1], "set", some=True),
+    # A step that runs on one of the job's nodes has smaller numbers than the job.
+    FactPattern("num_nodes", _C(r"\bSLURM_(?:JOB_NUM_|N)NODES[=:]\s*(\d{1,5})\b"), lambda m: int(m[1]), "max"),
+    FactPattern("num_nodes", _C(r"\bSLURM_(?:JOB_CPUS|TASKS)_PER_NODE[=:]\s*([\d(),x]+)"), _num_nodes, "max"),
+    FactPattern("num_nodes", _C(r"^#SBATCH\s+(?:-N|--nodes)[= ](\d{1,5})\b"), lambda m: int(m[1]), "max"),
     FactPattern("gpus_per_node", _C(r"\bSLURM_GPUS_(?:ON|PER)_NODE[=:]\s*(?:\w+:)*(\d{1,3})\b"), lambda m: int(m[1])),
     FactPattern("gpus_per_node", _C(r"\bSLURM_(?:JOB|STEP)_GPUS[=:]\s*([\d,]+)"), _gpu_list),
     FactPattern("gpus_per_node", _C(r"^#SBATCH\s+--gpus-per-node[= ](?:\w+:)*(\d{1,3})\b"), lambda m: int(m[1])),

@@ -19,7 +19,7 @@ RULES: tuple[Rule, ...] = tuple(
         "extension-build", "diverged", "sfm-failed", "corrupt-data",
         "time-limit", "preempted", "cancelled",
         "collective-timeout", "nccl-network", "rendezvous", "nccl-error", "no-step", "peer-lost",
-        "environment", "command-line", "settings", "exception", "ignored-exception", "bare-exception",
+        "environment", "command-line", "settings", "torch-misuse", "exception", "ignored-exception", "bare-exception",
         "segmentation-fault", "bus-error", "killed-by-signal", "killed", "worker-failed", "terminate", "module-unknown",
     )
 )  # fmt: skip
@@ -29,10 +29,15 @@ _PATTERNS = [(rule, i) for rule in RULES for i in range(len(rule.patterns))]
 _INDEX = WordIndex([rule.patterns[i] for rule, i in _PATTERNS])
 
 
-def takers(text: str) -> Iterator[tuple[Rule, int]]:
+def candidates(texts: Sequence[str]) -> list[list[int]]:
+    """For each text what `takers` has to try, found for all of them at once."""
+    return _INDEX.candidates_of(texts)
+
+
+def takers(text: str, tried: Sequence[int] | None = None) -> Iterator[tuple[Rule, int]]:
     """The rules whose wording `text` has, in the table's order, each with its first pattern that is found."""
     last: Rule | None = None
-    for at in _INDEX.candidates(text):
+    for at in _INDEX.candidates(text) if tried is None else tried:
         rule, i = _PATTERNS[at]
         if rule is last or not rule.patterns[i].search(text):
             continue
@@ -54,7 +59,7 @@ def classify(text: str, frames: Sequence[str] = (), steps: int = 0) -> Rule | No
 def error_hit(line: Line, frames: Sequence[str], steps: int) -> Hit | None:
     """As `classify`, with the place where the text stands."""
     for rule, found in takers(line.text):
-        if RULES.index(rule) >= RULES.index(_BY_NAME["exception"]):
+        if RULES.index(rule) >= RULES.index(_BY_NAME["torch-misuse"]):
             break
         hit = _hit_of_error(rule, found, line, frames, steps)
         if rule.accept is None or rule.accept(hit):
@@ -62,8 +67,13 @@ def error_hit(line: Line, frames: Sequence[str], steps: int) -> Hit | None:
     return _hit_of_error(_BY_NAME["exception"], 0, line, frames, steps) if line.text.strip() else None
 
 
+def remedy(rule_name: str, trainer: str | None) -> str:
+    """What mends what the rule of that name finds, in the words of the trainer's own settings where there are some."""
+    return _BY_NAME[rule_name].remedy_for(trainer)
+
+
 def _hit_of_error(rule: Rule, found: int, line: Line, frames: Sequence[str], steps: int) -> Hit:
     return Hit(rule, found, line, 0, 0, lambda n: list(frames[-n:]), steps_before=steps)
 
 
-__all__ = ["RULES", "Hit", "Rule", "Tier", "classify", "error_hit", "takers"]
+__all__ = ["RULES", "Hit", "Rule", "Tier", "candidates", "classify", "error_hit", "remedy", "takers"]

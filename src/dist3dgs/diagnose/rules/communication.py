@@ -21,7 +21,8 @@ RULES = (
         why="More processes than GPUs, or several processes that see the same one: tasks, GPUs and world size do not "
         "agree.",
         remedy="One process per GPU: `torchrun --nproc-per-node` equal to the node's GPUs, one Slurm task per node, "
-        "`torch.cuda.set_device(LOCAL_RANK)`; the launch guard of dist3dgs prints what each layer believes.",
+        "`torch.cuda.set_device(LOCAL_RANK)`; print what each layer believes (SLURM_GPUS_ON_NODE, CUDA_VISIBLE_DEVICES, "
+        "WORLD_SIZE).",
         phase="startup",
         patterns=patterns(
             r"^(?:[\w.]+\.)?WorldMismatch: |Duplicate GPU detected|Multiple processes (?:are )?(?:using|on) the same (?:GPU|device)",
@@ -43,7 +44,7 @@ RULES = (
         looks="`EADDRINUSE`, `[Errno 98] Address already in use`, `The server socket has failed to listen`",
         why="The rendezvous port is taken: a job that was left behind, another user, or several processes that each try "
         "to be the master.",
-        remedy="Take a port derived from the job id (`dist3dgs` does), `--rdzv-endpoint=HOST:0` on one node; look for a "
+        remedy="Take a port derived from the job id, `--rdzv-endpoint=HOST:0` on one node; look for a "
         "leftover with `ss -ltnp | grep PORT`; check that only one process has rank 0.",
         phase="startup",
         patterns=patterns(
@@ -63,7 +64,7 @@ RULES = (
         why="Ranks waited in a collective for one that never came: it died, hangs, is in another collective (compare "
         "SeqNum and OpType of the ranks), or does long work alone.",
         remedy="Look at the rank that is missing from the list or in another collective. If it only needs longer (a "
-        "cache, an evaluation on rank 0): raise `hardware.timeout_s`. For the stacks: "
+        "cache, an evaluation on rank 0): raise `init_process_group(timeout=...)`. For the stacks: "
         "TORCH_NCCL_TRACE_BUFFER_SIZE=2000, TORCH_DISTRIBUTED_DEBUG=DETAIL.",
         patterns=patterns(
             r"Watchdog caught collective operation timeout|^(?:[\w.]+\.)?CollectiveTimeout: ",
@@ -91,7 +92,7 @@ RULES = (
             r"collective mismatch error, local size",
             r"NCCL WARN[^\n]*(?:message truncated|[Mm]ismatch|wrong|corrupt)",
         ),
-        unless=re.compile(r"(?i)iommu|Could not find|plugin|libibverbs\.so|NUMA balancing|GDR|ulimit|deprecated|No plugin|Failed to open lib|optional"),
+        unless=re.compile(r"(?i)iommu|Could not find|(?<!ib_)plugin|libibverbs\.so|NUMA balancing|GDR|ulimit|deprecated|Failed to open lib|optional"),
     ),
     Rule(
         name="nccl-error",
@@ -106,7 +107,7 @@ RULES = (
             r"unhandled system error, NCCL version|unhandled cuda error|NCCL communicator (?:was|is) aborted|ncclCommAbort(?:ed)?\b|remote process exited or there was a network error",
             r"NCCL WARN[^\n]*(?:Cuda failure|failed|error|Error)",
         ),
-        unless=re.compile(r"(?i)iommu|Could not find|plugin|libibverbs\.so|NUMA balancing|(?<!run with )NCCL_\w+=|NCCL_ASYNC_ERROR_HANDLING|TORCH_NCCL|Failed to open lib|deprecated"),
+        unless=re.compile(r"(?i)iommu|Could not find|(?<!ib_)plugin|libibverbs\.so|NUMA balancing|(?<!run with )NCCL_\w+=|NCCL_ASYNC_ERROR_HANDLING|TORCH_NCCL|Failed to open lib|deprecated"),
     ),
     Rule(
         name="rendezvous",
@@ -130,7 +131,7 @@ RULES = (
             r"(?i)rendezvous (?:timed out|timeout|failed|closed)|failed to (?:join|complete) (?:the )?rendezvous|EtcdConnectionFailed|ORTE was unable to reliably start",
             r"(?:^|\s)(?:socket\.gaierror|ConnectionRefusedError|gaierror)\b[^\n]*(?:Name or service not known|Connection refused|Temporary failure)",
         ),
-        unless=re.compile(r"WARNING\][^\n]*(?:keep-alive|shutdown the rendezvous|has failed to)|has failed to shutdown|^W\d{4}|hostname of the client socket cannot be retrieved|huggingface|http"),
+        unless=re.compile(r"WARNING\][^\n]*(?:keep-alive|shutdown the rendezvous|has failed to)|has failed to shutdown|Added key: store_based_barrier|Completed store-based barrier|^W\d{4}|hostname of the client socket cannot be retrieved|huggingface|http"),
     ),
     Rule(
         name="peer-lost",

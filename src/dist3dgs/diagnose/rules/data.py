@@ -12,11 +12,11 @@ RULES = (
         cause="sfm_failed",
         tier=Tier.SPECIFIC,
         looks="`No good initial image pair found`, `failed to create sparse model`, `frame_0000.jpg not in the list of "
-        "cameras`, `Could not recognize scene type!`",
+        "cameras`, `Could not recognize scene type!`, `the correct camera poses for current points cannot be accessed`",
         why="Structure from motion found no poses, or not for the images that the training needs: too few features or "
         "too little overlap, or its model is not where it is looked for.",
-        remedy="`ingest.json` names the images left out. Photographs with more overlap and less blur; `sfm.matcher: "
-        "exhaustive`; more features (`sfm.num_features`); leave the named images out of the split.",
+        remedy="Photographs with more overlap and less blur; match exhaustively; more features; leave the named images out "
+        "of the split.",
         phase="ingest",
         patterns=patterns(
             r"(?i)\S+\.(?:jpe?g|png|tiff?|heic|bmp) (?:is |was )?not (?:in|found in|part of) (?:the )?(?:list of )?(?:cameras|reconstruction|registered images|colmap|images\.(?:bin|txt))",
@@ -25,6 +25,10 @@ RULES = (
             r"(?i)No good initial image pair found|Could not find (?:a )?good initial pair|no suitable initial pair",
             r"(?i)COLMAP only found poses? for|colmap[^\n]*(?:failed|returned non-zero|error code|did not)|Error running command: colmap|(?:feature (?:extraction|matching)|(?:exhaustive|sequential|spatial|vocab tree) match\w*|bundle adjustment|image undistortion) failed(?! for image)",
             r"Could not recognize scene type|(?i:COLMAP directory \S+ does not exist)|No such file or directory: '[^']*sparse/(?:0/)?(?:cameras|images|points3D)\.(?:txt|bin)'",
+            # LLFF's imgs2poses: points were seen from images that COLMAP could not register.
+            r"the correct camera poses for current points cannot be accessed",
+            # GLOMAP: the images fall into groups that no match connects.
+            r"(?i)(?:failed|unable|could not)[^\n]{0,40}(?:find|keep|extract|compute) [^\n]{0,30}connected component|view graph[^\n]{0,40}(?:is empty|not connected|disconnected|failed)|(?:rotation averaging|global positioning)[^\n]{0,20} failed",
             r"(?i)no images with matches|too few (?:images|matches|features|inliers)|not enough (?:matches|features|overlap)",
         ),
         unless=re.compile(r"(?i)^\s*(?:WARNING|\[warning)(?!: COLMAP only found poses for 1?\d(?:\.\d+)?%)"),

@@ -50,7 +50,7 @@ RULES = (
         tier=Tier.PROOF,
         looks="`uncorrectable ECC error`, `NVRM: Xid 79`, `GPU has fallen off the bus`, `Unable to determine the device handle`",
         why="The GPU, its memory or its link is broken; no setting of the program matters.",
-        remedy="Exclude the node and report it with this line; resubmit, the run resumes from the last checkpoint. "
+        remedy="Exclude the node and report it with this line; resubmit. "
         "`nvidia-smi -q -d ECC,PAGE_RETIREMENT` on the node shows the counters.",
         patterns=patterns(
             r"(?i)uncorrectable (?:ECC|NVLink) error|cudaErrorECCUncorrectable|double[- ]bit ECC|cudaErrorNvlinkUncorrectable",
@@ -79,7 +79,7 @@ RULES = (
         tier=Tier.SPECIFIC,
         looks="`CUDA out of memory. Tried to allocate 512.00 MiB. GPU 0 has a total capacity of ...`",
         why="Model, activations and fragments need more GPU memory than the device has.",
-        remedy="Fewer Gaussians per GPU (`train.densify.max_gaussians`, strategy `sharded`, more GPUs), smaller batch or resolution; if "
+        remedy="A smaller model per GPU, a smaller batch or resolution, more GPUs; if "
         "'reserved but unallocated' is large: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
         patterns=patterns(
             r"(?:CUDA|HIP|XPU|MPS backend|NPU)[^\n]{0,12} out of memory\.? ?(?:Tried|\(MPS)",

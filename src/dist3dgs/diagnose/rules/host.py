@@ -33,8 +33,8 @@ RULES = (
         tier=Tier.SPECIFIC,
         looks="`No space left on device` (28), `Disk quota exceeded` (122), a checkpoint writer that fails",
         why="The file system or your quota on it, in bytes or in number of files, is used up.",
-        remedy="`df -h`, `df -i`, `quota -s` (or the site's `lfs quota`) on the results folder; remove old checkpoints "
-        "(`train.keep_checkpoints`) or point `results` to a larger file system. Nothing half-written is kept.",
+        remedy="`df -h`, `df -i`, `quota -s` (or the site's `lfs quota`) on the folder that is written to; remove old checkpoints "
+        "or write to a larger file system.",
         phase="checkpoint",
         patterns=patterns(
             r"^(?:[\w.]+\.)?DiskFull: |(?i:disk quota exceeded)|(?i:quota exceeded on|over (?:disk )?quota\b)",
@@ -51,8 +51,8 @@ RULES = (
         looks="`slurmstepd: error: Detected 1 oom_kill event in StepId=...`, `task 0: Out Of Memory`, the kernel's "
         "`Out of memory: Killed process`",
         why="The processes of the job used more host memory than it was given, and the kernel killed one.",
-        remedy="Ask for more memory (`mem_mb` in the profile; retries grow it) or use fewer loader workers and less "
-        "caching. The record's peak host memory says how much is needed.",
+        remedy="Ask for more memory (`#SBATCH --mem`) or use fewer loader workers and less caching. `sacct -j ID "
+        "--format=MaxRSS,ReqMem` says how much is needed.",
         patterns=patterns(
             r"(?i)detected \d+ oom[-_ ]kill|oom[-_]kill event|killed by the cgroup out-of-memory handler|Some of the step tasks have been OOM Killed",
             r"task[s]? [\d,-]+: Out Of Memory",
@@ -69,7 +69,7 @@ RULES = (
         tier=Tier.SPECIFIC,
         looks="`DataLoader worker (pid n) is killed by signal: Killed`, `MemoryError`, `can't allocate memory`, `std::bad_alloc`",
         why="An allocation in host memory was refused, or the kernel killed a loader worker.",
-        remedy="As above: more `mem_mb`, fewer loader workers, smaller cache; check the limit with `ulimit -v`.",
+        remedy="As above: more memory for the job, fewer loader workers, smaller cache; check the limit with `ulimit -v`.",
         patterns=patterns(
             r"DataLoader worker \(pid[^)]*\) (?:is|was) killed by signal: Killed",
             r"DefaultCPUAllocator: (?:can't|not enough)|not enough memory: you tried to allocate",

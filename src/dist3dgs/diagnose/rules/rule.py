@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ...record import Cause
 from ..facts import Line
+from .remedies import REMEDIES
 
 
 class Tier(enum.IntEnum):
@@ -61,7 +62,8 @@ class Rule:
     """One way in which a cause shows itself.
 
     `looks`, `why` and `remedy` are for people (docs/troubleshooting.md is made of them). Of `patterns` the earlier
-    one is the better evidence. A line belongs to the first rule of the table that matches and accepts it.
+    one is the better evidence. A line belongs to the first rule of the table that matches and accepts it. Lines with a
+    `complaint` come from a step of the job script before the program (conda, pip): a script without `set -e` goes on.
     """
 
     name: str
@@ -71,9 +73,14 @@ class Rule:
     why: str
     remedy: str
     patterns: tuple[re.Pattern[str], ...]
+    complaint: re.Pattern[str] | None = None
     unless: re.Pattern[str] | None = None
     accept: Callable[[Hit], bool] | None = None
     phase: str | None = None
+
+    def remedy_for(self, trainer: str | None) -> str:
+        """In the words of that trainer's settings where there are some; else what holds for any program."""
+        return REMEDIES.get(trainer or "", {}).get(self.name, self.remedy)
 
 
 def patterns(*sources: str) -> tuple[re.Pattern[str], ...]:

@@ -22,8 +22,7 @@ RULES = (
         looks="`sbatch: error: Batch job submission failed: ...` and the job never starts",
         why="Slurm refused the request: an account, partition, QOS, GPU type or count, or time limit that this "
         "cluster does not have or you may not use.",
-        remedy="Compare the request with `sinfo -o '%P %l %G'` and `sacctmgr show assoc user=$USER`; set partition, "
-        "account, GPUs and runtime in profiles/slurm/config.yaml (`dist3dgs site init` writes one).",
+        remedy="Compare the request with `sinfo -o '%P %l %G'` and `sacctmgr show assoc user=$USER`.",
         phase="submit",
         patterns=patterns(
             r"(?:Batch job submission|[Jj]ob submit/allocate|[Jj]ob allocation) failed: \S",
@@ -41,8 +40,7 @@ RULES = (
         looks="`srun: error: Node failure on gpu07`, `DUE TO NODE FAILURE`, state `NODE_FAIL`",
         why="The node itself went away (power, kernel, network, slurmd). What its ranks printed last, often CUDA or "
         "NCCL errors, is a consequence.",
-        remedy="Resubmit; training resumes from the last checkpoint. If the same node fails twice, exclude it "
-        "(`--exclude=NODE` in the profile's slurm_extra) and report it.",
+        remedy="Resubmit. If the same node fails twice, exclude it (`#SBATCH --exclude=NODE`) and report it.",
         patterns=patterns(
             r"\b[Nn]ode failure on \S+",
             r"DUE TO NODE FAILURE",
@@ -51,6 +49,7 @@ RULES = (
             r"srun: error: (?:Task launch|Launch)[^\n]*failed[^\n]*: (?:Communication connection failure|Unable to contact slurmd|Zero Bytes|Socket timed out)",
             r"(?:slurmctld|slurmd|srun): error: .*\bNodes? \S+ (?:is )?not responding",
             r"ORTE has lost communication with a remote daemon|lost connection to (?:the )?node\b",
+            r"(?i)job (?:preempted|killed|aborted|requeued) \(node failure\)|\b(?:server )?could not connect to MOM\b|node is down, job will be",
         ),
     ),
     Rule(
@@ -59,12 +58,12 @@ RULES = (
         tier=Tier.STOP,
         looks="`CANCELLED AT ... DUE TO TIME LIMIT`, state `TIMEOUT`, while steps were still going on",
         why="The job's time was up before the training was.",
-        remedy="Raise `runtime` in the profile (retries grow it by themselves) or lower `train.steps`; the run resumes from "
-        "its last checkpoint, so a smaller `train.checkpoint_every` loses less.",
+        remedy="Ask for more time (`#SBATCH --time`), or write checkpoints often enough and continue from the last one in the "
+        "next job.",
         patterns=patterns(
             r"\bDUE TO TIME LIMIT\b",
             r"(?:JobState=|State: |[|,]\s*|\s)TIMEOUT(?:\s*[|,]|\s+\d+:\d+|\s*\(|\s*$|\s+Reason=)",
-            r"\bTERM_RUNLIMIT\b|PBS: job killed: walltime \d+ exceeded limit|(?:exceeded|exceeds|reached) (?:its |the |hard )?(?:wall ?(?:clock )?time|wall ?clock|time) ?limit",
+            r"\bTERM_(?:RUNLIMIT|DEADLINE|CPULIMIT)\b|PBS: job killed: (?:walltime|cput) \d+ exceeded limit|(?:exceeded|exceeds|reached) (?:its |the |hard )?(?:wall ?(?:clock )?time|wall ?clock|time) ?limit",
             r"(?:^|[\s|,=])DEADLINE\b",
         ),
     ),
@@ -74,12 +73,12 @@ RULES = (
         tier=Tier.STOP,
         looks="`DUE TO PREEMPTION`, `DUE TO JOB REQUEUE`, state `PREEMPTED`",
         why="A job with higher priority took the nodes.",
-        remedy="Nothing to mend: it is requeued and resumes from the checkpoint written on SIGTERM. Use a partition "
-        "without preemption for short deadlines (`dist3dgs partitions`).",
+        remedy="Continue from the last checkpoint (`#SBATCH --requeue` starts the job again by itself); a partition without "
+        "preemption for short deadlines.",
         patterns=patterns(
             r"\bDUE TO (?:PREEMPTION|JOB REQUEUE)\b",
-            r"(?:^|[\s|,=:])PREEMPTED\b",
-            r"(?:this job|job|instance|node|worker) (?:is|was|has been|will be) (?:being )?pre-?empted\b",
+            r"(?:^|[\s|,=:])PREEMPTED\b|\bTERM_(?:PREEMPT|REQUEUE_OWNER|REQUEUE_ADMIN|WINDOW)\b",
+            r"(?:this job|job|instance|node|worker|pod) (?:is|was|has been|will be) (?:being )?pre-?empted\b",
             r"\b[Pp]reemption (?:notice|signal|warning) received|[Ss]pot (?:instance )?(?:interruption|reclaim)",
         ),
         unless=re.compile(r"(?i)checkpoint.*(?:if|when|in case)|preemption (?:handler|checker) (?:enabled|installed)"),
@@ -90,13 +89,16 @@ RULES = (
         tier=Tier.STOP,
         looks="`*** JOB n ON node CANCELLED AT time ***` without `DUE TO`, state `CANCELLED by uid`, `KeyboardInterrupt`",
         why="Somebody stopped it: scancel, Ctrl-C, or an administrator.",
-        remedy="Start it again when wanted; it resumes from the last checkpoint. Cancelled runs are not retried.",
+        remedy="Start it again when wanted.",
         patterns=patterns(
-            r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT [\dT:-]+(?: DUE TO JOB CANCELLATION)?\s*\*\*\*",
+            r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT [\dT:-]+(?: DUE TO JOB CANCELLATION| DUE to SIGNAL \w+| (?i:by) (?:uid )?\S+)?\s*\*\*\*",
             r"(?:^|[\s|,=:])CANCELLED(?: by \d+)?(?:\s*[|,+]|\s+\d+:\d+|\s*\(|\s*$|\s+Reason=)",
             r"^(?:\[[^\]]*\]:?\s*)?KeyboardInterrupt\b",
-            r"\b(?:job|run|training) (?:was |has been )?(?:cancelled|canceled|aborted|interrupted) by (?:the )?user\b|\bTERM_OWNER\b|\bscancel(?:l?ed)? by\b",
+            r"\b(?:job|run|training) (?:was |has been )?(?:cancelled|canceled|aborted|interrupted) by (?:the )?user\b|\bTERM_(?:OWNER|FORCE_OWNER|ADMIN|FORCE_ADMIN|BUCKET_KILL)\b|\bscancel(?:l?ed)? by\b",
+            r"(?i)^job deleted at request of \S+|^\S*job deleted by \S+@",
+            r"(?i)(?:\breceived (?:signal )?SIGINT\b|\bgot SIGINT\b|\bSIGINT received\b)[^\n]*(?:exit|stop|terminat|shut|abort)",
         ),
+        unless=re.compile(r"(?i)\b(?:if|when|on|once) (?:a )?(?:SIGINT|received)|\bwill (?:stop|exit|shut)"),
         accept=_is_users_cancel,
     ),
 )  # fmt: skip

@@ -9,10 +9,12 @@ from .rule import Hit, Rule, Tier, patterns
 #: Exceptions that only report that another process failed, or that a signal came.
 REPORTS = (
     r"ChildFailedError|CalledProcessError|ProcessRaisedException|ProcessExitedException|SignalException|SystemExit|KeyboardInterrupt|BrokenPipeError|"
-    r"WorkflowError|RayTaskError|FailedJobError|subprocess\.TimeoutExpired|ConnectionResetError|EOFError|GeneratorExit|WorkerError|UncompletedJobError|StopIteration"
+    r"WorkflowError|RayTaskError|FailedJobError|subprocess\.TimeoutExpired|ConnectionResetError|EOFError|GeneratorExit|WorkerError|Actor(?:Unavailable|Died)Error|RayActorError|WorkerCrashedError|NodeDiedError|LocalRayletDiedError|UncompletedJobError|StopIteration"
 )
+#: A report that lists what might have happened (Ray's, of a worker that died) says nothing of what did.
+GUESSES = r"(?:common|potential root|possible) causes"
 #: The last line of a traceback: `pkg.module.SomeError: message`, also behind a prefix that a launcher puts before it.
-EXCEPTION = r"^(?:\[[^\]]{0,40}\]:?\s*|\S{1,40}[:|>]\s+|│\s*)?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Failure|Violation|NotFound|Missing\w*|Invalid\w*|Timeout|Unsupported\w*)(?::\s|:?\s*$)"
+EXCEPTION = r"^(?:\[[^\]]{0,40}\]:?\s*|\S{1,40}[:|>]\s+|│\s*)?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Failure|Violation|NotFound|Missing\w*|Invalid\w*|Timeout|Unsupported\w*)(?: ?:\s|:?\s*$)|^Exception(?: ?:\s|:?\s*$)"
 
 
 BUILTIN = (
@@ -53,8 +55,8 @@ RULES = (
         "0`, `DDP expects same model across all ranks`, `parameter digests differ`",
         why="The ranks built different models: different numbers of points, another order or memory format, another "
         "random state. For 3DGS: each rank read or initialised the Gaussians by itself.",
-        remedy="`init: broadcast` (rank 0 reads and initialises, contiguous parameters are broadcast, digests compared). "
-        "The same seed alone is not enough: strides must be equal too.",
+        remedy="Let rank 0 build the model and broadcast its parameters, made contiguous, before DDP wraps it; compare their "
+        "digests. The same seed alone is not enough: strides must be equal too.",
         phase="init",
         patterns=patterns(
             r"^(?:[\w.]+\.)?(?:ReplicasDiffer|RowsDiffer|ParameterMismatch): |params\[\d+\] in this process with sizes|appears not to match (?:strides|sizes) of the same param",
@@ -84,7 +86,7 @@ RULES = (
         tier=Tier.SPECIFIC,
         looks="`Loss is nan, stopping training`, `found NaN in local grad norm`, `loss: nan` from a step to the end",
         why="The optimisation blew up: too large a learning rate, a division by zero, overflow in 16 bits.",
-        remedy="Lower the learning rate (`train.lr`), warm up, clip gradients, train the named part in float32; "
+        remedy="Lower the learning rate, warm up, clip gradients, train the named part in float32; "
         "torch.autograd.set_detect_anomaly(True) names the operation. Do not resume from a checkpoint after it.",
         phase="step",
         patterns=patterns(
@@ -117,6 +119,8 @@ RULES = (
             r"ninja: (?:build stopped|error|fatal)|Command '\['ninja'[^\n]*non-zero|error: command '[^']*(?:gcc|g\+\+|nvcc|cl\.exe|cmake|ninja|clang)[^']*' failed|CMake Error|make(?:\[\d+\])?: \*\*\* [^\n]*Error \d+|No such file or directory: '[^']*nvcc'|nvcc: (?:command )?not found",
             r"(?:Failed|ERROR: Failed|Could not) build(?:ing)? (?:wheels?|editable) for|subprocess-exited-with-error|Failed to build installable wheels|triton\.compiler\.errors|Failed to (?:compile|build) (?:CUDA|the )?(?:extension|kernel)s?",
         ),
+        # pip's own words; the compiler's stand above them where a build was what failed.
+        complaint=re.compile(r": (?:command )?not found|subprocess-exited-with-error|(?:Failed|Could not) build(?:ing)? (?:wheels?|editable) for|Failed to build installable wheels"),
         unless=re.compile(r"warning #|-Werror|cv2\.error|OpenCV\("),
     ),
     Rule(
@@ -127,8 +131,8 @@ RULES = (
         "`no kernel image is available`, `torchrun: command not found`",
         why="The job's environment is not the one it was written for: a package, library, driver or network that is "
         "there on the login node is not there, or not in that version, on the compute node.",
-        remedy="Activate the environment inside the job script, not before it; install the named package at the locked "
-        "version (`make setup`); `python -c 'import torch; print(torch.__version__, torch.version.cuda)'` on the node. "
+        remedy="Activate the environment inside the job script, not before it; install the named package at the version "
+        "that the program wants; `python -c 'import torch; print(torch.__version__, torch.version.cuda)'` on the node. "
         "Download weights and data beforehand.",
         phase="startup",
         patterns=patterns(
@@ -136,12 +140,18 @@ RULES = (
             r"cannot open shared object file|version [`'](?:GLIBC|GLIBCXX|CXXABI)\S*' not found|undefined symbol: |symbol lookup error|DLL load failed",
             r"no kernel image is available|CUDA driver version is insufficient|NVIDIA driver on your system is too old|Found no NVIDIA driver|Torch not compiled with CUDA|Driver/library version mismatch|libcuda\.so[^\n]*(?:not found|cannot)|forward compatibility was attempted|device kernel image is invalid|the provided PTX was compiled with an unsupported toolchain",
             r"ImportError: (?!.*(?:circular import|attempted relative import))|ABI[^\n]*incompatib|may indicate binary incompatibility|Numpy is not available|compiled using NumPy 1\.x cannot be run",
-            r"(?:^|[\s:])[\w./+-]{1,120}: command not found|bad interpreter: |execve\(\): [^\n]*(?:No such file|Permission denied)|: Exec format error|error: Unable to locate a modulefile",
+            r"(?:^|[\s:])[\w./+-]{1,120}: command not found|bad interpreter: |(?:slurm_script|\bbash|\bsh|\.sh|/job_script)[\w./-]*: (?:line \d+: )?[^\n:]+: Permission denied|\bIllegal instruction\b|\bSIGILL\b|execve\(\): [^\n]*(?:No such file|Permission denied)|: Exec format error|error: Unable to locate a modulefile",
             r"(?:EnvironmentNameNotFound|EnvironmentLocationNotFound|CondaError|CommandNotFoundError|ResolvePackageNotFound|UnsatisfiableError|PackagesNotFoundError)\b|Could not find conda environment|Run 'conda init' before|Could not find a version that satisfies|No matching distribution found|ResolutionImpossible",
+            r"cannot connect to X server|no Qt platform plugin could be initialized|Could not load the Qt platform plugin",
             r"FATAL:[^\n]*(?:container|image|\.sif|squashfs|could not open)|\b(?:pyxis|enroot)\b[^\n]*(?:error|fail|couldn't)|docker: Error",
             r"(?i)We couldn't connect to 'https?://|Max retries exceeded with url|LocalEntryNotFoundError|Temporary failure in name resolution|Network is unreachable|GatedRepoError|(?:401|403) Client Error|api_key not configured|Could not (?:download|reach) https?://|<urlopen error ",
         ),
-        unless=re.compile(r"(?i)optional|falling back|fall back|will be (?:disabled|skipped)|\bwarn(?:ing)?\b|not installed, |Unable to register cu|Could not load dynamic library|TF-TRT"),
+        complaint=re.compile(
+            r": command not found|Unable to locate a modulefile|^(?:EnvironmentNameNotFound|EnvironmentLocationNotFound|CondaError|CommandNotFoundError|"
+            r"ResolvePackageNotFound|UnsatisfiableError|PackagesNotFoundError)\b|Could not find conda environment|Run 'conda init' before|"
+            r"Could not find a version that satisfies|No matching distribution found|ResolutionImpossible|Permission denied"
+        ),
+        unless=re.compile(r"(?i)optional|falling back|fall back|will be (?:disabled|skipped)|warn(?:ing)?\b|NCCL INFO|not installed, |Unable to register cu|Could not load dynamic library|TF-TRT"),
     ),
     Rule(
         name="settings",
@@ -164,6 +174,21 @@ RULES = (
             r"\berror: (?:unrecognized arguments|the following arguments are required|argument \S+: |ambiguous option|unknown (?:option|argument)|invalid choice|too few arguments|one of the arguments)",
             r"can't open file '?[^\n]*\[Errno 2\]|^Error: (?:No such option|Missing (?:option|argument|parameter)|Invalid value|Got unexpected extra argument)|Unrecognized (?:or misplaced )?options|hydra\.errors|Could not override '|ConfigAttributeError|ConfigKeyError|Key '[^']*' is not in struct|unrecognized option '",
         ),
+    ),
+    Rule(
+        name="torch-misuse",
+        cause="code_error",
+        tier=Tier.GENERIC,
+        looks="torch's own words for wrong operands at the end of a traceback, without the exception's name: `Expected all tensors "
+        "to be on the same device`, `mat1 and mat2 shapes cannot be multiplied`",
+        why="A logger printed the traceback and left the exception's name out; the message is an error of the program.",
+        remedy="Read the traceback's last frames in your own files. Not retried: it would fail again.",
+        patterns=patterns(
+            r"^Expected all tensors to be on the same device|^mat1 and mat2 shapes cannot be multiplied|^Sizes of tensors must match|"
+            r"^The size of tensor a \(\d+\) must match|^Expected (?:object of )?scalar type|^Input type \(\S+\) and (?:weight|bias) type|"
+            r"^element 0 of tensors does not require grad|^one of the variables needed for gradient computation"
+        ),
+        accept=ends_traceback,
     ),
     Rule(
         name="exception",
@@ -196,6 +221,7 @@ RULES = (
             r"SIGSEGV|[Ss]egmentation fault|signal 11\b|Signal 11\b",
             r"exit ?code\s*:? ?-11\b|(?:exit(?:ed)? (?:with )?(?:code|status)|return code)[ =:]*(?:139|-11)\b",
         ),
+        unless=re.compile(GUESSES),
     ),
     Rule(
         name="bus-error",
@@ -212,13 +238,13 @@ RULES = (
         tier=Tier.SIGNAL,
         looks="`Signal 9 (SIGKILL) received by PID`, a bare `Killed`, exit code 137, and nothing from Slurm that explains it",
         why="SIGKILL that no scheduler announces is the kernel's out-of-memory killer in nearly all cases.",
-        remedy="`sacct -j ID --format=JobID,State,MaxRSS,ReqMem` and `dmesg -T | grep -i oom` on the node; more `mem_mb` or "
+        remedy="`sacct -j ID --format=JobID,State,MaxRSS,ReqMem` and `dmesg -T | grep -i oom` on the node; more memory or "
         "fewer loader workers. If memory was far from its limit, somebody killed it.",
         patterns=patterns(
             r"SIGKILL|signal:? 9 \(Killed\)|by signal 9\b|task[s]? [\d,-]+: Killed\b|line \d+: +\d+ Killed\b|^\s*\d* ?Killed\s*$|is killed by signal: Killed",
             r"exit ?code\s*:? ?-9\b|(?:exit(?:ed|s)? (?:with )?(?:code|status)|(?:exits with )?return code)[ =:]*(?:137|-9)\b",
         ),
-        unless=re.compile(r"(?i)sending|closing signal|Killing subprocess|sigkill_handler\](?![^\n]*return code)|forcefully|escalat|after SIGTERM|unable to (?:shutdown|terminate)"),
+        unless=re.compile(r"(?i)sending|closing signal|Killing subprocess|sigkill_handler\](?![^\n]*return code)|forcefully|escalat|after SIGTERM|" + GUESSES + r"|unable to (?:shutdown|terminate)"),
     ),
     Rule(
         name="killed-by-signal",
@@ -226,7 +252,7 @@ RULES = (
         tier=Tier.SIGNAL,
         looks="a rank of our own run ended by SIGKILL, with memory far from its limit and no word from the scheduler",
         why="Somebody or something on the node killed the process.",
-        remedy="Run again; training resumes from the last checkpoint.",
+        remedy="`dmesg -T | grep -i oom` on the node; then run again.",
         patterns=patterns(r"^rank \S+ ended by signal 9 \(SIGKILL\)"),
     ),
     Rule(
@@ -256,7 +282,7 @@ RULES = (
         looks="a time limit or a cancellation after a long time without a step; `no progress for 1800 s`",
         why="The job lived but did not train: a hang in a collective, the file system, a download or a lock.",
         remedy="Stacks of all ranks (`py-spy dump`, or send SIGUSR1 where faulthandler listens); look at the rank that printed "
-        "least; with `hardware.timeout_s` the next hang ends in minutes.",
+        "least; a short timeout of the collectives ends the next hang in minutes.",
         patterns=patterns(r"(?i)no (?:training )?(?:progress|step) (?:for|in|since) (?:the last )?\d+|hang detected|(?:run|job|training) (?:has )?(?:stalled|hung|is stuck)\b|stalled for \d+"),
     ),
     Rule(
@@ -265,12 +291,13 @@ RULES = (
         tier=Tier.SYMPTOM,
         looks="`srun: error: node: task 0: Exited with exit code 1`, torchelastic's `ChildFailedError`, `failed (exitcode: 1)`",
         why="Something failed, and what is here does not say what.",
-        remedy="Look in the log of the rank and node named here; give all files of the job at once.",
+        remedy="Give all files of the job at once: .out and .err, of all ranks and nodes.",
         patterns=patterns(
             r"error: (\S+): tasks? [\d,-]+: (?:Exited with exit code|Aborted|Terminated|Segmentation|Bus)",
             r"failed \(exitcode: -?\d+\)|\bChildFailedError\b|Root Cause \(first observed failure\)|exits? with return code = -?[1-9]|Process \d+ terminated with the following error",
             r"ProcessExitedException|ProcessRaisedException|returned non-zero exit status|failed with return code [1-9]|DataLoader worker \(pid\(s\)[^)]*\) exited unexpectedly",
             r"(?:JobState=|State: |(?:^|[|,\s]))FAILED(?:[|,\s]|$)|[Ee]xit(?:ed with)?(?: exit)? (?:code|status)[ :=]+[1-9]\d*\.?\s*$|Pipeline failed|(?i:(?:training|job|run|script) failed\b)",
+            r"A worker died or was killed while executing a task|Actor(?:Unavailable|Died)Error\b|RayActorError\b|WorkerCrashedError\b|NodeDiedError\b",
             r"Aborted\s+\(core dumped\)|\bSIGABRT\b|task[s]? [\d,-]+: Aborted",
         ),
     ),

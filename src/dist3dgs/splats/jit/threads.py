@@ -18,8 +18,6 @@ import torch
 
 from dist3dgs.errors import UserError
 
-Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
 
 def set_threads(num_threads: int) -> None:
     """Use exactly `num_threads` threads in this process, for the kernels and for torch alike."""

@@ -59,14 +59,7 @@ class ReferenceRenderer:
         in_range = (z >= near) & (z <= far)
         z = torch.where(in_range, z, torch.ones_like(z))  # no division by 0 where nothing is drawn
 
-        # gsplat clamps the point at which the Jacobian is taken 15 % outside the image
-        limit_x = (-(cx / fx + 0.15 * width / fx), (width - cx) / fx + 0.15 * width / fx)
-        limit_y = (-(cy / fy + 0.15 * height / fy), (height - cy) / fy + 0.15 * height / fy)
-        tx, ty = z * (x / z).clamp(*limit_x), z * (y / z).clamp(*limit_y)
-        zero = torch.zeros_like(z)
-        row0 = torch.stack([fx / z, zero, -fx * tx / z**2], -1)
-        row1 = torch.stack([zero, fy / z, -fy * ty / z**2], -1)
-        jacobian = torch.stack([row0, row1], -2)
+        jacobian = _jacobian(x, y, z, (fx, fy, cx, cy), width, height)
         half = jacobian @ rotation @ (rotation_matrices(quats) * scales[:, None, :])
         cov = half @ half.transpose(-1, -2)
         xx, xy, yy = cov[:, 0, 0] + eps2d, cov[:, 0, 1], cov[:, 1, 1] + eps2d
@@ -211,6 +204,21 @@ def _check_finite(*tensors: Tensor) -> None:
         )
     if bool(bad.any()):
         raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
+
+
+def _jacobian(
+    x: Tensor, y: Tensor, z: Tensor, intrinsics: tuple[float, float, float, float], width: int, height: int
+) -> Tensor:
+    """Derivative [N, 2, 3] of the place on the image (px) by the place before the camera (x, y, z: [N])."""
+    fx, fy, cx, cy = intrinsics
+    # gsplat clamps the point at which the Jacobian is taken 15 % outside the image
+    limit_x = (-(cx / fx + 0.15 * width / fx), (width - cx) / fx + 0.15 * width / fx)
+    limit_y = (-(cy / fy + 0.15 * height / fy), (height - cy) / fy + 0.15 * height / fy)
+    tx, ty = z * (x / z).clamp(*limit_x), z * (y / z).clamp(*limit_y)
+    zero = torch.zeros_like(z)
+    row0 = torch.stack([fx / z, zero, -fx * tx / z**2], -1)
+    row1 = torch.stack([zero, fy / z, -fy * ty / z**2], -1)
+    return torch.stack([row0, row1], -2)
 
 
 @torch.no_grad()

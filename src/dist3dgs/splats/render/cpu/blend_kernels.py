@@ -7,7 +7,6 @@ rest_i = g . image - v_alpha T_final - sum_{j<=i} T_j alpha_j q_j, and dL/dalpha
 """
 
 import math
-from dataclasses import dataclass
 
 import llvmlite.ir as ir
 
@@ -35,15 +34,6 @@ SLOT = 16  # numbers per slot
 # then the gradients of the channels, then |dL/dx|, |dL/dy| when absgrad
 NUM_MOMENTS = 6
 PREFETCH = 8  # entries ahead
-
-
-@dataclass
-class Tile:
-    """A tile's place in the image and its list."""
-
-    left: Value
-    top: Value
-    inside: list[list[Value]]
 
 
 class _Lists:

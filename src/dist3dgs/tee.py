@@ -1,0 +1,48 @@
+"""What is printed goes to a log file too."""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from .errors import UserError
+
+
+class _Tee:
+    """A text stream that also goes to a file; looks like the stream otherwise."""
+
+    def __init__(self, stream: TextIO, copy: TextIO) -> None:
+        self._stream, self._copy = stream, copy
+
+    def write(self, text: str) -> int:
+        self._copy.write(text)
+        self._copy.flush()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def logged(path: Path | None) -> Iterator[None]:
+    """Copy what is printed, and an uncaught traceback, to `path`. Raises `UserError` if it cannot be written."""
+    if path is None:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        f = path.open("w", encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"--log {path}: cannot be written ({e.strerror}); name another file") from None
+    with f:
+        out, err = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = _Tee(out, f), _Tee(err, f)
+        try:
+            yield
+        except Exception:
+            f.write(traceback.format_exc())
+            raise
+        finally:
+            sys.stdout, sys.stderr = out, err

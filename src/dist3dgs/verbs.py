@@ -1,0 +1,168 @@
+"""What each verb of the command line does. Only what a verb needs is imported, in the verb."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from .errors import UserError, snakemake
+
+Verb = Callable[[argparse.Namespace], int | None]
+
+
+def points(args: argparse.Namespace) -> None:
+    study = _study(args)
+    for spec in study.specs():
+        print(f"{spec.point}\t{spec.num_steps} steps\tglobal batch {spec.global_batch}")
+    for point, reason in study.exclusions():
+        print(f"{point}\texcluded: {reason}")
+
+
+def spec(args: argparse.Namespace) -> None:
+    from .matrix import spec_json
+    from .names import Point
+
+    parts = args.point.strip("/").split("/")
+    if len(parts) not in (3, 4):
+        raise UserError(
+            f"point {args.point!r}: expected scene/strategy/layout[/repeat], e.g. builtin/replicated/n1g2/r0"
+        )
+    print(spec_json(_study(args).spec(Point.parse(*parts))))
+
+
+def photographs(args: argparse.Namespace) -> None:
+    from .scenes.sources import obtain
+
+    obtain(args.name, _scene(args), args.out)
+
+
+def ingest(args: argparse.Namespace) -> None:
+    from .scenes.sources import ingest_scene
+
+    scene = _scene(args)
+    limits = {
+        "num_threads": args.threads,
+        "memory_gib": args.memory_mb and args.memory_mb / 1024,
+        "timeout_s": args.timeout_s,
+    }
+    given = {name: value for name, value in limits.items() if value is not None}
+    scene = scene.model_copy(update={"sfm": scene.sfm.model_copy(update=given)})
+    ingest_scene(args.name, scene, args.source, args.pack, args.facts)
+
+
+def launch(args: argparse.Namespace) -> int:
+    from .launch import launch
+
+    return launch(args.spec, args.scene, args.out, args.weights, args.resume_from)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from .train.whole import run_evaluate
+
+    run_evaluate(args.checkpoint, args.scene, args.json)
+
+
+def record(args: argparse.Namespace) -> None:
+    from .judge import judge
+    from .record import save_record
+
+    record = judge(args.launch)
+    save_record(record, args.out)
+    cause = f" ({record.failure.cause}, in {record.failure.phase})" if record.failure else ""
+    print(f"{args.out}: {record.status}{cause}")
+
+
+def tabulate(args: argparse.Namespace) -> None:
+    from .tabulate import tabulate
+
+    if not args.records:
+        raise UserError(
+            "no records: there is nothing to tabulate, draw or report. Make one by training a point: "
+            f"{snakemake('results/builtin/replicated/n1g1/r0/record.json')}, or from the logs of a job that ran "
+            "elsewhere: dist3dgs import --help"
+        )
+    tabulate(args.records, args.runs, args.points)
+
+
+def figure(args: argparse.Namespace) -> None:
+    from .figures import draw
+
+    draw(args.name, args.runs, args.points, args.records, args.out)
+
+
+def report(args: argparse.Namespace) -> None:
+    from .provenance import code_digest
+    from .report import write_report
+
+    ingests = sorted(args.data.glob("*/ingest.json"))
+    study = _json_of(args.study, "--study") | {"code_digest": code_digest()}
+    write_report(args.out, args.records, args.figures, args.tables, ingests, study)
+    print(f"report: {args.out}")
+
+
+def read(args: argparse.Namespace) -> int:
+    from .diagnose.command import run_read
+
+    return run_read(args.logs, args.json)
+
+
+def diagnose(args: argparse.Namespace) -> int:
+    from .diagnose.command import run_diagnose
+    from .judge.told import verdict_of_run
+
+    return run_diagnose(args.logs, args.json, verbose=args.verbose, verdict_of_run=verdict_of_run)
+
+
+def import_logs(args: argparse.Namespace) -> int:
+    from .diagnose.command import run_import
+
+    return run_import(
+        args.logs,
+        scene=args.scene,
+        layout=args.layout,
+        strategy=args.strategy,
+        repeat=args.repeat,
+        results=args.results,
+        force=args.force,
+    )
+
+
+def status(args: argparse.Namespace) -> None:
+    from .status import show
+
+    show(_study(args), args.watch)
+
+
+def fetch_weights(args: argparse.Namespace) -> None:
+    from .weights import fetch_lpips
+
+    fetch_lpips(args.out, args.lock)
+
+
+def schemas(args: argparse.Namespace) -> None:
+    from .schemas import write_schemas
+
+    for path in write_schemas(args.folder):
+        print(path)
+
+
+def _scene(args: argparse.Namespace) -> Any:
+    from .spec import Scene, validate
+
+    return validate(Scene, _json_of(args.scene, "--scene"), f"--scene of {args.name}")
+
+
+def _json_of(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as e:
+        raise UserError(f"{option}: not JSON ({e})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{option}: expected a JSON object, found {text[:80]}")
+    return value
+
+
+def _study(args: argparse.Namespace) -> Any:
+    from .matrix import load_study
+
+    return load_study(args.config, args.configfile)
