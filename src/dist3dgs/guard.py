@@ -70,6 +70,18 @@ def check_world(spec: RunSpec, allocation: Allocation | None, here: Step | None 
             f"ask for n{layout.nodes}g{max(1, len(gpus))}, or set CUDA_VISIBLE_DEVICES to {layout.workers_per_node} "
             "of them, or hardware.device: cpu"
         )
+    if (
+        problem is None
+        and gpus == []
+        and not uses_gpus
+        and allocation is not None
+        and allocation.gpus_per_node
+    ):
+        problem = (
+            f"Slurm job {allocation.job_id} has {allocation.gpus_per_node} GPU(s) per node and none is visible here: "
+            "the ranks would train on the CPU. See `nvidia-smi` on this node, or set hardware.device: cpu if that is "
+            "meant"
+        )
     started = spec.started.world_size
     if started != layout.world_size:
         layers["ranks started"] = started

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import __version__, extension, resume
+from .cgroup import OomWatch
 from .errors import UserError
 from .events import read_events
 from .evidence import Attempt, attempts, new_attempt, text_digest
@@ -136,28 +137,55 @@ class _Run:
         self.summary["argv"] = argv
         reserve = Reserve(self.attempt.folder)
         self._save()
+        memory = OomWatch()
         with self.attempt.log_path.open("ab", buffering=0) as log:
             log.write(f"{problem.warning}$ {shlex.join(argv)}\n".encode())
             if problem.uses_gpus and (status := self._prepare(environment, log)):
                 return self._finish("failed", status)
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
-                start_new_session=True, preexec_fn=_end_with_parent,
-            )  # fmt: skip
-            monitor = self._monitor(process.pid)
-            watch = Watch(process, self.attempt, self.spec, GRACE_S)
-            with _forwarding(watch), turn.before_time_limit(self.allocation, watch.request_stop) as limit:
-                watch.wait()
-            if monitor is not None:
-                monitor.stop()
+            watch = self._start(argv, environment, log)
+            with turn.before_time_limit(self.allocation, lambda number: watch.request_stop(number)) as limit:
+                self._wait(watch)
+                while self._found_no_controller(watch):
+                    watch = self._start(argv, environment, log)
+                    self._wait(watch)
+            process = watch.process
         if (full := reserve.release()) is not None:
             self.summary["disk_full"] = full
         if limit.reached:
             self.summary["ended"] = {"cause": "time_limit", "note": limit.note, "at": time.time()}
+        elif process.returncode != 0 and (note := memory.note()):
+            self.summary["ended"] = {"cause": "host_oom", "note": note, "at": time.time()}
         self.summary["peak_pss_gib"] = peak_pss_gib(self.attempt.resources_paths())
         self.summary["signal"] = watch.stop_signal
         self.summary["stalled"] = watch.stalled
         return self._finish(self._status(watch), process.returncode)
+
+    def _start(self, argv: list[str], environment: dict[str, str], log: IO[bytes]) -> Watch:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+        return Watch(process, self.attempt, self.spec, GRACE_S)
+
+    def _wait(self, watch: Watch) -> None:
+        monitor = self._monitor(watch.process.pid)
+        with _forwarding(watch):
+            watch.wait()
+        if monitor is not None:
+            monitor.stop()
+
+    def _found_no_controller(self, watch: Watch) -> bool:
+        """Whether srun started nothing because the controller was away in that moment; it has answered since then."""
+        if (
+            self.allocation is None
+            or self.layout.nodes == 1
+            or watch.stop_signal
+            or not watch.process.returncode
+        ):
+            return False
+        if not turn.srun_found_no_controller(self.attempt.log_path):
+            return False
+        return slurm_allocation.wait_for_controller(self.allocation.job_id, slurm_allocation.PATIENCE_S)
 
     def _monitor(self, pid: int) -> Monitor | None:
         """Samples of this node; where there are several, each node's first process starts its own (slurm/node.py)."""

@@ -13,6 +13,7 @@ from dist3dgs.errors import UserError
 from dist3dgs.names import Layout
 from dist3dgs.slurm import node, plan
 from dist3dgs.slurm.allocation import Allocation, Node
+from dist3dgs.slurm.settings import read_site
 
 GOLDEN = Path(__file__).parent / "golden"
 WORKER = ["-m", "dist3dgs.train", "--run=results/bicycle/sharded/n1g1/r0/run.json"]
@@ -64,6 +65,17 @@ def test_golden_with_modules_and_container():
         binds=("/scratch:/scratch",),
     )
     check_golden("n2g4-container", argv("n2g4", software=software, uses_gpus=True))
+
+
+@pytest.mark.parametrize(
+    ("there", "used"),
+    [(["apptainer", "singularity"], "apptainer"), (["singularity"], "singularity"), ([], "apptainer")],
+)
+def test_the_container_program_that_is_there(tmp_path, monkeypatch, there, used):
+    for name in there:
+        (tmp_path / name).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert plan.software_of(read_site({"image": "x.sif"})).container_command == used
 
 
 def test_module_names_are_never_shell_text():
@@ -131,9 +143,29 @@ def test_environment_keeps_the_job_and_drops_the_step():
     assert local == {"OMP_NUM_THREADS": "3"}
 
 
-def test_node_chooses_the_interface_that_leads_to_the_head():
-    assert node.interface_to("127.0.0.1") == "lo"
-    assert node.interface_to("no-such-host.invalid") is None
+@pytest.mark.parametrize(
+    ("ways", "expected"),
+    [
+        ({"head": "10.0.0.2", "peer": "10.0.0.2"}, "10.0.0.2"),  # any node but the head
+        ({"head": "127.0.1.1", "peer": "10.0.0.1"}, "10.0.0.1"),  # the head, as its own /etc/hosts names it
+        ({"peer": "10.0.0.1"}, "10.0.0.1"),  # and where its name does not resolve at all
+        ({"head": "127.0.0.1", "peer": "127.0.0.1"}, "127.0.0.1"),  # all nodes on one machine
+        ({}, None),
+    ],
+)
+def test_node_finds_its_address_on_the_way_to_the_others(monkeypatch, ways, expected):
+    def local_address(other: str) -> str:
+        if other not in ways:
+            raise socket.gaierror(other)
+        return ways[other]
+
+    monkeypatch.setattr(node, "local_address", local_address)
+    assert node.address_between("head", "peer") == expected
+
+
+def test_node_chooses_the_interface_of_that_address():
+    assert node.local_address("127.0.0.1") == "127.0.0.1"
+    assert node.interface_of("127.0.0.1") == "lo" and node.interface_of(None) is None
     env = node.environment({"NCCL_SOCKET_IFNAME": "ib0"}, "eth1")
     assert env["NCCL_SOCKET_IFNAME"] == "ib0" and env["GLOO_SOCKET_IFNAME"] == "eth1"
 
@@ -141,22 +173,24 @@ def test_node_chooses_the_interface_that_leads_to_the_head():
 @pytest.mark.parametrize(("node_id", "expected"), [("0", "is_host=true"), ("3", "is_host=false"), ("", "")])
 def test_node_settles_who_hosts_the_store(node_id, expected):
     torchrun = plan.torchrun_argv(Layout(4, 1), ["x.py"], python="python3", rendezvous="10.0.0.1:20001")
-    words = node.command(torchrun, {"SLURM_NODEID": node_id})
+    words = node.command(torchrun, {"SLURM_NODEID": node_id}, "10.0.0.4")
+    assert "--local-addr=10.0.0.4" in words[: words.index("--max-restarts=0")]
     conf = "--rdzv-conf=join_timeout=300,read_timeout=300"
     assert (f"{conf},{expected}" if expected else conf) in words
     assert words[-1] == "x.py"
 
 
 def test_node_usage(capsys):
-    with pytest.raises(SystemExit, match="usage"):
-        node.main(["--", "x"])
+    for words in (["--", "x"], ["--head=a", "--", "x"], ["--head=a", "--peer=b", "--"]):
+        with pytest.raises(SystemExit, match="usage"):
+            node.main(words)
 
 
 def test_one_node_line_really_runs(tmp_path):
     """The n1g2 line, as written, starts two ranks."""
     script = tmp_path / "with space.py"
     script.write_text(
-        "import os; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], flush=True)"
+        "import os; os.write(1, f\"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\\n\".encode())"
     )
     words = plan.launch_argv(Layout(1, 2), [str(script)], cpus_per_node=2)
     import subprocess

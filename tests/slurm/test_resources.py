@@ -17,7 +17,7 @@ from dist3dgs.slurm.attempts import settle
 from dist3dgs.slurm.jobs import Queue, comment_of
 from dist3dgs.slurm.planner import Planner
 from dist3dgs.slurm.plugin import limit_interval
-from dist3dgs.slurm.resources import KEYS, layout_resources, rule_resources, small_resources
+from dist3dgs.slurm.resources import KEYS, layout_resources, rule_defaults, rule_resources, small_resources
 from dist3dgs.slurm.retry import Decision
 from dist3dgs.slurm.settings import Site, export, read_site
 
@@ -44,10 +44,19 @@ def sbatch_line(resources, site: Site) -> str:
     return get_submit_command(job, params, settings=settings) + set_gres_string(job)
 
 
-@pytest.mark.parametrize("way", ["gres", "gpus-per-node", "none"])
-def test_sbatch_lines(way):
+@pytest.mark.parametrize(
+    ("way", "settings"),
+    [
+        ("gres", {"gpu_request": "gres"}),
+        ("gpus-per-node", {"gpu_request": "gpus-per-node"}),
+        ("none", {"gpu_request": "none"}),
+        ("qos", {"qos": "gold"}),
+        ("hyphen", {"gpu_type": "a100-sxm4-80gb"}),
+    ],
+)
+def test_sbatch_lines(way, settings):
     """Golden: every layout from one GPU to 500, for each way of asking for GPUs."""
-    site = read_site({**SITE, "gpu_request": way})
+    site = read_site({**SITE, **settings})
     layouts = ["n1g1", "n1g2", "n1g4", "n2g1", "n2g2", "n2g4", "n8g8", "n16g8", "n125g4"]
     lines = [f"{name}: {sbatch_line(layout_resources(Layout.parse(name), site), site)}" for name in layouts]
     text, path = "\n".join(lines) + "\n", GOLDEN / f"sbatch-{way}.txt"
@@ -68,6 +77,15 @@ def test_small_jobs_ask_for_no_gpu_and_wait_for_what_they_wait_for():
     site = read_site(SITE)
     line = sbatch_line(small_resources(site, after=[7, 8]), site)
     assert "--dependency=afterany:7:8" in line and "gres" not in line and "--cpus-per-task=1" in line
+    gold = read_site({**SITE, "qos": "gold"})
+    assert "--qos=gold" in sbatch_line(small_resources(gold), gold) and "--qos" not in line
+
+
+def test_every_rule_on_the_cluster_is_told_who_pays():
+    """Text, whatever it looks like: `default-resources` of a profile are evaluated, and 2024_01 is a number there."""
+    asked = rule_defaults(read_site({"account": "2024_01", "cpu_partition": "cpu", "qos": "gold"}))
+    assert asked == {"slurm_account": "2024_01", "slurm_partition": "cpu", "qos": "gold"}
+    assert rule_defaults(read_site({"cpu_partition": None})) == {}
 
 
 def planner(tmp_path: Path, **site) -> Planner:
@@ -125,10 +143,13 @@ def test_an_outcome_is_published_after_a_launcher_that_outlives_its_job(tmp_path
 def test_a_point_without_history_costs_no_call(tmp_path, monkeypatch):
     monkeypatch.setattr("subprocess.run", lambda *a, **k: pytest.fail("a command was called"))
     quiet = planner(tmp_path)
-    functions = rule_resources(lambda wildcards, attempt: quiet.resources(wildcards, attempt, "{}"))
+    functions = rule_resources(
+        lambda wildcards, attempt: quiet.resources(wildcards, attempt, "{}"), quiet.site
+    )
     point = Point.parse("garden", "sharded", "n2g4")
     values = {k: f(point, 1) if callable(f) else f for k, f in functions.items()}
-    assert set(values) == set(KEYS) and values == layout_resources(Layout(2, 4), read_site(SITE))
+    assert values == layout_resources(Layout(2, 4), read_site(SITE)) | {"slurm_account": "lab"}
+    assert set(values) == {*KEYS, "slurm_account"}
 
 
 def test_the_comment_names_the_point_as_the_plugin_does():

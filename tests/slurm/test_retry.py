@@ -2,7 +2,9 @@
 
 import pytest
 
-from dist3dgs.slurm.attempts import Try
+from dist3dgs.events import EventWriter
+from dist3dgs.evidence import Attempt
+from dist3dgs.slurm.attempts import Try, read_try
 from dist3dgs.slurm.retry import MAX_FAILED, TRIES_AFTER, decide
 
 
@@ -55,6 +57,29 @@ def test_the_budget_of_gpu_hours_ends_it():
         and "retry_gpu_hours" in decision.reason
     )
     assert decide(failed("node_failure", hours=0), retry_gpu_hours=0).action == "close"
+
+
+def test_what_a_checkpoint_keeps_is_not_lost():
+    """One time limit of two hours on 16 GPUs is more than the default budget of GPU-hours; hardly any is lost."""
+    limit = Try(number=0, status="stopped", cause="time_limit", step=5000, gpu_hours=32, lost=0.0)
+    preempted = Try(number=1, status="stopped", cause="preempted", step=9000, gpu_hours=32, lost=0.1)
+    assert decide([limit]).action == "train" and decide([limit, preempted]).action == "train"
+    crashed = Try(number=2, status="failed", cause="node_failure", step=9000, gpu_hours=32, lost=0.1)
+    assert decide([crashed]).action == "close"
+    assert decide([limit], retry_gpu_hours=0).action == "close"
+
+
+def test_what_is_lost_is_read_from_the_diary(tmp_path):
+    attempt = Attempt(tmp_path / "000")
+    say = EventWriter(attempt.events_path, 0)
+    say("resume", step=100)
+    say("step", step=200)
+    assert read_try(attempt, {"status": "stopped"}).lost == 1.0
+    say("checkpoint", step=250)
+    say("step", step=300)
+    tried = read_try(attempt, {"status": "stopped"})
+    assert (tried.step, tried.lost) == (300, 0.25)
+    assert read_try(Attempt(tmp_path / "001"), {"status": "failed"}).lost == 1.0
 
 
 def test_a_time_limit_without_progress_is_a_loop():

@@ -11,9 +11,10 @@ import yaml
 
 from dist3dgs.errors import UserError
 from dist3dgs.names import Layout, Point
-from dist3dgs.slurm import partitions
+from dist3dgs.slurm import chooser, partitions
 from dist3dgs.slurm.jobs import Queue, describe
 from dist3dgs.slurm.planner import Planner
+from dist3dgs.slurm.predict import Prediction
 from dist3dgs.slurm.settings import read_site
 from dist3dgs.slurm.site import inspect, render, run_init
 
@@ -27,19 +28,30 @@ def test_every_line_of_the_profile_says_what_it_does(repository):
     plain = [line for line in lines if line.strip() and "#" not in line]
     # What is left without a comment of its own stands under one that speaks for it, or says it by its name.
     assert {line.split(":")[0].strip() for line in plain} <= {
-        "config", "site", "slurm_partition", "mem_mb", "executor", "slurm-logdir",
+        "config", "site", "mem_mb", "executor", "slurm-logdir",
         "slurm-init-seconds-before-status-checks",
     }  # fmt: skip
 
 
-def test_a_profile_read_back_is_the_site_it_was_made_from():
-    site = read_site(
-        {"account": "123", "gpu_partition": "gpu-long", "gpu_speed": {"h100": 1.0, "l40s": 0.87}}
-    )
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"account": "123", "gpu_partition": "gpu-long", "gpu_speed": {"h100": 1.0, "l40s": 0.87}},
+        {"gpu_type": "3090", "gpu_speed": {"3090": 0.5, "a100-sxm4-80gb": 1}},
+        {"account": "2024_01", "gpu_partition": "on", "cpu_partition": "no", "qos": "1e5"},
+        {"modules": ["cuda/12", "on"], "image": "/sw/x y.sif", "binds": ["/a b:/c", "/d"], "poll_s": 5},
+        {"retry_gpu_hours": 3.5, "max_mem_gib": 251.5, "account": "0x10", "gpu_type": "a100_1g.5gb"},
+    ],
+)
+def test_a_profile_read_back_is_the_site_it_was_made_from(settings):
+    from snakemake.cli import parse_config
+
+    site = read_site(settings)
     value = yaml.safe_load(render(site))
     assert read_site(value["config"]["site"]) == site
-    assert value["default-resources"]["slurm_account"] == "123"
-    assert "slurm_account" not in yaml.safe_load(render(read_site({})))["default-resources"]
+    # As Snakemake hands it on: one word per entry of `config:`.
+    handed_on = parse_config([f"site={value['config']['site']}"])
+    assert read_site(handed_on["site"]) == site
 
 
 def test_what_a_shell_would_read_is_no_account():
@@ -74,14 +86,14 @@ def test_site_init_without_accounting(on_plain_cluster, tmp_path):
     out = tmp_path / "config.yaml"
     notes = "\n".join(run_init(out))
     assert "keeps no accounts" in notes and "can never start" in notes and "accounting (sacct): no" in notes
-    assert "slurm_account" not in yaml.safe_load(out.read_text())["default-resources"]
+    assert yaml.safe_load(out.read_text())["config"]["site"]["account"] is None
 
 
 @pytest.mark.slurm
 def test_the_chooser_prefers_what_ends_first(on_cluster):
     """All h100 nodes are taken for an hour: the slower partition that is free now ends earlier."""
     site = inspect().site.model_copy(update={"gpu_speed": {"h100": 1.0, "l40s": 0.87}})
-    free = partitions.choose(Layout.parse("n1g4"), site, 1800)
+    free = chooser.choose(Layout.parse("n1g4"), site, 1800)
     assert free is not None and free.gpu_type == "h100"
     blocker = on_cluster(
         "sbatch", "--parsable", "-p", "gpu", "-A", "lab", "-N2", "--gres=gpu:4", "-t", "60", "-o", "/dev/null",
@@ -93,15 +105,16 @@ def test_the_chooser_prefers_what_ends_first(on_cluster):
             assert time.monotonic() < end
             time.sleep(0.1)
         only = [p for p in partitions.read_partitions() if p.name in ("gpu", "l40s")]
-        found = partitions.offers(Layout.parse("n1g4"), only, site, 1800)
+        found = chooser.offers(Layout.parse("n1g4"), only, site, 1800)
         assert [o.partition for o in found] == ["l40s", "gpu"]
-        line = partitions.trade_off(found)
+        line = chooser.trade_off(found)
         assert (
             line.startswith("l40s (l40s) at 0.87x the speed, starts now, ends ")
             and "earlier than gpu (h100)" in line
         )
-        text = partitions.run([Layout.parse("n2g4")], site)
-        assert "2 nodes asked for, 1 there" in text
+        layout = Layout.parse("n2g4")
+        text = chooser.run([layout], site, {layout: Prediction(seconds=1800, source="a record")})
+        assert "2 nodes asked for, 1 there" in text and "n2g4, 30 min on the fastest GPUs (a record)" in text
     finally:
         on_cluster("scancel", blocker)
 
@@ -115,8 +128,9 @@ def test_partitions_and_preflight_by_hand(on_cluster, repository, tmp_path):
     done = subprocess.run(
         [*cli, "partitions", *common, "--layouts", "n1g1", "--json"], capture_output=True, text=True
     )
-    offers = json.loads(done.stdout)["n1g1"]["offers"]
-    assert {o["partition"] for o in offers} == {"gpu", "l40s", "low", "high"}
+    answer = json.loads(done.stdout)["n1g1"]
+    assert (answer["runtime_s"], answer["runtime_from"]) == (7200, "site.runtime_min")
+    assert {o["partition"] for o in answer["offers"]} == {"gpu", "l40s", "low", "high"}
     done = subprocess.run(
         [*cli, "preflight", *common, "--layouts", "n2g4", "n3g1"], capture_output=True, text=True
     )

@@ -1,10 +1,13 @@
 """Refused submissions: the reason in words, from what a real sbatch says, in seconds."""
 
+import os
+import subprocess
 import time
 
 import pytest
 
 from dist3dgs.names import Layout
+from dist3dgs.slurm.commands import environment
 from dist3dgs.slurm.resources import layout_resources
 from dist3dgs.slurm.settings import Site, read_site
 from dist3dgs.slurm.submission import explain, limit_problem, preflight, test_only
@@ -89,6 +92,62 @@ def test_a_silent_controller_is_no_refusal_for_good():
     assert found.transient and "scontrol ping" in found.remedy
 
 
+FAILED = "sbatch: error: Batch job submission failed: "
+POLICY = f"{FAILED}Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sbatch: error: AssocMaxSubmitJobLimit\n{POLICY}",
+        f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{POLICY}",
+        f"sbatch: error: AssocGrpSubmitJobsLimit\n{POLICY}",
+        "allocation failure: Requested partition configuration not available now",
+        "allocation failure: Required node not available (down, drained or reserved)",
+        f"{FAILED}Slurm temporarily unable to accept job, sleeping and retrying",
+        f"{FAILED}Transport endpoint is not connected",
+        f"{FAILED}Zero Bytes were transmitted or received",
+        f"{FAILED}Protocol authentication error",
+        f"{FAILED}Slurm backup controller in standby mode",
+        f"{FAILED}Socket timed out on send/recv operation",
+        f"{FAILED}Resource temporarily unavailable",
+    ],
+)
+def test_what_passes_by_itself_is_no_refusal_for_good(text):
+    assert explain(text).transient, explain(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sbatch: error: AssocMaxWallDurationPerJobLimit\n{POLICY}",
+        # At submission Slurm compares one job with the whole group's limit: more than that never fits.
+        f"sbatch: error: AssocGrpGRES\n{POLICY}",
+        f"sbatch: error: QOSMaxGRESPerUser\n{POLICY}",
+        f"{FAILED}Requested node configuration is not available",
+    ],
+)
+def test_what_never_fits_is_one(text):
+    found = explain(text)
+    assert found.known and not found.transient
+
+
 def test_unknown_words_are_passed_on():
     found = explain("sbatch: error: lua: you must load the frobnicator\n")
-    assert found.line == "lua: you must load the frobnicator" and not found.transient
+    assert found.line == "lua: you must load the frobnicator" and not found.known
+
+
+def test_a_job_is_taken_whatever_the_words(monkeypatch, tmp_path):
+    """`SLURM_TIME_FORMAT=relative` of a user, or another release's wording, refuses nothing."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "sbatch: will start ${SLURM_TIME_FORMAT} ${SINFO_FORMAT-unset}" >&2\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    monkeypatch.setenv("SINFO_FORMAT", "%N")
+    assert refusal() is None
+    sbatch.rename(tmp_path / "sinfo")
+    assert (
+        "standard unset"
+        in subprocess.run(["sinfo"], env=environment(), capture_output=True, text=True, check=True).stderr
+    )

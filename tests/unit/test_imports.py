@@ -17,6 +17,7 @@ ROOMS = (
         "events",
         "evidence",
         "tee",
+        "cgroup",
         "nvml",
         "monitor",
         "provenance",

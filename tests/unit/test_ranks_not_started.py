@@ -6,8 +6,20 @@ import pytest
 
 from dist3dgs.guard import check_world
 from dist3dgs.scaling import rank_hours
+from dist3dgs.slurm.allocation import Allocation, Node
 
 from . import tiny
+
+
+def test_gpus_that_are_paid_for_and_not_seen_are_no_reason_to_train_on_the_cpu(monkeypatch):
+    monkeypatch.setattr("dist3dgs.guard.visible_gpus", lambda: [])
+    given = Allocation(job_id=7, nodes=(Node(name="a", address="127.0.0.1"),), gpus_per_node=4)
+    auto, cpu = tiny.spec("n1g4"), tiny.spec("n1g4")
+    auto = auto.model_copy(update={"hardware": auto.hardware.model_copy(update={"device": "auto"})})
+    message = check_world(auto, given).message
+    assert "has 4 GPU(s) per node and none is visible" in message and "nvidia-smi" in message
+    assert check_world(cpu, given).message == ""
+    assert check_world(auto, None).message == ""
 
 
 def test_the_guard_says_which_workers_idle() -> None:

@@ -32,7 +32,7 @@ try:
     from dist3dgs.matrix import Study, spec_json
     from dist3dgs.slurm import plugin
     from dist3dgs.slurm.planner import Planner, TrainJobs
-    from dist3dgs.slurm.resources import rule_resources
+    from dist3dgs.slurm.resources import rule_defaults, rule_resources
     from dist3dgs.slurm.settings import export, read_site
 
     # The cluster, from the profile: no part of the study, so that moving to another one trains nothing again.
@@ -56,7 +56,9 @@ FIGURE_KINDS = ("svg", "png", "pdf", "csv")
 FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
 
 
-PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER)
+# What every rule that runs on the cluster asks for.
+CLUSTER_RESOURCES = rule_defaults(SITE) if ON_CLUSTER else {}
+PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER, in_job=not workflow.is_main_process)
 if ON_CLUSTER:
     export(SITE)
     plugin.limit_interval(SITE.poll_s)

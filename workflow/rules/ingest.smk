@@ -47,6 +47,7 @@ rule ingest:
     # Extraction and matching use them all and give the same result with any number (docs/decisions/0020).
     threads: lambda wildcards: scene_of(wildcards).sfm.num_threads or workflow.cores or 8
     resources:
+        **CLUSTER_RESOURCES,
         mem_mb=lambda wildcards: int(scene_of(wildcards).sfm.memory_gib * 1024),
         runtime=lambda wildcards: 10 + int(scene_of(wildcards).sfm.timeout_s / 60),
         sfm_timeout_s=lambda wildcards: ceil(scene_of(wildcards).sfm.timeout_s),

@@ -16,7 +16,10 @@ module          says
 `retry`         whether to try again, by the reason of the failure and the GPU-hours spent
 `jobs`          jobs of this study that are queued or running; the guard against doubling one
 `submission`    why sbatch refused, in words; the check before a study
-`partitions`    where a layout would start and end first
+`partitions`    what the cluster offers: partitions, and in each the nodes of one kind
+`rights`        accounts and qualities of service that the user may use
+`chooser`       where a layout would start and end first
+`predict`       how long a run will take, from records
 `site`          a profile written for the cluster one stands on
 `settings`      the profile's `site` block
 `verbs`         the command line

@@ -99,6 +99,15 @@ def _answers(job: int) -> bool:
     return True
 
 
+def wait_for_controller(job: int, patience_s: float) -> bool:
+    """Whether the controller answers, asked again for so many seconds."""
+    end = time.monotonic() + patience_s
+    while not (answers := _answers(job)) and time.monotonic() < end:
+        print(f"Slurm job {job}: the controller does not answer; asking again", file=sys.stderr, flush=True)
+        time.sleep(POLL_S)
+    return answers
+
+
 def job_id(environ: Mapping[str, str] = os.environ) -> int | None:
     """The Slurm job this process runs in, or None outside of one."""
     text = environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID") or ""
@@ -121,10 +130,7 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
 
     A controller that does not answer is asked again for `patience_s`: jobs outlive its restarts.
     """
-    end = time.monotonic() + patience_s
-    while not _answers(job) and time.monotonic() < end:
-        print(f"Slurm job {job}: the controller does not answer; asking again", file=sys.stderr, flush=True)
-        time.sleep(POLL_S)
+    wait_for_controller(job, patience_s)
     try:
         fields = rows(slurm("squeue", "-h", "-j", str(job), "-o", "%N|%P|%L|%b"), 4)
         if not fields or not fields[0][0]:
@@ -142,12 +148,11 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
             "SLURM_CONF to its configuration file."
         ) from None
     nodes = tuple(Node(name=n, address=reachable(n, shown.get(n, {}).get("NodeAddr", n))) for n in names)
-    gpus = parse_gpus(details.get("TresPerNode", "") or gres)
     tasks = details.get("NumTasks", "")
     return Allocation(
         job_id=job,
         nodes=nodes,
-        gpus_per_node=sum(gpus.values()),
+        gpus_per_node=_gpus_per_node(details, gres, len(nodes)),
         tasks=int(tasks) if tasks.isdigit() else None,
         partition=partition,
         time_left_s=parse_time_s(left),
@@ -155,6 +160,15 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
         restarts=int(details.get("Restarts", "0") or 0),
         log=details.get("StdOut"),
     )
+
+
+def _gpus_per_node(details: dict[str, str], gres: str, num_nodes: int) -> int:
+    """What was asked for per node, or a node's share of what the whole job was given (`--gpus=8`)."""
+    if per_node := parse_gpus(details.get("TresPerNode", "")) or parse_gpus(gres):
+        return sum(per_node.values())
+    total = parse_gpus(details.get("AllocTRES") or details.get("TRES", ""))
+    # There the sum stands beside the types: gres/gpu=8,gres/gpu:a100=8.
+    return math.ceil((total.get("") or sum(total.values())) / num_nodes)
 
 
 def _cpus_per_node(details: dict[str, str], num_nodes: int) -> int | None:

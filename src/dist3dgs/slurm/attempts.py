@@ -62,6 +62,7 @@ class Try:
     note: str | None = None
     step: int | None = None
     gpu_hours: float = 0.0
+    lost: float = 1.0  # share of its steps that no checkpoint keeps
     slurm_job_id: int | None = None
     restarts: int = 0
 
@@ -78,13 +79,15 @@ def read_try(attempt: Attempt, launch: dict[str, Any] | None = None) -> Try:
     """View of one attempt's files."""
     launch = attempt.launch() if launch is None else launch
     slurm_facts, ended = launch.get("slurm") or {}, launch.get("ended") or {}
+    first, last, saved = progress(attempt) if launch.get("status") != "ok" else (0, None, 0)
     return Try(
         number=attempt.number,
         status=launch.get("status") or "running",
         cause=ended.get("cause") or launch.get("cause"),
         note=ended.get("note"),
-        step=last_step(attempt) if launch.get("status") != "ok" else None,
+        step=last,
         gpu_hours=_gpu_hours(launch, ended.get("at")),
+        lost=1.0 - max(0, saved - first) / (last - first) if last is not None and last > first else 1.0,
         slurm_job_id=slurm_facts.get("job_id"),
         restarts=slurm_facts.get("restarts") or 0,
     )
@@ -122,7 +125,7 @@ def _settled(attempt: Attempt, me: tuple[int, int] | None) -> Try:
     launch = attempt.launch()
     seen = read_try(attempt, launch)
     if not seen.running:
-        return seen
+        return _out_of_memory(attempt, launch, me) or seen
     if not launch:
         with contextlib.suppress(OSError):
             if time.time() - attempt.folder.stat().st_mtime < STARTING_S and me is None:
@@ -137,6 +140,39 @@ def _settled(attempt: Attempt, me: tuple[int, int] | None) -> Try:
         launch |= {"status": INTERRUPTED, "ended": {"cause": None, "note": note, "at": end["at"]}}
     write_json(attempt.launch_path, launch)
     return read_try(attempt, launch)
+
+
+def _out_of_memory(attempt: Attempt, launch: dict[str, Any], me: tuple[int, int] | None) -> Try | None:
+    """An attempt whose launcher saw a rank killed, where Slurm says afterwards that its job ran out of memory.
+
+    The launcher sees what the kernel killed on its own node only (`cgroup`). Asked once, when the job has ended.
+    """
+    job = (launch.get("slurm") or {}).get("job_id")
+    if launch.get("cause") != "killed" or launch.get("ended") or launch.get("asked_slurm"):
+        return None
+    if job is None or (me is not None and me[0] == job):
+        return None
+    state, note, at = job_end(job)
+    if state in LIVE_STATES:
+        return None
+    launch |= {"asked_slurm": True}
+    if state == "OUT_OF_MEMORY" or _step_ran_out_of_memory(job):
+        note = f"Slurm job {job}: {note}, OUT_OF_MEMORY"
+        launch |= {
+            "ended": {"cause": "host_oom", "note": note, "at": at or launch.get("finished_at") or time.time()}
+        }
+    write_json(attempt.launch_path, launch)
+    return read_try(attempt, launch)
+
+
+def _step_ran_out_of_memory(job: int) -> bool:
+    """Whether the accounting says so of a step: ranks of several nodes are one, the job's state is the launcher's."""
+    with contextlib.suppress(SlurmError):
+        return any(
+            row[0].startswith("OUT_OF_ME")
+            for row in rows(slurm("sacct", "-nP", "-j", str(job), "-o", "State"), 1)
+        )
+    return False
 
 
 def _fate(launch: dict[str, Any], me: tuple[int, int] | None) -> dict[str, Any] | None:
@@ -237,10 +273,12 @@ def read_tail(path: Path, tail_bytes: int = 65536) -> str:
         return ""
 
 
-def last_step(attempt: Attempt) -> int | None:
-    """The last training step that the attempt's diary tells of."""
-    steps = [e["step"] for e in read_events(attempt.events_path) if isinstance(e.get("step"), int)]
-    return max(steps, default=None)
+def progress(attempt: Attempt) -> tuple[int, int | None, int]:
+    """The step an attempt began at, the last its diary tells of, and the last that a checkpoint holds."""
+    events = [e for e in read_events(attempt.events_path) if isinstance(e.get("step"), int)]
+    of_kind = {kind: [e["step"] for e in events if e["event"] == kind] for kind in ("resume", "checkpoint")}
+    first = max(of_kind["resume"], default=0)
+    return first, max((e["step"] for e in events), default=None), max(of_kind["checkpoint"], default=first)
 
 
 def _gpu_hours(launch: dict[str, Any], ended_at: float | None) -> float:

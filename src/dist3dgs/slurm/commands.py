@@ -6,10 +6,11 @@ Formats checked against Slurm 22.05; the fields used here are unchanged up to 25
 """
 
 import math
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import UserError
 
@@ -41,6 +42,16 @@ def require() -> None:
         raise UserError(f"squeue and sbatch were not found. {INSTALL_HINT}")
 
 
+#: The user's own wishes for how these commands print, and for whom: not for what is read by a program.
+_USERS_WISHES = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "SLURM_TIME_FORMAT")
+
+
+def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """`environ` in which Slurm's commands print as they are read here: no filters, no formats, ISO times."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(_USERS_WISHES)}
+    return kept | {"SLURM_TIME_FORMAT": "standard"}
+
+
 def slurm(*argv: str, timeout_s: float = 30, stdin: str | None = None) -> str:
     """Run a Slurm command and return its standard output.
 
@@ -48,7 +59,13 @@ def slurm(*argv: str, timeout_s: float = 30, stdin: str | None = None) -> str:
     """
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout_s, input=stdin, errors="replace"
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            input=stdin,
+            errors="replace",
+            env=environment(),
         )
     except FileNotFoundError:
         raise SlurmError(argv, None, f"command not found. {INSTALL_HINT}") from None

@@ -46,6 +46,11 @@ class Job:
         """Whether a node failed to start this job (its prolog, say) and Slurm holds it since."""
         return self.state == "PENDING" and "launch fail" in self.reason.lower().replace("_", " ")
 
+    @property
+    def is_final(self) -> bool:
+        """Whether it waits for ever because of what it asks for, so that only another job can start."""
+        return self.state == "PENDING" and self.reason.strip("()") in NEVER.keys() - PASSES_OR_MEANT
+
 
 COULD_NOT_START = "a node could not start it (a prolog that fails, say), and Slurm holds it"
 #: squeue's reasons of jobs that stay in the queue although nothing will ever start them as they are.
@@ -59,22 +64,33 @@ NEVER = {
     "InvalidAccount": "its account is not known",
     "InvalidQOS": "its QOS is not known",
     "DependencyNeverSatisfied": "the job it waits for failed",
+    "AssocMaxCpuPerJobLimit": "the account allows fewer CPUs per job",
+    "AssocMaxMemPerJob": "the account allows less memory per job",
     "AssocMaxGRESPerJob": "the account allows fewer GPUs per job",
     "AssocMaxWallDurationPerJobLimit": "the account allows less time per job",
     "AssocMaxNodePerJobLimit": "the account allows fewer nodes per job",
+    "QOSMaxCpuPerJobLimit": "the QOS allows fewer CPUs per job",
+    "QOSMaxMemoryPerJob": "the QOS allows less memory per job",
     "QOSMaxGRESPerJob": "the QOS allows fewer GPUs per job",
     "QOSMaxWallDurationPerJobLimit": "the QOS allows less time per job",
     "QOSMaxNodePerJobLimit": "the QOS allows fewer nodes per job",
     "JobHeldUser": "it is held by the user (scontrol release)",
     "JobHeldAdmin": "it is held by an administrator",
 }
+#: Of these, what somebody may mend or has meant, and what Slurm also says while nodes are down.
+PASSES_OR_MEANT = {
+    *("PartitionDown", "PartitionInactive", "PartitionConfig"),
+    *("DependencyNeverSatisfied", "JobHeldUser", "JobHeldAdmin"),
+}
+#: Between squeue's fields: whatever a job is called, it has none of these in its name.
+SEPARATOR = "\x1f"
 
 
 def queued(timeout_s: float = 20) -> list[Job]:
     """This user's jobs that are queued or running. Raises `SlurmError` if Slurm does not answer."""
-    fields = "%i|%T|%r|%j|%P|%N|%D|%M|%l|%S|%Z|%k"
+    fields = SEPARATOR.join(["%i", "%T", "%r", "%j", "%P", "%N", "%D", "%M", "%l", "%S", "%Z", "%k"])
     found = []
-    for row in rows(slurm("squeue", "-h", "--me", "-o", fields, timeout_s=timeout_s), 12):
+    for row in rows(slurm("squeue", "-h", "--me", "-o", fields, timeout_s=timeout_s), 12, SEPARATOR):
         if row[0].isdigit():  # array tasks are not ours
             keys = [
                 "state",
@@ -106,15 +122,17 @@ class Queue:
     def __init__(self, workdir: Path | None = None) -> None:
         self.workdir = str((workdir or Path.cwd()).resolve())
         self._read_at, self._jobs = -1e9, list[Job]()
+        self.answered = False  # whether Slurm answered when it was last asked
 
     def jobs(self) -> list[Job]:
-        """Queued and running jobs submitted from this folder; empty where there is no Slurm or it does not
-        answer."""
+        """Queued and running jobs submitted from this folder; empty where there is no Slurm, those last seen where it
+        does not answer."""
         if time.monotonic() - self._read_at > CACHE_S and available():
             try:
                 self._jobs = [j for j in queued() if str(Path(j.workdir).resolve()) == self.workdir]
+                self.answered = True
             except SlurmError:
-                self._jobs = []
+                self.answered = False
             self._read_at = time.monotonic()
         return self._jobs
 

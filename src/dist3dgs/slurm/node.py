@@ -1,18 +1,21 @@
 """What srun starts once on every node: choose the network interface, say who hosts the store, become
 torchrun.
 
-`python -m dist3dgs.slurm.node --head=ADDRESS -- python -m torch.distributed.run --rdzv-endpoint=...`
+`python -m dist3dgs.slurm.node --head=ADDRESS --peer=ADDRESS -- python -m torch.distributed.run --rdzv-endpoint=...`
 
 * NCCL and Gloo pick the first interface that is up, which on cluster nodes is often a management network or a
   container bridge that other nodes cannot reach; the run then hangs in its first collective. The kernel's
   route to the
   head node names the right one (InfiniBand verbs are used by NCCL regardless: this is for sockets and
-  bootstrap).
+  bootstrap). On the head itself, whose name may well resolve to 127.0.1.1 there, it is the route to its peer.
+* The node of rank 0 tells the others where it is, by torchrun's own guess with its host's name, which need not
+  resolve elsewhere: it is told its address on that route.
 * torchrun decides by name resolution whether it is the rendezvous host, and gets it wrong where a node's own
   name
   resolves to 127.0.1.1: nobody listens and all wait. srun's node number says it for certain.
 """
 
+import ipaddress
 import os
 import socket
 import sys
@@ -39,12 +42,22 @@ def local_address(head: str) -> str:
         return str(s.getsockname()[0])
 
 
-def interface_to(head: str) -> str | None:
-    """Name of the network interface that leads to `head`, or None if it cannot be told."""
-    try:
-        ip = local_address(head)
-    except OSError:
-        return None
+def address_between(head: str, peer: str) -> str | None:
+    """This machine's address on the way to the other nodes: loopback only where they all are on this machine."""
+    found = None
+    for other in (head, peer):
+        try:
+            address = local_address(other)
+        except OSError:
+            continue
+        if not ipaddress.ip_address(address.split("%")[0]).is_loopback:
+            return address
+        found = found or address
+    return found
+
+
+def interface_of(ip: str | None) -> str | None:
+    """Name of the network interface with this address, or None if it cannot be told."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(a.address.split("%")[0] == ip for a in addresses):
             return name
@@ -60,26 +73,28 @@ def environment(environ: Mapping[str, str], interface: str | None) -> dict[str, 
     return result
 
 
-def command(torchrun: Sequence[str], environ: Mapping[str, str]) -> list[str]:
-    """`torchrun` with the store's host settled by srun's node number: node 0 hosts, the others connect."""
+def command(torchrun: Sequence[str], environ: Mapping[str, str], address: str | None = None) -> list[str]:
+    """`torchrun` with this node's address, and the store's host settled by srun's node number: node 0 hosts, the
+    others connect."""
     node_id = environ.get("SLURM_NODEID", "")
-    if not node_id.isdigit():
-        return list(torchrun)
-    is_host = "true" if int(node_id) == 0 else "false"
-    return [f"{w},is_host={is_host}" if w.startswith("--rdzv-conf=") else w for w in torchrun]
+    is_host = f",is_host={'true' if int(node_id) == 0 else 'false'}" if node_id.isdigit() else ""
+    words = [w + is_host if w.startswith("--rdzv-conf=") else w for w in torchrun]
+    at = next(i for i, word in enumerate(words) if word.startswith("--rdzv-endpoint="))
+    return [*words[: at + 1], *([f"--local-addr={address}"] if address else []), *words[at + 1 :]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if len(argv) < 3 or not argv[0].startswith("--head=") or argv[1] != "--":
-        sys.exit("usage: python -m dist3dgs.slurm.node --head=ADDRESS -- COMMAND...")
-    head, torchrun = argv[0].removeprefix("--head="), argv[2:]
-    interface = interface_to(head)
+    options = [word.partition("=")[0] for word in argv[:3]]
+    if len(argv) < 4 or options != ["--head", "--peer", "--"]:
+        sys.exit("usage: python -m dist3dgs.slurm.node --head=ADDRESS --peer=ADDRESS -- COMMAND...")
+    head, peer, torchrun = argv[0].removeprefix("--head="), argv[1].removeprefix("--peer="), argv[3:]
+    address = address_between(head, peer)
+    interface = interface_of(address)
     env = environment(os.environ, interface)
     print(
-        f"node {env.get('SLURMD_NODENAME', socket.gethostname())}: interface {interface or 'unknown'} to "
-        f"{head}, "
-        f"NCCL_SOCKET_IFNAME={env.get('NCCL_SOCKET_IFNAME', '')}",
+        f"node {env.get('SLURMD_NODENAME', socket.gethostname())}: interface {interface or 'unknown'} to {head}, "
+        f"address {address or 'unknown'}, NCCL_SOCKET_IFNAME={env.get('NCCL_SOCKET_IFNAME', '')}",
         file=sys.stderr,
         flush=True,
     )
@@ -91,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if attempt := env.get("DIST3DGS_ATTEMPT"):
         # This process becomes torchrun and keeps its pid: what runs below it is this node's part of the job.
         start_beside(os.getpid(), Path(attempt), node_name(env))
-    run = command(torchrun, env)
+    run = command(torchrun, env, address)
     os.execvpe(run[0], run, env)  # becomes torchrun: signals and exit status are its own
 
 

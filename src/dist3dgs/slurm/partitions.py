@@ -1,36 +1,26 @@
-"""Where a layout would start first and end first: `dist3dgs partitions`.
+"""What the cluster offers: its partitions, and in each the nodes of one kind, from sinfo and scontrol.
 
-Partitions come from sinfo and scontrol, the start from `sbatch --test-only` (the scheduler's own plan of the queue),
-the end from that start plus the run time, longer on slower GPUs. Estimates age: a job that ends early or a new
-one with a higher priority moves them.
+A partition is seldom of one kind: two GPU nodes among a thousand others, several generations of GPUs, nodes that are
+down for repair. What is true of one node of it need not be of another.
 """
 
-import json
 import math
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ..errors import UserError
-from ..names import Layout
-from .commands import (
-    SlurmError,
-    blocks,
-    format_time,
-    parse_gpus,
-    parse_mem_mb,
-    parse_time_s,
-    require,
-    rows,
-    slurm,
-)
-from .settings import Site
-from .submission import Refusal, test_only
+from .commands import SlurmError, blocks, parse_gpus, parse_mem_mb, parse_time_s, require, rows, slurm
+
+#: Slices of a GPU (MIG), as a1_1g.5gb or 1g.10gb: a rank needs a whole one, and NCCL joins no slices.
+_SLICE = re.compile(r"\d+g\.\d+gb", re.IGNORECASE)
+#: Beginnings of node states in which no job will start.
+_BROKEN = ("down", "drain", "fail", "unknown", "inval", "perfctrs", "future", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """A partition and its largest kind of node."""
+    """A partition's nodes of one kind: with so many GPUs of one type, or without. CPUs and memory of the least."""
 
     name: str
     default: bool
@@ -38,6 +28,7 @@ class Partition:
     max_time_s: float
     max_nodes: float
     num_nodes: int
+    num_up: int
     num_idle: int
     cpus_per_node: int
     mem_mb_per_node: float
@@ -45,23 +36,20 @@ class Partition:
     gpu_type: str | None
     priority: int
     preemptible: bool
+    accounts: tuple[str, ...] = ()  # that may use it; (): all
+    qos: tuple[str, ...] = ()  # that may be used in it; (): all
 
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of nodes that work."""
+        return self.num_up * self.gpus_per_node
 
-@dataclass(frozen=True, kw_only=True)
-class Offer:
-    """What one partition would do with one layout. Times are Unix seconds."""
-
-    partition: str
-    gpu_type: str | None
-    speed: float
-    speed_known: bool
-    start: float | None
-    end: float | None
-    refusal: str | None = None
+    def __str__(self) -> str:
+        return f"{self.name} ({self.gpu_type})" if self.gpu_type else self.name
 
 
 def read_partitions() -> list[Partition]:
-    """All partitions this user can see. Raises `UserError` where Slurm does not answer."""
+    """All partitions this user can see, kind by kind. Raises `UserError` where Slurm does not answer."""
     require()
     try:
         lines = rows(slurm("sinfo", "-h", "-e", "-o", "%R|%a|%l|%D|%c|%m|%G|%T"), 8)
@@ -71,161 +59,72 @@ def read_partitions() -> list[Partition]:
         )
     except SlurmError as e:
         raise UserError(f"cannot read the cluster's partitions: {e}") from None
-    tiers = [int(b.get("PriorityTier", "1")) for b in shown.values()]
-    found = []
-    for name in dict.fromkeys(line[0] for line in lines):
-        block, mine = shown.get(name, {}), [line for line in lines if line[0] == name]
-        gpus = [parse_gpus(line[6]) for line in mine]
-        most = max(gpus, key=lambda g: sum(g.values()), default={})
-        tier = int(block.get("PriorityTier", "1"))
-        found.append(
-            Partition(
-                name=name,
-                default=block.get("Default") == "YES",
-                up=mine[0][1] == "up",
-                max_time_s=parse_time_s(mine[0][2].replace("infinite", "UNLIMITED")),
-                max_nodes=float(block["MaxNodes"]) if block.get("MaxNodes", "").isdigit() else math.inf,
-                num_nodes=sum(int(line[3]) for line in mine),
-                num_idle=sum(int(line[3]) for line in mine if line[7].startswith("idle")),
-                cpus_per_node=max(int(line[4].rstrip("+")) for line in mine),
-                mem_mb_per_node=max(parse_mem_mb(line[5]) for line in mine),
-                gpus_per_node=sum(most.values()),
-                gpu_type=next(iter(most), "") or None,
-                priority=tier,
-                preemptible=preempts and block.get("PreemptMode", "OFF") != "OFF" and tier < max(tiers),
-            )
-        )
-    return found
+    highest = max((int(b.get("PriorityTier", "1")) for b in shown.values()), default=1)
+    kinds: dict[tuple[str, str | None, int], list[list[str]]] = {}
+    for line in lines:
+        for gpu_type, gpus in whole_gpus(line[6]).items() or [(None, 0)]:
+            kinds.setdefault((line[0].rstrip("*"), gpu_type, gpus), []).append(line)
+    return [
+        _kind(name, gpu_type, gpus, mine, shown.get(name, {}), highest if preempts else 0)
+        for (name, gpu_type, gpus), mine in kinds.items()
+    ]
 
 
-def offers(layout: Layout, partitions: Sequence[Partition], site: Site, runtime_s: float) -> list[Offer]:
-    """What each partition with GPUs would do with `layout`, those that end first first.
-
-    `runtime_s` is the predicted run time on the fastest GPU type (speed 1).
-    """
-    from .resources import layout_resources
-
-    found = []
-    for p in partitions:
-        if not p.up or p.gpus_per_node < 1:
-            continue
-        known = p.gpu_type in site.gpu_speed
-        speed = site.gpu_speed.get(p.gpu_type or "", 1.0)
-        need_s = runtime_s / speed
-        here = site.model_copy(update={"gpu_partition": p.name, "gpu_type": p.gpu_type})
-        request = layout_resources(layout, here)
-        request["runtime"] = max(1, math.ceil(need_s / 60))
-        refusal = _too_small(p, layout) or test_only(request, site.account)
-        if isinstance(refusal, str) or refusal.refusal:
-            text = refusal if isinstance(refusal, str) else _short(refusal.refusal)
-            found.append(_offer(p, speed, known, None, None, text))
-            continue
-        start = max(time.time(), _unix(refusal.start or "") or time.time())
-        found.append(_offer(p, speed, known, start, start + need_s, None))
-    return sorted(found, key=lambda o: (o.end is None, o.end or 0.0, o.start or 0.0))
+def whole_gpus(gres: str) -> dict[str | None, int]:
+    """GPUs of a node by type (None: untyped), slices not counted."""
+    return {
+        kind or None: count for kind, count in parse_gpus(gres).items() if count and not _SLICE.search(kind)
+    }
 
 
-def _offer(
-    p: Partition, speed: float, known: bool, start: float | None, end: float | None, why: str | None
-) -> Offer:
-    return Offer(
-        partition=p.name,
-        gpu_type=p.gpu_type,
-        speed=speed,
-        speed_known=known,
-        start=start,
-        end=end,
-        refusal=why,
+def _kind(
+    name: str, gpu_type: str | None, gpus: int, lines: list[list[str]], block: dict[str, str], highest: int
+) -> Partition:
+    """One entry. `highest`: the highest priority on the cluster, where jobs of lower ones are preempted; else 0."""
+
+    def count(of: Iterable[list[str]]) -> int:
+        return sum(int(line[3]) for line in of)
+
+    working = [line for line in lines if not line[7].startswith(_BROKEN) and "*" not in line[7]]
+    tier = int(block.get("PriorityTier", "1"))
+    most_cpus = _limit(block, "MaxCPUsPerNode")
+    return Partition(
+        name=name,
+        default=block.get("Default") == "YES",
+        up=lines[0][1] == "up",
+        max_time_s=parse_time_s(lines[0][2]),
+        max_nodes=_limit(block, "MaxNodes"),
+        num_nodes=count(lines),
+        num_up=count(working),
+        num_idle=count(line for line in working if line[7].startswith("idle")),
+        cpus_per_node=int(min(most_cpus, *(int(line[4].rstrip("+")) for line in lines))),
+        mem_mb_per_node=min(_limit(block, "MaxMemPerNode"), *(parse_mem_mb(line[5]) for line in lines)),
+        gpus_per_node=gpus,
+        gpu_type=gpu_type,
+        priority=tier,
+        preemptible=tier < highest and block.get("PreemptMode", "OFF") != "OFF",
+        accounts=_allowed(block, "AllowAccounts"),
+        qos=_allowed(block, "AllowQos"),
     )
 
 
-def _too_small(p: Partition, layout: Layout) -> str | None:
-    if layout.nodes > min(p.num_nodes, p.max_nodes):
-        return f"{layout.nodes} nodes asked for, {int(min(p.num_nodes, p.max_nodes))} there"
-    if layout.workers_per_node > p.gpus_per_node:
-        return f"{layout.workers_per_node} GPUs per node asked for, {p.gpus_per_node} there"
-    return None
+def sizes(p: Partition, workers: int) -> dict[str, int | float]:
+    """Settings of the site block: each of `workers` ranks' share of a node, 4 % of the memory left to the system."""
+    usable_gib = p.mem_mb_per_node * 0.96 / 1024
+    longest = 7 * 24 * 60 if math.isinf(p.max_time_s) else int(p.max_time_s // 60)
+    return {
+        "cpus_per_gpu": max(1, p.cpus_per_node // workers),
+        "mem_gib_per_gpu": max(1.0, math.floor(10 * (usable_gib - 1) / workers) / 10),
+        "max_mem_gib": math.floor(10 * usable_gib) / 10,
+        "runtime_min": min(120, longest),
+        "max_runtime_min": longest,
+    }
 
 
-def _short(refusal: Refusal | None) -> str:
-    return refusal.reason if refusal else ""
+def _limit(block: dict[str, str], key: str) -> float:
+    return float(block[key]) if block.get(key, "").isdigit() else math.inf
 
 
-def trade_off(found: Sequence[Offer], now: float | None = None) -> str:
-    """The choice in one line: the partition that ends first against the one with the fastest GPUs."""
-    now = time.time() if now is None else now
-    able = [o for o in found if o.end is not None]
-    if not able:
-        return "no partition takes it: " + "; ".join(f"{o.partition}: {o.refusal}" for o in found)
-    best = able[0]
-    fastest = max(able, key=lambda o: (o.speed, -(o.end or 0.0)))
-    line = f"{_label(best)}: starts {_when(best.start, now)}, ends {_when(best.end, now)}"
-    if fastest.speed > best.speed and best.end is not None and fastest.end is not None:
-        gain = fastest.end - best.end
-        line = (
-            f"{_label(best)} at {best.speed / fastest.speed:.2f}x the speed, starts {_when(best.start, now)}, ends "
-            f"{format_time(gain)} earlier than {_label(fastest)}, which starts {_when(fastest.start, now)}"
-        )
-    elif len(able) > 1 and able[1].end is not None and best.end is not None:
-        gain = able[1].end - best.end
-        line += (
-            f", {format_time(gain)} before {_label(able[1])}"
-            if gain >= 60
-            else f", as does {_label(able[1])}"
-        )
-    unknown = sorted({o.gpu_type or o.partition for o in able if not o.speed_known})
-    if unknown and len({o.gpu_type for o in able}) > 1:
-        line += f" (speed of {', '.join(unknown)} not in site.gpu_speed: taken as 1)"
-    return line
-
-
-def _label(o: Offer) -> str:
-    return f"{o.partition} ({o.gpu_type})" if o.gpu_type else o.partition
-
-
-def _when(at: float | None, now: float) -> str:
-    if at is None:
-        return "never"
-    return "now" if at - now < 60 else f"in {format_time(at - now)}"
-
-
-def choose(layout: Layout, site: Site, runtime_s: float) -> Offer | None:
-    """The partition where `layout` would end first; None if none takes it."""
-    able = [o for o in offers(layout, read_partitions(), site, runtime_s) if o.end is not None]
-    return able[0] if able else None
-
-
-def run(
-    layouts: Sequence[Layout],
-    site: Site,
-    runtimes_s: Mapping[Layout, float] | None = None,
-    *,
-    as_json: bool = False,
-) -> str:
-    """Text (or JSON) for `dist3dgs partitions`: per layout the offers and the choice."""
-    partitions = read_partitions()
-    answer = {}
-    for layout in layouts:
-        runtime_s = (runtimes_s or {}).get(layout, site.runtime_min * 60.0)
-        answer[str(layout)] = (runtime_s, offers(layout, partitions, site, runtime_s))
-    if as_json:
-        return json.dumps(
-            {k: {"runtime_s": r, "offers": [asdict(o) for o in v]} for k, (r, v) in answer.items()}
-        )
-    return "\n\n".join(_table(name, runtime_s, found) for name, (runtime_s, found) in answer.items())
-
-
-def _table(layout: str, runtime_s: float, found: Sequence[Offer]) -> str:
-    now = time.time()
-    lines = [f"{layout}, {format_time(runtime_s)} on the fastest GPUs"]
-    for o in found:
-        times = o.refusal or f"starts {_when(o.start, now)}, ends {_when(o.end, now)}"
-        lines.append(f"  {o.partition:<16} {o.gpu_type or '-':<10} {o.speed:>5.2f}x  {times}")
-    return "\n".join([*lines, f"  -> {trade_off(found, now)}"])
-
-
-def _unix(text: str) -> float | None:
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return None
+def _allowed(block: dict[str, str], key: str) -> tuple[str, ...]:
+    words = block.get(key, "ALL")
+    return () if words in ("ALL", "(null)", "") else tuple(words.split(","))

@@ -16,6 +16,7 @@ Why the details are as they are (each was met as a failure, see docs/decisions/0
 """
 
 import math
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +60,12 @@ class Software:
 def software_of(site: Site) -> Software:
     """How a site's settings say that the training software is reached."""
     python = "python3" if site.image else sys.executable
-    return Software(modules=tuple(site.modules), image=site.image, binds=tuple(site.binds), python=python)
+    # Older sites have it under its former name. Where a module brings it, it is not here yet.
+    former = not shutil.which("apptainer") and shutil.which("singularity")
+    return Software(
+        modules=tuple(site.modules), image=site.image, binds=tuple(site.binds), python=python,
+        container_command="singularity" if former else "apptainer",
+    )  # fmt: skip
 
 
 def port_candidates(job_id: int) -> Iterator[int]:
@@ -176,7 +182,8 @@ def launch_argv(
         )
     port = port if port is not None else next(port_candidates(allocation.job_id))
     endpoint = f"{_bracketed(allocation.head.address)}:{port}"
-    node = [software.python, "-m", "dist3dgs.slurm.node", f"--head={allocation.head.address}", "--"]
+    node = [software.python, "-m", "dist3dgs.slurm.node", f"--head={allocation.head.address}"]
+    node += [f"--peer={allocation.nodes[1].address}", "--"]
     torchrun = torchrun_argv(
         layout, worker, python=software.python, rendezvous=endpoint, run_id=str(allocation.job_id),
         join_timeout_s=join_timeout_s,

@@ -15,21 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from ..evidence import ATTEMPTS, text_digest
+from ..matrix import load_spec
 from ..names import Layout, Point
 from .allocation import job_id
-from .attempts import Try, mark_interrupted, settle
+from .attempts import LIVE_STATES, Try, job_end, mark_interrupted, settle
+from .chooser import Offer, choose
 from .commands import SlurmError, slurm
-from .jobs import RULE, Queue
-from .partitions import Offer, choose
+from .jobs import RULE, Job, Queue
+from .predict import predict, read_records
 from .resources import Resources, layout_resources, small_resources
 from .retry import Decision, decide
 from .settings import Site
-from .submission import Refusal, test_only
+from .submission import explain, max_time, test_only
 from .turn import publish
 from .unstarted import note_unstarted, refuse
 
-#: How long a controller that does not answer, or a queue that is full, is waited for before a submission.
-REFUSAL_PATIENCE_S, REFUSAL_POLL_S = 600.0, 5.0
+#: So often a refusal whose words are not known is tried again; how often those that pass are spoken of.
+UNKNOWN_REFUSALS, SAID_AGAIN_S = 3, 60.0
+#: A job that is not in the queue any more, or can never start, for so long is not waited for.
+GONE_S, NEVER_S = 60.0, 60.0
 #: How long a launcher may outlive its job's end, and the Snakemake around it the launcher.
 LAUNCHER_PATIENCE_S, LAST_WORDS_S = 90.0, 3.0
 #: `gpu_partition: auto` lets the chooser decide; a choice this young is used again.
@@ -44,17 +48,31 @@ class Planner:
     """
 
     def __init__(
-        self, results: Path, site: Site, queue: Queue | None = None, *, on_cluster: bool = True
+        self,
+        results: Path,
+        site: Site,
+        queue: Queue | None = None,
+        *,
+        on_cluster: bool = True,
+        in_job: bool = False,
     ) -> None:
-        """`on_cluster`: False where the profile describes no cluster: nothing is asked of Slurm then."""
+        """Args:
+        on_cluster: False where the profile describes no cluster: nothing is asked of Slurm then.
+        in_job: this is the Snakemake that the plugin starts within a job. A user's own, which may as well run
+            inside of a job (salloc), is not.
+        """
         self.on_cluster = on_cluster
         self.results, self.site, self.queue = Path(results), site, queue or Queue()
-        self.own_job = job_id()
+        self.own_job = job_id() if in_job else None
         self._chosen: dict[Layout, tuple[Offer | None, float]] = {}
         self._first: dict[Layout, Resources] = {}
         self._known: dict[tuple[Point, int], Resources] = {}
         self._to_finish: dict[tuple[Point, int], str] = {}
         self._held: dict[int, str] = {}
+        self._never: dict[int, str] = {}
+        self._stuck_since: dict[int, float] = {}
+        self._unseen_since: dict[int, float] = {}
+        self._refusals: dict[tuple[Point, int], tuple[int, float]] = {}
 
     def resources(self, point: Point, attempt: int, spec_text: str) -> Resources:
         """Resources of Snakemake's `attempt` (1, 2, ...) at `point`, whose spec is `spec_text` (one-line JSON)."""
@@ -82,6 +100,9 @@ class Planner:
         """A job of the point has failed. If it never came to an attempt, that is written down as one."""
         self.queue.forget()  # or the ended job would be waited for
         folder, held = point.folder(self.results), self._held.get(slurm_job)
+        if never := self._never.get(slurm_job):
+            refuse(folder, spec_text, never)
+            return
         if note := note_unstarted(folder, slurm_job, log, spec_text, held):
             say(f"{point}: {note}")
 
@@ -90,21 +111,80 @@ class Planner:
         for point in points:
             mark_interrupted(point.folder(self.results))
 
+    def refused(self, point: Point, attempt: int, spec_text: str, text: str) -> bool:
+        """sbatch, or the plugin before it, said `text`; whether the same job is to be submitted again later.
+
+        A refusal for good is written down as an attempt, which closes the point.
+        """
+        request = self.resources(point, attempt, spec_text)
+        refusal = explain(text, request, account=str(self.site.account), max_time=max_time(request))
+        if "sbatch: " not in text:  # the plugin did not come to ask it
+            refusal = test_only(request, self.site.account).refusal or refusal
+        count, said_at = self._refusals.get((point, attempt), (0, -math.inf))
+        count += 1
+        again = refusal.transient or (not refusal.known and count <= UNKNOWN_REFUSALS)
+        if not again:
+            say(f"{point} cannot be submitted: {refusal}")
+            refuse(point.folder(self.results), spec_text, str(refusal))
+        elif time.monotonic() - said_at > SAID_AGAIN_S:
+            say(f"{point} is not taken yet: {refusal}; asking again")
+            said_at = time.monotonic()
+        self._refusals[(point, attempt)] = count, said_at
+        return again
+
+    def asks(self, point: Point, attempt: int, spec_text: str) -> Resources:
+        """What the job asks for now, where that has changed since it was scheduled: the partition, if it is chosen."""
+        if self.site.gpu_partition != AUTO or not self.on_cluster:
+            return {}
+        before = self._known.pop((point, attempt), {})
+        now = self.resources(point, attempt, spec_text)
+        return {key: value for key, value in now.items() if before.get(key) != value}
+
+    def fate(self, slurm_job: int) -> bool | None:
+        """Whether a job that has not been in the queue for a while ended well; None: it lives, or Slurm does not say.
+
+        The plugin waits for what it does not recognise as ended: a preempted job where Slurm cancels those, a job
+        that Slurm has forgotten, all the time that accounting is behind.
+        """
+        if any(job.id == slurm_job for job in self.queue.jobs()) or not self.queue.answered:
+            self._unseen_since.pop(slurm_job, None)
+            return None
+        if time.monotonic() - self._unseen_since.setdefault(slurm_job, time.monotonic()) < GONE_S:
+            return None
+        self._unseen_since.pop(slurm_job)
+        try:
+            state, text, _ = job_end(slurm_job)
+        except SlurmError:
+            return None
+        if state in LIVE_STATES:
+            return None
+        say(f"Slurm job {slurm_job} is not in the queue any more: {text}")
+        return state == "COMPLETED"
+
     def look(self) -> None:
-        """Cancel jobs that Slurm holds because a node could not start them: the point is submitted again."""
+        """Cancel jobs that will not start: the point is submitted again, or closed where the request is the reason."""
+        now = time.monotonic()
         for job in self.queue.jobs():
             if job.could_not_start and job.id not in self._held:
                 self._held[job.id] = job.reason
                 say(
                     f"Slurm job {job.id} could not be started ({job.reason}) and is held; cancelled, to submit another"
                 )
-                with contextlib.suppress(SlurmError):
-                    slurm("scancel", str(job.id))
+                _cancel(job)
+            elif not job.is_final:
+                self._stuck_since.pop(job.id, None)
+            elif now - self._stuck_since.setdefault(job.id, now) >= NEVER_S and job.id not in self._never:
+                request: Resources = {"slurm_partition": job.partition, "nodes": job.num_nodes}
+                todo = explain(job.reason, request, account=str(self.site.account)).remedy
+                why = f"Slurm job {job.id} would never start: {job.waits_for_ever}"
+                self._never[job.id] = f"{why}. {todo}. Slurm said: {job.reason}"
+                say(f"{self._never[job.id]}; cancelled")
+                _cancel(job)
 
     def _plan(self, point: Point, attempt: int, spec_text: str) -> Resources:
         if not self.on_cluster:
             return self._of_layout(point.layout, self.site)
-        site = self._site_for(point.layout)
+        site = self._site_for(point.layout, spec_text)
         if self.own_job is None and (others := self._others(point)):
             say(f"{point}: Slurm job {others[0]} already trains it; the new job waits for that one")
             return small_resources(self.site, after=others)
@@ -118,14 +198,7 @@ class Planner:
             )
         if decision.action != "train":
             return self._to_close(point, attempt, decision.reason)
-        wanted = layout_resources(point.layout, site, decision)
-        if attempt == 1 or self.own_job is not None:
-            return wanted
-        if refusal := self._refusal(point, wanted):
-            say(f"{point} cannot be submitted: {refusal}")
-            refuse(folder, spec_text, str(refusal))
-            return self._to_close(point, attempt, "Slurm refuses the job")
-        return wanted
+        return layout_resources(point.layout, site, decision)
 
     def _of_layout(self, layout: Layout, site: Site) -> Resources:
         """What a first attempt asks for: one dictionary for all points of a layout."""
@@ -136,26 +209,34 @@ class Planner:
         return self._first[layout]
 
     def _others(self, point: Point) -> list[int]:
-        return [j.id for j in self.queue.of_point(point) if j.id not in self._held]
+        return [
+            j.id for j in self.queue.of_point(point) if j.id not in self._held.keys() | self._never.keys()
+        ]
 
     def _to_close(self, point: Point, attempt: int, reason: str) -> Resources:
         """Nothing to train: the point is finished here, or by a small job where the plugin cannot be told."""
         self._to_finish[(point, attempt)] = reason
         return small_resources(self.site)
 
-    def _site_for(self, layout: Layout) -> Site:
+    def _site_for(self, layout: Layout, spec_text: str) -> Site:
         """The site, with `gpu_partition: auto` replaced by the partition where the layout would end first."""
         if self.site.gpu_partition != AUTO or self.own_job is not None:
             return self.site
         chosen, at = self._chosen.get(layout, (None, -math.inf))
         if time.monotonic() - at > CHOICE_S:
-            chosen = choose(layout, self.site, self.site.runtime_min * 60.0)
+            chosen = choose(layout, self.site, self._seconds(spec_text))
             self._chosen[layout] = (chosen, time.monotonic())
             if chosen is not None:
                 say(f"{layout}: partition {chosen.partition}, where it would end first")
         if chosen is None:
             return self.site
-        return self.site.model_copy(update={"gpu_partition": chosen.partition, "gpu_type": chosen.gpu_type})
+        return self.site.model_copy(update=chosen.settings)
+
+    def _seconds(self, spec_text: str) -> float:
+        """How long a run of this spec is expected to take on the fastest GPUs."""
+        records = read_records(self.results)
+        specs = [load_spec(spec_text)] if records else []
+        return predict(specs, records, self.site.gpu_speed, self.site.runtime_min * 60.0).seconds
 
     def _decide(self, folder: Path, spec_text: str) -> tuple[Decision, list[Try]]:
         # In a job that Slurm has requeued, the earlier attempt of the same job has ended.
@@ -167,15 +248,10 @@ class Planner:
             return Decision(action="train", reason="Slurm does not answer"), []
         return decide(tries, retry_gpu_hours=self.site.retry_gpu_hours), tries
 
-    def _refusal(self, point: Point, wanted: Resources) -> Refusal | None:
-        """Why Slurm would refuse `wanted` for good; one that passes by itself is waited for."""
-        end = time.monotonic() + REFUSAL_PATIENCE_S
-        while (refusal := test_only(wanted, self.site.account).refusal) and refusal.transient:
-            if time.monotonic() > end:
-                return None
-            say(f"{point}: {refusal}; asking again in {REFUSAL_POLL_S:.0f} s")
-            time.sleep(REFUSAL_POLL_S)
-        return refusal
+
+def _cancel(job: Job) -> None:
+    with contextlib.suppress(SlurmError):
+        slurm("scancel", str(job.id))
 
 
 def _outlive_launcher(folder: Path) -> bool:
@@ -214,6 +290,17 @@ class TrainJobs:
     def finish(self, job: Any) -> bool:
         point = self._point(job)
         return point is not None and self.planner.finish(point, job.attempt, self.spec_text(point))
+
+    def asks(self, job: Any) -> dict[str, int | str]:
+        point = self._point(job)
+        return {} if point is None else self.planner.asks(point, job.attempt, self.spec_text(point))
+
+    def refused(self, job: Any, text: str) -> bool:
+        point = self._point(job)
+        return point is not None and self.planner.refused(point, job.attempt, self.spec_text(point), text)
+
+    def fate(self, slurm_job: int) -> bool | None:
+        return self.planner.fate(slurm_job)
 
     def failed(self, job: Any, slurm_job: int, log: Path | None) -> None:
         if (point := self._point(job)) is not None:

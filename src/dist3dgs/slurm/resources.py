@@ -2,11 +2,13 @@
 
 Traps this stands on (docs/decisions/0060-slurm-launch.md): `gres` and `mem_mb` are per node while the plugin's `gpu` is
 per job and may be split over nodes; `tasks_per_gpu=0` keeps the plugin from turning GPUs into tasks; a rule that asks
-for no GPU gets `--ntasks=1` unless `tasks` says otherwise, and one task cannot span two nodes.
+for no GPU gets `--ntasks=1` unless `tasks` says otherwise, and one task cannot span two nodes; `--qos` in `slurm_extra`
+is refused, it is a resource; `gres` takes no GPU type with a hyphen in it (a100-sxm4-80gb), `--gpus-per-node` does.
 """
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,8 @@ Resources = dict[str, int | str]
 BASE_MEM_MB = 1000
 #: A job that only writes a verdict or waits for another one.
 SMALL_MEM_MB, SMALL_RUNTIME_MIN = 1000, 10
+#: GPU types that the plugin lets through in `gres`.
+PLAIN_GPU_TYPE = re.compile(r"[A-Za-z0-9_.]+")
 KEYS = (
     "nodes",
     "tasks",
@@ -38,22 +42,23 @@ def layout_resources(layout: Layout, site: Site, decision: Decision | None = Non
     workers = layout.workers_per_node
     mem_mb = (site.mem_gib_per_gpu * 1024 * workers + BASE_MEM_MB) * (decision.mem_factor if decision else 1)
     runtime = site.runtime_min * (decision.runtime_factor if decision else 1)
-    extra = ["--ntasks-per-node=1"]
-    if site.gpu_request == "gpus-per-node":
+    extra, gres = ["--ntasks-per-node=1"], ""
+    if site.gpu_request == "gres" and PLAIN_GPU_TYPE.fullmatch(site.gpu_type or "any"):
+        gres = site.gpus_request(workers)
+    elif site.gpu_request != "none":
         extra.append(f"--gpus-per-node={site.gpus_request(workers).removeprefix('gpu:')}")
-    if site.qos:
-        extra.append(f"--qos={site.qos}")
     partition = site.cpu_partition if site.gpu_request == "none" else site.gpu_partition
     return {
         "nodes": layout.nodes,
         "tasks": layout.nodes,
         "tasks_per_gpu": 0,
-        "gres": site.gpus_request(workers) if site.gpu_request == "gres" else "",
+        "gres": gres,
         "cpus_per_task": site.cpus_per_gpu * workers,
         "mem_mb": min(math.ceil(mem_mb), math.floor(site.max_mem_gib * 1024)),
         "runtime": min(math.ceil(runtime), site.max_runtime_min),
         "slurm_partition": partition or "",
         "slurm_extra": " ".join(extra),
+        **qos(site),
     }
 
 
@@ -69,11 +74,30 @@ def small_resources(site: Site, after: list[int] | None = None) -> Resources:
         "runtime": SMALL_RUNTIME_MIN,
         "slurm_partition": site.cpu_partition or "",
         "slurm_extra": f"--dependency=afterany:{':'.join(map(str, after))}" if after else "",
+        **qos(site),
     }
 
 
-def rule_resources(plan: Callable[[Any, int], Resources]) -> dict[str, Callable[..., int | str] | int]:
-    """One Snakemake resource function per key of `plan(wildcards, attempt)`: `resources: **rule_resources(plan)`.
+def qos(site: Site) -> Resources:
+    """The quality of service as a resource; without one there is no such resource, as an empty one is handed on."""
+    return {"qos": site.qos} if site.qos else {}
+
+
+def rule_defaults(site: Site) -> Resources:
+    """Who pays, where and with what quality of service, for a rule that runs on the cluster.
+
+    Not among the profile's `default-resources`: Snakemake evaluates those as Python, where the account 2024_01 is a
+    number.
+    """
+    account: Resources = {"slurm_account": site.account} if site.account else {}
+    partition: Resources = {"slurm_partition": site.cpu_partition} if site.cpu_partition else {}
+    return account | partition | qos(site)
+
+
+def rule_resources(
+    plan: Callable[[Any, int], Resources], site: Site
+) -> dict[str, Callable[..., int | str] | int | str]:
+    """One Snakemake resource function per key of `plan(wildcards, attempt)`: `resources: **rule_resources(plan, site)`.
 
     Snakemake works out the signatures of each function, and of its own `Resource.evaluate`, three times per function
     and job, which was a third of a big study's dry-run: they are worked out once and left where it looks first.
@@ -93,4 +117,6 @@ def rule_resources(plan: Callable[[Any, int], Resources]) -> dict[str, Callable[
 
     overwrite_function_params(Resource.evaluate, parameters(Resource.evaluate))
     # Snakemake calls each function for each job: what is the same for all is a plain value.
-    return {"tasks_per_gpu": 0} | {key: one(key) for key in KEYS if key != "tasks_per_gpu"}
+    return (
+        rule_defaults(site) | {"tasks_per_gpu": 0} | {key: one(key) for key in KEYS if key != "tasks_per_gpu"}
+    )

@@ -36,6 +36,9 @@ TRIES_AFTER: dict[Cause, int] = {
 MAX_FAILED = 9
 #: Slurm restarts these by itself: they use up none of Snakemake's retries.
 REQUEUED: frozenset[Cause] = frozenset({"preempted"})
+#: What these did is not lost but for what came after the last checkpoint: a run longer than its time limit, or one in a
+#: partition whose jobs are preempted, costs what it costs.
+RESUMED: frozenset[Cause] = frozenset({"time_limit", "preempted"})
 GROWING_MEMORY: frozenset[Cause] = frozenset({"host_oom"})
 
 Action = Literal["train", "close", "adopt", "wait"]
@@ -56,7 +59,7 @@ def decide(tries: Sequence[Try], *, retry_gpu_hours: float = 24.0) -> Decision:
     """Decide from the attempts of one series (`attempts.settle`), oldest first.
 
     Args:
-        retry_gpu_hours: what the failed attempts of the point may have cost together; 0: never try again.
+        retry_gpu_hours: what the failed attempts of the point may have lost together; 0: never try again.
     """
     running = [t for t in tries if t.running]
     if running:
@@ -86,7 +89,7 @@ def _give_up(failed: list[Try], cause: Cause, retry_gpu_hours: float) -> str | N
     """Why no further attempt is made, or None."""
     same = sum(1 for t in failed if (t.cause or "unknown") == cause)
     counted = sum(1 for t in failed if t.cause not in REQUEUED)
-    spent = sum(t.gpu_hours for t in failed)
+    spent = sum(t.gpu_hours * (t.lost if t.cause in RESUMED else 1.0) for t in failed)
     if cause not in TRIES_AFTER:
         return "trying again would end the same way"
     if same > TRIES_AFTER[cause]:
@@ -97,7 +100,7 @@ def _give_up(failed: list[Try], cause: Cause, retry_gpu_hours: float) -> str | N
         return "two attempts in a row met the time limit, the second without getting further"
     if spent >= retry_gpu_hours:
         budget = f"the budget is {retry_gpu_hours:g} (site.retry_gpu_hours)"
-        return f"failed attempts have cost {spent:.2f} GPU-hours, {budget}"
+        return f"failed attempts have lost {spent:.2f} GPU-hours, {budget}"
     return None
 
 

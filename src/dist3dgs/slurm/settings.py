@@ -48,7 +48,7 @@ class Site(Settings):
     runtime_min: int = Field(120, ge=1, description="time limit of a first attempt")
     max_runtime_min: int = Field(60 * 24, ge=1, description="the partition's longest time limit")
     retry_gpu_hours: float = Field(
-        24, ge=0, description="GPU-hours that failed attempts of one point may cost before it is given up"
+        24, ge=0, description="GPU-hours that failed attempts of one point may lose before it is given up"
     )
     modules: list[Module] = Field([], description="environment modules loaded on the nodes")
     image: Text = Field(None, description="Apptainer image with Python and dist3dgs; null: this Python")

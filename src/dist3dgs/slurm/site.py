@@ -5,10 +5,11 @@ asks `sbatch --test-only` whether a job as the profile would send it is taken. W
 default and said.
 """
 
-import math
+import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -16,10 +17,12 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import write_text
 from ..names import Layout
-from .commands import SlurmError, format_time, require, rows, slurm
-from .partitions import Partition, read_partitions
+from .commands import SlurmError, require, slurm
+from .partitions import Partition, read_partitions, sizes
+from .resources import layout_resources, small_resources
+from .rights import Rights, read_rights
 from .settings import Site, read_site
-from .submission import test_only
+from .submission import Refusal, test_only
 
 #: With less than this many seconds the controller may forget a job between two looks at the queue.
 SAFE_JOB_AGE_S = 60
@@ -41,34 +44,45 @@ def inspect() -> Findings:
     if not partitions:
         raise UserError("no partition of this cluster is up for you; see: sinfo")
     notes: list[str] = []
-    gpu, cpu = _gpu_partition(partitions), _cpu_partition(partitions)
-    values: dict[str, object] = {"cpu_partition": cpu.name, "account": _account(notes)}
-    if gpu is None:
-        notes.append(f"no partition has GPUs: ranks will run on the CPUs of {cpu.name} (gpu_request: none)")
-        values |= {"gpu_request": "none", "gpu_partition": cpu.name, **_sizes(cpu, workers=4)}
-    else:
-        values |= {
-            "gpu_partition": gpu.name,
-            "gpu_type": gpu.gpu_type,
-            **_sizes(gpu, workers=gpu.gpus_per_node),
-        }
-        others = [p.name for p in partitions if p.gpus_per_node and p.name != gpu.name]
-        if others:
-            notes.append(
-                f"other partitions with GPUs: {', '.join(others)}; compare them with: dist3dgs partitions"
-            )
-        if gpu.preemptible:
-            notes.append(
-                f"jobs in {gpu.name} can be preempted; they are queued again and resume from a checkpoint"
-            )
-        types = {p.gpu_type for p in partitions if p.gpu_type}
-        values["gpu_speed"] = dict.fromkeys(sorted(types), 1.0) if len(types) > 1 else {}
-        if len(types) > 1:
-            notes.append("set gpu_speed to the relative speeds of your GPU types; 1.0 was written for all")
-    site = read_site(values, "site init")
-    site = _working_request(site, notes)
+    rights = read_rights(notes)
+    gpu = sorted((p for p in partitions if p.num_gpus), key=_gpu_order(partitions), reverse=True)
+    cpu = sorted(partitions, key=_cpu_order, reverse=True)
+    site, chosen = Site(), None
+    if gpu:
+        site, chosen = _first_that_works(gpu, rights, notes)
+    working_cpu = _cpu_that_works(cpu, rights, site, notes)
+    if chosen is None:
+        notes.append(
+            f"no partition has whole GPUs: ranks will run on the CPUs of {working_cpu.name} (gpu_request: none)"
+        )
+        values = _values(working_cpu, rights, workers=4) | {"gpu_request": "none", "gpu_type": None}
+        site = read_site(values, "site init")
+    site = site.model_copy(update={"cpu_partition": working_cpu.name})
+    if chosen is not None:
+        site = site.model_copy(update=_about_the_others(chosen, partitions, notes))
     _warn(notes)
     return Findings(site, notes)
+
+
+def _about_the_others(
+    chosen: Partition, partitions: Sequence[Partition], notes: list[str]
+) -> dict[str, object]:
+    """What to know of the other GPUs there are; the settings that follow."""
+    others = [str(p) for p in partitions if p.gpus_per_node and p != chosen]
+    if others:
+        notes.append(
+            f"other partitions with GPUs: {', '.join(others)}; compare them with: dist3dgs partitions"
+        )
+    if chosen.preemptible:
+        notes.append(
+            f"jobs in {chosen.name} can be preempted; they are queued again, or submitted again, and resume from a "
+            "checkpoint"
+        )
+    types = sorted({p.gpu_type for p in partitions if p.gpu_type})
+    if len(types) < 2:
+        return {}
+    notes.append("set gpu_speed to the relative speeds of your GPU types; 1.0 was written for all")
+    return {"gpu_speed": dict.fromkeys(types, 1.0)}
 
 
 def run_init(out: Path, *, force: bool = False) -> list[str]:
@@ -83,12 +97,7 @@ def run_init(out: Path, *, force: bool = False) -> list[str]:
 def render(site: Site) -> str:
     """The profile's text for `site`."""
     text = (resources.files("dist3dgs.slurm") / "profile.yaml").read_text(encoding="utf-8")
-    values = {
-        "account_line": "slurm_account: *account" if site.account else "# slurm_account: none on this cluster"
-    }
-    dumped = site.model_dump()
-    for name in type(site).model_fields:
-        values[name] = _yaml(dumped[name])
+    values = {name: _yaml(value) for name, value in site.model_dump().items()}
     return "\n".join(_filled(line, values) for line in text.splitlines()) + "\n"
 
 
@@ -107,88 +116,94 @@ def _filled(line: str, values: Mapping[str, str]) -> str:
     )
 
 
+#: Words that some reader of YAML takes for something else than themselves: booleans, nothing, numbers.
+_NO_TEXT = {*("y", "yes", "n", "no", "on", "off", "true", "false", "null", "none", "nan", "inf")}
+
+
 def _yaml(value: object) -> str:
+    """A value as YAML on one line; text is quoted unless every reader takes it for text."""
     if value is None:
         return "null"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
     if isinstance(value, float):
         return f"{value:.10g}"
-    if isinstance(value, str) and not value.replace("_", "").replace("-", "").isalnum():
-        return f'"{value}"'
-    return f'"{value}"' if isinstance(value, str) and value.isdigit() else str(value)
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", value) and value.lower() not in _NO_TEXT
+        return value if plain else json.dumps(value)
+    return str(value)
 
 
-def _gpu_partition(partitions: Sequence[Partition]) -> Partition | None:
-    """The one with most GPUs; of equals the default one, then one whose jobs are not preempted, then the longest."""
-    able = [p for p in partitions if p.gpus_per_node]
-    middle = sorted(p.priority for p in able)[len(able) // 2] if able else 0
-    return max(
-        able,
-        key=lambda p: (
-            p.num_nodes * p.gpus_per_node,
-            p.default,
-            # A high priority is meant for urgent work, a low one is preempted: take neither without being told.
-            -abs(p.priority - middle),
-            min(p.max_time_s, 1e9),
-        ),
-        default=None,
-    )
+def _gpu_order(partitions: Sequence[Partition]) -> Callable[[Partition], tuple[float | bool, ...]]:
+    """Most GPUs first; of equals the default one, then one whose jobs are not preempted, then the longest."""
+    tiers = sorted(p.priority for p in partitions if p.num_gpus)
+    middle = tiers[len(tiers) // 2] if tiers else 0
+
+    def order(p: Partition) -> tuple[float | bool, ...]:
+        # A high priority is meant for urgent work, a low one is preempted: take neither without being told.
+        return p.num_gpus, p.default, -abs(p.priority - middle), min(p.max_time_s, 1e9)
+
+    return order
 
 
-def _cpu_partition(partitions: Sequence[Partition]) -> Partition:
-    return max(partitions, key=lambda p: (p.gpus_per_node == 0, p.default, p.num_nodes))
+def _cpu_order(p: Partition) -> tuple[float | bool, ...]:
+    return p.gpus_per_node == 0, p.default, p.num_up
 
 
-def _sizes(p: Partition, workers: int) -> dict[str, object]:
-    """CPUs and memory of one GPU's share of a node, 4 % of the memory left to the system; times in minutes."""
-    usable_gib = p.mem_mb_per_node * 0.96 / 1024
-    longest = 7 * 24 * 60 if math.isinf(p.max_time_s) else int(p.max_time_s // 60)
-    return {
-        "cpus_per_gpu": max(1, p.cpus_per_node // workers),
-        "mem_gib_per_gpu": max(1.0, math.floor(10 * (usable_gib - 1) / workers) / 10),
-        "max_mem_gib": math.floor(10 * usable_gib) / 10,
-        "runtime_min": min(120, longest),
-        "max_runtime_min": longest,
+def _values(p: Partition, rights: Rights, workers: int) -> dict[str, object]:
+    """The site block for the nodes of `p`."""
+    account, qos, longest_s = rights.in_partition(p)
+    found: dict[str, object] = dict(sizes(p, workers))
+    minutes = int(min(p.max_time_s, longest_s, 7 * 24 * 3600) // 60)
+    return found | {
+        "account": account,
+        "qos": qos,
+        "gpu_partition": p.name,
+        "gpu_type": p.gpu_type,
+        "runtime_min": max(1, min(120, minutes)),
+        "max_runtime_min": max(1, minutes),
     }
 
 
-def _account(notes: list[str]) -> str | None:
-    """The user's default account, or the only one; None without accounting."""
-    user = os.environ.get("SLURM_USER") or _user()
-    try:
-        default = rows(slurm("sacctmgr", "-nP", "show", "user", user, "format=user,defaultaccount"), 2)
-        every = rows(slurm("sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=account"), 1)
-    except SlurmError:
-        notes.append("this cluster keeps no accounts (sacctmgr does not answer): none is given to sbatch")
-        return None
-    accounts = sorted({row[0] for row in every if row[0]})
-    chosen = default[0][1] if default and default[0][1] else (accounts[0] if accounts else None)
-    if len(accounts) > 1:
-        notes.append(f"your accounts: {', '.join(accounts)}; {chosen} was taken")
-    return chosen
+def _first_that_works(
+    candidates: Sequence[Partition], rights: Rights, notes: list[str]
+) -> tuple[Site, Partition]:
+    """The first partition, and way of asking it for GPUs, from which Slurm takes a job of the smallest layout."""
+    refused: list[tuple[Partition, Site, Refusal]] = []
+    for p in candidates:
+        for way in ("gres", "gpus-per-node"):
+            site = read_site(_values(p, rights, workers=p.gpus_per_node) | {"gpu_request": way}, "site init")
+            refusal = test_only(layout_resources(Layout(1, 1), site), site.account).refusal
+            if refusal is None:
+                if refused:
+                    notes.append(f"{refused[0][0]} has more GPUs but refuses: {refused[0][2]}")
+                return site, p
+            refused.append((p, site, refusal))
+    # None does: rather one that may do so later than one that never will.
+    p, site, refusal = min(refused, key=lambda r: not r[2].transient)
+    notes.append(f"a job for one GPU would be refused: {refusal}")
+    return site, p
 
 
-def _user() -> str:
-    import getpass
-
-    return getpass.getuser()
-
-
-def _working_request(site: Site, notes: list[str]) -> Site:
-    """The way of asking for GPUs that this cluster takes, tried with the smallest layout."""
-    from .resources import layout_resources
-
-    tried = [site.gpu_request] if site.gpu_request == "none" else ["gres", "gpus-per-node"]
-    problem = None
-    for way in tried:
-        candidate = site.model_copy(update={"gpu_request": way})
-        forecast = test_only(layout_resources(Layout(1, 1), candidate), site.account)
-        if forecast.refusal is None:
-            return candidate
-        problem = problem or forecast.refusal
-    notes.append(f"a job for one GPU would be refused: {problem}")
-    return site
+def _cpu_that_works(
+    candidates: Sequence[Partition], rights: Rights, site: Site, notes: list[str]
+) -> Partition:
+    """The first partition from which Slurm takes a small job without a GPU."""
+    first: Refusal | None = None
+    for name in dict.fromkeys(p.name for p in candidates):
+        p = next(p for p in candidates if p.name == name)
+        account, qos, _ = rights.in_partition(p)
+        # One account and QOS for all jobs: those of the training, where there is one.
+        common = {} if site.account or site.qos else {"account": account, "qos": qos}
+        asked = site.model_copy(update={"cpu_partition": name, **common})
+        refusal = test_only(small_resources(asked), asked.account).refusal
+        if refusal is None:
+            return p
+        first = first or refusal
+    notes.append(f"a job without GPUs would be refused: {first}")
+    return candidates[0]
 
 
 def _warn(notes: list[str]) -> None:
@@ -216,12 +231,3 @@ def _warn(notes: list[str]) -> None:
         extras.append("Apptainer (site.image)")
     if extras:
         notes.append(f"also here: {', '.join(extras)}")
-
-
-def summary(partitions: Sequence[Partition]) -> str:
-    """The cluster in a few lines."""
-    return "\n".join(
-        f"{p.name:<12} {p.num_nodes} nodes ({p.num_idle} idle), {p.gpus_per_node} {p.gpu_type or 'GPU'} each, "
-        f"at most {format_time(p.max_time_s)}"
-        for p in partitions
-    )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .commands import SlurmError, blocks, format_time, parse_time_s, slurm
+from .commands import SlurmError, blocks, environment, format_time, parse_time_s, slurm
 
 Resources = Mapping[str, int | str]
 
@@ -22,6 +22,7 @@ class Refusal:
     remedy: str
     line: str  # Slurm's own
     transient: bool = False  # the same request may be taken later
+    known: bool = True  # whether Slurm's words were understood
 
     def __str__(self) -> str:
         return f"{self.reason}. {self.remedy}. Slurm said: {self.line}"
@@ -75,7 +76,29 @@ _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
         "Lower site.cpus_per_gpu (sinfo -o '%c %G')",
     ),
     (
-        r"Max(GRES|TRES|CPU|Node|Wall|Submit|Jobs)|AssocGrp|QOSGrp|QOSMax|AssocMax|violates accounting/QOS policy",
+        r"dependency problem|DependencyNeverSatisfied",
+        "the job it waits for is gone",
+        "Nothing to do: the next submission does not wait for it",
+    ),
+    (
+        r"maximum number of jobs|job count limit|(QOS|Assoc)\w*(Submit|Jobs)",
+        "the cluster or the account takes no more jobs at present",
+        "Nothing to do: it is asked again. Fewer at once: `jobs` in profiles/slurm/config.yaml",
+    ),
+    (
+        r"Required node not available|configuration not available now|temporarily unable to accept",
+        "Slurm takes no such job at present",
+        "Nothing to do: it is asked again. What is down or reserved: sinfo -R, scontrol show reservation",
+    ),
+    (
+        r"Unable to contact slurm controller|Connection refused|no answer within|timed out|Zero Bytes were transmitted"
+        r"|Transport endpoint is not connected|authentication error|backup controller|standby mode"
+        r"|Unexpected message|resource temporarily unavailable|Communication connection failure",
+        "the Slurm controller does not answer",
+        "Wait and run the same command again; jobs that run are not affected (scontrol ping)",
+    ),
+    (
+        r"Max(GRES|TRES|CPU|Node|Wall)|QOSMax|AssocMax|AssocGrp|QOSGrp|violates accounting/QOS policy",
         "the limits of account {account!r} or its QOS do not allow {nodes} node(s) with {gpus!r} for {runtime} minutes",
         "See the limits: sacctmgr show assoc user=$USER format=account,maxtresperjob,grptres,maxwall; "
         "or use another account",
@@ -87,26 +110,12 @@ _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
         "Compare with `sinfo -p {slurm_partition} -o '%D %c %m %G %l'`: ask for a smaller layout, or change "
         "site.gpu_type, site.cpus_per_gpu or site.mem_gib_per_gpu",
     ),
-    (
-        r"dependency problem|DependencyNeverSatisfied",
-        "the job it waits for is gone",
-        "Nothing to do: the next submission does not wait for it",
-    ),
-    (
-        r"maximum number of jobs|job count limit|QOSMaxSubmit|AssocMaxSubmit|resource temporarily unavailable",
-        "the cluster or the account takes no more jobs at present",
-        "Lower `jobs` in profiles/slurm/config.yaml",
-    ),
-    (
-        r"Unable to contact slurm controller|Connection refused|no answer within|timed out",
-        "the Slurm controller does not answer",
-        "Wait and run the same command again; jobs that run are not affected (scontrol ping)",
-    ),
 )
 #: Reasons that pass by themselves, by their beginning.
 _TRANSIENT = (
     "the Slurm controller does not answer",
     "the cluster or the account takes no more jobs",
+    "Slurm takes no such job at present",
     "the job it waits",
 )
 
@@ -126,7 +135,10 @@ def explain(text: str, request: Resources | None = None, **facts: str) -> Refusa
                 return Refusal(reason=words, remedy=todo, line=line, transient=reason.startswith(_TRANSIENT))
     line = lines[-1] if lines else "nothing"
     return Refusal(
-        reason="Slurm does not take the job", remedy="Ask the cluster's support about this line", line=line
+        reason="Slurm does not take the job",
+        remedy="Ask the cluster's support about this line",
+        line=line,
+        known=False,
     )
 
 
@@ -142,6 +154,7 @@ def sbatch_argv(request: Resources, account: str | None) -> list[str]:
     argv += [f"--partition={request['slurm_partition']}"] if request.get("slurm_partition") else []
     argv += [f"--time={request['runtime']}", f"--mem={request['mem_mb']}", f"--nodes={request['nodes']}"]
     argv += [f"--cpus-per-task={request['cpus_per_task']}"]
+    argv += [f"--qos={request['qos']}"] if request.get("qos") else []
     argv += [f"--gres={request['gres']}"] if request.get("gres") else [f"--ntasks={request['tasks']}"]
     return [*argv, *str(request.get("slurm_extra", "")).split()]
 
@@ -165,14 +178,15 @@ def test_only(request: Resources, account: str | None) -> Forecast:
             text=True,
             timeout=30,
             errors="replace",
+            env=environment(),
         )
     except (OSError, subprocess.TimeoutExpired) as e:
         return Forecast(refusal=explain(f"sbatch: {e} timed out", request, account=str(account)))
     text = done.stderr + done.stdout
-    match = re.search(r"to start at (\S+) using \d+ processors on nodes (\S+)", text)
-    if done.returncode == 0 and match:
-        return Forecast(start=match.group(1), nodes=match.group(2))
-    return Forecast(refusal=explain(text, request, account=str(account), max_time=_max_time(request)))
+    if done.returncode == 0:  # taken, whatever the words
+        match = re.search(r"to start at (\S+) using \d+ processors on nodes (\S+)", text)
+        return Forecast(start=match.group(1), nodes=match.group(2)) if match else Forecast()
+    return Forecast(refusal=explain(text, request, account=str(account), max_time=max_time(request)))
 
 
 def limit_problem(request: Resources) -> Refusal | None:
@@ -180,7 +194,7 @@ def limit_problem(request: Resources) -> Refusal | None:
     partition = _partition(request)
     longest = parse_time_s(partition.get("MaxTime", "UNLIMITED"))
     if float(request["runtime"]) * 60 > longest:
-        return explain("PartitionTimeLimit (found before submission)", request, max_time=_max_time(request))
+        return explain("PartitionTimeLimit (found before submission)", request, max_time=max_time(request))
     most = partition.get("MaxNodes", "UNLIMITED")
     if most.isdigit() and int(request["nodes"]) > int(most):
         return explain("PartitionNodeLimit (found before submission)", request)
@@ -205,7 +219,8 @@ def _partition(request: Resources) -> dict[str, str]:
     return shown[0] if shown else {}
 
 
-def _max_time(request: Resources) -> str:
+def max_time(request: Resources) -> str:
+    """The time limit of the request's partition, in brackets; "" where there is none."""
     longest = _partition(request).get("MaxTime")
     return (
         f" (its limit is {format_time(parse_time_s(longest))})" if longest and longest != "UNLIMITED" else ""

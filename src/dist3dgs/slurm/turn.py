@@ -7,6 +7,7 @@ point again; the resources of that submission come from the same decision, taken
 import contextlib
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -21,13 +22,15 @@ from ..evidence import attempts
 from ..files import write_json
 from ..names import Layout
 from .allocation import Allocation
-from .attempts import Try, settle
+from .attempts import Try, read_tail, settle
 from .commands import SlurmError
 from .retry import Decision, decide
 from .settings import VARIABLE, Site
 
 EX_TEMPFAIL = 75
 WAIT_POLL_S = 5.0
+#: A job for one CPU gets a whole core, which may be as many as this.
+SMALL_CPUS = 8
 #: A controller that is down for less than this is waited for.
 PATIENCE_S = 600.0
 
@@ -59,10 +62,23 @@ def take(point: Path, spec_digest: str, allocation: Allocation, site: Site) -> D
 def _too_small(point: Path, allocation: Allocation, site: Site) -> str | None:
     """Why a job that was submitted to wait or to close (`resources.small_resources`) cannot train."""
     layout = Layout.parse(Path(point).parent.name)
-    has, needs = allocation.cpus_per_node, site.cpus_per_gpu * layout.workers_per_node
-    if has == 1 and (needs > 1 or layout.nodes > 1) and os.environ.get(VARIABLE):
-        return f"one CPU on one node cannot train {layout}"
+    has, needs = allocation.cpus_per_node or SMALL_CPUS + 1, site.cpus_per_gpu * layout.workers_per_node
+    small = len(allocation.nodes) == 1 and allocation.gpus_per_node == 0 and has <= SMALL_CPUS
+    lacks = has < needs or layout.nodes > 1 or site.gpu_request != "none"
+    if small and lacks and os.environ.get(VARIABLE):
+        return f"{has} CPU(s) on one node without a GPU cannot train {layout}"
     return None
+
+
+#: Last words of an srun that asked about its job while the controller was away. It asks once.
+_NO_CONTROLLER = re.compile(
+    r"srun: error: Unable to confirm allocation.*(contact slurm controller|timed out|[Zz]ero [Bb]ytes)"
+)
+
+
+def srun_found_no_controller(log: Path) -> bool:
+    """Whether the launch that ended last in `log` was srun's asking in vain, before any rank was started."""
+    return any(_NO_CONTROLLER.search(line) for line in read_tail(log, 4096).splitlines()[-2:])
 
 
 def after_failure(point: Path, spec_digest: str, allocation: Allocation, site: Site) -> Decision:

@@ -1,7 +1,9 @@
 """The command line's verbs about the cluster: `partitions`, `preflight`, `site init`."""
 
 import argparse
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add_config_options(p)
     p.add_argument("--layouts", nargs="*", help="default: those of the config")
     p.add_argument(
-        "--minutes", type=float, help="predicted run time on the fastest GPUs; default: site.runtime_min"
+        "--minutes",
+        type=float,
+        help="run time on the fastest GPUs; default: from records, else site.runtime_min",
     )
     p.add_argument("--json", action="store_true")
 
@@ -54,11 +58,24 @@ def _layouts(args: argparse.Namespace) -> list[Any]:
 
 
 def _partitions(args: argparse.Namespace) -> None:
-    from . import partitions
+    from ..errors import UserError
+    from ..matrix import load_study
+    from . import chooser
+    from .predict import Prediction, predict, read_records
 
-    layouts = _layouts(args)
-    runtimes = dict.fromkeys(layouts, args.minutes * 60) if args.minutes else None
-    print(partitions.run(layouts, site_of(args.profile), runtimes, as_json=args.json))
+    study, site, layouts = load_study(args.config, args.configfile), site_of(args.profile), _layouts(args)
+    records = read_records(Path(study.config.results))
+    points = {(p.scene, p.strategy): p for p in study.points()}.values()
+    predictions = {}
+    for layout in layouts:
+        specs = []
+        for point in points:
+            with contextlib.suppress(UserError):  # a batch that these ranks cannot share, say
+                specs.append(study.spec(replace(point, layout=layout, repeat=0)))
+        predictions[layout] = predict(specs, records, site.gpu_speed, site.runtime_min * 60.0)
+        if args.minutes:
+            predictions[layout] = Prediction(seconds=args.minutes * 60, source="--minutes")
+    print(chooser.run(layouts, site, predictions, as_json=args.json))
 
 
 def _preflight(args: argparse.Namespace) -> int:

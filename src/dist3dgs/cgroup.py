@@ -1,0 +1,55 @@
+"""Processes that the kernel killed for lack of memory, as the memory cgroup of this process counts them.
+
+A rank that the kernel kills dies of SIGKILL like one that a user kills. What limited it (Slurm, a container, systemd)
+is a cgroup, and the kernel counts there.
+"""
+
+import re
+from pathlib import Path
+
+PROC, ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+#: Slurm's folder of a job; its steps, of which each node's ranks are one, are below it.
+_JOB = re.compile(r"^(.*?/job_\d+)(?:/|$)")
+
+
+def oom_kills(proc: Path = PROC, root: Path = ROOT) -> int | None:
+    """How many processes of this process's job (without one: of its cgroup) the kernel has killed; None if unknown."""
+    try:
+        lines = [line.split(":", 2) for line in proc.read_text().splitlines()]
+    except OSError:
+        return None
+    for controllers, path in ((line[1], line[2]) for line in lines if len(line) == 3):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        folder = root / "memory" if controllers else root
+        job = _JOB.match(path)
+        folder = folder / (job.group(1) if job else path).lstrip("/")
+        # Version 2 counts what is below as well, version 1 does not.
+        files = [folder / "memory.events"] if not controllers else list(folder.rglob("memory.oom_control"))
+        counts = [count for file in files if (count := _count(file)) is not None]
+        if counts:
+            return sum(counts)
+    return None
+
+
+def _count(file: Path) -> int | None:
+    try:
+        match = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match.group(1)) if match else None
+
+
+class OomWatch:
+    """Whether the kernel has killed a process since this was made."""
+
+    def __init__(self, proc: Path = PROC, root: Path = ROOT) -> None:
+        self._where = proc, root
+        self._before = oom_kills(proc, root)
+
+    def note(self) -> str | None:
+        """What happened, in words; None where nothing did, or where it cannot be told."""
+        now = oom_kills(*self._where)
+        if now is None or self._before is None or now <= self._before:
+            return None
+        return f"the kernel killed {now - self._before} process(es) that had used up the memory of this job (oom_kill)"
