@@ -23,8 +23,7 @@ def quality(scene: Path, folder: Path, images: int, resets: int) -> dict[tuple[s
             checkpoint_every=images, digest_every=images, log_every=images // 4, sh_every=images // 6,
             densify={
                 "start_step": images // 20, "every": images // 60, "stop_step": images // 5 * 3,
-                "reset_every": images // 4 if resets else images, "max_gaussians": 6000,
-                "grad_threshold": 8e-4, "prune_opacity": 0.01,
+                "reset_every": images // 3 if resets else images, "max_gaussians": 20_000,
             },
         )  # fmt: skip
         out = folder / f"{kind}{world_size}"
@@ -38,8 +37,10 @@ def quality(scene: Path, folder: Path, images: int, resets: int) -> dict[tuple[s
 
 
 def test_on_the_built_in_scene(tmp_path: Path) -> None:
-    psnr = quality(real.write_court(tmp_path / "court.safetensors"), tmp_path, images=1200, resets=2)
-    assert psnr["replicated", 1] > 17, psnr
+    """As many views as hold the scene: of half as many, a change of the last bit alone makes 2 dB."""
+    scene = real.write_court(tmp_path / "court.safetensors", num_views=48, width=144, height=96)
+    psnr = quality(scene, tmp_path, images=1800, resets=1)
+    assert psnr["replicated", 1] > 24, psnr
     for run in RUNS:
         assert psnr[run] == pytest.approx(psnr["replicated", 1], abs=0.15), psnr
 
