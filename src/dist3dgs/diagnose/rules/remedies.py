@@ -20,8 +20,8 @@ REMEDIES: Mapping[str, Mapping[str, str]] = {
         "checkpoint.",
         "preempted": "Nothing to mend: the next attempt resumes from the checkpoint written on SIGTERM. `dist3dgs partitions` "
         "shows where nobody preempts.",
-        "cancelled": "Train again with: snakemake --profile profiles/slurm --forcerun train RECORD; it resumes from the last "
-        "checkpoint. Cancelled runs are not retried.",
+        "cancelled": "Train again with `snakemake --profile profiles/slurm --forcerun train -- results/POINT/record.json`: it "
+        "resumes from the last checkpoint. Cancelled runs are not retried.",
         "oom-killer": f"Raise `site.mem_gib_per_gpu` in {SITE} (attempts after this failure ask for more, up to "
         "`site.max_mem_gib`). The record's peak host memory says how much is needed.",
         "host-allocation-failed": f"Raise `site.mem_gib_per_gpu` in {SITE}; the record's peak host memory says how much is needed.",
