@@ -14,6 +14,10 @@ from .text import REPEATS_RANKS
 
 #: What stands before the progress bar of an evaluation.
 EVALUATION = re.compile(r"(?i)\beval|\bvalid|\btest|\brender")
+#: So many lines of results may follow a program's word of its own time; below more of them something else runs.
+MAX_RESULT_LINES = 64
+#: What a progress line says is still to do: `eta: 0:12:04`, `eta: 1 day, 2:00:01`.
+ETA = re.compile(r"(?i)\beta:? +(?:\d+ days?, )?\d+(?::\d\d)+")
 
 
 class Rate(Model):
@@ -209,9 +213,34 @@ def ended(scan: Scan) -> Evidence | None:
     for key in ("wrapper_finish", "teardown"):
         if (fact := scan.facts.one.get(key)) is not None:
             return _evidence(fact.line)
+    if (fact := scan.facts.one.get("loop_left")) is not None and _loop_ended(scan, fact.line):
+        return _evidence(fact.line)
+    times = scan.facts.many.get("own_time", [])
+    if len(times) == 1 and not any(p.last for p in scan.progress.values()):
+        line = times[0].line
+        num_lines = next((f.lines for f in scan.files if f.path == line.file), 0)
+        if num_lines - (line.number or 0) <= MAX_RESULT_LINES:
+            return _evidence(line)
     if (code := scan.facts.one.get("exit_code")) is not None:
         return _evidence(code.line)
     return None
+
+
+def _loop_ended(scan: Scan, left: Line) -> bool:
+    """The loop was left at its end, and what began below that gave its results."""
+    begun, results = _place(scan, "begun"), _place(scan, "results")
+    return not _time_was_left(scan, left.file) and begun <= max(left.number or 0, results)
+
+
+def _place(scan: Scan, key: str) -> int:
+    return (scan.facts.one[key].line.number or 0) if key in scan.facts.one else 0
+
+
+def _time_was_left(scan: Scan, file: str) -> bool:
+    """The last progress line of that file says that the training was not at its end."""
+    last = next((p.last for p in scan.progress.values() if p.last and p.last.file == file), None)
+    m = ETA.search(last.text) if last is not None else None
+    return m is not None and re.search(r"[1-9]", m[0]) is not None
 
 
 def _evidence(line: Line) -> Evidence:

@@ -30,6 +30,7 @@ class FactPattern:
 
     `keep`: the first, last or largest value, all different ones (`set`) or all (`list`, at most 1000).
     `often`: the line comes again with other numbers, and each one counts; `some`: a few of them will do.
+    `placed`: where the last one stands matters, however often it came before.
     """
 
     key: str
@@ -38,6 +39,7 @@ class FactPattern:
     keep: Literal["first", "last", "max", "set", "list"] = "first"
     often: bool = False
     some: bool = False
+    placed: bool = False
 
 
 class FactTable:

@@ -24,8 +24,10 @@ REPORT = re.compile(
 )
 
 #: Where a job is over, and which.
-JOB_END = re.compile(r"\*\*\* (?:JOB|STEP) (\d+)\S* ON \S+ CANCELLED AT")
+JOB_END = re.compile(r"\*\*\* (?:JOB|STEP) (\d+)\S* (?:ON \S+ )?CANCELLED AT")
 TASK_FAILED = re.compile(r"error: \S+: tasks? [\d,-]+: ")
+#: A process that ended by itself, and not by SIGTERM (15, in a shell 143).
+FAILED_CODE = re.compile(r"(?:exit ?code|return code|exit status)[ :=]*-?(?!0\b|15\b|143\b)\d")
 
 BY_NAME = {r.name: r for r in RULES}
 
@@ -54,6 +56,9 @@ def choose(scan: Scan, finished: bool) -> Choice:
             choice.symptoms.append(hit)
         else:
             live.append(hit)
+    if any(FAILED_CODE.search(h.line.text) for h in choice.symptoms):
+        # A launcher ends the other tasks with SIGTERM when one failed by itself.
+        live = [h for h in live if h.rule.name != "terminated"]
     live = _of_the_last_job(live, scan, choice)
     live = _without_complaints(live, scan, choice)
     live = [h for h in live if h.rule.tier != Tier.IGNORED or _counts(h, scan, choice)]
@@ -149,10 +154,12 @@ def _finish_below(hit: Hit, scan: Scan) -> bool:
 
 def _counts(hit: Hit, scan: Scan, choice: Choice) -> bool:
     """An exception that did not itself end the process counts if something did fail, or nothing ended well."""
+    if hit.rule.name == "port-warned" and any(p.count for p in scan.progress.values()):
+        return False
     if choice.symptoms:
         return True
     ended = any(key in scan.facts.one for key in ("finish", "wrapper_finish", "teardown"))
-    return hit.rule.name == "bare-exception" and not ended
+    return hit.rule.name in ("bare-exception", "port-warned") and not ended
 
 
 def _nearness(hit: Hit) -> tuple[int, bool, int, int]:

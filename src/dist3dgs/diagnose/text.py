@@ -115,8 +115,9 @@ class TextReader:
 
     def _look_often(self, block: Block) -> None:
         for shape in self.often.keys() & block.last.keys():
-            line = Line(self.path, None, clean(block.line(block.last[shape])))
-            self.result.facts.read(line, self.often[shape])
+            i, patterns = block.last[shape], self.often[shape]
+            number = block.number(i) if any(p.placed for p in patterns) else None
+            self.result.facts.read(Line(self.path, number, clean(block.line(i))), patterns)
 
     def _choose(self, block: Block) -> list[int]:
         """Indices of the segments that may have to be looked at."""
@@ -158,10 +159,13 @@ class TextReader:
         return [hit] if hit else []
 
     def _judge(self, block: Block, line: Line, i: int, rules: Sequence[int]) -> Hit | None:
-        if not rules or SCRIPT.match(line.text) or TORCH_WARNING.match(line.text):
+        if not rules or SCRIPT.match(line.text):
             return None
+        warning = TORCH_WARNING.match(line.text) is not None
         hit: Hit | None = None
         for rule, found in takers(where.PREFIX.sub("", line.text), rules):
+            if warning and rule.tier != Tier.IGNORED:
+                continue
             if hit is None:
                 hit = Hit(rule, found, line, self.index, self.order + i, *self._around(block, i))
                 hit.steps_above = lambda: self.progress.count + self._steps_above(block, i)

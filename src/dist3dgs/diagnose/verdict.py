@@ -118,7 +118,9 @@ def _failed(found: Scan, choice: Choice) -> Diagnosis:
     extra: Sequence[Evidence] = ()
     if rule.cause in ("time_limit", "cancelled"):
         silence = silent_before(root, found)
-        if silence is not None and (found.diary or _stepped(found) or _nothing_below(root, found)):
+        # Who cancels a program that shows no step need not have waited for one: a service is silent when it is well.
+        hung = rule.cause == "time_limit" and _nothing_below(root, found)
+        if silence is not None and (found.diary or _stepped(found) or hung):
             rule, extra = BY_NAME["no-step"], silence
     return _diagnosis("failed", rule, root, found, choice, extra)
 
@@ -230,12 +232,19 @@ def _ended_well(found: Scan, summary: LogSummary, choice: Choice, context: Mappi
     if context.get("exit_code") not in (None, 0) or context.get("signal"):
         return False
     if summary.finished is not None:
-        return True
+        return not any(_failed_below(hit, summary.finished) for hit in choice.symptoms)
     if choice.symptoms:
         return False
     if _silent_trainer(found):
         return False
     return summary.ended is not None and not _went_on(summary.ended, found)
+
+
+def _failed_below(hit: Hit, finished: Evidence) -> bool:
+    """A process is reported as failed below the trainer's end: what came after the training did not end well."""
+    if hit.rule.name not in ("worker-failed", "loader-worker-gone") or hit.line.file != finished.file:
+        return False
+    return (hit.line.number or 0) > (finished.line or 0) > 0
 
 
 def _went_on(end: Evidence, found: Scan) -> bool:
@@ -273,7 +282,7 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
         status="failed" if failed else "unknown", cause="unknown",
         evidence=evidence or [_evidence(h) for h in choice.notes[:3]],
         explanation=explanation, rank=first.get("rank"), node=first.get("node"),
-        remedy=_what_to_give(found, first.get("rank"), first.get("node")), ruled_out=_ruled_out(choice),
+        remedy=_what_to_give(found, choice, first.get("rank"), first.get("node")), ruled_out=_ruled_out(choice),
         looked_for=[*_missing_halves(found), *_looked_for()],
     )  # fmt: skip
 
@@ -286,12 +295,13 @@ def _missing_halves(found: Scan) -> list[str]:
     ]
 
 
-def _what_to_give(found: Scan, rank: int | None, node: str | None) -> str:
+def _what_to_give(found: Scan, choice: Choice, rank: int | None, node: str | None) -> str:
     """Where a cause may stand that is not in these files."""
     halves = [f"Give also {other.name}." for other in missing_halves([Path(f.path) for f in found.files])]
     place = " on ".join(x for x in (None if rank is None else f"rank {rank}", node) if x)
     wanted = [*halves, *([f"Look in the log of {place}."] if place else [])]
-    return " ".join([*wanted, BY_NAME["worker-failed"].remedy])
+    told = [h.rule.remedy for h in choice.symptoms if h.rule.name == "loader-worker-gone"][:1]
+    return " ".join([*told, *wanted, BY_NAME["worker-failed"].remedy])
 
 
 def _looked_for() -> list[str]:

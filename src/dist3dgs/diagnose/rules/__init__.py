@@ -15,12 +15,13 @@ RULES: tuple[Rule, ...] = tuple(
     for name in (
         "submission-refused", "node-lost", "oom-killer", "shared-memory", "disk-full", "host-allocation-failed",
         "gpu-hardware", "oom-on-an-empty-gpu", "gpu-oom", "device-assert", "gpu-fault",
-        "ddp-parameters-differ", "ddp-unused-parameters", "duplicate-gpu", "port-in-use",
+        "ddp-parameters-differ", "ddp-unused-parameters", "duplicate-gpu", "port-in-use", "port-warned",
         "extension-build", "diverged", "sfm-failed", "corrupt-data",
         "time-limit", "preempted", "cancelled",
         "collective-timeout", "nccl-network", "rendezvous", "nccl-error", "no-step", "peer-lost",
         "environment", "command-line", "settings", "torch-misuse", "exception", "ignored-exception", "bare-exception",
-        "segmentation-fault", "bus-error", "killed-by-signal", "killed", "worker-failed", "terminate", "module-unknown",
+        "segmentation-fault", "bus-error", "killed-by-signal", "killed", "terminated",
+        "loader-worker-gone", "worker-failed", "terminate", "module-unknown",
     )
 )  # fmt: skip
 assert len(RULES) == len(_BY_NAME), "every rule has its place in the order"

@@ -4,12 +4,20 @@
 
 import re
 
-from .rule import Rule, Tier, patterns
+from .rule import Hit, Rule, Tier, patterns
 
 #: Services beside the training whose port does not matter to it.
 SIDE_SERVICE = re.compile(
     r"(?i)tensorboard|jupyter|viewer|viser|gradio|prometheus|wandb|dashboard|streamlit|metrics server"
 )
+#: torch's warning for each address on which it could not listen; the next one may still do.
+PORT_WARNING = r"server socket has failed to (?:listen|bind)[^\n]*(?:\berrno: 98\b|EADDRINUSE|already in use)"
+
+
+def _last_words(hit: Hit) -> bool:
+    """Nothing but such warnings stands below: the process did not get past them."""
+    return all(not text.strip() or re.search(PORT_WARNING, text) for text in hit.below(8))
+
 
 RULES = (
     Rule(
@@ -54,6 +62,17 @@ RULES = (
             r"(?i)\bport \d+ (?:is )?(?:already )?(?:in use|taken|occupied|allocated)|port is already (?:allocated|in use)",
         ),
         unless=SIDE_SERVICE,
+    ),
+    Rule(
+        name="port-warned",
+        cause="port_in_use",
+        tier=Tier.IGNORED,
+        looks="`[W socket.cpp:426] [c10d] The server socket has failed to bind to [::]:29500 (errno: 98 ...)` as a log's last words",
+        why="torch warns for each address that it tries. A rank that listens in the end prints more; this one did not.",
+        remedy="As above: another port, and a look at who holds this one (`ss -ltnp | grep PORT`).",
+        phase="startup",
+        patterns=patterns(PORT_WARNING),
+        accept=_last_words,
     ),
     Rule(
         name="collective-timeout",

@@ -84,7 +84,7 @@ RULES = (
         patterns=patterns(
             r"(?:CUDA|HIP|XPU|MPS backend|NPU)[^\n]{0,12} out of memory\.? ?(?:Tried|\(MPS)",
             r"(?:CUDA|HIP|XPU|MPS backend|NPU)(?: error:)? out of memory|torch(?:\.cuda)?\.OutOfMemoryError",
-            r"CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|Cuda failure (?:\d+ )?'out of memory'",
+            r"CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|hipErrorOutOfMemory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|Cuda failure (?:\d+ )?'out of memory'",
             r"RESOURCE_EXHAUSTED: (?:OOM|Out of memory)|OOM when allocating tensor|Failed to CUDA calloc",
         ),
         unless=re.compile(r"(?i)may (?:run out|cause|lead to)|if you (?:run|get|see|encounter|hit)|in case of|except |retry(?:ing)? (?:with|after)|recovered from|catch(?:ing)? (?:CUDA )?out of memory"),

@@ -23,7 +23,7 @@ class Tier(enum.IntEnum):
     COMMUNICATION = 3  # other ranks' death or delay as seen from here, or a network fault
     STOP = 4  # ended from outside
     SIGNAL = 5  # only how the process ended is known
-    IGNORED = 6  # a traceback that did not itself end the process
+    IGNORED = 6  # a traceback that did not itself end the process, a warning
     SYMPTOM = 7  # something failed; not why
     NOTE = 8  # odd, often harmless; proves nothing
 

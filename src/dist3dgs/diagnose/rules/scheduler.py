@@ -27,7 +27,7 @@ RULES = (
         patterns=patterns(
             r"(?:Batch job submission|[Jj]ob submit/allocate|[Jj]ob allocation) failed: \S",
             r"(?:srun|salloc): (?:error|fatal): (?:Unable to allocate resources|Job submit/allocate failed|Failed to allocate resources)",
-            r"\b(?:sbatch|salloc): (?:error|fatal): (?!.*\b(?:slurm_load_|spank))",
+            r"\b(?:sbatch|salloc): (?:error|fatal): (?!.*\b(?:slurm_load_|spank|[Nn]ode failure on|allocation has been revoked))",
             r"\bqsub: (?:submit error|Unknown|Job (?:rejected|violates|exceeds)|Unauthorized|Illegal)",
             r"\bbsub: .*(?:[Rr]ejected|Job not submitted)|Unable to run job: ",
             r"error: Job submit/allocate failed|\b(?:QOS|Assoc)Max\w+(?:Limit|PerUser|PerJob)\b(?!.*\bPending\b)",
@@ -91,14 +91,25 @@ RULES = (
         why="Somebody stopped it: scancel, Ctrl-C, or an administrator.",
         remedy="Start it again when wanted.",
         patterns=patterns(
-            r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT [\dT:-]+(?: DUE TO JOB CANCELLATION| DUE to SIGNAL \w+| (?i:by) (?:uid )?\S+)?\s*\*\*\*",
+            r"\*\*\* (?:JOB|STEP) \S+ (?:ON \S+ )?CANCELLED AT [\dT:-]+(?: DUE TO JOB CANCELLATION| DUE to SIGNAL \w+| (?i:by) (?:uid )?\S+)?\s*\*\*\*",
             r"(?:^|[\s|,=:])CANCELLED(?: by \d+)?(?:\s*[|,+]|\s+\d+:\d+|\s*\(|\s*$|\s+Reason=)",
             r"^(?:\[[^\]]*\]:?\s*)?KeyboardInterrupt\b",
+            r"(?i)\bkeyboard ?interrupt(?:ion)?\b[^\n]{0,30}\b(?:exiting|stopping|aborting|terminating)\b",
             r"\b(?:job|run|training) (?:was |has been )?(?:cancelled|canceled|aborted|interrupted) by (?:the )?user\b|\bTERM_(?:OWNER|FORCE_OWNER|ADMIN|FORCE_ADMIN|BUCKET_KILL)\b|\bscancel(?:l?ed)? by\b",
             r"(?i)^job deleted at request of \S+|^\S*job deleted by \S+@",
             r"(?i)(?:\breceived (?:signal )?SIGINT\b|\bgot SIGINT\b|\bSIGINT received\b)[^\n]*(?:exit|stop|terminat|shut|abort)",
         ),
-        unless=re.compile(r"(?i)\b(?:if|when|on|once) (?:a )?(?:SIGINT|received)|\bwill (?:stop|exit|shut)"),
+        unless=re.compile(r"(?i)\b(?:if|when|on|once) (?:a )?(?:SIGINT|received|keyboard)|\bwill (?:stop|exit|shut)"),
         accept=_is_users_cancel,
+    ),
+    Rule(
+        name="terminated",
+        cause="cancelled",
+        tier=Tier.SIGNAL,
+        looks="the shell's `Terminated` alone on its line, or `line 12: 4711 Terminated   python train.py`, and no task that failed",
+        why="SIGTERM ends a program from outside and politely: `kill`, `scancel` or a launcher that was itself stopped. "
+        "The scheduler, which names its reasons, did not say anything.",
+        remedy="Ask who stopped it; `sacct -j ID --format=JobID,State,ExitCode,End` tells a cancellation from a limit.",
+        patterns=patterns(r"^(?:\S+: line \d+: +\d+ )?Terminated(?:\s*$|\s{2,}\S)"),
     ),
 )  # fmt: skip

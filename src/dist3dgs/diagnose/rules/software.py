@@ -9,13 +9,16 @@ from .rule import Hit, Rule, Tier, patterns
 #: Exceptions that only report that another process failed, or that a signal came.
 REPORTS = (
     r"ChildFailedError|CalledProcessError|ProcessRaisedException|ProcessExitedException|SignalException|SystemExit|KeyboardInterrupt|BrokenPipeError|"
-    r"WorkflowError|RayTaskError|FailedJobError|subprocess\.TimeoutExpired|ConnectionResetError|EOFError|GeneratorExit|WorkerError|Actor(?:Unavailable|Died)Error|RayActorError|WorkerCrashedError|NodeDiedError|LocalRayletDiedError|UncompletedJobError|StopIteration"
+    r"WorkflowError|RayTaskError|FailedJobError|subprocess\.TimeoutExpired|ConnectionResetError|EOFError(?!: EOF when reading a line)|GeneratorExit|WorkerError|Actor(?:Unavailable|Died)Error|RayActorError|WorkerCrashedError|NodeDiedError|LocalRayletDiedError|UncompletedJobError|StopIteration|"
+    r"DataLoader worker \(pid\(s\)"
 )
 #: A report that lists what might have happened (Ray's, of a worker that died) says nothing of what did.
 GUESSES = r"(?:common|potential root|possible) causes"
 #: The last line of a traceback: `pkg.module.SomeError: message`, also behind a prefix that a launcher puts before it.
 EXCEPTION = r"^(?:\[[^\]]{0,40}\]:?\s*|\S{1,40}[:|>]\s+|│\s*)?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Failure|Violation|NotFound|Missing\w*|Invalid\w*|Timeout|Unsupported\w*)(?: ?:\s|:?\s*$)|^Exception(?: ?:\s|:?\s*$)"
 
+#: Hydra's `instantiate` prints the exception's repr below the target's name and leaves the traceback out.
+HYDRA_ERROR = r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)\(['\"]"
 
 BUILTIN = (
     "ArithmeticError|AssertionError|AttributeError|FileExistsError|FileNotFoundError|ImportError|IndexError|KeyError|LookupError|NameError|"
@@ -34,6 +37,20 @@ def ends_traceback(hit: Hit) -> bool:
     if not re.search(r'File "[^"\n]+", line \d+', "\n".join(tail.splitlines()[-8:])):
         return False
     return not _ignored(block[0])
+
+
+def is_uncaught(hit: Hit) -> bool:
+    return _told_by_hydra(hit) if re.match(HYDRA_ERROR, hit.line.text) else ends_traceback(hit)
+
+
+def _told_by_hydra(hit: Hit) -> bool:
+    """The line above names the object that Hydra could not make, and the launcher gave the job up for it."""
+    above = hit.context(8)
+    return (
+        bool(above)
+        and above[-1].startswith(("Error in call to target ", "Error instantiating "))
+        and any("Error executing job with overrides" in text for text in above)
+    )
 
 
 def _ignored(text_above_traceback: str) -> bool:
@@ -143,7 +160,7 @@ RULES = (
             r"(?:^|[\s:])[\w./+-]{1,120}: command not found|bad interpreter: |(?:slurm_script|\bbash|\bsh|\.sh|/job_script)[\w./-]*: (?:line \d+: )?[^\n:]+: Permission denied|\bIllegal instruction\b|\bSIGILL\b|execve\(\): [^\n]*(?:No such file|Permission denied)|: Exec format error|error: Unable to locate a modulefile",
             r"(?:EnvironmentNameNotFound|EnvironmentLocationNotFound|CondaError|CommandNotFoundError|ResolvePackageNotFound|UnsatisfiableError|PackagesNotFoundError)\b|Could not find conda environment|Run 'conda init' before|Could not find a version that satisfies|No matching distribution found|ResolutionImpossible",
             r"cannot connect to X server|no Qt platform plugin could be initialized|Could not load the Qt platform plugin",
-            r"FATAL:[^\n]*(?:container|image|\.sif|squashfs|could not open)|\b(?:pyxis|enroot)\b[^\n]*(?:error|fail|couldn't)|docker: Error",
+            r"FATAL:[^\n]*(?:container|image|\.sif|squashfs|could not open)|executable file not found in \$PATH|\b(?:pyxis|enroot)\b[^\n]*(?:error|fail|couldn't)|docker: Error",
             r"(?i)We couldn't connect to 'https?://|Max retries exceeded with url|LocalEntryNotFoundError|Temporary failure in name resolution|Network is unreachable|GatedRepoError|(?:401|403) Client Error|api_key not configured|Could not (?:download|reach) https?://|<urlopen error ",
         ),
         complaint=re.compile(
@@ -197,8 +214,8 @@ RULES = (
         looks="a Python traceback that ends in `TypeError`, `KeyError`, `AssertionError`, ...",
         why="An error of the program or of its configuration, the same on every machine; not the cluster.",
         remedy="Read the traceback's last frames in your own files. Not retried: it would fail again.",
-        patterns=patterns(EXCEPTION, r"^SyntaxError: |^IndentationError: |^TabError: "),
-        accept=ends_traceback,
+        patterns=patterns(EXCEPTION, r"^SyntaxError: |^IndentationError: |^TabError: ", HYDRA_ERROR),
+        accept=is_uncaught,
     ),
     Rule(
         name="terminate",
@@ -286,6 +303,17 @@ RULES = (
         patterns=patterns(r"(?i)no (?:training )?(?:progress|step) (?:for|in|since) (?:the last )?\d+|hang detected|(?:run|job|training) (?:has )?(?:stalled|hung|is stuck)\b|stalled for \d+"),
     ),
     Rule(
+        name="loader-worker-gone",
+        cause="unknown",
+        tier=Tier.SYMPTOM,
+        looks="`DataLoader worker (pid(s) 4711) exited unexpectedly`, and not a word of the worker itself",
+        why="A loader process died without a message; memory of the host or /dev/shm that ran out does that, and so does a crash "
+        "in a decoder.",
+        remedy="`sacct -j ID --format=JobID,State,MaxRSS,ReqMem` for the host's memory, `df -h /dev/shm` for shared memory; "
+        "with `num_workers=0` the main process shows the error.",
+        patterns=patterns(r"DataLoader worker \(pid\(s\)[^)]*\) exited unexpectedly"),
+    ),
+    Rule(
         name="worker-failed",
         cause="unknown",
         tier=Tier.SYMPTOM,
@@ -295,7 +323,7 @@ RULES = (
         patterns=patterns(
             r"error: (\S+): tasks? [\d,-]+: (?:Exited with exit code|Aborted|Terminated|Segmentation|Bus)",
             r"failed \(exitcode: -?\d+\)|\bChildFailedError\b|Root Cause \(first observed failure\)|exits? with return code = -?[1-9]|Process \d+ terminated with the following error",
-            r"ProcessExitedException|ProcessRaisedException|returned non-zero exit status|failed with return code [1-9]|DataLoader worker \(pid\(s\)[^)]*\) exited unexpectedly",
+            r"ProcessExitedException|ProcessRaisedException|returned non-zero exit status|failed with return code [1-9]",
             r"(?:JobState=|State: |(?:^|[|,\s]))FAILED(?:[|,\s]|$)|[Ee]xit(?:ed with)?(?: exit)? (?:code|status)[ :=]+[1-9]\d*\.?\s*$|Pipeline failed|(?i:(?:training|job|run|script) failed\b)",
             r"A worker died or was killed while executing a task|Actor(?:Unavailable|Died)Error\b|RayActorError\b|WorkerCrashedError\b|NodeDiedError\b",
             r"Aborted\s+\(core dumped\)|\bSIGABRT\b|task[s]? [\d,-]+: Aborted",
