@@ -37,7 +37,7 @@ test: setup ## all tests, fast ones first
 
 .PHONY: test-fast
 test-fast: setup ## unit tests without the slow ones, about a minute
-	@$(BIN)/python -m pytest -q tests/unit -m "not slow"
+	@$(BIN)/python -m pytest -q -n 2 tests/unit -m "not slow"
 
 .PHONY: check
 check: setup ## formatting, lint, types, workflow lint

@@ -96,7 +96,7 @@ def test_a_job_of_a_killed_snakemake_is_found_and_not_doubled(outcome):
 
 
 def check_refused(o: Outcome, reason: str, said: str) -> None:
-    """The record gives the reason in our words with sbatch's own line, at once; no job was ever there."""
+    """The record gives the reason in our words with sbatch's own line, at once; no job has run."""
     assert o.exit_code == 0, o.study.log()[-3000:]
     # After the graph: Snakemake's own start takes seconds or minutes, as the machine has it.
     assert o.noticed_s < 30
@@ -104,7 +104,9 @@ def check_refused(o: Outcome, reason: str, said: str) -> None:
     assert failure["cause"] == "submission_rejected"
     text = failure["evidence"][0]["text"]
     assert reason in text and "Slurm said: " in text and said in text, text
-    assert not any(o.layout in comment for _, _, comment in o.study.jobs())
+    # What its nodes cannot do Slurm keeps as a job that failed as it was submitted.
+    assert {state for _, state, comment in o.study.jobs() if o.layout in comment} <= {"FAILED"}
+    assert not o.study.events(o.layout)
 
 
 @drill("refused")
