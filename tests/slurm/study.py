@@ -110,8 +110,10 @@ class Study:
         env["PATH"] = f"{plain_bin()}:{env['PATH']}"
         env["PATH"] = f"{path}:{env['PATH']}" if path else env["PATH"]
         with (self.folder / "snakemake.log").open("a") as log:
+            # A shell's background jobs ignore Ctrl-C, and so would all that these tests start.
+            heeding = ["env", "--default-signal=INT"]
             return subprocess.Popen(
-                [str(plain_bin() / "python"), "-m", "snakemake", "--profile", "profiles/slurm", *targets],
+                [*heeding, str(plain_bin() / "python"), "-m", "snakemake", "--profile", "profiles/slurm", *targets],
                 cwd=self.folder, env=env, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             )  # fmt: skip
 
