@@ -1,13 +1,11 @@
 """A small study in a folder of its own, run on the test cluster as a user would run it."""
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,10 +15,12 @@ import numpy as np
 import yaml
 from cluster import Cluster
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dist3dgs.files import write_json
 from dist3dgs.scenes.pack import write_packed
 from dist3dgs.slurm.settings import read_site
 from dist3dgs.slurm.site import render
+from plain import plain_bin
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: Looks at the queue every two seconds: a test must not wait for what a study may.
@@ -52,21 +52,6 @@ TRAIN = {
     "lpips": False,
     "tensorboard": False,
 }
-
-
-def plain_bin() -> Path:
-    """This environment's bin folder by a path without a space.
-
-    The plugin writes Python's path unquoted into the job script, so that a checkout in "my work/" could not submit.
-    """
-    folder = Path(sys.executable).parent
-    if " " not in str(folder):
-        return folder
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-    link = Path(tempfile.gettempdir(), f"dist3dgs-env-{digest}")
-    if not link.is_symlink():
-        link.symlink_to(folder.parent)
-    return link / folder.name
 
 
 class Study:

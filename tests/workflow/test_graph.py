@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ..plain import plain_bin
+
 TARGETS = {"photographs": 1, "ingest": 1, "train": 2, "record": 2, "tabulate": 1, "write_report": 1}
 
 
@@ -18,7 +20,7 @@ ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ[
 
 
 def snakemake(workdir: Path, *argv: str, check: bool = True) -> str:
-    command = [sys.executable, "-m", "snakemake", *argv]
+    command = [str(plain_bin() / "python"), "-m", "snakemake", *argv]
     done = subprocess.run(command, cwd=workdir, capture_output=True, text=True, env=ENVIRONMENT)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
