@@ -19,7 +19,18 @@ def test_environment_modules_are_loaded_before_the_launcher_and_before_the_ranks
     env = os.environ | {"BASH_FUNC_module%%": f"() {{ echo \"$@\" >> '{loaded}'; }}"}
     env["PATH"] = f"{plain_bin()}:{env['PATH']}"
     site = "site={gpu_request: none, modules: [cuda/12.8, nccl]}"
-    command = ["snakemake", "-j2", "--sdm", "env-modules", "--config", site, "--", study.target("n1g1")]
+    command = [
+        str(plain_bin() / "python"),
+        "-m",
+        "snakemake",
+        "-j2",
+        "--sdm",
+        "env-modules",
+        "--config",
+        site,
+        "--",
+        study.target("n1g1"),
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert study.record("n1g1")["status"] == "ok"
