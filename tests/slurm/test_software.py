@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 from cluster import Cluster
@@ -13,6 +14,9 @@ from dist3dgs.slurm.settings import read_site
 
 @pytest.mark.slow
 def test_environment_modules_are_loaded_before_the_launcher_and_before_the_ranks(tmp_path):
+    if " " in sys.executable:
+        # Programs of an environment in such a path start through /bin/sh, which may drop exported functions.
+        pytest.skip("the stand-in for `module` does not get through to an environment whose path has a space")
     study = Study(tmp_path, Cluster("none"), layouts=["n1g1"], train={"steps": 4})
     loaded = tmp_path / "loaded"
     # What a site's `module` is to a shell: a function; this one writes down what it is asked for.
