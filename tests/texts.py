@@ -16,26 +16,20 @@ TEXTS = (
     *("README.md", "CONTRIBUTING.md", "config/*.md", "config/*.yaml", "docs/**/*.md", "docs/**/*.yaml"),
     *("profiles/*/*.yaml", "Snakefile", "workflow/rules/*.smk", "results/reference/*.md"),
 )
+#: Our own programs and Slurm's.
+OURS = (
+    *("snakemake", "dist3dgs", "make", "sbatch", "srun", "salloc", "sinfo", "squeue", "sacct", "sacctmgr"),
+    *("scontrol", "scancel", "sprio", "seff"),
+)
 #: A code span or a line of an untagged block is a command if it begins with one of these and has arguments.
 PROGRAMS = (
-    *("snakemake", "dist3dgs", "make", "python", "python3", "pip", "bash", "sh", "pytest", "torchrun"),
+    *OURS,
+    *("python", "python3", "pip", "bash", "sh", "pytest", "torchrun", "nohup", "watch", "mail"),
     *("git", "ssh", "tmux", "source", "export", "eval", "cd", "apt", "apt-get", "conda", "curl", "wget"),
-    *(
-        "sbatch",
-        "srun",
-        "salloc",
-        "sinfo",
-        "squeue",
-        "sacct",
-        "sacctmgr",
-        "scontrol",
-        "scancel",
-        "sprio",
-        "seff",
-    ),
-    *("nvidia-smi", "nvcc", "dcgmi", "apptainer", "colmap", "ffmpeg", "heif-convert", "module", "ulimit"),
-    *("df", "free", "ps", "kill", "lsof", "ip", "getent", "quota", "lfs", "mail", "nohup", "watch"),
+    *("nvidia-smi", "nvcc", "apptainer", "colmap", "ffmpeg", "heif-convert", "module", "ulimit", "df"),
 )
+#: Made from the diagnosis's rules, for any program's failures: of its commands only ours and Slurm's count.
+REMEDIES = "docs/troubleshooting.md"
 SHELLS = ("bash", "sh", "console")
 
 
@@ -70,7 +64,8 @@ WAYS = (
     # -- dist3dgs
     Way(r"dist3dgs (ingest|photographs|diagnose|launch|read|record|retry)", How.OPTIONS, "the verb's name alone"),
     Way(r"dist3dgs fetch-weights", How.OPTIONS, "needs the internet"),
-    Way(r"dist3dgs launch .*/n2g4/.*", How.OPTIONS, "8 ranks in an allocation; tests/slurm/test_training.py has 4"),
+    Way(r"dist3dgs launch .*/n2g4/.*", How.OPTIONS, "8 ranks; trained by tests/slurm/test_training.py"),
+    Way(r"dist3dgs .*--watch.*", How.OPTIONS, "runs until Ctrl-C"),
     Way(r"dist3dgs diagnose .+", How.RUN, exits=(0, 1)),
     Way(r"dist3dgs (points|spec|status|schemas|read|launch|evaluate)( .+)?", How.RUN),
     Way(r"dist3dgs (site init|partitions|preflight)( .+)?", How.ON_SLURM),
@@ -78,14 +73,14 @@ WAYS = (
     Way(r"python -m dist3dgs\.diagnose\.command .+", How.RUN),
     Way(r"python -m dist3dgs\.extension", How.RUN, exits=(0, 2)),  # 2: what is missing for a build, said in a line
     Way(r"python -m dist3dgs\.bench\..+", How.OPTIONS, "a measurement of minutes"),
-    Way(r"python scripts/slurm/.+", How.OPTIONS, "minutes on the test cluster; tests/slurm run each of them in small"),
+    Way(r"python scripts/slurm/.+", How.OPTIONS, "a measurement of minutes on the test cluster"),
     Way(r"python -X .+", How.SHELL, "an option of Python itself"),
     # -- Slurm
     Way(r"python3 tests/slurm/cluster\.py .+", How.ON_SLURM),
     Way(r"eval .*cluster\.py env.*", How.ON_SLURM),
     Way(r"sbatch --test-only", How.SHELL, "what preflight calls, without its arguments"),
     Way(r"srun -n4 dist3dgs launch", How.SHELL, "told as a mistake; refused in tests/slurm/test_guard.py"),
-    Way(r"(srun|torchrun) --.+", How.SHELL, "a part of what the launcher starts: whole in tests/unit/golden"),
+    Way(r"(srun|torchrun) --.+", How.SHELL, "options alone; the launcher's lines are in tests/unit/golden"),
     Way(r"(sinfo|squeue|sacct|sacctmgr|scontrol|scancel|salloc|sbatch|srun) .+", How.ON_SLURM),
     # -- set-up
     Way(r"export .+", How.RUN),
@@ -93,10 +88,6 @@ WAYS = (
     Way(r"git clone URL .+", How.SHELL, "the address is the reader's"),
     Way(r"source \.venv/bin/activate", How.SHELL, "the environment of `make setup`, in which the tests run"),
     Way(r"(ssh|tmux|\$EDITOR) .+", How.SHELL, "needs a person"),
-    # -- looking at a machine
-    Way(r"(df|ulimit) .+", How.RUN),
-    Way(r"nvidia-smi .+", How.SHELL, "needs an NVIDIA GPU"),
-    Way(r"(lfs quota|quota -s)", How.SHELL, "needs a file system with quotas"),
 )  # fmt: skip
 
 #: What texts write in place of a name or a number, as it is in the prepared study.
@@ -133,8 +124,11 @@ def commands(how: How | None = None) -> list[Command]:
     for pattern in TEXTS:
         for path in sorted(REPOSITORY.glob(pattern)):
             text = path.read_text()
+            name = str(path.relative_to(REPOSITORY))
             for start, command in _markdown(text) if path.suffix == ".md" else _comments(text):
-                place = f"{path.relative_to(REPOSITORY)}:{text.count(chr(10), 0, start) + 1}"
+                if name == REMEDIES and command.split()[0] not in OURS and "dist3dgs" not in command:
+                    continue
+                place = f"{name}:{text.count(chr(10), 0, start) + 1}"
                 found.setdefault(command, Command(command)).places.append(place)
     listed = sorted(found.values(), key=lambda c: c.text)
     return listed if how is None else [c for c in listed if c.way and c.way.how is how]

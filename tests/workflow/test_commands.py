@@ -30,8 +30,9 @@ def shell(folder: Path, command: str, exits: tuple[int, ...] = (0,)) -> str:
     """Run a line in `folder` as a person's shell would, with this environment's programs; its output."""
     environment = ENVIRONMENT | {"PATH": f"{plain_bin()}:{ENVIRONMENT['PATH']}"}
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
-    )
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
     assert done.returncode in exits, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout
