@@ -210,4 +210,4 @@ def _named(
     if rule is None:
         what = "read the traceback in train.log"
         return Failure(cause="code_error", phase=phase, evidence=[evidence], remedy=what)
-    return Failure(cause=rule.cause, phase=phase, evidence=[evidence], remedy=rule.remedy_for(_OURS))
+    return Failure(cause=rule.cause, phase=phase, evidence=[evidence], remedy=rule.remedy_for(_OURS, text))
