@@ -172,7 +172,7 @@ RULES = (
             r"cannot open shared object file|version [`'](?:GLIBC|GLIBCXX|CXXABI)\S*' not found|undefined symbol: |symbol lookup error|DLL load failed",
             r"no kernel image is available|CUDA driver version is insufficient|NVIDIA driver on your system is too old|Found no NVIDIA driver|Torch not compiled with CUDA|Driver/library version mismatch|libcuda\.so[^\n]*(?:not found|cannot)|forward compatibility was attempted|device kernel image is invalid|the provided PTX was compiled with an unsupported toolchain",
             r"ImportError: (?!.*(?:circular import|attempted relative import))|ABI[^\n]*incompatib|may indicate binary incompatibility|Numpy is not available|compiled using NumPy 1\.x cannot be run",
-            r"(?:^|[\s:])[\w./+-]{1,120}: command not found|bad interpreter: |(?:slurm_script|\bbash|\bsh|\.sh|/job_script)[\w./-]*: (?:line \d+: )?[^\n:]+: Permission denied|\bIllegal instruction\b|\bSIGILL\b|execve\(\): [^\n]*(?:No such file|Permission denied)|: Exec format error|error: Unable to locate a modulefile",
+            r"(?:^|[\s:])[\w./+-]{1,120}: command not found|bad interpreter: |(?:slurm_script|\bbash|\bsh|\.sh|/job_script)[\w./-]*: (?:line \d+: )?[^\n:]+: Permission denied|execve\(\): [^\n]*(?:No such file|Permission denied)|: Exec format error|error: Unable to locate a modulefile",
             r"(?:EnvironmentNameNotFound|EnvironmentLocationNotFound|CondaError|CommandNotFoundError|ResolvePackageNotFound|UnsatisfiableError|PackagesNotFoundError)\b|Could not find conda environment|Run 'conda init' before|Could not find a version that satisfies|No matching distribution found|ResolutionImpossible",
             r"cannot connect to X server|no Qt platform plugin could be initialized|Could not load the Qt platform plugin",
             r"FATAL:[^\n]*(?:container|image|\.sif|squashfs|could not open)|executable file not found in \$PATH|\b(?:pyxis|enroot)\b[^\n]*(?:error|fail|couldn't)|docker: Error",
@@ -269,11 +269,11 @@ RULES = (
         name="illegal-instruction",
         cause="environment",
         tier=Tier.SIGNAL,
-        looks="exit code 132, `exitcode: -4`, and no line that says more",
+        looks="`Illegal instruction (core dumped)`, `Signal 4 (SIGILL) received by PID`, exit code 132",
         why="SIGILL: the program, or a library, was built for another processor than this node's.",
         remedy="Build or install on a node of this kind (`lscpu` there), without `-march=native` from elsewhere; or ask for nodes "
         "of one kind (`#SBATCH --constraint`).",
-        patterns=patterns(signal_exits(4)),
+        patterns=patterns(r"\b[Ii]llegal instruction\b|\bSIGILL\b", signal_exits(4)),
         unless=re.compile(SIGNAL_TALK),
     ),
     Rule(
