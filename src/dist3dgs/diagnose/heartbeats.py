@@ -11,14 +11,18 @@ from .facts import Line
 
 BEAT = re.compile(
     r"(?i)\bheart[- _]?beats?\b|\bkeep[- ]?alive\b|\bstill (?:alive|inside|waiting|running|blocked|stuck|initiali[sz]ing|loading|compiling|working|here|busy|hanging|starting)\b|"
-    r"\b(?:process(?:es)?|rank \d+|workers?|job|main thread|all ranks)(?: is| are)?:? alive\b|\b(?:is|am) alive\b|\balive\b[^\n]{0,40}\b(?:blocked|waiting|no step)|"
-    r"\b(?:waiting|blocked) (?:for|in|on|inside|at)\b|\bno (?:step|progress|output|iteration)s? (?:yet|so far)\b|"
+    r"\b(?:process(?:es)?|rank \d+|workers?|job|main thread|all ranks)(?: is| are)?:? alive\b|\balive\b|"
+    r"\bwaiting\b|\bblocked (?:for|in|on|inside|at)\b|\bno (?:step|progress|output|iteration)s? (?:yet|so far|completed|done|finished)\b|\b0 (?:steps|iterations)\b|\b(?:GPU|CPU|SM)[ _]?(?:util\w*|usage|load)\b|"
     r"\b(?:status|state)[ =:]+(?:alive|running|waiting|idle|ok|init\w*|starting)\b|\b(?:status|monitor|watch(?:dog|er)?)\b[^\n]{0,60}\b(?:step|iter(?:ation)?)s?[ =:]+0\b"
 )
 #: What counts work in such a line: it must stand still.
 COUNTER = re.compile(
     r"(?i)\b(?:global_?)?(?:steps?|iter(?:ation)?s?|epochs?|processed|done|samples|images|batch(?:es)?|tokens|files|bytes|progress|loss)\b[ =:#]*(\d[\d.]*)|(\d[\d.]*) ?%|\b(\d+)/\d+\b"
 )
+#: Percentages that count no work.
+LOAD = re.compile(r"(?i)\b(?:util\w*|mem\w*|usage|load|busy)\b\D{0,4}\d+(?:\.\d+)? ?%|\d+(?:\.\d+)? ?% (?:util|mem|busy|load)\w*")
+#: Stacks that faulthandler writes into a hang.
+STACK = re.compile(r'\s+File "|Thread 0x|Current thread 0x|Timeout \(')
 DURATION = re.compile(r"(?:\b\d+(?:\.\d+)? ?(?:seconds|secs?|s|minutes|mins?|m|hours?|hrs?|h)\b[, ]{0,2})+|\b(?:\d+:)?\d{1,2}:\d\d\b")
 UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 #: Where a job begins to be ended.
@@ -46,11 +50,11 @@ def at_the_end(lines: Iterable[Line]) -> Heartbeats | None:
     first = last = None
     count, counters = 0, None
     for line in lines:
-        if not line.text.strip():
+        if not line.text.strip() or STACK.match(line.text):
             continue
         if count >= MAX_BEATS or not BEAT.search(line.text):
             break
-        now = COUNTER.findall(line.text)
+        now = COUNTER.findall(LOAD.sub("", line.text))
         if counters is not None and now and now != counters:
             break
         counters = now or counters

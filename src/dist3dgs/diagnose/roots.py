@@ -30,7 +30,7 @@ TASK_FAILED = re.compile(r"error: \S+: tasks? [\d,-]+: ")
 FAILED_CODE = re.compile(r"(?:exit ?code|return code|exit status)[ :=]*-?(?!0\b|15\b|143\b)\d")
 
 #: What NCCL says to a rank that its world has no place for.
-INVALID_RANK = re.compile(r"(?i)invalid argument|ncclInvalidArgument")
+INVALID_RANK = re.compile(r"(?i)invalid (?:argument|usage)|ncclInvalid(?:Argument|Usage)")
 MAX_TASKS = 65536
 
 BY_NAME = {r.name: r for r in RULES}

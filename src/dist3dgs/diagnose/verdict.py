@@ -14,7 +14,7 @@ from .facts import Line
 from .halves import missing_halves
 from .jobs import Job
 from .roots import BY_NAME, Choice, collectives
-from .rules import RULES, Hit, Rule, Tier
+from .rules import RULES, Hit, Rule, Tier, takers
 from .scan import Scan, scan
 from .stalls import only_alive, silent_before
 from .summary import LogSummary, summarise
@@ -104,6 +104,8 @@ def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Di
     choice = roots.choose(found, finished)
     if choice.root is None and not finished:
         _stall_without_stop(found, choice)
+    if choice.root is None:
+        choice.root = _signal_of(context, found)
     if choice.root is not None:
         return _failed(found, choice)
     lost = _nan_loss(found) or collapse
@@ -245,6 +247,16 @@ def _collapsed(found: Scan) -> Hit | None:
     m = re.search(r"(?i)(?:step|iter(?:ation)?)[ :=\[]*(\d{1,12})", line.text)
     hit.step = int(m[1]) if m else None
     return hit
+
+
+def _signal_of(context: Mapping[str, Any], found: Scan) -> Hit | None:
+    """Return a hit for the signal that, as the caller says, ended the process."""
+    code, signal = context.get("exit_code"), context.get("signal")
+    text = f"exit code -{signal}" if isinstance(signal, int) and signal > 0 else f"exit code {code}"
+    rule = next((r for r, _ in takers(text) if r.tier == Tier.SIGNAL), None)
+    if rule is None:
+        return None
+    return Hit(rule, 0, Line(found.files[0].path, None, text), 0, 0)
 
 
 def _stall_without_stop(found: Scan, choice: Choice) -> None:

@@ -15,9 +15,11 @@ COUNTS = (
     r"Number of GS: (\d+)",
     r"['\"]num_GS['\"]: (\d+)",
     r"Culled \d+ gaussians, remaining (\d+)",
+    r"Culled \d+ gaussians \([^\n]{0,200}?(\d+) remaining\)",
+    r"(?i)\bloss\b[^\n]{0,80}\bpoints['\"]?[=:] ?(\d+)",
     r"Now having (\d+) GSs",
     r"Now num of 3dgs: (\d+)",
-    r"(?i)(?<!max )(?<!maximum )(?:\b|\bnum_|#)gaussians['\"]?(?: left| now| remaining)?[ =:]+(\d+)\b(?![.,/]\d| ?(?:cloned|split|pruned|added|removed|culled|duplicated|of\b|per\b|/))",
+    r"(?i)(?<!max )(?<!maximum )(?:\b|\bnum_|#)(?:gaussians|splats|3dgs)['\"]?(?: left| now| remaining)?[ =:]+(\d+)\b(?![.,/]\d| ?(?:cloned|split|pruned|added|removed|culled|duplicated|of\b|per\b|/))",
 )
 
 

@@ -26,6 +26,7 @@ RANK_OF_WORLD = (
     r"Invalid rank requested : (?P<rank>\d+)/(?P<world>\d+)",
     r"\brank < size\. (?P<rank>\d+) vs\.? (?P<world>\d+)",
     r"Invalid rank (?P<rank>\d+), rank should be in the interval \[0, (?P<last>\d+)\]",
+    r"(?i:\brank[ :=]+(?P<more>\d{1,6}) ?(?:/|of) ?(?P<world>\d{1,6})\b)",
     r"\b(?P<more>\d+)/(?P<world>\d+) (?:clients|workers) joined",
     r"\bworld_size=(?P<world>\d+), worker_count=(?P<more>\d+)\b",
 )
@@ -59,6 +60,7 @@ RULES = (
             *RANK_OF_WORLD[2:],
             *RANK_OF_WORLD[:2],
             r"(?i)\brank\b[^\n]{0,40}(?:>=|is out of range|out of bounds|(?:must|should|has to) be (?:less|smaller|lower) than|(?:is )?(?:not less|larger|greater|bigger) than|exceeds?)[^\n]{0,20}\b(?:world[_ ]?size|number of (?:ranks|processes)|nranks|num_ranks|size of the world)",
+            r"(?i)\bworld[_ ]?size\b[^\n]{0,30}(?:smaller|less|lower|fewer) than[^\n]{0,40}(?:tasks|ranks|processes)|(?:more|too many) (?:tasks|ranks|processes)\b[^\n]{0,30}\b(?:than|for)\b[^\n]{0,20}\b(?:world|ranks\b)",
             r"(?i)\brank\b[^\n]{0,20}\b(?:already (?:in use|taken|joined|registered|exists|connected)|is (?:a )?duplicated?)|\bduplicated? (?:global )?ranks?\b|(?:two|multiple|several|more than one) (?:processes|tasks|workers) (?:have|with|use|claim) (?:the same )?rank\b",
         ),
         unless=re.compile(r"(?i)\blora|low[- ]rank|\bmatrix|tensor"),

@@ -9,7 +9,7 @@ from .rule import Hit, Rule, Tier, patterns
 
 def _is_of_points(hit: Hit) -> bool:
     """Accept scikit-learn's words for an empty array only where neighbours of points are looked for."""
-    if "Found array with 0 sample" not in hit.line.text:
+    if not re.search("Found array with 0 sample|n_samples", hit.line.text):
         return True
     return re.search(r"(?i)\bknn\b|point|splat|gaussian", hit.before(20)) is not None
 
@@ -54,14 +54,14 @@ RULES = (
         phase="load",
         warns=True,
         patterns=patterns(
-            r"(?i)\bnumber of (?:initial |input |sparse |3d |loaded |sfm |fused )*(?:points|gaussians|splats|GSs?)(?: (?:at|after|for) initiali[sz]ation)?\s*[:=]+\s*0(?![\d.,])",
-            r"(?i)\b(?:num|#)[_ ]?(?:init(?:ial)?[_ ])?(?:points(?:3d)?|gaussians|splats|gs)['\"]?\s*[:=]\s*0(?![\d.,])",
-            r"(?i)\b(?:read|load(?:ed|ing)?|found|import(?:ed|ing)?|init(?:iali[sz](?:ed|ing))?|creat(?:ed|ing)|start(?:ed|ing)?|fus(?:ed|ing)|triangulated|got|has|have|contains?|with|from)\s+(?:only |from |with |model with |model from |scene with )*0 (?:initial |sparse |sfm |3d |colmap |input |valid |scene )*(?:points\b(?! (?:in common|of|per))|points3d|gaussians|splats|GSs?\b)",
-            r"(?i)\b(?:points3d(?:\.(?:bin|txt|ply))?|(?:sparse |initial |input |sfm )?point ?cloud)\b[^\n]{0,60}\b(?:is empty|(?:has|contains|with) (?:no|0|zero) points|no points\b)|\b(?:no|zero) (?:initial |sparse |sfm |3d )*points (?:were |was )?(?:found|loaded|triangulated|read)|(?:empty|no) (?:sparse )?point cloud (?:was )?(?:loaded|found|to initiali)",
+            r"(?i)\bnumber of (?:initial(?:i[sz]ed)? |input |sparse |3d |loaded |sfm |fused |seed )*(?:points|gaussians|splats|GSs?)(?: (?:at|before|after|for|on|in|during) (?:the )?initiali[sz]ation)?\s*[:=]+\s*0(?!\d|[.,]\d)",
+            r"(?i)\b(?:num|#)[_ ]?(?:init(?:ial)?[_ ])?(?:points(?:3d)?|gaussians|splats|gs)['\"]?\s*[:=]\s*0(?!\d|[.,]\d)",
+            r"(?i)\b(?:read(?:ing)?|load(?:ed|ing)?|found|import(?:ed|ing)?|init(?:iali[sz](?:ed|ing))?|creat(?:ed|ing)|start(?:ed|ing)?|fus(?:ed|ing)|triangulated|got|has|have|contains?|with|from)\s+(?:only |from |with |model with |model from |scene with )*0 (?:initial |sparse |sfm |3d |colmap |input |valid |scene )*(?:points\b(?! (?:in common|of|per))|points3d|vertices|gaussians|splats|GSs?\b)|\b(?:sfm|sparse|initial|3d|seed)[ _]points\s*[:=]\s*0(?!\d|[.,]\d)|\belement vertex 0\b",
+            r"(?i)\b(?:points3d(?:\.(?:bin|txt|ply))?|(?:sparse |initial |input |sfm )?point ?cloud)\b[^\n]{0,60}\b(?:is empty|(?:has|contains|with) (?:no|0|zero) points|no points\b)|\b(?:no|zero) (?:initial |sparse |sfm |3d )*points (?:were |was )?(?:found|loaded|triangulated|read)|(?:no (?:sparse )?point cloud (?:was )?(?:loaded|to initiali)|\bempty (?:sparse |initial |sfm )?point ?cloud\b)",
             r"^(?:[IWE]\d[^\]]*\] )?\s*Points(?:3D)?:\s+0\s*$|Could not fuse any points",
-            r"Found array with 0 sample\(s\) \(shape=\(0, 3\)\)",
+            r"Found array with 0 sample\(s\) \(shape=\(0, 3\)\)|n_neighbors <= n_samples(?:_fit)?\b[^\n]*n_samples(?:_fit)? = 0\b",
         ),
-        unless=re.compile(r"(?i)\bsees 0 /|removed|pruned|filtered|outliers|skipp|random(?:ly)? (?:point|init)|will use random|\b0 points? (?:were |was )?(?:removed|merged|completed)"),
+        unless=re.compile(r"(?i)^\s*=> |\bsees 0 /|removed|pruned|filtered|outliers|skipp|random(?:ly)? (?:point|init)|will use random|\b0 points? (?:were |was )?(?:removed|merged|completed)"),
         accept=_is_of_points,
     ),
     Rule(

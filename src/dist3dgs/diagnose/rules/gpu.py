@@ -20,7 +20,7 @@ KERNEL_FAULT = r"an illegal (?:memory access|instruction) was encountered|misali
 OWN_KERNEL = re.compile(
     r"(?i)gsplat|diff[-_]\w*(?:gauss|surfel|raster)|simple[-_]knn|distCUDA2|fused[-_]ssim|_?Rasterize(?:Gaussians|ToPixels)\w*|rasterize_\w+|cuda_rasterizer|fully_fused_projection|"
     r"isect_tiles|render(?:CUDA|kernel)|torch_extensions|nerfacc|tinycudann|\btcnn\b|nvdiffrast|kaolin|pytorch3d|spconv|MinkowskiEngine|torchsparse|torch_scatter|"
-    r"flash_attn|xformers|\bapex\b|mmcv|detectron2/_C|detectron2/layers|RawKernel|numba[./]cuda|\[grid\]\(|custom_kernel|my_ext|_cuda_?ext|load_inline|(?<!torch\.)(?<![\w.])_C\.\w+\("
+    r"flash_attn|xformers|\bapex\b|mmcv|detectron2/_C|detectron2/layers|RawKernel|numba[./]cuda|\[grid\]\(|custom_kernel|load_inline|triton/runtime/(?:jit|autotuner)|\b(?!torch_)\w+_(?:cuda|ext|cpp|ops)\.\w+\(|torch\.ops\.(?!aten|prim|c10d)\w+\.\w+\(|(?<!torch\.)(?<![\w.])_C\.\w+\("
 )
 #: Source files of torch and NVIDIA, whose kernels are not the program's.
 OF_TORCH = re.compile(r"/?aten/|c10/|/pytorch/|torch/csrc|nccl|cub/|thrust/")
@@ -78,6 +78,7 @@ RULES = (
         patterns=patterns(
             r"(?i)uncorrectable (?:ECC|NVLink) error|cudaErrorECCUncorrectable|double[- ]bit ECC|cudaErrorNvlinkUncorrectable",
             r"\bXid\b[^\n]*?: ?(?:48|61|62|63|64|69|74|79|92|94|95|109|119|120|140|149)\b",
+            r"(?i)\bXid (?:errors? |events? |code |number )?(?:48|61|62|63|64|69|74|79|92|94|95|109|119|120|140|149)\b",
             r"(?i)fallen off the bus|GPU is lost|GPU requires reset|Unable to determine the device handle for GPU|hardware stack error|row remap(?:ping|per)? (?:failure|failed)",
             r"(?i)\bCUDA error: (?:system (?:not yet initialized|has unsupported)|hardware)|cudaErrorSystemNotReady|fabric ?manager[^\n]*(?:not running|fail)",
             r"Memory access fault by GPU node|HSA_STATUS_ERROR_(?:EXCEPTION|MEMORY_FAULT|HARDWARE)|HW Exception by GPU",
@@ -135,7 +136,7 @@ RULES = (
         "`nvidia-smi -q -d ECC,ROW_REMAPPER` there, and exclude the node.",
         phase="step",
         patterns=patterns(
-            r"(?i)\bXid\b(?: ?\([^)\n]*\))?(?: errors?\b)?[^\w\n]{0,4}(?:13|31)\b",
+            r"(?i)\bXid\b(?: ?\([^)\n]*\))?(?: (?:errors?|events?|code|number)\b)?[^\w\n]{0,4}(?:13|31)\b",
             rf"(?i:CUDA(?: kernel)?(?: error|_ERROR)\b|\bGPUassert)[^\n]*(?:{KERNEL_FAULT})|(?i:{KERNEL_FAULT})",
             r"\bcudaError(?:IllegalAddress|MisalignedAddress|IllegalInstruction|LaunchFailure)\b|CUDA_ERROR_(?:ILLEGAL_ADDRESS|LAUNCH_FAILED|MISALIGNED_ADDRESS)",
             r"^=+\s+Invalid __(?:global|shared|local)__ (?:read|write|atomic) of size \d",

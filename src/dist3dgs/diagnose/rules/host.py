@@ -12,23 +12,23 @@ CACHE = (
     r"/\.(?:cache|config|local|triton|nv|keras|huggingface|torch|cupy|conda|singularity|apptainer|ipython|jupyter|wandb|numba)(?=[/'\"\s:]|$)|"
     r"/(?:torch_extensions|matplotlib|fontconfig|ComputeCache|numba_cache|source-cache)(?=[/'\"\s:]|$)"
 )
-HOME = r"(?:/[\w.-]*home\w*|/[Uu]sers|/u)/[\w.-]+"
-NOT_WRITABLE = r"Permission denied|Read-only file system|[Dd]isk quota exceeded|[Nn]ot writ(?:e)?able|\[Errno (?:13|30|122)\]|os error (?:13|30|122)\b|\b(?:EACCES|EROFS|EDQUOT)\b"
+HOME = r"(?:/[\w.-]+){0,4}?(?:/[\w.-]*home\w*|/[Uu]sers|/u)/[\w.-]+"
+NOT_WRITABLE = r"(?i:permission denied|read-only file system|disk quota exceeded|not (?:a )?writ(?:e)?able|\[Errno (?:13|30|122)\]|os error (?:13|30|122)\b|\b(?:EACCES|EROFS|EDQUOT)\b)"
 #: What stands in a path -> the variable that moves that cache.
 CACHE_VARIABLES = (
     (r"torch_extensions", "TORCH_EXTENSIONS_DIR"),
     (r"triton", "TRITON_CACHE_DIR"),
-    (r"matplotlib", "MPLCONFIGDIR"),
+    (r"(?i)matplotlib", "MPLCONFIGDIR"),
     (r"huggingface|transformers|/hub/models--", "HF_HOME"),
     (r"pip(?=[/'\"\s:]|$)", "PIP_CACHE_DIR"),
     (r"/uv(?=[/'\"\s:]|$)", "UV_CACHE_DIR"),
     (r"torch/hub|cache/torch|/\.torch", "TORCH_HOME"),
     (r"inductor", "TORCHINDUCTOR_CACHE_DIR"),
     (r"\.nv\b|ComputeCache", "CUDA_CACHE_PATH"),
-    (r"numba", "NUMBA_CACHE_DIR"),
+    (r"numba|no locator available", "NUMBA_CACHE_DIR"),
     (r"cupy", "CUPY_CACHE_DIR"),
     (r"wandb", "WANDB_DIR"),
-    (r"\.conda|conda/pkgs", "CONDA_PKGS_DIRS"),
+    (r"\.conda|conda/pkgs|NotWritable", "CONDA_PKGS_DIRS"),
     (r"apptainer", "APPTAINER_CACHEDIR"),
     (r"singularity", "SINGULARITY_CACHEDIR"),
     (r"\.ipython", "IPYTHONDIR"),
@@ -86,10 +86,11 @@ RULES = (
             rf"(?:{NOT_WRITABLE})[^\n]{{0,120}}?(?:{CACHE})",
             rf"(?:{CACHE})[^\n]{{0,240}}?(?:{NOT_WRITABLE})",
             rf"Permission denied: '{HOME}/?'|cannot (?:create|access) (?:directory )?['‘`]?{HOME}['’]?/?: Permission denied|(?:\[Errno 30\] )?Read-only file system: '{HOME}(?:/[^'\n]*)?'|\b(?:cd|mkdir|chdir)\b[^\n]{{0,40}}{HOME}/?['’]?: (?:No such file or directory|Permission denied)",
-            r"(?i)no writable cache director(?:y|ies)(?! *$)|cache director(?:y|ies)[^\n]{0,120}(?:cannot|could not|can't|unable to) (?:be )?(?:creat|writ)\w*|(?:cannot|could not|can't|unable to|failed to) (?:creat|writ)\w*(?: to)?[^\n]{0,20} cache (?:dir\w*|folder|path)[^\n]{0,200}(?:permission|read-only|quota)",
+            r"(?i)no writable cache director(?:y|ies)(?! *$)|cache director(?:y|ies)[^\n]{0,120}(?:cannot|could not|can't|unable to) (?:be )?(?:creat|writ)\w*|(?:cannot|could not|can't|unable to|failed to) (?:creat|writ)\w*(?: to)?[^\n]{0,20} cache (?:dir\w*|folder|path)[^\n]{0,200}(?:permission|read-only|quota)|no locator available for file|\bNotWritableError\b",
+            r"^(?:[\w.]+: )?[^\n]{0,60}requires access to a writable cache directory",
         ),
         complaint=re.compile(r"^(?:mkdir|touch|cd|cp|rm|chmod|ln|tee|mv)\b|line \d+: (?:cd|/)|^\S*(?:bash|sh)\b"),
-        unless=re.compile(r"(?i)\bwarn(?:ing)?s?\b|disabl|falling back|fall back|temporary|instead|will (?:not|be)|skipp|ignor|No space left|without cach|\.(?:ssh|netrc|Xauthority|bash\w*|profile)\b|\.py['\"]"),
+        unless=re.compile(r"(?i)\bwarn(?:ing)?s?\b|disabl|falling back|fall back|created a temporary|instead|will (?:not|be)|skipp|ignor|No space left|without cach|\.(?:ssh|netrc|Xauthority|bash\w*|profile)\b"),
     ),
     Rule(
         name="disk-full",

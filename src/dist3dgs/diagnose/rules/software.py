@@ -285,7 +285,7 @@ RULES = (
         remedy="`python -X faulthandler` names the Python line above it; look for an empty tensor, image or model there. Not the "
         "cluster: the same input ends the same way on any node.",
         patterns=patterns(
-            r"\bSIGFPE\b|[Ff]loating[- ]point exception\b|\b[Ss]ignal:? 8\b|\barithmetic exception\b",
+            r"\bSIGFPE\b|[Ff]loating[- ]point exception\b|\b(?:on|by|of|with|received|got|caught|fatal) signal:? 8\b|\b[Ss]ignal:? 8 \(|\barithmetic exception\b",
             signal_exits(8),
         ),
         unless=re.compile(f"{GUESSES}|{SIGNAL_TALK}"),
@@ -300,7 +300,7 @@ RULES = (
         remedy="The reason is printed to stderr just before: give that file too. Else `python -X faulthandler` shows the "
         "frame; of a core file `gdb python CORE -ex bt`.",
         patterns=patterns(
-            r"\bAborted\b[^\n]{0,30}\(core dumped\)|\bSIGABRT\b|task[s]? [\d,-]+: Aborted|Fatal Python error: Aborted|\b[Ss]ignal:? 6\b|line \d+: +\d+ Aborted\b|^Aborted\s*$",
+            r"\bAborted\b[^\n]{0,30}\(core dumped\)|\bSIGABRT\b|task[s]? [\d,-]+: Aborted|Fatal Python error: Aborted|\b(?:on|by|of|with|received|got|caught|fatal) signal:? 6\b|\b[Ss]ignal:? 6 \(|line \d+: +\d+ Aborted\b|^Aborted\s*$",
             signal_exits(6),
         ),
         unless=re.compile(f"{GUESSES}|{SIGNAL_TALK}"),
@@ -314,7 +314,7 @@ RULES = (
         "container forbids (SIGSYS).",
         remedy="SIGSYS: run outside the container, or with another seccomp profile. SIGTRAP: `gdb python CORE -ex bt` of the core file.",
         patterns=patterns(
-            r"\bSIG(?:TRAP|SYS)\b|Trace/breakpoint trap|\bBad system call\b|\b[Ss]ignal:? (?:5|31)\b",
+            r"\bSIG(?:TRAP|SYS)\b|Trace/breakpoint trap|\bBad system call\b|\b(?:on|by|of|with|received|got|caught|fatal) signal:? (?:5|31)\b|\b[Ss]ignal:? (?:5|31) \(",
             f"{signal_exits(5)}|{signal_exits(31)}",
         ),
         unless=re.compile(f"{GUESSES}|{SIGNAL_TALK}"),
