@@ -69,7 +69,11 @@ class Facts:
             found = self.many.setdefault(key, [])
             if len(found) < MAX_LIST and (keep == "list" or all(f.value != value for f in found)):
                 found.append(Fact(value, line))
-        elif key not in self.one or (keep == "last" and not _above(line, self.one[key].line)) or (keep == "max" and value > self.one[key].value):
+        elif (
+            key not in self.one
+            or (keep == "last" and not _above(line, self.one[key].line))
+            or (keep == "max" and value > self.one[key].value)
+        ):
             self.one[key] = Fact(value, line)
 
     def get(self, key: str) -> Any:

@@ -20,13 +20,19 @@ COUNTER = re.compile(
     r"(?i)\b(?:global_?)?(?:steps?|iter(?:ation)?s?|epochs?|processed|done|samples|images|batch(?:es)?|tokens|files|bytes|progress|loss)\b[ =:#]*(\d[\d.]*)|(\d[\d.]*) ?%|\b(\d+)/\d+\b"
 )
 #: Percentages that count no work.
-LOAD = re.compile(r"(?i)\b(?:util\w*|mem\w*|usage|load|busy)\b\D{0,4}\d+(?:\.\d+)? ?%|\d+(?:\.\d+)? ?% (?:util|mem|busy|load)\w*")
+LOAD = re.compile(
+    r"(?i)\b(?:util\w*|mem\w*|usage|load|busy)\b\D{0,4}\d+(?:\.\d+)? ?%|\d+(?:\.\d+)? ?% (?:util|mem|busy|load)\w*"
+)
 #: Stacks that faulthandler writes into a hang.
 STACK = re.compile(r'\s+File "|Thread 0x|Current thread 0x|Timeout \(')
-DURATION = re.compile(r"(?:\b\d+(?:\.\d+)? ?(?:seconds|secs?|s|minutes|mins?|m|hours?|hrs?|h)\b[, ]{0,2})+|\b(?:\d+:)?\d{1,2}:\d\d\b")
+DURATION = re.compile(
+    r"(?:\b\d+(?:\.\d+)? ?(?:seconds|secs?|s|minutes|mins?|m|hours?|hrs?|h)\b[, ]{0,2})+|\b(?:\d+:)?\d{1,2}:\d\d\b"
+)
 UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 #: Where a job begins to be ended.
-STOPPED = re.compile(r"CANCELLED AT|DUE TO TIME LIMIT|Job step aborted|TIME ?LIMIT|walltime \d+ exceeded|TERM_RUNLIMIT")
+STOPPED = re.compile(
+    r"CANCELLED AT|DUE TO TIME LIMIT|Job step aborted|TIME ?LIMIT|walltime \d+ exceeded|TERM_RUNLIMIT"
+)
 #: So many lines at a file's end may belong to the ending.
 MAX_ENDING = 400
 MAX_BEATS = 50_000

@@ -307,7 +307,9 @@ def _name_ranks_beyond_the_world(live: list[Hit], scan: Scan, choice: Choice) ->
         return
     failed = {t for h in choice.symptoms for t in _failed_tasks(h.line.text)}
     world = scan.facts.get("world_size")
-    beyond = world is not None and any(rank is not None and rank >= world for rank in [*failed, *(h.rank for h in refused)])
+    beyond = world is not None and any(
+        rank is not None and rank >= world for rank in [*failed, *(h.rank for h in refused)]
+    )
     # The first tasks found their ranks and those from one on did not.
     from_one_on = len(failed) > 1 and min(failed) > 0 and failed == set(range(min(failed), max(failed) + 1))
     if beyond or from_one_on:

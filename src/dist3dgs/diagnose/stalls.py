@@ -46,7 +46,9 @@ def silent_before(stop: Hit, scan: Scan) -> Sequence[Evidence] | None:
 def only_alive(scan: Scan) -> Sequence[Evidence] | None:
     """Return the first and the last of the heartbeats that a job ends in, if they go on for long without a step."""
     for index, beats in scan.heartbeats.items():
-        stepped = {i for i, p in scan.progress.items() if p.last is not None} | {key[0] for key in scan.series}
+        stepped = {i for i, p in scan.progress.items() if p.last is not None} | {
+            key[0] for key in scan.series
+        }
         if stepped - {index}:
             continue  # the steps stand in another file
         enough = ALIVE_S

@@ -162,7 +162,8 @@ def _diagnosis(
         step = _last_step(found)
     return Diagnosis(
         status=status, cause=rule.cause, phase=_phase(rule, root), step=step, rank=rank, node=node,
-        evidence=evidence[:MAX_EVIDENCE], explanation=rule.why, remedy=rule.remedy_for(found.facts.get("trainer"), root.line.text),
+        evidence=evidence[:MAX_EVIDENCE], explanation=rule.why,
+        remedy=rule.remedy_for(found.facts.get("trainer"), root.line.text),
         ruled_out=_ruled_out(choice),
         looked_for=[] if rule.cause != "unknown" else _looked_for(),
     )  # fmt: skip

@@ -13,9 +13,11 @@ _BY_NAME = {r.name: r for m in (scheduler, host, gpu, communication, software, d
 RULES: tuple[Rule, ...] = tuple(
     _BY_NAME[name]
     for name in (
-        "submission-refused", "node-lost", "oom-killer", "shared-memory", "cache-not-writable", "disk-full", "host-allocation-failed",
+        "submission-refused", "node-lost", "oom-killer", "shared-memory", "cache-not-writable", "disk-full",
+        "host-allocation-failed",
         "gpu-hardware", "oom-on-an-empty-gpu", "gpu-oom", "device-assert", "kernel-fault", "gpu-fault",
-        "ddp-parameters-differ", "ddp-unused-parameters", "ranks-beyond-the-world", "duplicate-gpu", "port-in-use", "port-warned",
+        "ddp-parameters-differ", "ddp-unused-parameters", "ranks-beyond-the-world", "duplicate-gpu",
+        "port-in-use", "port-warned",
         "extension-build", "diverged", "collapsed", "no-points", "sfm-failed", "corrupt-data",
         "time-limit", "preempted", "cancelled",
         "collective-timeout", "nccl-network", "rendezvous", "nccl-error", "no-step", "peer-lost",

@@ -46,7 +46,6 @@ def _variable_first(line: str) -> str:
     return f"`export {name}=FOLDER` in the job script, FOLDER on a file system that the node may write to. "
 
 
-
 RULES = (
     Rule(
         name="shared-memory",
