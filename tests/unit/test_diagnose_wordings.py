@@ -137,6 +137,20 @@ CASES = [
     ("unknown", "rank 4/4 ready, world_size 4\nloading"),
     ("unknown", "Signal 8 channels\nsignal: 6 dB\ntest_abort SIGABRT handled ... ok\nloading"),
     ("unknown", "heartbeat\nheartbeat\nloading"),
+    (
+        "unknown",
+        "densify: found 0 gaussians to split\nscene has 0 points outside the box\nNamespace(num_points=0)\nloading",
+    ),
+    (
+        "unknown",
+        "node rank: 1, world size: 1\nlocal rank 3, world size 2\nlora rank 16, world size 2\nloading",
+    ),
+    (
+        "unknown",
+        "ls: cannot open directory '/home/kim/.cache': Permission denied\nslurmstepd: error: couldn't chdir to `/home/kim/.x': Permission denied: going to /tmp instead\nloading",
+    ),
+    ("unknown", "traps floating point exceptions\nFloating point exception handling enabled\nloading"),
+    ("allocation_mismatch", "r14: initialized, global rank 14, world size 2\n" + TRACE + "RuntimeError: x"),
 ]
 
 

@@ -21,7 +21,7 @@ def _last_words(hit: Hit) -> bool:
 
 #: What names a rank and the size of the world that it should be in, in this order or the other.
 RANK_OF_WORLD = (
-    r"(?i:\b(?:global[_ ])?rank\b['\"]?[ =:(]*(?P<rank>\d{1,6})\)?[^\w\n]{1,6}(?:\w+ ){0,6}world(?:[_ ]?size)?['\"]?[ =:(]*(?:of )?(?P<world>\d{1,6}))\b",
+    r"(?i:(?<!node )(?<!local )(?<!group )\b(?:global[_ ])?rank\b['\"]?[ =:(]*(?P<rank>\d{1,6})\)?[^\w\n]{1,6}(?:\w+ ){0,6}world(?:[_ ]?size)?['\"]?[ =:(]*(?:of )?(?P<world>\d{1,6}))\b",
     r"(?i:\bworld[_ ]?size['\"]?[ =:(]*(?P<world>\d{1,6})\)?[^\w\n]{1,6}(?:\w+ ){0,3}(?:global[_ ])?rank['\"]?[ =:(]*(?P<rank>\d{1,6}))\b",
     r"Invalid rank requested : (?P<rank>\d+)/(?P<world>\d+)",
     r"\brank < size\. (?P<rank>\d+) vs\.? (?P<world>\d+)",

@@ -56,12 +56,12 @@ RULES = (
         patterns=patterns(
             r"(?i)\bnumber of (?:initial(?:i[sz]ed)? |input |sparse |3d |loaded |sfm |fused |seed )*(?:points|gaussians|splats|GSs?)(?: (?:at|before|after|for|on|in|during) (?:the )?initiali[sz]ation)?\s*[:=]+\s*0(?!\d|[.,]\d)",
             r"(?i)\b(?:num|#)[_ ]?(?:init(?:ial)?[_ ])?(?:points(?:3d)?|gaussians|splats|gs)['\"]?\s*[:=]\s*0(?!\d|[.,]\d)",
-            r"(?i)\b(?:read(?:ing)?|load(?:ed|ing)?|found|import(?:ed|ing)?|init(?:iali[sz](?:ed|ing))?|creat(?:ed|ing)|start(?:ed|ing)?|fus(?:ed|ing)|triangulated|got|has|have|contains?|with|from)\s+(?:only |from |with |model with |model from |scene with )*0 (?:initial |sparse |sfm |3d |colmap |input |valid |scene )*(?:points\b(?! (?:in common|of|per))|points3d|vertices|gaussians|splats|GSs?\b)|\b(?:sfm|sparse|initial|3d|seed)[ _]points\s*[:=]\s*0(?!\d|[.,]\d)|\belement vertex 0\b",
+            r"(?i)\b(?:read(?:ing)?|load(?:ed|ing)?|found|import(?:ed|ing)?|init(?:iali[sz](?:ed|ing))?|creat(?:ed|ing)|start(?:ed|ing)?|fus(?:ed|ing)|triangulated|got|has|have|contains?|with|from)\s+(?:only |from |with |model with |model from |scene with )*0 (?:initial |sparse |sfm |3d |colmap |input |valid |scene )*(?:points|points3d|vertices|gaussians|splats|GSs?)\b(?! (?:in common|of|per|to|outside|inside|below|above|behind|with|near|that|more|fewer))|\b(?:sfm|sparse|initial|3d|seed)[ _]points\s*[:=]\s*0(?!\d|[.,]\d)|\belement vertex 0\b",
             r"(?i)\b(?:points3d(?:\.(?:bin|txt|ply))?|(?:sparse |initial |input |sfm )?point ?cloud)\b[^\n]{0,60}\b(?:is empty|(?:has|contains|with) (?:no|0|zero) points|no points\b)|\b(?:no|zero) (?:initial |sparse |sfm |3d )*points (?:were |was )?(?:found|loaded|triangulated|read)|(?:no (?:sparse )?point cloud (?:was )?(?:loaded|to initiali)|\bempty (?:sparse |initial |sfm )?point ?cloud\b)",
             r"^(?:[IWE]\d[^\]]*\] )?\s*Points(?:3D)?:\s+0\s*$|Could not fuse any points",
             r"Found array with 0 sample\(s\) \(shape=\(0, 3\)\)|n_neighbors <= n_samples(?:_fit)?\b[^\n]*n_samples(?:_fit)? = 0\b",
         ),
-        unless=re.compile(r"(?i)^\s*=> |\bsees 0 /|removed|pruned|filtered|outliers|skipp|random(?:ly)? (?:point|init)|will use random|\b0 points? (?:were |was )?(?:removed|merged|completed)"),
+        unless=re.compile(r"(?i)^\s*=> |\bsees 0 /|removed|pruned|filtered|outliers|skipp|random(?:ly)? (?:point|init)|Namespace\(|Config\(|will use random|\b0 points? (?:were |was )?(?:removed|merged|completed)"),
         accept=_is_of_points,
     ),
     Rule(

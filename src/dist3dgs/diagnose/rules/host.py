@@ -89,7 +89,7 @@ RULES = (
             r"^(?:[\w.]+: )?[^\n]{0,60}requires access to a writable cache directory",
         ),
         complaint=re.compile(r"^(?:mkdir|touch|cd|cp|rm|chmod|ln|tee|mv)\b|line \d+: (?:cd|/)|^\S*(?:bash|sh)\b"),
-        unless=re.compile(r"(?i)\bwarn(?:ing)?s?\b|disabl|falling back|fall back|created a temporary|instead|will (?:not|be)|skipp|ignor|No space left|without cach|\.(?:ssh|netrc|Xauthority|bash\w*|profile)\b"),
+        unless=re.compile(r"(?i)^(?:ls|find|du|rsync|tar): |\bwarn(?:ing)?s?\b|disabl|falling back|fall back|created a temporary|instead|will (?:not|be)|skipp|ignor|No space left|without cach|\.(?:ssh|netrc|Xauthority|bash\w*|profile)\b"),
     ),
     Rule(
         name="disk-full",
