@@ -44,6 +44,7 @@ Cause = Literal[
     "code_error",
     "no_progress",
     "killed",
+    "crashed",
     "misconfiguration",
     "unknown",
 ]
