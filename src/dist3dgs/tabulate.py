@@ -25,7 +25,7 @@ Row = dict[str, Any]
 #: Columns that are numbers; every other column is text. `phase_*_s` are numbers too.
 INTEGERS = {
     *("repeat", "nodes", "workers_per_node", "ranks", "baseline_ranks", "seed", "step", "rank"),
-    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "epochs"),
+    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "n_reached", "epochs"),
 }
 TEXTS = {
     *("scene", "strategy", "layout", "status", "cause", "causes", "phase", "node", "evidence", "remedy"),
@@ -40,7 +40,8 @@ TEXTS = {
         "source",
         "record",
     ),
-    *("record_sha256", "baseline_layout", "scaling", "reason", "negative_scaling", "git_dirty"),
+    *("record_sha256", "baseline_layout", "baseline_strategy", "scaling", "reason", "negative_scaling"),
+    *("git_dirty", "hardware", "left_out", "outcome", "gain_of"),
 }
 
 RUN_COLUMNS = (

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist3dgs.record import QualityPoint
+from dist3dgs.report.verdict import best
 from dist3dgs.scaling import (
     Spread,
     compute_to_comm,
@@ -139,10 +140,11 @@ def test_equal_quality_is_undefined_when_a_run_never_gets_there():
     worse = make_record(layout="n1g2", psnr=26.0)
     row = point_rows([base, worse])[1]
     assert row.get("speedup_time_to_quality") is None and row.get("efficiency_time_to_quality") is None
-    assert "not every run reached" in row["reason"] and "25.9" in row["reason"]
+    assert row["outcome"] == "missed_quality" and row.get("gain") is None
+    assert "0 of 1 runs reached" in row["reason"] and "25.9" in row["reason"]
 
 
-def test_equal_quality_needs_every_repeat():
+def test_equal_quality_needs_more_than_half_of_the_repeats():
     base = make_record(layout="n1g1", psnr=27.0)
     two = [make_record(layout="n1g2", repeat=i, psnr=q) for i, q in enumerate((27.0, 26.0))]
     assert point_rows([base, *two])[1].get("time_to_quality_s") is None
@@ -210,3 +212,111 @@ def test_cost_counts_what_was_allocated():
 def test_spread_ignores_unknowns():
     assert Spread.of([None, 3.0, 1.0, float("nan"), 2.0]) == Spread(2.0, 1.0, 3.0, 3)
     assert Spread.of([None]) is None
+
+
+def by_point(records, baseline=None):
+    return {(r["strategy"], r["layout"]): r for r in point_rows(records, baseline)}
+
+
+def test_a_layout_that_misses_the_quality_never_wins_on_time():
+    """Eight ranks are much faster and 0.4 dB short; two ranks reach the quality sooner."""
+    rows = by_point(
+        [
+            make_record(layout="n1g1", images_per_s=10.0, psnr=27.0),
+            make_record(layout="n1g2", images_per_s=19.4, psnr=27.0),
+            make_record(layout="n1g8", images_per_s=66.1, psnr=26.6),
+        ]
+    )
+    missed, reached = rows["replicated", "n1g8"], rows["replicated", "n1g2"]
+    assert missed["outcome"] == "missed_quality" and missed.get("gain") is None
+    assert missed["speedup"] == pytest.approx(6.61), "its images per second stay in the table"
+    assert reached["outcome"] == "gain" and reached["gain"] == pytest.approx(1.94)
+    assert reached["gain_of"] == "time to equal quality"
+    assert best(list(rows.values())) is reached
+
+
+def test_all_points_of_a_baseline_are_compared_by_one_definition():
+    """A point without evaluations is not compared by images per second where the others are by time to quality."""
+    rows = by_point([make_record(), make_record(layout="n1g2", curve=[], psnr=27.4)])
+    point = rows["replicated", "n1g2"]
+    assert point["outcome"] == "not_compared" and "not known" in point["reason"]
+    rows = by_point([make_record(curve=[]), make_record(layout="n1g2", curve=[])])
+    assert rows["replicated", "n1g2"]["gain_of"] == "images per second"
+
+
+def test_final_quality_alone_is_enough_to_miss_it():
+    rows = by_point([make_record(curve=[], psnr=27.4), make_record(layout="n1g2", curve=[], psnr=26.0)])
+    assert rows["replicated", "n1g2"]["outcome"] == "missed_quality"
+
+
+def test_one_rank_of_any_strategy_is_the_baseline_of_all_that_compute_the_same():
+    rows = by_point(
+        [
+            make_record(layout="n1g1", images_per_s=10.0),
+            make_record(strategy="bf16", layout="n1g2", images_per_s=15.0),
+            make_record(strategy="sharded", layout="n1g2", images_per_s=16.0),
+        ]
+    )
+    assert rows["bf16", "n1g2"]["speedup"] == pytest.approx(1.5)
+    assert rows["sharded", "n1g2"]["speedup"] == pytest.approx(1.6)
+    assert rows["bf16", "n1g2"]["baseline_strategy"] == "replicated"
+
+
+def test_strategies_that_train_otherwise_have_baselines_of_their_own():
+    mcmc = {"train": {"steps": 2000, "batch_per_rank": 1, "densify": {"kind": "mcmc"}}}
+    rows = by_point(
+        [
+            make_record(layout="n1g1", images_per_s=10.0),
+            make_record(strategy="mcmc", layout="n1g2", images_per_s=15.0, settings=mcmc),
+        ]
+    )
+    row = rows["mcmc", "n1g2"]
+    assert row["outcome"] == "baseline" and "no run on fewer than 2 ranks" in row["reason"]
+
+
+def test_another_baseline_can_be_named():
+    records = [
+        make_record(layout=x, images_per_s=r) for x, r in (("n1g1", 4.0), ("n1g2", 8.0), ("n1g4", 12.0))
+    ]
+    rows = by_point(records, "replicated/n1g2")
+    assert rows["replicated", "n1g4"]["speedup"] == pytest.approx(1.5)
+    assert rows["replicated", "n1g1"]["speedup"] == pytest.approx(0.5)
+
+
+def test_runs_on_other_hardware_are_never_one_speedup_or_one_mean():
+    fast = make_record(layout="n1g2", gpu=True, images_per_s=400.0)
+    rows = by_point([make_record(images_per_s=10.0), fast])
+    assert rows["replicated", "n1g2"]["outcome"] == "baseline", (
+        "there is no run on that hardware to compare with"
+    )
+    mixed = [make_record(layout="n1g2", repeat=i, images_per_s=18.0) for i in (0, 1)]
+    rows = by_point([make_record(images_per_s=10.0), *mixed, fast.model_copy(update={"run": mixed[0].run})])
+    row = rows["replicated", "n1g2"]
+    assert row["images_per_s"] == row["images_per_s_max"] == 18.0 and row["n_ok"] == 2
+    assert "1 run left out: other hardware" in row["reason"]
+
+
+def test_the_spread_of_the_baseline_counts():
+    """90/100/110 against 102 to 104 is no gain, and a single 0.996 no loss."""
+    base = [make_record(repeat=i, images_per_s=r) for i, r in enumerate((90.0, 100.0, 110.0))]
+    two = [make_record(layout="n1g2", repeat=i, images_per_s=r) for i, r in enumerate((102.0, 103.0, 104.0))]
+    row = by_point([*base, *two])["replicated", "n1g2"]
+    assert row["outcome"] == "no_difference" and not row["negative_scaling"]
+    assert row["speedup_min"] == pytest.approx(102 / 110) and row["speedup_max"] == pytest.approx(104 / 90)
+    row = by_point([make_record(images_per_s=10.0), make_record(layout="n1g2", images_per_s=9.96)])
+    assert row["replicated", "n1g2"]["outcome"] == "no_difference"
+    assert row["replicated", "n1g2"]["negative_scaling"] is False
+
+
+def test_one_missed_repeat_of_three_does_not_delete_a_point():
+    base = [make_record(repeat=i, psnr=q) for i, q in enumerate((27.0, 27.3, 26.7))]
+    two = [make_record(layout="n1g2", repeat=i, psnr=q) for i, q in enumerate((27.1, 26.2, 27.2))]
+    rows = by_point([*base, *two])
+    row = rows["replicated", "n1g2"]
+    assert row["time_to_quality_s"] > 0 and row["n_reached"] == 2 and row["outcome"] == "gain"
+
+
+@pytest.mark.parametrize("finals", [(27.0, 26.0), (27.0, 26.5, 26.0, 25.0), (25.0, 26.0, 27.0)])
+def test_a_baseline_cannot_miss_its_own_target(finals):
+    rows = by_point([make_record(repeat=i, psnr=q) for i, q in enumerate(finals)])
+    assert rows["replicated", "n1g1"]["time_to_quality_s"] > 0

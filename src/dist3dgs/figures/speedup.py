@@ -11,11 +11,11 @@ from .study import Study
 
 TITLE = "Speedup"
 CAPTION = (
-    "Speedup over the baseline, the smallest layout of the same scene and strategy that succeeded. Filled "
-    "marks: ratio of images/s, named by its definition: strong scaling where the global batch is the same at"
+    "Speedup over the baseline, the smallest layout of the scene that succeeded on the same hardware with the "
+    "same settings, whichever strategy ran it. Filled marks: ratio of images/s, named by its definition: strong scaling where the global batch is the same at"
     " every size, throughput scaling where the batch per rank is. Hollow marks: ratio of the training times "
     "to equal quality (the baseline's final held-out PSNR less 0.1 dB). Whiskers: smallest and largest "
-    "repeat. Dotted: ideal. Shaded: negative scaling, where more ranks are slower than the baseline. A "
+    "ratio of any two repeats. Dotted: ideal. Shaded: negative scaling, where more ranks are slower than the baseline. A "
     "fitted Universal Scalability Law (thin line) is drawn only where there are more sizes than its three "
     "parameters. Both axes are logarithmic. Marks of several strategies at one size stand side by side."
 )
@@ -50,10 +50,11 @@ def data(study: Study) -> list[Row]:
 
 def _trouble(study: Study) -> list[Row]:
     """Failed and degraded runs; a degraded one at its images/s over the baseline's."""
+    rates = {(p["scene"], p["strategy"], p["layout"]): p.get("images_per_s") for p in study.points}
     baselines = {
-        (p["scene"], p["strategy"]): p["images_per_s"]
+        (p["scene"], p["strategy"]): rates.get((p["scene"], p["baseline_strategy"], p["baseline_layout"]))
         for p in study.points
-        if p["layout"] == p["baseline_layout"] and p["images_per_s"]
+        if p.get("baseline_layout")
     }
     marks = lines.trouble_marks(study, "images_per_s")
     for m in marks:
