@@ -12,12 +12,16 @@ from dist3dgs.scaling import (
     compute_to_comm,
     efficiency,
     fit_amdahl,
+    fit_gustafson,
     fit_usl,
+    fitted_points,
     global_batch,
     rank_hours,
     scaling_definition,
     time_to_quality,
+    told_apart,
 )
+from dist3dgs.scaling.measures import ratio_derived
 from dist3dgs.scaling.points import point_rows
 
 from .records import make_record, usl_rate
@@ -320,3 +324,68 @@ def test_one_missed_repeat_of_three_does_not_delete_a_point():
 def test_a_baseline_cannot_miss_its_own_target(finals):
     rows = by_point([make_record(repeat=i, psnr=q) for i, q in enumerate(finals)])
     assert rows["replicated", "n1g1"]["time_to_quality_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("speedup", "ranks", "expected"), [(19.53 / 42.34, 4, 0.52), (99.94 / 124.95, 4, 1.0)]
+)
+def test_r_derived_from_a_speedup_is_that_of_one_rank(speedup, ranks, expected):
+    assert ratio_derived(speedup, ranks) == pytest.approx(expected, abs=0.01)
+
+
+def test_r_is_one_ranks_computation_over_all_ranks_communication():
+    """The computation left on each of two ranks over their communication is half of it."""
+    one = make_record(layout="n1g1", compute_s=100.0, comm_s=0.0)
+    two = make_record(layout="n1g2", compute_s=50.0, comm_s=25.0, compute_to_comm=2.0)
+    row = by_point([one, two])["replicated", "n1g2"]
+    assert row["r_measured"] == pytest.approx(4.0) and row["compute_to_comm"] == 2.0
+    assert row["r_derived"] == pytest.approx(1 / (1 / row["speedup"] - 1 / 2))
+
+
+def test_no_loss_has_no_ratio():
+    assert ratio_derived(2.1, 2) is None and ratio_derived(1.0, 1) is None
+
+
+def test_negative_scaling_is_refused_by_laws_that_cannot_express_it():
+    """The two transformers: 0.46x and 0.80x at four ranks."""
+    for rates in ([1.0, 0.7, 0.46], [1.0, 0.95, 0.8]):
+        fit = fit_amdahl([1, 2, 4], rates)
+        assert fit is not None and fit.sigma <= 1
+        assert "does not describe this data" in fit.describe() and "133" not in fit.describe()
+
+
+def test_a_law_that_misses_a_point_by_a_quarter_is_refused():
+    fit = fit_amdahl([1, 2, 4, 8], [1.0, 1.9, 1.95, 7.0])
+    assert fit is not None and fit.problem and "misses a point" in fit.problem
+
+
+def test_few_points_do_not_tell_laws_apart():
+    sizes, rates = [1, 2, 4], [1.0, 1.9, 3.6]
+    fits = [f for fit in (fit_amdahl, fit_gustafson, fit_usl) if (f := fit(sizes, rates))]
+    assert "3 points cannot tell" in told_apart(fits)
+    sizes = [1, 2, 4, 8, 16, 32]
+    rates = [
+        usl_rate(p, 3.0, 0.01, 0.0) * (1 + e)
+        for p, e in zip(sizes, [0.001, -0.001, 0.001, -0.002, 0.001, 0], strict=True)
+    ]
+    fits = [f for fit in (fit_amdahl, fit_gustafson) if (f := fit(sizes, rates))]
+    assert told_apart(fits).startswith("Amdahl describes the data best")
+
+
+def test_gustafson_recovers_the_serial_share():
+    sizes = [1, 2, 4, 8]
+    fit = fit_gustafson(sizes, [5.0 * (0.2 + 0.8 * p) for p in sizes])
+    assert fit is not None and fit.sigma == pytest.approx(0.2) and fit.rate_one == pytest.approx(5.0)
+
+
+def test_a_fit_takes_one_baseline_and_the_layout_on_fewest_nodes():
+    records = [make_record(layout="n1g1", images_per_s=1.0)]
+    records += [
+        make_record(strategy="sharded", layout=x, images_per_s=r)
+        for x, r in (("n1g2", 1.9), ("n1g4", 3.6), ("n2g2", 3.0))
+    ]
+    rows = point_rows(records)
+    series = [r for r in rows if r["strategy"] == "sharded"]
+    assert [(p["strategy"], p["layout"]) for p in fitted_points(series, rows)] == [
+        ("replicated", "n1g1"), ("sharded", "n1g2"), ("sharded", "n1g4"),
+    ]  # fmt: skip

@@ -190,6 +190,11 @@ def _series(axes: Any, rows: Sequence[Row], name: str, ranks: Ranks) -> None:
     for part in [*_unbroken(joined, lost), *others]:
         x = [ranks.at(r["ranks"], name) for r in part]
         axes.plot(x, [r["value"] for r in part], zorder=3, gid="line", **look)
+        if part in others:
+            axes.annotate(
+                part[0]["layout"], (x[0], part[0]["value"]), xytext=(3, -3), textcoords="offset points",
+                color=look["color"], fontsize=6, va="top", gid="nodes",
+            )  # fmt: skip
     for r in line:
         if r["n"] > 1 and r["low"] is not None and r["high"] is not None:
             below, above = max(r["value"] - r["low"], 0), max(r["high"] - r["value"], 0)

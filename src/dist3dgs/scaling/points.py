@@ -25,7 +25,10 @@ from .measures import (
     efficiency,
     global_batch,
     rank_hours,
+    ratio_derived,
+    ratio_measured,
     scaling_definition,
+    seconds_per_image,
     time_to_quality,
 )
 from .spread import Spread
@@ -36,7 +39,16 @@ Outcome = Literal["baseline", "gain", "loss", "no_difference", "missed_quality",
 #: Measured per run, aggregated to median (`name`), `name_min` and `name_max`.
 AGGREGATED = (
     *("total_s", "train_s", "rank_hours", "steps", "images", "step_s", "steps_per_s", "images_per_s"),
-    *("comm_s", "exposed_comm_s", "compute_to_comm", "peak_rss_gib", "peak_host_gib", "peak_gpu_gib"),
+    *(
+        "comm_s",
+        "exposed_comm_s",
+        "compute_to_comm",
+        "compute_s_per_image",
+        "comm_s_per_image",
+        "peak_rss_gib",
+        "peak_host_gib",
+        "peak_gpu_gib",
+    ),
     *("num_gaussians", "psnr", "ssim", "lpips", "time_to_quality_s"),
 )
 _COMPARED = ("speedup", "speedup_time_to_quality", "speedup_total", "gain")
@@ -47,7 +59,7 @@ POINT_COLUMNS = (
     *("baseline_strategy", "baseline_layout", "baseline_ranks", "scaling", "outcome", "gain_of"),
     *(f"{name}{end}" for name in _COMPARED for end in ("", "_min", "_max")),
     *("efficiency_strong", "efficiency_throughput", "efficiency_time_to_quality"),
-    *("negative_scaling", "target_psnr", "n_reached", "reason"),
+    *("r_measured", "r_derived", "negative_scaling", "target_psnr", "n_reached", "reason"),
     *(f"{name}{end}" for name in AGGREGATED for end in ("", "_min", "_max")),
 )
 
@@ -229,6 +241,8 @@ def _measure(record: RunRecord, name: str) -> float | None:
         return compute_to_comm(record)
     if name == "rank_hours":
         return rank_hours(record)
+    if name.endswith("_per_image"):
+        return seconds_per_image(record, name.removesuffix("_per_image"))
     if name == "step_s":
         return None if record.metrics.step_s is None else record.metrics.step_s.median
     value: float | None = getattr(record.metrics, name)
@@ -278,6 +292,11 @@ def _compare(row: Row, baseline: Row) -> None:
         wanted = ("strong", "throughput") if row is baseline else (definition,)
         for name in filter(None, wanted):
             row[f"efficiency_{name}"] = efficiency(speedup, ranks, baseline_ranks)
+        if baseline_ranks == 1:
+            row["r_measured"] = ratio_measured(
+                baseline.get("compute_s_per_image"), row.get("comm_s_per_image")
+            )
+            row["r_derived"] = ratio_derived(speedup, ranks)
         row["negative_scaling"] = ranks > baseline_ranks and _beyond_spread(row, "speedup", baseline) < 0
     to_quality = row.get("speedup_time_to_quality")
     if to_quality is not None:
