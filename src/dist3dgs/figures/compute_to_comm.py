@@ -48,7 +48,7 @@ def plot(rows: list[Row]) -> Any:
         Entry("derived from the speedup", grey),
         Entry("measured", _MEASURED | {"marker": "o", "markeredgecolor": style.GREY}),
     ]
-    return lines.figure(cells, "R = compute / communication, log scale", _behind, key=key)
+    return lines.figure(cells, "R, log scale", _behind, key=key)
 
 
 def _behind(ax: Any, cell: lines.Cell, ranks: Ranks) -> None:
@@ -65,6 +65,6 @@ def _behind(ax: Any, cell: lines.Cell, ranks: Ranks) -> None:
         look = style.series_style(name, ranks.series)
         points = [r for r in cell.other_rows if r["series"] == name]
         ax.plot(
-            [ranks.at(r["ranks"], name) for r in points], [r["value"] for r in points], zorder=4,
+            [ranks.at(r["ranks"], name, r["layout"]) for r in points], [r["value"] for r in points], zorder=4,
             **_MEASURED | {"marker": look["marker"], "markeredgecolor": look["color"]},
         )  # fmt: skip

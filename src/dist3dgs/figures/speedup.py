@@ -18,7 +18,7 @@ CAPTION = (
     "smallest and largest ratio of any two repeats. Dotted: ideal. Shaded: negative scaling, where more ranks are "
     "slower than the baseline. A fitted Universal Scalability Law (thin line) is drawn only where there are more "
     "sizes than its three parameters and it describes them. Both axes are logarithmic. Marks of several strategies at "
-    "one size stand side by side; a layout with as many ranks on more nodes is named beside its mark."
+    "one size stand side by side, layouts with as many ranks on more nodes to the right of them."
 )
 EMPTY = "no run to compare yet"
 COLUMNS = (*lines.COLUMNS, "definition", "baseline_ranks")
@@ -169,6 +169,6 @@ def _to_quality(ax: Any, rows: Sequence[Row], ranks: Ranks) -> None:
         look = style.series_style(name, ranks.series)
         points = [r for r in rows if r.get("definition") == "time_to_quality" and r["series"] == name]
         ax.plot(
-            [ranks.at(r["ranks"], name) for r in points], [r["value"] for r in points], zorder=4,
+            [ranks.at(r["ranks"], name, r["layout"]) for r in points], [r["value"] for r in points], zorder=4,
             **_QUALITY | {"marker": look["marker"], "markeredgecolor": look["color"]},
         )  # fmt: skip
