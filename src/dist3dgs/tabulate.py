@@ -14,7 +14,7 @@ from .errors import UserError, snakemake
 from .events import PHASES
 from .files import sha256, write_text
 from .names import Layout
-from .record import RunRecord, load_record
+from .record import RunRecord, load_or_explain
 from .scaling.journey_tables import CHALLENGE_COLUMNS, PERFORMANCE_COLUMNS, story_tables
 from .scaling.measures import compute_to_comm, global_batch, rank_hours
 from .scaling.points import POINT_COLUMNS, point_rows
@@ -84,11 +84,11 @@ def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path) -> None
 
 
 def load_records(paths: Iterable[Path]) -> list[RunRecord]:
-    """Load records, refusing two of the same run: they would count as repeats."""
+    """Load records; one that cannot be read becomes a row that says why. Two of the same run are refused."""
     seen: dict[tuple[str, str, str, int], Path] = {}
     records = []
     for path in paths:
-        record = load_record(path)
+        record = load_or_explain(path)
         run = record.run
         key = (run.scene, run.strategy, run.layout, run.repeat)
         if key in seen:
