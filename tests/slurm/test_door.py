@@ -145,7 +145,7 @@ def study(clone: Clone) -> Clone:
 def test_photographs_to_report(study: Clone):
     for scene in ("tiny", "mine"):
         record = study.json(f"results/{scene}/replicated/n1g2/r0/record.json")
-        assert record["status"] == "ok" and record["point"]["scene"] == scene
+        assert record["status"] == "ok" and record["run"]["scene"] == scene
     assert study.json("data/mine/ingest.json")["num_images"]["registered"] == 16
     report = (study.folder / "results/report/report.html").read_text()
     assert "tiny" in report and "mine" in report

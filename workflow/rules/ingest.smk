@@ -1,5 +1,6 @@
 # Photographs from where they are, once: poses, pinhole images, one packed file.
 
+
 localrules:
     photographs,
     weights,

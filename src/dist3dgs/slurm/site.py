@@ -182,7 +182,7 @@ def _cpu_order(p: Partition) -> tuple[float | bool, ...]:
 
 
 def _values(p: Partition, rights: Rights, workers: int) -> dict[str, object]:
-    """The site block for the nodes of `p`."""
+    """Site settings for the nodes of `p`."""
     account, qos, longest_s = rights.in_partition(p)
     found: dict[str, object] = dict(sizes(p, workers))
     minutes = int(min(p.max_time_s, longest_s, 7 * 24 * 3600) // 60)
