@@ -1,6 +1,7 @@
 """What the planner does with jobs that are refused, gone or will never start."""
 
 import json
+import os
 import time
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from dist3dgs.names import Point
 from dist3dgs.slurm import planner as module
 from dist3dgs.slurm.commands import SlurmError
 from dist3dgs.slurm.jobs import Job, Queue, comment_of
-from dist3dgs.slurm.planner import Planner
+from dist3dgs.slurm.planner import Planner, TrainJobs
 from dist3dgs.slurm.settings import read_site
 
 POINT = Point.parse("garden", "sharded", "n1g4")
@@ -148,3 +149,63 @@ def test_a_chosen_partition_is_chosen_again_when_the_job_is_submitted(tmp_path, 
     assert made.asks(POINT, 1, "{}") == {}  # a choice of just now stands
     monkeypatch.setattr(module, "CHOICE_S", -1.0)
     assert made.asks(POINT, 1, "{}") == {"slurm_partition": "fast"}
+
+
+@pytest.fixture
+def ingest(tmp_path):
+    """Snakemake's job of another rule, with its log."""
+    log = tmp_path / "ingest.log"
+    rule = SimpleNamespace(name="ingest")
+    return SimpleNamespace(
+        is_group=lambda: False, rule=rule, name="ingest", wildcards=["garden"], log=[str(log)],
+        resources={"slurm_partition": "cpu", "runtime": 90, "mem_mb": 5000, "nodes": 1, "cpus_per_task": 4},
+    )  # fmt: skip
+
+
+def jobs_of(made) -> TrainJobs:
+    return TrainJobs(made, lambda wildcards: POINT, lambda point: "{}")
+
+
+def test_a_failed_ingest_is_told_in_one_line_with_its_log(made, ingest, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(module, "job_end", lambda number: ("FAILED", "JobState=TIMEOUT", None))
+    slurm_log, (log,) = tmp_path / "7.log", ingest.log
+    listener = jobs_of(made)
+
+    def told() -> str:
+        listener.failed(ingest, 7, slurm_log)
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("dist3dgs: ingest garden failed: ")
+        return line
+
+    # Before the rule began: what Slurm says, and the job's own log.
+    slurm_log.write_text("slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***\n")
+    assert (
+        "JobState=TIMEOUT" in (line := told())
+        and "DUE TO TIME LIMIT" in line
+        and f"(log: {slurm_log})" in line
+    )
+    # Its own last words; those of an earlier job are not.
+    (tmp_path / "ingest.log").write_text("ingest: packing\nerror: sfm_failed: no two match\n")
+    os.utime(log, (1, 1))
+    assert "sfm_failed" not in told()
+    os.utime(log)
+    listener.since = 0.0
+    assert "sfm_failed: no two match" in (line := told()) and f"(log: {log})" in line
+    (tmp_path / "ingest.log").write_text("Traceback (most recent call last):\n  File x\nKeyError: 'a'\n")
+    assert "KeyError: 'a'" in told()
+
+
+def test_a_refused_ingest_is_asked_again_or_told_with_its_settings(made, ingest, capfd):
+    listener = jobs_of(made)
+    assert listener.refused(ingest, "sbatch: error: Unable to contact slurm controller")
+    assert "ingest garden is not taken yet" in capfd.readouterr().err
+    assert not listener.refused(ingest, "sbatch: error: Requested time limit is invalid")
+    line = capfd.readouterr().err
+    assert "cannot be submitted: 90 minutes" in line and "site.ingest_runtime_min" in line
+    assert line.count("\n") == 1
+
+
+def test_other_rules_have_no_say_of_the_planner(made, ingest):
+    listener = jobs_of(made)
+    assert not listener.finish(ingest) and listener.asks(ingest) == {}
+    listener.interrupted([ingest])
