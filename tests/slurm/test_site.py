@@ -76,6 +76,8 @@ def test_a_profile_that_names_no_site_is_answered_with_its_place(tmp_path):
 def test_what_a_shell_would_read_is_no_account():
     with pytest.raises(UserError, match="account"):
         read_site({"account": "lab; rm -rf /"})
+    with pytest.raises(UserError, match=r"account.*in quotes"):
+        read_site(yaml.safe_load("account: 2024_01"))
     with pytest.raises(UserError, match="did you mean `gpu_partition`"):
         read_site({"gpu_partitions": "x"})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from dist3dgs import figures as figures_module
 from dist3dgs.errors import UserError
 from dist3dgs.names import NAME_PATTERN, Point
+from snakemake.exceptions import WorkflowError
 from snakemake.resources import Resources
 
 # A big study is millions of objects that stay: looking through them for garbage less often saves a tenth of the time.
@@ -169,7 +170,13 @@ def ingest_threads(wildcards):
     the cores that the job was given."""
     if ON_CLUSTER:
         return ingest_job(wildcards.scene)["cpus_per_task"]
-    return scene_of(wildcards).sfm.num_threads or workflow.cores
+    try:
+        return scene_of(wildcards).sfm.num_threads or workflow.cores
+    except WorkflowError:
+        stop(
+            "ingest takes all cores, and Snakemake was given no number: on this machine with --cores all or"
+            " --profile profiles/local, on Slurm with `executor: dist3dgs-slurm` as in profiles/slurm"
+        )
 
 
 def train_threads(wildcards):

@@ -29,10 +29,17 @@ def _none(value: object) -> object:
     return None if value in ("", "None", "null", "~") else value
 
 
+def _text(value: object) -> object:
+    """Refuse what YAML has read as a number or a truth value, as it does with the account 2024_01 and the type 3090."""
+    if isinstance(value, bool | int | float):
+        raise ValueError("must be text: put it in quotes")
+    return value
+
+
 Text = Annotated[str | None, BeforeValidator(_none)]
 #: Words that go into sbatch's command line and, with `--sdm env-modules`, into the rules' shell lines: nothing that a
 #: shell would read.
-Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:@%+=/-]+$")]
+Module = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[A-Za-z0-9_.,:@%+=/-]+$")]
 Word = Annotated[Module | None, BeforeValidator(_none)]
 
 
