@@ -12,7 +12,7 @@ SITE = "profiles/slurm/site.yaml"
 #: trainer -> rule -> what to do there.
 REMEDIES: Mapping[str, Mapping[str, str]] = {
     "dist3dgs": {
-        "submission-refused": f"Change what the message names in {SITE} (`dist3dgs site init` writes one that fits the "
+        "submission-refused": f"Change what the message names in {SITE} (`dist3dgs site init --force` writes one that fits the "
         "cluster), then train again.",
         "node-lost": "Train again: later attempts avoid the nodes that failed (slurm-exclude-failed-nodes). Report the node.",
         "time-limit": f"Raise `site.runtime_min` in {SITE} (attempts after a time limit ask for more, up to "
