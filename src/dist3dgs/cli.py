@@ -105,6 +105,7 @@ def _add_scenes(verb: AddVerb) -> None:
     p.add_argument("--source", required=True, type=Path, help="source.json from `photographs`")
     p.add_argument("--pack", required=True, type=Path)
     p.add_argument("--facts", required=True, type=Path)
+    p.add_argument("--made-from", metavar="DIGEST", help="of settings and photographs, noted in the facts")
     limit = "of structure from motion, in place of the entry's sfm."
     p.add_argument("--threads", type=int, help=f"{limit}num_threads")
     p.add_argument("--memory-mb", type=float, help=f"{limit}memory_gib, in MiB")

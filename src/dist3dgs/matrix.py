@@ -1,6 +1,7 @@
 """From the config files to the list of runs."""
 
 import difflib
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,14 @@ from .errors import UserError
 from .names import Layout, Point, check_name
 from .scenes.registry import download_spec
 from .spec import Config, Exclusion, RunSpec, Scene, Strategy, TrainSettings, validate
+
+
+#: Settings of a run that change none of its results: what is written while it runs, and how long is waited for whom.
+#: Snakemake trains nothing again for them, and attempts that differ in them belong to the same run.
+FREE_SETTINGS = {
+    "train": ("log_every", "tensorboard", "checkpoint_every", "keep_checkpoints"),
+    "hardware": ("timeout_s", "join_timeout_s", "max_restarts"),
+}
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,16 @@ def load_study(folder: Path, overlays: Sequence[Path] = ()) -> Study:
 def spec_json(spec: RunSpec) -> str:
     """One line, keys sorted: the same spec gives the same text, which Snakemake compares between runs."""
     return json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def run_digest(spec_text: str) -> str:
+    """Short digest of what decides the result of a run: its spec (JSON) without `FREE_SETTINGS`."""
+    value = json.loads(spec_text)
+    for part, names in FREE_SETTINGS.items():
+        for name in names:
+            value.get(part, {}).pop(name, None)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_spec(text: str) -> RunSpec:

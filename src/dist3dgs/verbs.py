@@ -47,7 +47,7 @@ def ingest(args: argparse.Namespace) -> None:
     }
     given = {name: value for name, value in limits.items() if value is not None}
     scene = scene.model_copy(update={"sfm": scene.sfm.model_copy(update=given)})
-    ingest_scene(args.name, scene, args.source, args.pack, args.facts)
+    ingest_scene(args.name, scene, args.source, args.pack, args.facts, args.made_from)
 
 
 def launch(args: argparse.Namespace) -> int:

@@ -4,11 +4,14 @@
 rule train:
     """One scaling point. Its output is there whether the run succeeded or failed."""
     input:
-        scene=f"{DATA}/{{scene}}/scene.safetensors",
+        scene=unless_remade("scene.safetensors"),
     output:
-        f"{RESULTS}/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}/launch.json",
+        "{results}/{scene}/{strategy}/{layout}/{repeat}/launch.json",
     log:
-        "logs/train/{scene}/{strategy}/{layout}/{repeat}.log",
+        "{results}/logs/train/{scene}/{strategy}/{layout}/{repeat}.log",
+    # A wildcard with one value: it names the study in the comment and the log folder of the Slurm job.
+    wildcard_constraints:
+        results=re.escape(RESULTS),
     conda:
         "../envs/dist3dgs.yaml"
     envmodules:
@@ -22,7 +25,12 @@ rule train:
         mpi="",
         trainings=1,
     params:
-        spec=spec_of,
+        # A change of these trains again.
+        run=run_of,
+        made_from=scene_settings_of,
+        packed=packed_scene_of,
+        # Not of this one: Snakemake does not compare parameters that are derived from outputs.
+        spec=lambda wildcards, output: spec_of(wildcards),
         out=subpath(output[0], parent=True),
         weights=f"{DATA}/weights/lpips-alex.safetensors",
     shell:
@@ -34,16 +42,19 @@ rule record:
     """Evidence in, verdict out. A better parser judges old runs again without training them again."""
     input:
         launch=rules.train.output[0],
-        parser=JUDGE_FILE,
     output:
-        f"{RESULTS}/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}/record.json",
+        "{results}/{scene}/{strategy}/{layout}/{repeat}/record.json",
     log:
-        "logs/record/{scene}/{strategy}/{layout}/{repeat}.log",
+        "{results}/logs/record/{scene}/{strategy}/{layout}/{repeat}.log",
+    wildcard_constraints:
+        results=re.escape(RESULTS),
     # Before the next training is submitted: a big study's rows are there as its points end, not when all are submitted.
     priority: 1
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
+    params:
+        judge=JUDGE,
     shell:
         "dist3dgs --log {log:q} record --launch {input.launch:q} --out {output:q}"
 

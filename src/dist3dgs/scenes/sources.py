@@ -51,8 +51,15 @@ def obtain(name: str, scene: Scene, out: Path) -> None:
     print(f"{name}: {len(files)} files")
 
 
-def ingest_scene(name: str, scene: Scene, source_json: Path, pack: Path, facts: Path) -> None:
-    """Ingest what `obtain` found. `pack` and `facts` are scene.safetensors and ingest.json of one folder."""
+def ingest_scene(
+    name: str, scene: Scene, source_json: Path, pack: Path, facts: Path, made_from: str | None = None
+) -> None:
+    """Ingest what `obtain` found.
+
+    Args:
+        pack, facts: scene.safetensors and ingest.json of one folder.
+        made_from: digest of the settings and photographs, by which the workflow knows that the scene is up to date.
+    """
     if pack.parent != facts.parent or (pack.name, facts.name) != ("scene.safetensors", "ingest.json"):
         raise UserError(
             f"--pack {pack} and --facts {facts}: expected FOLDER/scene.safetensors and FOLDER/ingest.json"
@@ -84,7 +91,9 @@ def ingest_scene(name: str, scene: Scene, source_json: Path, pack: Path, facts: 
         test_every=scene.test_every,
         sfm=scene.sfm,
     )
-    ingest(source, pack.parent, settings)
+    report = ingest(source, pack.parent, settings)
+    if made_from is not None:
+        write_json(facts, report | {"made_from": made_from})
 
 
 def _path(value: str | None) -> Path | None:
