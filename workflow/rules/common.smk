@@ -30,6 +30,7 @@ def config_layers():
 try:
     from dist3dgs.config import Layers
     from dist3dgs.matrix import Study, spec_json
+    from dist3dgs.scenes.listing import not_a_folder, scene_files
     from dist3dgs.slurm import plugin
     from dist3dgs.slurm.planner import Planner, TrainJobs
     from dist3dgs.slurm.resources import rule_defaults, rule_resources
@@ -123,23 +124,30 @@ def newest_judge_file():
     return str(max(parts, key=lambda path: (path.stat().st_mtime, str(path))))
 
 
-def scene_of(wildcards):
+def scene_named(name):
     try:
-        return STUDY.scene(wildcards.scene)
+        return STUDY.scene(name)
     except UserError as error:
         stop(error)
 
 
-def photograph_files(scene):
+def scene_of(wildcards):
+    return scene_named(wildcards.scene)
+
+
+def photograph_files(name):
     """Files whose change makes a scene's photographs new: one's own, or none for what is made or downloaded."""
-    folders = [f for f in (scene.images, scene.colmap) if f is not None]
-    for folder in folders:
-        if not Path(folder).is_dir():
-            stop(
-                f"config/scenes.yaml: folder {folder!r} does not exist; expected photographs (images) or a COLMAP"
-                " model (colmap) there. Relative paths start where snakemake runs."
-            )
-    return sorted(str(p) for f in folders for p in Path(f).rglob("*") if p.is_file())
+    scene = scene_named(name)
+    folders = {key: Path(f) for key in ("images", "colmap") if (f := getattr(scene, key)) is not None}
+    for key, folder in folders.items():
+        if not folder.is_dir():
+            stop(f"{STUDY.layers.where('scene_library', name, key)}: {name}: `{key}:` {not_a_folder(folder)}.")
+    try:
+        files = [str(path) for path in scene_files(folders.get("images"), folders.get("colmap"))]
+    except UserError as error:
+        stop(error)
+    # Braces are wildcards to Snakemake, and it has no way to quote them: such a file is used, but not watched.
+    return [path for path in files if not set(path) & set("{}")]
 
 
 def train_threads(wildcards):
