@@ -43,6 +43,17 @@ class Layers:
             i = 0
         return self.layers[i][0] if self.layers else "the config"
 
+    def holders(self, *keys: Any) -> list[tuple[str, Mapping[str, Any]]]:
+        """Every layer that has a mapping at `keys`, and that mapping."""
+        found = []
+        for name, layer in self.layers:
+            value: Any = layer
+            for key in keys:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, Mapping):
+                found.append((name, value))
+        return found
+
     def holding(self, key: str) -> str:
         """Every layer that has the top-level `key`."""
         return " or ".join(name for name, layer in self.layers if key in layer) or "the config"

@@ -1,6 +1,7 @@
 """From the config files to the list of runs."""
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,8 +13,7 @@ from .config import FILES, Layers, merge
 from .errors import UserError
 from .names import Layout, Point, check_name
 from .scenes.registry import download_spec
-from .spec import Config, Exclusion, RunSpec, Scene, Strategy, TrainSettings, validate
-
+from .spec import SOURCES, Config, Exclusion, RunSpec, Scene, Strategy, TrainSettings, validate
 
 #: Settings of a run that change none of its results: what is written while it runs, and how long is waited for whom.
 #: Snakemake trains nothing again for them, and attempts that differ in them belong to the same run.
@@ -44,7 +44,8 @@ class Study:
         """
         raw = dict(raw)
         layers = layers or Layers()
-        scenes = _library(raw.pop("scene_library", None), Scene, "scene", layers)
+        scene_library = _replaced(raw.pop("scene_library", None), layers)
+        scenes = _library(scene_library, Scene, "scene", layers)
         strategies = _library(raw.pop("strategy_library", None), Strategy, "strategy", layers)
         config = validate(Config, raw, layers.where)
         study = cls(config, scenes, strategies, layers)
@@ -197,6 +198,28 @@ def load_spec(text: str) -> RunSpec:
         raise UserError(f"--spec: not JSON ({e}); copy it whole from the Snakemake log") from None
 
 
+def _replaced(raw: object, layers: Layers) -> object:
+    """The merged `scene_library`, where a scene that a later file gives another source is defined by that file alone.
+
+    Merged setting by setting, as everything else is, the scene would have both sources.
+    """
+    if not isinstance(raw, Mapping):
+        return raw
+    library = dict(raw)
+    for name in raw:
+        definition: dict[str, Any] = {}
+        replaced = False
+        for _, part in layers.holders("scene_library", name):
+            given = {key for key in SOURCES if part.get(key) is not None}
+            if given <= SOURCES & definition.keys() or not SOURCES & definition.keys():
+                definition = merge(definition, part)
+            else:
+                definition, replaced = dict(part), True
+        if replaced:
+            library[name] = definition
+    return library
+
+
 def _library(raw: object, model: type[Any], what: str, layers: Layers) -> dict[str, Any]:
     key = f"{what}_library"
     if not isinstance(raw, Mapping) or not raw:
@@ -204,10 +227,14 @@ def _library(raw: object, model: type[Any], what: str, layers: Layers) -> dict[s
             f"{layers.where(key)}: expected a mapping `{key}: name -> settings` with at least one {what}"
         )
 
+    def where(name: Any, *loc: Any) -> str:
+        place = layers.where(key, name, *loc)
+        others = [holder for holder, _ in layers.holders(key, name) if holder != place]
+        # A fault of the whole entry may come of what stands in the other files.
+        return f"{place}{f' on top of {others[-1]}' if others and not loc else ''}: {name}"
+
     def entry(name: Any, value: Any) -> Any:
-        return validate(
-            model, {} if value is None else value, lambda *loc: f"{layers.where(key, name, *loc)}: {name}"
-        )
+        return validate(model, {} if value is None else value, functools.partial(where, name))
 
     return {check_name(name, what): entry(name, value) for name, value in raw.items()}
 

@@ -39,6 +39,7 @@ try:
         imported_code_digest,
         scene_digest,
     )
+    from dist3dgs.scenes.listing import not_a_folder, scene_files
     from dist3dgs.slurm import plugin
     from dist3dgs.slurm.planner import Planner, TrainJobs
     from dist3dgs.slurm.resources import rule_defaults, rule_resources
@@ -162,7 +163,7 @@ def unless_remade(name):
 @cache
 def photographs_digest(scene):
     """Digest of the photographs of a scene; "" where the workflow makes or downloads them."""
-    files = photograph_files(scene_named(scene))
+    files = photograph_files(scene)
     return content_digest(files, Path(DATA, scene, "photographs.json")) if files else ""
 
 
@@ -229,16 +230,22 @@ def scene_of(wildcards):
     return scene_named(wildcards.scene)
 
 
-def photograph_files(scene):
+def photograph_files(name):
     """Files whose change makes a scene's photographs new: one's own, or none for what is made or downloaded."""
-    folders = [f for f in (scene.images, scene.colmap) if f is not None]
-    for folder in folders:
-        if not Path(folder).is_dir():
-            stop(
-                f"config/scenes.yaml: folder {folder!r} does not exist; expected photographs (images) or a COLMAP"
-                " model (colmap) there. Relative paths start where snakemake runs."
-            )
-    return sorted(str(p) for f in folders for p in Path(f).rglob("*") if p.is_file())
+    scene = scene_named(name)
+    folders = {key: Path(f) for key in ("images", "colmap") if (f := getattr(scene, key)) is not None}
+    for key, folder in folders.items():
+        if not folder.is_dir():
+            stop(f"{STUDY.layers.where('scene_library', name, key)}: {name}: `{key}:` {not_a_folder(folder)}.")
+    try:
+        return [str(path) for path in scene_files(folders.get("images"), folders.get("colmap"))]
+    except UserError as error:
+        stop(error)
+
+
+def photographs_input(wildcards):
+    """Photographs as input files. Braces are wildcards to Snakemake: files with them in their names are left out."""
+    return [ancient(path) for path in photograph_files(wildcards.scene) if not set(path) & set("{}")]
 
 
 def train_threads(wildcards):

@@ -11,7 +11,7 @@ localrules:
 rule photographs:
     """Make, download or find a scene's photographs. Runs where the workflow runs: it may need the internet."""
     input:
-        lambda wildcards: ancient(photograph_files(scene_of(wildcards))),
+        photographs_input,
     output:
         f"{DATA}/{{scene}}/source.json",
     log:
