@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import __version__, verbs
-from .config import add_config_options
+from .config import add_config_options, add_configfile_option
 from .errors import UserError
 from .slurm.verbs import add_verbs
 from .tee import logged
@@ -88,6 +88,27 @@ def _add_study(verb: AddVerb) -> None:
     p = verb("status", verbs.status, "every point of the study: waiting, running, ok, failed and why")
     add_config_options(p)
     p.add_argument("--watch", type=float, metavar="SECONDS", help="refresh until Ctrl-C")
+
+    p = verb(
+        "retry",
+        verbs.retry,
+        "train again the points that failed, or those given, with the config as it is now",
+        "Points resume from their last checkpoint where the settings of the run are the same. Snakemake is started where"
+        " this is called; its exit status is that of the verb.",
+    )
+    p.add_argument(
+        "points", nargs="*", metavar="POINT", help="scene/strategy/layout[/repeat]; default: all that failed"
+    )
+    p.set_defaults(config=Path("config"))  # Snakemake reads no other
+    add_configfile_option(p)
+    p.add_argument(
+        "--profile",
+        type=Path,
+        help="Snakemake's; default: profiles/slurm for points that ran there, else profiles/local",
+    )
+    p.add_argument(
+        "-n", "--dry-run", action="store_true", help="only say what would be trained, and the command"
+    )
 
     p = verb("schemas", verbs.schemas, "write the JSON schemas of the config files and of record.json")
     p.add_argument("folder", type=Path, nargs="?", default=Path("workflow/schemas"))

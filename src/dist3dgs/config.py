@@ -112,6 +112,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         default=Path("config"),
         help="folder of config.yaml, scenes.yaml, strategies.yaml",
     )
+    add_configfile_option(parser)
+
+
+def add_configfile_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--configfile", type=Path, action="append", default=[], metavar="FILE",
         help="a file to lay on top, as Snakemake's --configfile does; may be given again",

@@ -53,7 +53,7 @@ def test_layout_trains_on_its_nodes_with_its_ranks(study, name):
 
 def test_a_controller_away_for_20_s_loses_and_doubles_nothing(study):
     comments = sorted(comment for _, _, comment in study.first_jobs)
-    assert comments == sorted(f"rule_train_wildcards_tiny_replicated_{name}_r0" for name in LAYOUTS)
+    assert comments == sorted(f"rule_train_wildcards_results_tiny_replicated_{name}_r0" for name in LAYOUTS)
     assert all(len(study.attempts(name)) == 1 for name in LAYOUTS)
 
 
