@@ -32,8 +32,10 @@ class Study:
     strategies: dict[str, Strategy]
     #: Where its settings stand, for messages.
     layers: Layers = field(default_factory=Layers, repr=False, compare=False)
-    #: Validated specs by strategy and layout: the points of a big study differ in scene, repeat and seed alone.
+    #: Validated specs by strategy and layout, and their digests: the points of a big study differ in scene, repeat and
+    #: seed alone.
     _specs: dict[tuple[str, Layout], RunSpec] = field(default_factory=dict, repr=False, compare=False)
+    _digests: dict[tuple[str, Layout], str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_config(cls, raw: Mapping[str, Any], layers: Layers | None = None) -> "Study":
@@ -79,6 +81,14 @@ class Study:
             self._specs[key] = self._validated(point)
         own = {"scene": point.scene, "repeat": point.repeat, "seed": self.config.seed + point.repeat}
         return self._specs[key].model_copy(update=own)
+
+    def run_key(self, point: Point) -> str:
+        """Short text that changes with every setting that decides the result of a point."""
+        key = (point.strategy, point.layout)
+        if key not in self._digests:
+            shared = self.spec(point).model_copy(update={"scene": "", "repeat": 0, "seed": self.config.seed})
+            self._digests[key] = run_digest(spec_json(shared))
+        return self._digests[key]
 
     def _validated(self, point: Point) -> RunSpec:
         strategy, train = self.strategy(point.strategy), self._train(point.strategy)

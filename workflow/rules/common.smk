@@ -31,7 +31,7 @@ def config_layers():
 
 try:
     from dist3dgs.config import Layers
-    from dist3dgs.matrix import Study, run_digest, spec_json
+    from dist3dgs.matrix import Study, spec_json
     from dist3dgs.provenance import (
         JUDGING_CODE,
         code_digest,
@@ -61,6 +61,7 @@ except UserError as error:
 
 RESULTS = STUDY.config.results
 DATA = STUDY.config.data
+WEIGHTS = f"{DATA}/weights/lpips-alex.safetensors"
 FIGURES = figures_module.NAMES
 FIGURE_KINDS = ("svg", "png", "pdf", "csv")
 FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
@@ -109,7 +110,7 @@ def spec_text(point):
         stop(error)
 
 
-def spec_of(wildcards):
+def spec_of(wildcards, output=None):
     """The run of a point as one line of JSON."""
     return spec_text(point_of(wildcards))
 
@@ -120,9 +121,15 @@ def spec_of(wildcards):
 # passes over every job downstream, even one without outputs: where that is so the input is a plain one.
 
 
-def run_of(wildcards):
-    """Digest of the settings that decide the result of a point."""
-    return run_digest(spec_of(wildcards))
+def decides(wildcards):
+    """Digests of what decides the result of a point: settings of the run, what its scene is made from, the scene."""
+    point = point_of(wildcards)
+    try:
+        run = STUDY.run_key(point)
+    except UserError as error:
+        stop(error)
+    # One string for all repeats of a big study.
+    return sys.intern(f"run {run}, made from {scene_settings(point.scene)}, scene {packed_scene(point)}")
 
 
 @cache
@@ -153,11 +160,12 @@ def is_ingested(scene):
 def unless_remade(name):
     """Input function: a file of a scene that counts as new only where it is about to be made again."""
 
-    def path(wildcards):
-        path = f"{DATA}/{wildcards.scene}/{name}"
-        return ancient(path) if is_ingested(wildcards.scene) else path
+    @cache
+    def path(scene):
+        path = f"{DATA}/{scene}/{name}"
+        return ancient(path) if is_ingested(scene) else path
 
-    return path
+    return lambda wildcards: path(wildcards.scene)
 
 
 @cache
@@ -174,23 +182,23 @@ def photographs_of(wildcards):
 _packed = {}
 
 
-def packed_scene_of(wildcards):
+def packed_scene(point):
     """Digest of the scene that a point trains on; of the one it was trained on where the packed scene is gone."""
-    path = Path(DATA, wildcards.scene, "scene.safetensors")
+    path = f"{DATA}/{point.scene}/scene.safetensors"
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except FileNotFoundError:
-        return trained_scene(point_of(wildcards))
-    key = (wildcards.scene, stat.st_size, stat.st_mtime_ns)
+        return trained_scene(point)
+    key = (path, stat.st_size, stat.st_mtime_ns)
     if key not in _packed:
-        _packed[key] = scene_digest(path) or "unreadable"
+        _packed[key] = (scene_digest(path) or "unreadable")[:16]
     return _packed[key]
 
 
 def trained_scene(point):
     try:
         record = json.loads(Path(record_path(point)).read_text(encoding="utf-8"))
-        return record["provenance"]["scene_digest"] or ""
+        return (record["provenance"]["scene_digest"] or "")[:16]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -255,8 +263,13 @@ def train_threads(wildcards):
     return max(1, STUDY.config.hardware.threads_per_rank) * point_of(wildcards).layout.workers_per_node
 
 
-JUDGE = code_digest(JUDGING_CODE)
+JUDGE = code_digest(JUDGING_CODE)[:16]
 RECORDS = [record_path(p) for p in POINTS]
+
+
+def judged_by(wildcards):
+    """Digest of the code that makes records: when it changes, runs are judged again, not trained again."""
+    return JUDGE
 
 
 @cache

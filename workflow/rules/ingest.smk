@@ -65,7 +65,7 @@ rule ingest:
 rule weights:
     """LPIPS weights, for those who want that metric; needs the internet."""
     output:
-        f"{DATA}/weights/lpips-alex.safetensors",
+        WEIGHTS,
     log:
         f"{DATA}/logs/weights.log",
     retries: 0

@@ -25,14 +25,12 @@ rule train:
         mpi="",
         trainings=1,
     params:
-        # A change of these trains again.
-        run=run_of,
-        made_from=scene_settings_of,
-        packed=packed_scene_of,
-        # Not of this one: Snakemake does not compare parameters that are derived from outputs.
-        spec=lambda wildcards, output: spec_of(wildcards),
+        # A change of this trains again.
+        decides=decides,
+        # Not of this one: Snakemake does not compare what is derived from outputs, as a function that takes them is.
+        spec=spec_of,
         out=subpath(output[0], parent=True),
-        weights=f"{DATA}/weights/lpips-alex.safetensors",
+        weights=lambda wildcards: WEIGHTS,
     shell:
         "dist3dgs --log {log:q} launch --spec {params.spec:q} --scene {input.scene:q}"
         " --out {params.out:q} --weights {params.weights:q}"
@@ -54,7 +52,7 @@ rule record:
     conda:
         "../envs/dist3dgs.yaml"
     params:
-        judge=JUDGE,
+        judged_by,
     shell:
         "dist3dgs --log {log:q} record --launch {input.launch:q} --out {output:q}"
 
