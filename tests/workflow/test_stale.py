@@ -168,9 +168,7 @@ def test_data_that_are_gone_are_not_missed(study: Path) -> None:
     [
         (f"{POINT}/record.json", {"record", "tabulate", "figure", "write_report"}),
         ("results/tables/points.csv", {"tabulate", "figure", "write_report"}),
-        ("results/tables/resources.csv", {"tabulate", "figure", "write_report"}),
         ("results/figures/memory.pdf", {"figure", "write_report"}),
-        ("results/report/report.html", {"write_report"}),
     ],
 )
 def test_what_was_deleted_is_made_again(study: Path, path: str, rules: set[str]) -> None:
@@ -202,8 +200,6 @@ def package(tmp_path: Path) -> Path:
         ("figures/memory.py", {"figure": 1, "write_report": 1}),
         ("figures/style.py", {"figure": 9, "write_report": 1}),
         ("report/style.css", {"write_report": 1}),
-        ("report/page.py", {"write_report": 1}),
-        ("tabulate.py", {"tabulate": 1, "figure": 9, "write_report": 1}),
         ("judge/failure.py", {"record": 1, "tabulate": 1, "figure": 9, "write_report": 1}),
         ("train/loop.py", {"write_report": 1}),  # it marks the records that other code has trained
         ("status.py", {}),

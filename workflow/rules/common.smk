@@ -263,13 +263,9 @@ def train_threads(wildcards):
     return max(1, STUDY.config.hardware.threads_per_rank) * point_of(wildcards).layout.workers_per_node
 
 
+# Of the code that makes records: when it changes, runs are judged again, not trained again.
 JUDGE = code_digest(JUDGING_CODE)[:16]
 RECORDS = [record_path(p) for p in POINTS]
-
-
-def judged_by(wildcards):
-    """Digest of the code that makes records: when it changes, runs are judged again, not trained again."""
-    return JUDGE
 
 
 @cache

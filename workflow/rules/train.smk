@@ -26,7 +26,7 @@ rule train:
         trainings=1,
     params:
         # A change of this trains again.
-        decides=decides,
+        decides,
         # Not of this one: Snakemake does not compare what is derived from outputs, as a function that takes them is.
         spec=spec_of,
         out=subpath(output[0], parent=True),
@@ -39,22 +39,20 @@ rule train:
 rule record:
     """Evidence in, verdict out. A better parser judges old runs again without training them again."""
     input:
-        launch=rules.train.output[0],
+        launch=f"{RESULTS}/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}/launch.json",
     output:
-        "{results}/{scene}/{strategy}/{layout}/{repeat}/record.json",
+        f"{RESULTS}/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}/record.json",
     log:
-        "{results}/logs/record/{scene}/{strategy}/{layout}/{repeat}.log",
-    wildcard_constraints:
-        results=re.escape(RESULTS),
+        f"{RESULTS}/logs/record/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}.log",
     # Before the next training is submitted: a big study's rows are there as its points end, not when all are submitted.
     priority: 1
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
-    params:
-        judged_by,
+    # The digest of the judging code stands in the shell line, which Snakemake compares: a parameter would be one object
+    # more for each of a big study's jobs.
     shell:
-        "dist3dgs --log {log:q} record --launch {input.launch:q} --out {output:q}"
+        "dist3dgs --log {log:q} record --launch {input.launch:q} --out {output:q}" f"  # judged by {JUDGE}"
 
 
 localrules:
