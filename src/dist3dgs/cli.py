@@ -93,8 +93,8 @@ def _add_study(verb: AddVerb) -> None:
         "retry",
         verbs.retry,
         "train again the points that failed, or those given, with the config as it is now",
-        "Points resume from their last checkpoint where the settings of the run are the same. Snakemake is started where"
-        " this is called; its exit status is that of the verb.",
+        "A point resumes from its last checkpoint if the settings of its run are the same. Runs Snakemake and ends with"
+        " its exit status.",
     )
     p.add_argument(
         "points", nargs="*", metavar="POINT", help="scene/strategy/layout[/repeat]; default: all that failed"

@@ -117,8 +117,8 @@ def test_settings_that_change_no_result_train_nothing_and_reach_the_launcher(stu
     write_config(study, train=free, hardware={"timeout_s": 500, "join_timeout_s": 200, "max_restarts": 1})
     assert planned(study) == {}
     assert planned(study, "--forcerun", "train")["train"] == 1
-    text = snakemake(study, "--profile", "profiles/local", "-n", "-p", "--forcerun", "train", "--configfile", "mine.yaml",
-                     "--", "all")  # fmt: skip
+    flags = ["--profile", "profiles/local", "-n", "-p", "--forcerun", "train", "--configfile", "mine.yaml"]
+    text = snakemake(study, *flags, "--", "all")
     assert '"log_every":5' in text and '"join_timeout_s":200' in text
 
 
@@ -201,7 +201,7 @@ def package(tmp_path: Path) -> Path:
         ("figures/style.py", {"figure": 9, "write_report": 1}),
         ("report/style.css", {"write_report": 1}),
         ("judge/failure.py", {"record": 1, "tabulate": 1, "figure": 9, "write_report": 1}),
-        ("train/loop.py", {"write_report": 1}),  # it marks the records that other code has trained
+        ("train/trainer.py", {"write_report": 1}),  # it marks the records that other code has trained
         ("status.py", {}),
     ],
 )
