@@ -31,6 +31,7 @@ def config_layers():
 
 try:
     from dist3dgs.config import Layers
+    from dist3dgs.files import sha256
     from dist3dgs.matrix import Study, spec_json
     from dist3dgs.provenance import (
         JUDGING_CODE,
@@ -135,7 +136,7 @@ def decides(wildcards):
 @cache
 def scene_settings(scene):
     """Digest of what a scene is made from: its settings and the content of its photographs."""
-    made_from = scene_named(scene).ingest_json() + photographs_digest(scene)
+    made_from = f"{scene_named(scene).ingest_json()} {photographs_digest(scene)}"
     return hashlib.sha256(made_from.encode()).hexdigest()[:16]
 
 
@@ -214,7 +215,7 @@ def files_digest(*paths):
     """Digest of the content of small files that are no inputs, as they are never made again."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.encode() + b"\0" + Path(path).read_bytes())
+        digest.update(f"{path} {sha256(path)} ".encode())
     return digest.hexdigest()[:16]
 
 
