@@ -286,7 +286,7 @@ def test_points_of_another_model_are_noted(tmp_path):
     fake = ring_model()
     ids = list(fake.points)
     fake.points = dict(zip(ids, [fake.points[i] for i in ids[1:] + ids[:1]], strict=True))
-    assert "one reconstruction" in read_model(write_bin(fake, tmp_path)).notes["cameras.bin"]
+    assert "different reconstructions" in read_model(write_bin(fake, tmp_path)).notes["cameras.bin"]
 
 
 @pytest.mark.parametrize(

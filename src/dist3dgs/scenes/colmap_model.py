@@ -180,8 +180,8 @@ def checked(model: Model, track_images: set[int], folder: Path, suffix: str) -> 
     width = max(camera.width_px for camera in model.cameras.values())
     if len(errors) and (median := float(np.median(errors))) > MAX_MEDIAN_ERROR * width:
         notes["cameras" + suffix] = (
-            f"half of the keypoints lie more than {median:.0f} px from the projection of their points. Are cameras, "
-            "images and points3D of one reconstruction?"
+            f"half of the keypoints lie more than {median:.0f} px from where their points project: they are made up "
+            "(as exporters of dense clouds do), or cameras, images and points3D are of different reconstructions"
         )
     return model
 
