@@ -17,8 +17,8 @@ from .listing import name_problem, printable
 
 MAX_COORDINATE = 1e12
 NO_POINT = -1
-#: A median error above this is no reconstruction's: points and images are of two models, or cameras were exchanged.
-MAX_MEDIAN_ERROR_PX = 20.0
+#: A median error above this share of the photographs' width is no reconstruction's: the files are of two models.
+MAX_MEDIAN_ERROR = 0.02
 #: One keypoint: place in px, and the point it belongs to (NO_POINT: none).
 OBSERVATION = np.dtype([("xy", "<f8", 2), ("point_id", "<i8")])
 
@@ -177,10 +177,11 @@ def checked(model: Model, track_images: set[int], folder: Path, suffix: str) -> 
         notes[images_file.name] = f"{dropped[0]}{more}: dropped, training does not use them"
     model = replace(model, images=images, notes=notes)
     errors = reprojection_errors(model)
-    if len(errors) and (median := float(np.median(errors))) > MAX_MEDIAN_ERROR_PX:
+    width = max(camera.width_px for camera in model.cameras.values())
+    if len(errors) and (median := float(np.median(errors))) > MAX_MEDIAN_ERROR * width:
         notes["cameras" + suffix] = (
-            f"half of the keypoints lie more than {median:.0f} px from the projection of their points. Are cameras, "
-            "images and points3D of one reconstruction?"
+            f"half of the keypoints lie more than {median:.0f} px from where their points project: they are made up "
+            "(as exporters of dense clouds do), or cameras, images and points3D are of different reconstructions"
         )
     return model
 
