@@ -10,6 +10,8 @@ from pathlib import Path
 from dist3dgs import figures as figures_module
 from dist3dgs.errors import UserError
 from dist3dgs.names import NAME_PATTERN, Point
+from snakemake.exceptions import WorkflowError
+from snakemake.resources import Resources
 
 # A big study is millions of objects that stay: looking through them for garbage less often saves a tenth of the time.
 gc.set_threshold(20_000, 10, 10)
@@ -29,6 +31,13 @@ def config_layers():
     return Layers((*layers.layers, ("--config", workflow.config_settings.config or {})))
 
 
+def default_resources():
+    """Name and value of each default resource that is not Snakemake's own."""
+    usual = set(Resources.default("full").args)
+    given = workflow.resource_settings.default_resources
+    return dict(arg.split("=", 1) for arg in (given.args if given else []) if arg not in usual)
+
+
 try:
     from dist3dgs.config import Layers
     from dist3dgs.files import sha256
@@ -41,20 +50,18 @@ try:
         scene_digest,
     )
     from dist3dgs.scenes.listing import not_a_folder, scene_files
-    from dist3dgs.slurm import plugin
     from dist3dgs.slurm.planner import Planner, TrainJobs
-    from dist3dgs.slurm.resources import rule_defaults, rule_resources
-    from dist3dgs.slurm.settings import export, read_site
+    from dist3dgs.slurm.resources import contradiction, ingest_resources, rule_resources, sfm_limits
+    from dist3dgs.slurm.settings import current_site, former_place, on_cluster
 
-    # The cluster, from the profile: no part of the study, so that moving to another one trains nothing again.
-    ON_CLUSTER = "site" in config
-    SITE = read_site(config.pop("site", None))
-    if ON_CLUSTER and " " in sys.executable:
-        raise UserError(
-            f"{sys.executable}: the Slurm plugin writes this path unquoted into job scripts, and it has a space in"
-            " it. Link the environment to a path without one (ln -s .venv's folder ~/env) and run"
-            " ~/env/bin/python -m snakemake --profile profiles/slurm ..."
-        )
+    # The cluster, from a file that the profile names: no part of the study, so that moving to another one trains
+    # nothing again. The executor's settings have read it.
+    if "site" in config:
+        raise UserError(former_place("the profile, or --config"))
+    SITE, ON_CLUSTER = current_site(), on_cluster()
+    if ON_CLUSTER and workflow.is_main_process:
+        if problem := contradiction(default_resources(), SITE):
+            raise UserError(problem)
     STUDY = Study.from_config(config, config_layers())
     POINTS = STUDY.points()
 except UserError as error:
@@ -68,13 +75,7 @@ FIGURE_KINDS = ("svg", "png", "pdf", "csv")
 FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
 
 
-# What every rule that runs on the cluster asks for.
-CLUSTER_RESOURCES = rule_defaults(SITE) if ON_CLUSTER else {}
 PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER, in_job=not workflow.is_main_process)
-if ON_CLUSTER:
-    export(SITE)
-    plugin.limit_interval(SITE.poll_s)
-    plugin.wait_for_the_rule()
 
 
 wildcard_constraints:
@@ -225,7 +226,9 @@ def train_request(wildcards, attempt):
 
 
 if ON_CLUSTER:
-    plugin.listen(TrainJobs(PLANNER, point_of, spec_text))
+    from dist3dgs.slurm import executor
+
+    executor.register(TrainJobs(PLANNER, point_of, spec_text))
 
 
 def scene_named(name):
@@ -257,6 +260,37 @@ def photograph_files(name):
 def photographs_input(wildcards):
     """Photographs as input files. Braces are wildcards to Snakemake: files with them in their names are left out."""
     return [ancient(path) for path in photograph_files(wildcards.scene) if not set(path) & set("{}")]
+
+
+@cache
+def ingest_job(name):
+    """What the ingest job of a scene asks for, and the limits of its structure from motion."""
+    scene = scene_named(name)
+    request = ingest_resources(scene, SITE) if ON_CLUSTER else None
+    return (request or {}) | sfm_limits(scene, request)
+
+
+def ingest_request(wildcards, attempt):
+    return ingest_job(wildcards.scene)
+
+
+INGEST_KEYS = ("sfm_mem_mb", "sfm_timeout_s")
+if ON_CLUSTER:
+    INGEST_KEYS += ("nodes", "tasks", "cpus_per_task", "mem_mb", "runtime")
+
+
+def ingest_threads(wildcards):
+    """Threads of structure from motion: those of its job, or of the whole machine. Within a job Snakemake lowers them to
+    the cores that the job was given."""
+    if ON_CLUSTER:
+        return ingest_job(wildcards.scene)["cpus_per_task"]
+    try:
+        return scene_of(wildcards).sfm.num_threads or workflow.cores
+    except WorkflowError:
+        stop(
+            "ingest takes all cores, and Snakemake was given no number: on this machine with --cores all or"
+            " --profile profiles/local, on Slurm with `executor: dist3dgs-slurm` as in profiles/slurm"
+        )
 
 
 def train_threads(wildcards):

@@ -7,7 +7,7 @@ Records of our own runs and `dist3dgs diagnose` both take ours from here.
 
 from collections.abc import Mapping
 
-SITE = "profiles/slurm/config.yaml"
+SITE = "profiles/slurm/site.yaml"
 
 #: trainer -> rule -> what to do there.
 REMEDIES: Mapping[str, Mapping[str, str]] = {
