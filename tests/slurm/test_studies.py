@@ -45,10 +45,8 @@ def retry(study: Study, *argv: str) -> str:
 
 
 def set_site(study: Study, **changes: str) -> None:
-    path = study.folder / "profiles/slurm/config.yaml"
-    profile = yaml.safe_load(path.read_text())
-    profile["config"]["site"] |= changes
-    path.write_text(yaml.safe_dump(profile))
+    path = study.folder / "profiles/slurm/site.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
 
 
 def test_a_point_that_was_given_up_is_trained_again_on_request_alone(make_study):
