@@ -52,7 +52,7 @@ def imported_code_digest(*modules: str) -> str:
         files.add(path)
         if path.name == "__init__.py":
             files |= {p for p in path.parent.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc")}
-        left += [*_imports(path), *(module[:i] for i in range(1, len(module)))]
+        left += [*_imports(path, path.read_bytes()), *(module[:i] for i in range(1, len(module)))]
     return _digest_of(sorted(files))
 
 
@@ -111,13 +111,8 @@ def _digest_of(files: Iterable[Path]) -> str:
     h = hashlib.sha256()
     for path in files:
         h.update(str(path.relative_to(PACKAGE)).encode())
-        h.update(_content(path))
+        h.update(path.read_bytes())
     return h.hexdigest()
-
-
-@cache
-def _content(path: Path) -> bytes:
-    return path.read_bytes()
 
 
 def _file_of(module: tuple[str, ...]) -> Path | None:
@@ -128,11 +123,11 @@ def _file_of(module: tuple[str, ...]) -> Path | None:
 
 
 @cache
-def _imports(path: Path) -> tuple[tuple[str, ...], ...]:
+def _imports(path: Path, source: bytes) -> tuple[tuple[str, ...], ...]:
     """Candidates for the modules of the package that a file imports, also within functions."""
     here = path.relative_to(PACKAGE).parent.parts
     found: list[tuple[str, ...]] = []
-    for node in _statements(ast.parse(_content(path)).body):
+    for node in _statements(ast.parse(source).body):
         if isinstance(node, ast.Import):
             names = [tuple(alias.name.split(".")) for alias in node.names]
             found += [name[1:] for name in names if name[0] == PACKAGE.name and len(name) > 1]
