@@ -56,11 +56,13 @@ def retry(
     print(f"$ {shlex.join(['snakemake', *command])}", flush=True)
     if dry_run:
         return 0
+    old = {point: _record(point, results) for point in chosen}
     for point in chosen:
         _close(point.folder(results))
     status = _snakemake(command)
     for point in chosen:
-        print(f"{point}: {_outcome(_record(point, results))}")
+        record = _record(point, results)
+        print(f"{point}: {'no new record' if record == old[point] else _outcome(record)}")
     print("tables, figures and report are not made again yet: run the study's own snakemake command")
     return status
 
