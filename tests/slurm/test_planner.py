@@ -89,6 +89,7 @@ def test_a_job_that_slurm_does_not_speak_of_is_waited_for(made, monkeypatch):
 def test_a_job_that_will_never_start_is_cancelled_and_refused(made, monkeypatch):
     cancelled = []
     monkeypatch.setattr(module, "slurm", lambda *argv: cancelled.append(argv))
+    made.resources(POINT, 1, "{}")  # the jobs of points that nobody asked about are another study's
     made.queue._jobs = [
         *(job(7, "PartitionTimeLimit"), job(8, "JobHeldUser"), job(9, "PartitionDown"), job(10, "Priority")),
         job(11, "PartitionConfig"),

@@ -167,8 +167,9 @@ def test_the_comment_names_the_point_as_the_plugin_does():
     from snakemake_executor_plugin_slurm.utils import get_job_wildcards
 
     point = Point.parse("garden", "sharded", "n2g4", "r3")
-    job = SimpleNamespace(wildcards=["garden", "sharded", "n2g4", "r3"])
-    assert comment_of(point) == f"rule_train_wildcards_{get_job_wildcards(job)}"
+    for results in ("results", "/scratch/me/results of may"):
+        job = SimpleNamespace(wildcards=[results, "garden", "sharded", "n2g4", "r3"])
+        assert comment_of(point, results) == f"rule_train_wildcards_{get_job_wildcards(job)}"
 
 
 def test_the_site_reaches_the_launcher_through_the_environment(monkeypatch):

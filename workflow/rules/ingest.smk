@@ -9,11 +9,11 @@ localrules:
 rule photographs:
     """Make, download or find a scene's photographs. Runs where the workflow runs: it may need the internet."""
     input:
-        lambda wildcards: photograph_files(scene_of(wildcards)),
+        photographs_input,
     output:
         f"{DATA}/{{scene}}/source.json",
     log:
-        "logs/photographs/{scene}.log",
+        f"{DATA}/logs/photographs/{{scene}}.log",
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
@@ -21,6 +21,7 @@ rule photographs:
         scene=lambda wildcards: scene_of(wildcards).model_dump_json(
             include={"builtin", "images", "colmap", "download", "truth"}
         ),
+        content=photographs_of,
     shell:
         "dist3dgs --log {log:q} photographs {wildcards.scene:q} --scene {params.scene:q} --out {output:q}"
 
@@ -28,12 +29,12 @@ rule photographs:
 rule ingest:
     """Structure from motion (or an existing model), undistortion, resizing, packing."""
     input:
-        f"{DATA}/{{scene}}/source.json",
+        unless_remade("source.json"),
     output:
         pack=f"{DATA}/{{scene}}/scene.safetensors",
         facts=f"{DATA}/{{scene}}/ingest.json",
     log:
-        "logs/ingest/{scene}.log",
+        f"{DATA}/logs/ingest/{{scene}}.log",
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
@@ -49,8 +50,9 @@ rule ingest:
         **rule_resources(ingest_request, SITE, INGEST_KEYS),
     params:
         scene=lambda wildcards: scene_of(wildcards).ingest_json(),
+        made_from=scene_settings_of,
     shell:
-        "dist3dgs --log {log:q} ingest {wildcards.scene:q} --scene {params.scene:q}"
+        "dist3dgs --log {log:q} ingest {wildcards.scene:q} --scene {params.scene:q} --made-from {params.made_from}"
         " --threads {threads} --memory-mb {resources.sfm_mem_mb} --timeout-s {resources.sfm_timeout_s}"
         " --source {input:q} --pack {output.pack:q} --facts {output.facts:q}"
 
@@ -58,9 +60,9 @@ rule ingest:
 rule weights:
     """LPIPS weights, for those who want that metric; needs the internet."""
     output:
-        f"{DATA}/weights/lpips-alex.safetensors",
+        WEIGHTS,
     log:
-        "logs/weights.log",
+        f"{DATA}/logs/weights.log",
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evidence import ATTEMPTS, text_digest
-from ..matrix import load_spec
+from ..evidence import ATTEMPTS
+from ..matrix import load_spec, run_digest
 from ..names import Layout, Point
 from .allocation import job_id
 from .attempts import LIVE_STATES, Try, job_end, log_cause, mark_interrupted, read_tail, settle
@@ -63,7 +63,7 @@ class Planner:
             inside of a job (salloc), is not.
         """
         self.on_cluster = on_cluster
-        self.results, self.site, self.queue = Path(results), site, queue or Queue()
+        self.results, self.site, self.queue = Path(results), site, queue or Queue(results=results)
         self.own_job = job_id() if in_job else None
         self._chosen: dict[Layout, tuple[Offer | None, float]] = {}
         self._first: dict[Layout, Resources] = {}
@@ -89,7 +89,7 @@ class Planner:
         if reason is None:
             return False
         say(f"{point}: {reason}")
-        folder, digest = point.folder(self.results), text_digest(spec_text)
+        folder, digest = point.folder(self.results), run_digest(spec_text)
         if _outlive_launcher(folder):
             with contextlib.suppress(SlurmError):
                 settle(folder, digest)  # its last words have written over how Slurm said that it ended
@@ -165,7 +165,7 @@ class Planner:
     def look(self) -> None:
         """Cancel jobs that will not start: the point is submitted again, or closed where the request is the reason."""
         now = time.monotonic()
-        for job in self.queue.jobs():
+        for job in self.queue.of_points({point for point, _ in self._known}):
             if job.could_not_start and job.id not in self._held:
                 self._held[job.id] = job.reason
                 say(
@@ -243,7 +243,7 @@ class Planner:
         # In a job that Slurm has requeued, the earlier attempt of the same job has ended.
         me = None if self.own_job is None else (self.own_job, sys.maxsize)
         try:
-            tries = settle(folder, text_digest(spec_text), me)
+            tries = settle(folder, run_digest(spec_text), me)
         except SlurmError as e:
             say(f"Slurm does not answer ({e.text}); {folder} is submitted as for a first attempt")
             return Decision(action="train", reason="Slurm does not answer"), []

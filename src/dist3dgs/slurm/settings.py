@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..config import load_yaml
 from ..errors import UserError
-from ..spec import Settings, validate
+from ..spec import Settings, expand_home, validate
 
 #: Carries the site from the executor to the Snakefile and to `dist3dgs launch`, also inside jobs.
 VARIABLE = "DIST3DGS_SITE"
@@ -29,6 +29,10 @@ def _none(value: object) -> object:
     return None if value in ("", "None", "null", "~") else value
 
 
+Bind = Annotated[str, AfterValidator(expand_home)]
+ImagePath = Annotated[Bind | None, BeforeValidator(_none)]
+
+
 def _text(value: object) -> object:
     """Refuse what YAML has read as a number or a truth value, as it does with the account 2024_01 and the type 3090."""
     if isinstance(value, bool | int | float):
@@ -36,7 +40,6 @@ def _text(value: object) -> object:
     return value
 
 
-Text = Annotated[str | None, BeforeValidator(_none)]
 #: Words that go into sbatch's command line and, with `--sdm env-modules`, into the rules' shell lines: nothing that a
 #: shell would read.
 Module = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[A-Za-z0-9_.,:@%+=/-]+$")]
@@ -68,8 +71,8 @@ class Site(Settings):
         24, ge=0, description="GPU-hours that failed attempts of one point may lose before it is given up"
     )
     modules: list[Module] = Field([], description="environment modules loaded on the nodes")
-    image: Text = Field(None, description="Apptainer image with Python and dist3dgs; null: this Python")
-    binds: list[str] = Field([], description="folders the image must see, as for apptainer --bind")
+    image: ImagePath = Field(None, description="Apptainer image with Python and dist3dgs; null: this Python")
+    binds: list[Bind] = Field([], description="folders the image must see, as for apptainer --bind")
     poll_s: float = Field(10, ge=0.5, le=180, description="seconds between looks at the queue")
     gpu_speed: dict[str, float] = Field(
         {}, description="speed of each GPU type relative to the fastest, for `dist3dgs partitions`"
