@@ -141,7 +141,9 @@ def photograph_files(name):
     folders = {key: Path(f) for key in ("images", "colmap") if (f := getattr(scene, key)) is not None}
     for key, folder in folders.items():
         if not folder.is_dir():
-            stop(f"{STUDY.layers.where('scene_library', name, key)}: {name}: `{key}:` {not_a_folder(folder)}.")
+            stop(
+                f"{STUDY.layers.where('scene_library', name, key)}: {name}: `{key}:` {not_a_folder(folder)}."
+            )
     try:
         files = [str(path) for path in scene_files(folders.get("images"), folders.get("colmap"))]
     except UserError as error:

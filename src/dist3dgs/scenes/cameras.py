@@ -158,7 +158,16 @@ class Camera:
 
 
 def _thin_prism(
-    x: Doubles, y: Doubles, k1: float, k2: float, p1: float, p2: float, k3: float, k4: float, s1: float, s2: float
+    x: Doubles,
+    y: Doubles,
+    k1: float,
+    k2: float,
+    p1: float,
+    p2: float,
+    k3: float,
+    k4: float,
+    s1: float,
+    s2: float,
 ) -> tuple[Doubles, Doubles]:
     r2 = x * x + y * y
     scale = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))

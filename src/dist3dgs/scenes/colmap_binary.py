@@ -103,13 +103,16 @@ def read_images(path: Path) -> dict[int, Image]:
 def read_points(path: Path) -> tuple:
     reader = _Bytes(path)
     count = reader.count(_POINT.size, "points")
-    ids, track_images = np.empty(count, np.int64), set()
+    ids = np.empty(count, np.int64)
+    track_images: set[int] = set()
     points, colors, errors = np.empty((count, 3)), np.empty((count, 3), np.uint8), np.empty(count)
     for i in range(count):
         point_id, x, y, z, r, g, b, error, length = reader.unpack(_POINT, "a point")
         if point_id >= 2**63:
             bad(path, f"point id {point_id} is out of range")
         ids[i], points[i], colors[i], errors[i] = point_id, (x, y, z), (r, g, b), error
-        track_images.update(reader.array(_TRACK, length, f"the track of point {point_id}")["image_id"].tolist())
+        track_images.update(
+            reader.array(_TRACK, length, f"the track of point {point_id}")["image_id"].tolist()
+        )
     reader.finish()
     return ids, points, colors, errors, track_images
