@@ -230,7 +230,7 @@ def reprojection_errors(model: Model) -> NDArray[np.float64]:
         points = model.points[np.searchsorted(model.point_ids, seen["point_id"])]
         local = points @ image.cam_from_world[:, :3].T + image.cam_from_world[:, 3]
         front = local[:, 2] > 0
-        with np.errstate(all="ignore"):  # absurd distortions overflow
+        with np.errstate(over="ignore", invalid="ignore"):  # absurd distortions
             errors.append(np.linalg.norm(camera.project(local[front]) - seen["xy"][front], axis=1))
     everything = np.concatenate(errors)
     return everything[np.isfinite(everything)]
