@@ -4,9 +4,8 @@ Every field has a default that is visible in `config/`, a type, bounds and a des
 files, these models and the generated JSON schemas equal. Unknown keys are refused with the nearest known one.
 """
 
-import os
 from collections.abc import Callable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,10 +20,12 @@ class Settings(BaseModel):
 
 def expand_home(path: str) -> str:
     """Replace a leading ~ or ~user by the home folder, as a shell does."""
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~") and not os.path.exists(expanded):
-        raise ValueError(f"no home folder is known for {expanded.split('/')[0]}; give the whole path")
-    return expanded
+    if not path.startswith("~"):  # an address may have slashes that a path loses
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise ValueError(f"no home folder is known for {path.split('/')[0]}; give the whole path") from None
 
 
 #: A path that a scene is read from, or the address of an archive.
@@ -85,9 +86,7 @@ class Scene(Settings):
     images: InputPath | None = Field(
         None, description="folder of photographs, with `colmap` those of the model"
     )
-    colmap: InputPath | None = Field(
-        None, description="folder of an existing COLMAP model (binary or text)"
-    )
+    colmap: InputPath | None = Field(None, description="folder of an existing COLMAP model (binary or text)")
     download: InputPath | None = Field(
         None,
         description="published scene, e.g. mipnerf360/garden, or the address of an archive (#folder inside it)",
@@ -168,7 +167,7 @@ class Densification(Settings):
     max_gaussians: int = Field(
         5_000_000,
         ge=1,
-        description="the whole model never has more; a scene with more initial points starts from a random part of them",
+        description="the whole model never has more; of more initial points a random part is taken",
     )
     noise_lr: float = Field(5e5, ge=0, description="mcmc: strength of the position noise")
     opacity_reg: float = Field(0.01, ge=0, description="mcmc: weight of the opacity penalty")

@@ -186,7 +186,8 @@ def test_home_folders_are_found_wherever_a_path_stands(
     monkeypatch.setenv("HOME", str(tmp_path))
     overlay = tmp_path / "more.yaml"
     overlay.write_text(
-        "{results: ~/r, data: ~/d, scene_library: {a: {colmap: ~/m, images: ~/p, truth: ~/t.json}, b: {download: '~/x.zip#in'}}}"
+        "{results: ~/r, data: ~/d, scene_library: {a: {colmap: ~/m, images: ~/p, truth: ~/t.json},"
+        " b: {download: '~/x.zip#in'}}}"
     )
     study = load_study(repository / "config", [overlay])
     scene = study.scene("a")
@@ -197,5 +198,7 @@ def test_home_folders_are_found_wherever_a_path_stands(
     assert (site.image, site.binds) == (f"{tmp_path}/x.sif", [f"{tmp_path}/data:/data"])
     for text in ("results: ~nobody-of-that-name/r", "scene_library: {a: {images: ~nobody-of-that-name/p}}"):
         overlay.write_text(text)
-        with pytest.raises(UserError, match=r"more\.yaml: .*no home folder is known for ~nobody-of-that-name"):
+        with pytest.raises(
+            UserError, match=r"more\.yaml: .*no home folder is known for ~nobody-of-that-name"
+        ):
             load_study(repository / "config", [overlay])

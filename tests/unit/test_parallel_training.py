@@ -71,7 +71,9 @@ def test_max_gaussians_is_a_maximum_from_the_first_step(kind, strategy, most, ti
 def test_thinning_is_that_of_the_seed_on_any_number_of_ranks(tiny_scene, tmp_path):
     digests = {}
     for name, world_size, seed in (("one", 1, 1), ("two", 2, 1), ("other", 1, 2)):
-        run = tiny.spec(f"n1g{world_size}", steps=1, keep="steps", densify={"kind": "none", "max_gaussians": 50})
+        run = tiny.spec(
+            f"n1g{world_size}", steps=1, keep="steps", densify={"kind": "none", "max_gaussians": 50}
+        )
         run = run.model_copy(update={"seed": seed})
         run_ranks(world_size, train, run, tiny_scene, tmp_path / name)
         digests[name] = events_of(tmp_path / name, "digest")[0]["digests"][0]  # before the first step

@@ -117,7 +117,9 @@ def test_the_table_of_camera_models_is_the_installed_colmaps():
 def test_every_installed_camera_model_is_read_by_name(tmp_path, kind):
     for number, (name, num_params) in installed_models().items():
         fake = ring_model(num_images=3, num_points=4)
-        fake.cameras[3] = camera = Camera(name, 640, 480, lens(name, num_params) if name in NUM_PARAMS else (640.0, 480.0))
+        fake.cameras[3] = camera = Camera(
+            name, 640, 480, lens(name, num_params) if name in NUM_PARAMS else (640.0, 480.0)
+        )
         folder = tmp_path / name
         if kind == "txt":
             write_txt(fake, folder)
@@ -264,7 +266,9 @@ def test_what_training_does_not_use_is_dropped_with_a_note(tmp_path, kind):
     fake = ring_model()
     for point in list(points)[::3]:  # thinned out, images.txt left alone
         del fake.points[point]
-    model = dropped(read_model(write(fake, tmp_path / "a")), f"images.{kind}", "20 keypoints", "5 more images")
+    model = dropped(
+        read_model(write(fake, tmp_path / "a")), f"images.{kind}", "20 keypoints", "5 more images"
+    )
     assert len(model.points) == 40 and len(reprojection_errors(model)) == 6 * 40
     assert reprojection_errors(model).max() < 1e-6
 

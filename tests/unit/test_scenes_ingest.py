@@ -202,7 +202,7 @@ def test_a_model_that_cannot_be_undistorted(tmp_path):
     write_txt(model, folder / "sparse/0")
     for image in model.images.values():
         photograph(folder / "images" / image[3])
-    with pytest.raises(UserError, match="EQUIRECTANGULAR.*panorama"):
+    with pytest.raises(UserError, match=r"EQUIRECTANGULAR.*panorama"):
         run(folder)
 
 
@@ -376,5 +376,5 @@ def test_a_folder_a_level_too_high_or_too_low_is_named(tmp_path, prefix, below):
     for image in model.images.values():
         photograph(tmp_path / "images" / below / image[3].removeprefix(prefix))
     right = tmp_path / "images" / below if below else tmp_path
-    with pytest.raises(UserError, match=f"none of the 6 photographs.*`images: {right}/?`"):
+    with pytest.raises(UserError, match=rf"none of the 6 photographs.*`images: {right}/?`"):
         run(tmp_path)

@@ -57,8 +57,9 @@ def test_what_cannot_be_used_is_named_and_costs_nothing_else(folder: Path) -> No
     os.mkfifo(folder / "pipe")
     touch(folder, "line\nbreak.jpg", "left/\x1b[31mred.jpg", "par\u2029a.jpg")
     latin = os.fsencode(folder) + b"/caf\xe9"
-    os.mkdir(latin)
-    Path(os.fsdecode(latin), "1.jpg").write_bytes(b"x")
+    odd = Path(os.fsdecode(latin))
+    odd.mkdir()
+    Path(odd, "1.jpg").write_bytes(b"x")
     listing = list_files(folder)
     assert list(listing.files) == ["a.jpg", "left/1.jpg"]
     assert listing.skipped == {
@@ -105,7 +106,9 @@ def test_names_of_a_model_are_found_in_either_normal_form(folder: Path) -> None:
 
 
 def test_a_scene_is_its_photographs_smaller_copies_and_model(tmp_path: Path) -> None:
-    touch(tmp_path, "images/a.jpg", "images_2/a.jpg", "images_x/a.jpg", "sparse/0/cameras.bin", "sparse/0/.swp")
+    touch(
+        tmp_path, "images/a.jpg", "images_2/a.jpg", "images_x/a.jpg", "sparse/0/cameras.bin", "sparse/0/.swp"
+    )
     images, model = tmp_path / "images", tmp_path / "sparse"
     names = [p.relative_to(tmp_path).as_posix() for p in scene_files(images, model)]
     assert names == ["images/a.jpg", "images_2/a.jpg", "sparse/0/cameras.bin"]

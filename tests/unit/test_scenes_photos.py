@@ -174,8 +174,10 @@ def test_same_stem_other_type_do_not_collide(folder):
     save(folder, "a.tif")
     save(folder, "a.png")
     save(folder, "a.bmp")
+    save(folder, "a.tif.png")
     result = prepare(folder)
-    assert {"a.png", "a.tif", "a.bmp"} <= set(result.originals.values()) and len(result.originals) == 7
+    assert {"a.png", "a.tif", "a.bmp", "a.tif.png"} <= set(result.originals.values())
+    assert len(result.originals) == len(result.photos) == 8
 
 
 def test_subfolders_and_odd_names(folder):
@@ -241,7 +243,12 @@ HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 100
 @pytest.mark.parametrize(
     ("name", "content", "kind", "command"),
     [
-        ("IMG 1.HEIC", HEIC, "HEIC", r"find -L \S+ -iname '\*\.heic' -exec heif-convert .* \{\} \{\}\.jpg \\;"),
+        (
+            "IMG 1.HEIC",
+            HEIC,
+            "HEIC",
+            r"find -L \S+ -iname '\*\.heic' -exec heif-convert .* \{\} \{\}\.jpg \\;",
+        ),
         ("IMG 1.jpg", HEIC, "HEIC", r"heif-convert -q 95 '\S+IMG 1.jpg' '\S+IMG 1.jpg.converted.jpg'"),
         ("IMG.heif", b"\0\0\0\x18ftypmif1", "HEIC", "heif-convert"),
         ("a.jxl", b"\xff\x0a\0", "JPEG XL", "djxl"),
@@ -275,7 +282,9 @@ def test_nothing_but_heic_says_how_to_convert(tmp_path):
     folder.mkdir()
     for i in range(40):
         (folder / f"IMG_{i}.HEIC").write_bytes(HEIC)
-    with pytest.raises(UserError, match="0 usable photographs of 40(.|\n)*IMG_0.HEIC(.|\n)*heif-convert") as error:
+    with pytest.raises(
+        UserError, match=r"0 usable photographs of 40(.|\n)*IMG_0\.HEIC(.|\n)*heif-convert"
+    ) as error:
         prepare(folder)
     assert str(error.value).count("heif-convert") == 1
 
@@ -313,17 +322,21 @@ def test_copies_and_masks_are_not_trained_on(dataset):
     assert result.left_out["half/1.png"] == "a copy of images/1.jpg"
     assert "mask" in result.left_out["cutouts/1.jpg.png"] and len(result.left_out) == 8
     copies = dataset.parent / "copies"
-    assert sorted(p.name for p in copies.rglob("*.*")) == [f"{i}.jpg" for i in range(4)], "and no working copy"
+    assert sorted(p.name for p in copies.rglob("*.*")) == [f"{i}.jpg" for i in range(4)], (
+        "and no working copy"
+    )
 
 
-@pytest.mark.parametrize("beside", ["images_2/0.jpg", "masks/0.png", "sparse/0/cameras.bin", "transforms.json"])
+@pytest.mark.parametrize(
+    "beside", ["images_2/0.jpg", "masks/0.png", "sparse/0/cameras.bin", "transforms.json"]
+)
 def test_the_root_of_a_dataset_is_refused(dataset, beside):
     for folder in ("half", "cutouts"):
         shutil.rmtree(dataset / folder)
     assert len(prepare_photos(dataset, dataset.parent / "alone").photos) == 4
     (dataset / beside).parent.mkdir(parents=True, exist_ok=True)
     (dataset / beside).write_bytes(b"x")
-    with pytest.raises(UserError, match=f"root of a dataset.*`images: {dataset / 'images'}`") as error:
+    with pytest.raises(UserError, match=rf"root of a dataset.*`images: {dataset / 'images'}`") as error:
         prepare(dataset)
     assert (f"`colmap: {dataset}`" in str(error.value)) == beside.startswith("sparse")
 
@@ -334,7 +347,10 @@ def test_two_cameras_with_the_same_names_are_no_copies(tmp_path):
             path = tmp_path / "photos" / side / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture = smooth(i)
-            (picture if side == "left" else picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 12, 0, 1, 0))).save(path)
+            if side == "right":
+                shift = (1, 0, 12, 0, 1, 0)
+                picture = picture.transform(picture.size, Image.Transform.AFFINE, shift)
+            picture.save(path)
     result = prepare(tmp_path / "photos")
     assert len(result.photos) == 6 and not result.left_out
 
@@ -344,4 +360,7 @@ def test_the_same_file_twice_is_one_photograph(folder):
     (folder / "linked.jpg").symlink_to("good_2.jpg")
     result = prepare(folder)
     assert len(result.photos) == 4
-    assert result.left_out == {"good_1.jpg": "a copy of copy of good_1.jpg", "linked.jpg": "a copy of good_2.jpg"}
+    assert result.left_out == {
+        "good_1.jpg": "a copy of copy of good_1.jpg",
+        "linked.jpg": "a copy of good_2.jpg",
+    }

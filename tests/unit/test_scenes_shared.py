@@ -61,7 +61,7 @@ def test_new_camera_models(shared: Path, tmp_path: Path) -> None:
         name = model.name.split("-")[1]
         out = tmp_path / f"out-{model.name}"
         if name == "EQUIRECTANGULAR":
-            with pytest.raises(UserError, match="EQUIRECTANGULAR.*panorama_sfm"):
+            with pytest.raises(UserError, match=r"EQUIRECTANGULAR.*panorama_sfm"):
                 packed(model, folder / "scene/images", out)
         else:
             report = packed(model, folder / "scene/images", out, max_width_px=64)

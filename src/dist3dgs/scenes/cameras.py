@@ -104,8 +104,9 @@ class Camera:
         focals = (fx * (sx + sy) / 2,) if self.model in _ONE_FOCAL else (fx * sx, fy * sy)
         return Camera(self.model, width_px, height_px, (*focals, cx * sx, cy * sy, *self.distortion))
 
+    @np.errstate(all="ignore")
     def distort(self, x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
-        """Normalised ideal points (x / z, y / z) to normalised real ones, any shape."""
+        """Normalised ideal points (x / z, y / z) to normalised real ones, any shape; not finite where there is none."""
         k = self.distortion
         if self.is_pinhole:
             return x, y
@@ -150,6 +151,7 @@ class Camera:
             y * scale + 2 * p2 * x * y + p1 * (r2 + 2 * y * y),
         )
 
+    @np.errstate(all="ignore")
     def project(self, points: Doubles) -> Doubles:
         """Image points [N, 2], px, of points [N, 3] in camera coordinates."""
         x, y = self.distort(points[:, 0] / points[:, 2], points[:, 1] / points[:, 2])
@@ -158,7 +160,16 @@ class Camera:
 
 
 def _thin_prism(
-    x: Doubles, y: Doubles, k1: float, k2: float, p1: float, p2: float, k3: float, k4: float, s1: float, s2: float
+    x: Doubles,
+    y: Doubles,
+    k1: float,
+    k2: float,
+    p1: float,
+    p2: float,
+    k3: float,
+    k4: float,
+    s1: float,
+    s2: float,
 ) -> tuple[Doubles, Doubles]:
     r2 = x * x + y * y
     scale = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))

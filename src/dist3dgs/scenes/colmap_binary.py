@@ -103,13 +103,27 @@ def read_images(path: Path) -> dict[int, Image]:
 def read_points(path: Path) -> tuple:
     reader = _Bytes(path)
     count = reader.count(_POINT.size, "points")
-    ids, track_images = np.empty(count, np.int64), set()
-    points, colors, errors = np.empty((count, 3)), np.empty((count, 3), np.uint8), np.empty(count)
+    ids, rows = np.empty(count, np.int64), np.empty((count, 4))
+    colors = np.empty((count, 3), np.uint8)
+    tracks = []
+    # Millions of times: no more than this is done for each point.
+    data, at, unpack, size = reader.data, reader.at, _POINT.unpack_from, _POINT.size
     for i in range(count):
-        point_id, x, y, z, r, g, b, error, length = reader.unpack(_POINT, "a point")
+        if len(data) - at < size:
+            reader.at = at
+            reader.need(size, "a point")
+        point_id, x, y, z, r, g, b, error, length = unpack(data, at)
+        at += size
+        end = at + length * _TRACK.itemsize
+        if end > len(data):
+            reader.at = at
+            reader.need(end - at, f"the track of point {point_id}")
         if point_id >= 2**63:
             bad(path, f"point id {point_id} is out of range")
-        ids[i], points[i], colors[i], errors[i] = point_id, (x, y, z), (r, g, b), error
-        track_images.update(reader.array(_TRACK, length, f"the track of point {point_id}")["image_id"].tolist())
+        ids[i], rows[i], colors[i] = point_id, (x, y, z, error), (r, g, b)
+        tracks.append(data[at:end])
+        at = end
+    reader.at = at
     reader.finish()
-    return ids, points, colors, errors, track_images
+    track_images = set(np.unique(np.frombuffer(b"".join(tracks), _TRACK)["image_id"]).tolist())
+    return ids, rows[:, :3], colors, rows[:, 3], track_images

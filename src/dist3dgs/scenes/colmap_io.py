@@ -2,8 +2,8 @@
 
 COLMAP's own reader trusts its files: a cut or hostile one makes it hang, eat memory or return garbage. Here every
 count is held against the bytes that are there before anything is allocated; what would spoil the training becomes a
-`UserError` that names the file, what training does not use is dropped with a note. The rigs and frames files that COLMAP writes since 3.12
-are not needed: images.bin still holds every image's own pose. Format: https://colmap.github.io/format.html
+`UserError` that names the file, what training does not use is dropped with a note. The rigs and frames files that
+COLMAP writes since 3.12 are not needed: images.bin still holds every image's own pose. Format: https://colmap.github.io/format.html
 """
 
 from pathlib import Path

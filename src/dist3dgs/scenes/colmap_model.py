@@ -1,7 +1,7 @@
 """A COLMAP model in memory, and what must hold in one, wherever it was read from.
 
-Poses, cameras and points decide the training: what is wrong with them is refused. Tracks and keypoints do not: where they
-do not fit, they are dropped with a note.
+Training depends on poses, cameras and points: faults in them are refused. It does not depend on tracks and keypoints:
+where these do not fit, they are dropped with a note.
 """
 
 from dataclasses import dataclass, field, replace
@@ -82,8 +82,8 @@ def check_num_params(path: Path, camera_id: int, model: str, count: int) -> None
 
 def _unknown_model(path: Path, camera_id: int, model: str) -> NoReturn:
     raise UserError(
-        f"{path}: camera {camera_id} has the camera model {model}, unknown here and to the installed COLMAP. If a newer "
-        "COLMAP wrote it, undistort with that one: `colmap image_undistorter --image_path IMAGES --input_path MODEL "
+        f"{path}: camera {camera_id} has model {model}, unknown here and to the installed COLMAP. If a newer COLMAP "
+        "wrote it, undistort with that one: `colmap image_undistorter --image_path IMAGES --input_path MODEL "
         "--output_path OUT`, then `colmap: OUT` and `images: OUT/images`. If not, the file is damaged."
     )
 
@@ -230,5 +230,7 @@ def reprojection_errors(model: Model) -> NDArray[np.float64]:
         points = model.points[np.searchsorted(model.point_ids, seen["point_id"])]
         local = points @ image.cam_from_world[:, :3].T + image.cam_from_world[:, 3]
         front = local[:, 2] > 0
-        errors.append(np.linalg.norm(camera.project(local[front]) - seen["xy"][front], axis=1))
-    return np.concatenate(errors)
+        with np.errstate(over="ignore", invalid="ignore"):  # absurd distortions
+            errors.append(np.linalg.norm(camera.project(local[front]) - seen["xy"][front], axis=1))
+    everything = np.concatenate(errors)
+    return everything[np.isfinite(everything)]

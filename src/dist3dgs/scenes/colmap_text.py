@@ -79,7 +79,8 @@ def read_images(path: Path) -> dict[int, Image]:
 
 def read_points(path: Path) -> tuple:
     lines = list(filter(None, _lines(path)))
-    ids, track_images = np.empty(len(lines), np.int64), set()
+    ids = np.empty(len(lines), np.int64)
+    track_images: set[int] = set()
     points, colors, errors = (
         np.empty((len(lines), 3)),
         np.empty((len(lines), 3), np.uint8),

@@ -93,8 +93,8 @@ def ingest(
 
 @dataclass(frozen=True, kw_only=True)
 class _Views:
-    """ids: image ids in the order of the photographs' names. paths, undistorters: by image id; photographs of one camera
-    and size share an undistorter."""
+    """ids: image ids in the order of the photographs' names. paths, undistorters: by image id; photographs of one
+    camera and size share an undistorter."""
 
     ids: list[int]
     names: list[str]
@@ -153,11 +153,11 @@ def _rescaled(camera: Camera, width: int, height: int) -> Camera:
 def _cannot_undistort(model: str) -> str:
     if model == "EQUIRECTANGULAR":
         return (
-            "camera model EQUIRECTANGULAR: whole panoramas (360°) have no pinhole view. Cut them into perspective views, "
-            "as COLMAP's python/examples/panorama_sfm.py does, and give its output as `colmap:` and `images:`."
+            "camera model EQUIRECTANGULAR: whole panoramas (360°) have no pinhole view. Cut them into perspective "
+            "views, as COLMAP's python/examples/panorama_sfm.py does, and give its output as `colmap:` and `images:`."
         )
     return (
-        f"camera model {model} cannot be undistorted here, but by COLMAP: `python -c \"import pycolmap; "
+        f'camera model {model} cannot be undistorted here, but by COLMAP: `python -c "import pycolmap; '
         "pycolmap.undistort_images('OUT', 'MODEL', 'IMAGES')\"` with the scene's folders, then `colmap: OUT` and "
         "`images: OUT/images`."
     )

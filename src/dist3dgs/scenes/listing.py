@@ -16,9 +16,10 @@ from ..errors import UserError
 
 #: Written by desktops and file servers; nobody means them. Hidden files and folders are ignored as well.
 _SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx", "@eadir", "lost+found"}
-VIDEO_SUFFIXES = frozenset(
-    "360 3gp avi flv insv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv".split()
-)
+VIDEO_SUFFIXES = {
+    *("360", "3gp", "avi", "flv", "insv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv"),
+    *("ts", "webm", "wmv"),
+}
 _CONTROL = {"Cc", "Zl", "Zp"}
 #: images_2, images_4, ... beside images: the same photographs, divided by the number.
 _MAX_DIVISOR = 64

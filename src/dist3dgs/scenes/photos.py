@@ -34,13 +34,15 @@ CONVERTIBLE = {
         "darktable-cli IN OUT",
     ),
 }
-_KINDS = {suffix: kind for kind, (suffixes, _) in CONVERTIBLE.items() for suffix in suffixes.split()} | dict.fromkeys(
-    VIDEO_SUFFIXES, "video"
-)
+_KINDS = {
+    suffix: kind for kind, (suffixes, _) in CONVERTIBLE.items() for suffix in suffixes.split()
+} | dict.fromkeys(VIDEO_SUFFIXES, "video")
 #: Brands in the ISO base media header (ISO/IEC 14496-12), whatever the suffix says; Pillow reads "avif".
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC/HEIF"),
-    **dict.fromkeys((b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V ", b"3gp4", b"3gp5"), "video"),
+    **dict.fromkeys(
+        (b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V ", b"3gp4", b"3gp5"), "video"
+    ),
     b"crx ": "RAW",
 }
 #: Beside a folder `images`, these say that its parent is a dataset's root and no folder of photographs.
@@ -138,6 +140,8 @@ def _prepare(path: Path, name: str, copies: Path, result: PhotoFolder) -> _Looks
         raise UnusablePhoto("nothing but black and white: a mask, not a photograph")
 
     copy = name if plain else f"{name}.png"
+    while copy in result.originals:  # a.tif was converted to a.tif.png, and there is an a.tif.png as well
+        copy = str(PurePosixPath(copy).with_stem(f"{PurePosixPath(copy).stem}_"))
     target = copies / copy
     target.parent.mkdir(parents=True, exist_ok=True)
     if plain:
@@ -166,8 +170,8 @@ def _is_mask(picture: Image.Image) -> bool:
 def _leave_out_copies(result: PhotoFolder, looks: dict[str, _Looks], copies: Path) -> None:
     """Leave out photographs that are there twice: a held-out view must not be trained on as its copy.
 
-    Copies are files of equal bytes, and pictures of one name, in any folder, size or format, that look alike. The largest
-    stays, of equal ones the first by name.
+    Copies are files of equal bytes, and pictures of one name, in any folder, size or format, that look alike. The
+    largest stays, of equal ones the first by name.
     """
     by_size = sorted(result.photos, key=lambda p: (-p.width_px * p.height_px, result.originals[p.name]))
     kept: dict[str, list[str]] = {}
@@ -223,13 +227,13 @@ def _conversions(listing: Listing) -> list[str]:
 
 
 def _kind(path: Path) -> str | None:
-    """The kind of a file that has to be converted first (HEIC/HEIF, JPEG XL, RAW, video), by content, then by suffix."""
+    """Tell what has to be converted first (HEIC/HEIF, JPEG XL, RAW, video), by content, then by suffix."""
     try:
         with path.open("rb") as f:
-            head = f.read(16)
+            head = f.read(64)
     except OSError:
         return None
-    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
+    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS and b"avif" not in head:
         return _BRANDS[head[8:12]]
     if head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n" or head[:2] == b"\xff\x0a":
         return "JPEG XL"
