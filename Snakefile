@@ -29,9 +29,23 @@ localrules:
     report,
 
 
+# The terminal follows the points of the run and sums them up (dist3dgs.follow).
+onstart:
+    follow.begin(FOLLOWED, *points_of_run(), log)
+
+
+onsuccess:
+    follow.end(FOLLOWED)
+
+
+onerror:
+    follow.end(FOLLOWED)
+
+
 rule all:
     input:
         f"{RESULTS}/report/report.html",
+        CHECKED,
 
 
 rule train_all:

@@ -6,6 +6,7 @@ One `Planner` per Snakemake process, told about its jobs through `plugin.listen`
 import contextlib
 import fcntl
 import json
+import logging
 import math
 import sys
 import time
@@ -317,5 +318,5 @@ class TrainJobs:
 
 
 def say(text: str) -> None:
-    """A line in Snakemake's own log."""
-    print(f"dist3dgs: {text}", file=sys.stderr, flush=True)
+    """A line in Snakemake's own log and on the terminal."""
+    logging.getLogger("snakemake.logging").warning(f"dist3dgs: {text}")
