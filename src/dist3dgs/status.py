@@ -121,7 +121,8 @@ def summary(
 
     Args:
         states: of all points that were asked for.
-        report: the report of the study, if it was made.
+        report: the report of the study, whether or not it was made.
+        elapsed_s: seconds that the run took; None where nothing was run.
     """
     took = f", {duration(elapsed_s)}" if elapsed_s is not None else ""
     lines = [f"{len(states)} point{'s' * (len(states) != 1)}: {totals(s.state for s in states)}{took}"]
@@ -129,7 +130,7 @@ def summary(
     lines += [f"  {told(s)}" for s in named[:NAMED]]
     if len(named) > NAMED:
         lines.append(f"  and {len(named) - NAMED} more")
-    if any(s.state not in DONE | BAD for s in states):
+    if elapsed_s is not None and any(s.state not in DONE | BAD for s in states):
         lines.append("the same command goes on from here")
     if report is not None and _shows(report, states):
         lines.append(f"report: {os.path.relpath(report)}")
