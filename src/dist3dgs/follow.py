@@ -32,6 +32,8 @@ STUDY, RUN, END, SAID = "dist3dgs_study", "dist3dgs_run", "dist3dgs_end", "dist3
 TICK_S = 1.0
 #: Seconds between progress lines of a running point; longer where many run, so that lines stay readable.
 PROGRESS_S, RUNNING_WITHOUT_PAUSE = 30.0, 10
+#: Seconds until the end of a training job that is not submitted again, and left no attempt that says why, is told.
+COMPLAINT_S = 8.0
 #: Rules whose jobs are told in one line for all: seconds each, and as many as there are figures.
 DRAWING = ("tabulate", "figure", "write_report")
 #: Rules without a line: points have lines of their own, and targets do nothing.
@@ -171,6 +173,9 @@ class Terminal:
                 self._begin(run, record.getMessage())
             elif getattr(record, END, False):
                 self._stop_live()
+                for followed in self._points.values():
+                    if (text := followed.complaint(0.0)) is not None:
+                        self._line(text)
                 self._write(record.getMessage())
             elif getattr(record, SAID, False):
                 self._line(record.getMessage())
@@ -219,15 +224,15 @@ class Terminal:
         self._told_error = True
         job = self._jobs.get(record.jobid) or _RuleJob(record.jobid, record.rule_name, {}, list(record.log))
         job.running = False
-        if job.rule == RULE and job.point is not None and self._run is not None:
-            # Where an attempt says why, the line comes with the next attempt, or with the record.
-            if self._run.state(job.point).after is not None:
-                return
         log = next((p for path in record.log if (p := Path(path)).is_file()), None)
         last = _last_words(log) if log is not None else None
         where = f"; log: {log}" if log is not None else f"; no log was left ({', '.join(record.log)})"
         message = getattr(record, "rule_msg", None)
-        self._line(f"{job} failed: {last or quoted(message or 'no message', 200)}{where}")
+        text = f"{job} failed: {last or quoted(message or 'no message', 200)}{where}"
+        if job.rule == RULE and job.point is not None:
+            self._followed(job.point).failed(text)
+        else:
+            self._line(text)
         if self.show_failed_logs and log is not None:
             self._write(log.read_text(errors="replace"))
 
@@ -303,6 +308,8 @@ class Terminal:
         running = sum(1 for f in self._points.values() if f.state.state == "running")
         pause_s = PROGRESS_S * max(1.0, running / RUNNING_WITHOUT_PAUSE)
         state = self._run.state(point, tails=followed.tails)
+        if (text := followed.complaint(COMPLAINT_S)) is not None:
+            self._line(text)
         for text, important in followed.take(state, pause_s if "progress" not in self.quiet else math.inf):
             if followed.done:
                 self._line(f"{text} {self._totals()}")
@@ -313,7 +320,8 @@ class Terminal:
 
     def _totals(self) -> str:
         done = [f.state.state for f in self._points.values() if f.done]
-        return f"[{len(done)}/{len(self._points)} done: {totals(done)}]"
+        counts = f": {totals(done)}" if done else ""
+        return f"[{len(done)}/{len(self._points)} done{counts}]"
 
     # -- output
 
@@ -406,10 +414,21 @@ class _Followed:
     _said_at: float = 0.0
     _said_step: int | None = None
     _unexplained: bool = False
+    _complaint: tuple[float, str] | None = None
 
     def submitted(self, resources: Any) -> None:
-        self.active = True
+        self.active, self._complaint = True, None
         self._asked.append((_number(resources, "mem_mb"), _number(resources, "runtime")))
+
+    def failed(self, text: str) -> None:
+        """Its job has failed. The next attempt or the record says why, if either comes: `text` is for the other case."""
+        self._complaint = time.monotonic(), text
+
+    def complaint(self, patience_s: float) -> str | None:
+        if self._complaint is None or time.monotonic() - self._complaint[0] < patience_s:
+            return None
+        (_, text), self._complaint = self._complaint, None
+        return None if self.done or self.state.after is not None else text
 
     def take(self, state: PointState, pause_s: float) -> list[tuple[str, bool]]:
         """Lines about what has changed, and whether each matters even beside a live table."""
@@ -435,11 +454,11 @@ class _Followed:
             now = time.monotonic()
             first_step = self._said_step is None and state.step is not None
             due = state.step != self._said_step and now - self._said_at >= pause_s
+            if state.is_starting and before.state == "running":
+                due = changed = False
             if changed or first_step or due:
                 self._said_at, self._said_step = now, state.step
                 lines.append((told(state), state.state == "silent"))
-        elif state.state == "retrying" and changed:
-            lines.append((told(state), False))
         return lines
 
     def _grown(self) -> str:

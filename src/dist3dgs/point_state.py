@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from .errors import UserError
 from .evidence import Attempt, attempts
@@ -46,7 +46,7 @@ TAIL_BYTES = 65536
 #: Characters of a line of evidence that are quoted.
 QUOTED = 90
 #: Causes whose name is not yet what one would say.
-_CAUSE_WORDS: dict[Cause, str] = {
+_CAUSE_WORDS: dict[str, str] = {
     "host_oom": "out of memory",
     "gpu_oom": "out of GPU memory",
     "node_failure": "node lost",
@@ -73,6 +73,11 @@ class PointState:
     """why the attempt before the one that waits or runs ended, in words"""
     record: Path | None = None
     """the record, where there is one"""
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether a job has started and its ranks have not come to a step yet."""
+        return self.state == "running" and self.step is None
 
     @property
     def command(self) -> str | None:
@@ -136,7 +141,9 @@ class AttemptProgress:
             return f"starting ({self.phase})" if self.phase not in (None, "startup", "step") else "starting"
         parts = [f"step {self.step}/{num_steps}" if num_steps else f"step {self.step}"]
         if self.step == num_steps:
-            parts.append({"evaluate": "evaluating", "checkpoint": "saving"}.get(self.phase or "", "finishing"))
+            parts.append(
+                {"evaluate": "evaluating", "checkpoint": "saving"}.get(self.phase or "", "finishing")
+            )
         elif self.step_s and num_steps:
             parts += [f"{rate(1 / self.step_s)}", f"{duration((num_steps - self.step) * self.step_s)} left"]
         return ", ".join(parts)
@@ -173,7 +180,7 @@ def state_of(
     status, ended = launch.get("status"), launch.get("ended") or {}
     runs = newest is not None and status in (None, "running") and not ended.get("cause")
     if newest is not None and runs and not (pending and pending.id == own_job):
-        if not _is_older_than_record(launch, folder / "record.json"):
+        if not _is_older_than_record(newest, launch, folder / "record.json"):
             return _running(point, newest, launch, num_steps, tried, tails)
     after = None
     if newest is not None and runs:
@@ -210,12 +217,14 @@ def _is_retried(launch: dict[str, Any]) -> bool:
     return bool(launch.get("slurm")) and not launch.get("published")
 
 
-def _is_older_than_record(launch: dict[str, Any], record: Path) -> bool:
+def _is_older_than_record(attempt: Attempt, launch: dict[str, Any], record: Path) -> bool:
     """Whether a record has been made since the attempt began, so that the attempt is not running any more."""
-    started = launch.get("started_at")
-    with contextlib.suppress(OSError):
-        return not _is_number(started) or started <= record.stat().st_mtime
-    return False
+    try:
+        made = record.stat().st_mtime
+        started = launch.get("started_at")
+        return bool((started if _is_number(started) else attempt.folder.stat().st_mtime) <= made)
+    except OSError:
+        return False
 
 
 def _prefix(attempt: Attempt) -> str:
@@ -274,7 +283,9 @@ def _running(
     if num_steps is None:
         num_steps = steps_of(launch)
     before = tried[-2] if len(tried) > 1 else None
-    continued = before is not None and before.launch().get("status") != "ok" and not before.launch().get("published")
+    continued = (
+        before is not None and before.launch().get("status") != "ok" and not before.launch().get("published")
+    )
     after = _ending(before) if before is not None and continued else None
     began = tail.last_t
     detail = _prefix(attempt) + tail.describe(num_steps)
@@ -303,6 +314,8 @@ def steps_of(launch: dict[str, Any]) -> int | None:
 
 def told(state: PointState) -> str:
     """One line about a point."""
+    if state.is_starting:
+        return f"{state.point}: {state.detail}"
     return f"{state.point}: {state.state}" + (f", {state.detail}" if state.detail else "")
 
 
@@ -314,9 +327,9 @@ def waiting_words(job: Job) -> str:
     return f"Slurm job {job.id}{reason}{start}{never}"
 
 
-def cause_words(cause: Cause | str) -> str:
+def cause_words(cause: Cause) -> str:
     """A cause as one would say it."""
-    return _CAUSE_WORDS.get(cause, cause.replace("_", " "))  # type: ignore[call-overload, no-any-return]
+    return _CAUSE_WORDS.get(cause, cause.replace("_", " "))
 
 
 def totals(states: Iterable[State]) -> str:
@@ -342,5 +355,5 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"
 
 
-def _is_number(*values: Any) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -93,7 +93,10 @@ def _table(study: Study, states: Sequence[PointState]) -> Any:
     outside = [s for s in states if s.point not in matrix and s.state != "excluded"]
     parts = [Text(totals(s.state for s in inside)), points_table(inside)]
     if outside:
-        parts += [Text(f"\nnot in the study's matrix: {totals(s.state for s in outside)}"), points_table(outside)]
+        parts += [
+            Text(f"\nnot in the study's matrix: {totals(s.state for s in outside)}"),
+            points_table(outside),
+        ]
     return Group(*parts)
 
 
@@ -126,7 +129,9 @@ def summary(
     """
     took = f", {duration(elapsed_s)}" if elapsed_s is not None else ""
     lines = [f"{len(states)} point{'s' * (len(states) != 1)}: {totals(s.state for s in states)}{took}"]
-    named = [s for s in states if s.state not in DONE - BAD and s.state not in ("waiting", "queued", "running")]
+    named = [
+        s for s in states if s.state not in DONE - BAD and s.state not in ("waiting", "queued", "running")
+    ]
     lines += [f"  {told(s)}" for s in named[:NAMED]]
     if len(named) > NAMED:
         lines.append(f"  and {len(named) - NAMED} more")

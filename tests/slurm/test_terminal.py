@@ -29,7 +29,7 @@ POINTS = [
 def study(cluster, tmp_path_factory) -> Study:
     folder = tmp_path_factory.mktemp("terminal") / "a study"
     folder.mkdir()
-    tight = {"gpu_request": "none", "mem_gib_per_gpu": 0.05, "cpus_per_gpu": 1}
+    tight = {"gpu_request": "none", "mem_gib_per_gpu": 0.05, "cpus_per_gpu": 8}
     study = Study(folder, cluster, layouts=["n1g1", "n1g2", "n1g3"], site=tight, train={"steps": 240})
     (folder / "six.yaml").write_text(yaml.safe_dump(OVERLAY))
     study.run("--configfile", "six.yaml", "--", "train_all", timeout=900)
@@ -43,9 +43,13 @@ def lines_of(study: Study, point: str) -> list[str]:
 @pytest.mark.parametrize("point", POINTS)
 def test_every_point_is_followed_from_the_queue_to_its_end(study, point):
     lines = lines_of(study, point)
-    assert re.search(r": (queued, Slurm job|running, )", lines[0])
+    assert re.search(r": (queued, Slurm job \d+|starting)", lines[0])
     verdict = "failed, diverged" if point.startswith("diverging") else "ok, PSNR"
     assert any(f"r0: {verdict}" in line and "/6 done: " in line for line in lines)
+
+
+def test_a_queued_point_shows_slurms_reason(study):
+    assert re.search(r"queued, Slurm job \d+, (Resources|Priority)", study.terminal())
 
 
 def test_a_running_point_shows_its_step(study):
