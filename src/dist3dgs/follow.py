@@ -53,11 +53,13 @@ class FollowedStudy:
     queue: Queue | None = None
     poll_s: float = 2.0
     """seconds between looks at the queue"""
+    status_command: str | None = None
+    """command that prints the status of this study; None where the command line has settings that it cannot take"""
     run: "FollowedRun | None" = None
 
-    @property
-    def report(self) -> Path:
-        return self.results / "report/report.html"
+    def summary(self, states: Sequence[PointState], elapsed_s: float | None = None) -> str:
+        report, status = self.results / "report/report.html", self.status_command
+        return summary(states, report=report, elapsed_s=elapsed_s, status_command=status)
 
     def states(self) -> list[PointState]:
         """State of each point of the matrix, from its files and the queue."""
@@ -121,8 +123,7 @@ def end(study: FollowedStudy) -> None:
     """Sum up the run."""
     run = study.run
     if run is not None and run.points:
-        text = summary(run.states(), report=study.report, elapsed_s=time.time() - run.began)
-        LOGGER.info(text, extra={END: True})
+        LOGGER.info(study.summary(run.states(), time.time() - run.began), extra={END: True})
 
 
 class Terminal:
@@ -195,7 +196,7 @@ class Terminal:
             if self._started or self._told_error or "all" in self.quiet:
                 return
             if self._study is not None and (nothing := [text for text in held if text.startswith(NOTHING)]):
-                held = [*nothing, summary(self._study.states(), report=self._study.report)]
+                held = [*nothing, self._study.summary(self._study.states())]
             for text in held:
                 self._write(text)
 
@@ -421,7 +422,7 @@ class _Followed:
         self._asked.append((_number(resources, "mem_mb"), _number(resources, "runtime")))
 
     def failed(self, text: str) -> None:
-        """Its job has failed. The next attempt or the record says why, if either comes: `text` is for the other case."""
+        """Keep `text` about a failed job for the case that neither another attempt nor a record says why."""
         self._complaint = time.monotonic(), text
 
     def complaint(self, patience_s: float) -> str | None:

@@ -75,6 +75,12 @@ class PointState:
     """the record, where there is one"""
 
     @property
+    def text(self) -> str:
+        """The detail, and of a queued point why it is queued again."""
+        again = f"; again after: {self.after}" if self.state == "queued" and self.after else ""
+        return self.detail + again
+
+    @property
     def is_starting(self) -> bool:
         """Whether a job has started and its ranks have not come to a step yet."""
         return self.state == "running" and self.step is None
@@ -179,9 +185,14 @@ def state_of(
     own_job = (launch.get("slurm") or {}).get("job_id")
     status, ended = launch.get("status"), launch.get("ended") or {}
     runs = newest is not None and status in (None, "running") and not ended.get("cause")
-    if newest is not None and runs and not (pending and pending.id == own_job):
-        if not _is_older_than_record(newest, launch, folder / "record.json"):
-            return _running(point, newest, launch, num_steps, tried, tails)
+    requeued = pending is not None and pending.id == own_job
+    if (
+        newest is not None
+        and runs
+        and not requeued
+        and not _is_judged(newest, launch, folder / "record.json")
+    ):
+        return _running(point, newest, launch, num_steps, tried, tails)
     after = None
     if newest is not None and runs:
         after = "put back into the queue by Slurm"
@@ -189,10 +200,8 @@ def state_of(
         after = _ending(newest)
     number = None if newest is None else newest.number
     if pending is not None:
-        again = f"; again after: {after}" if after else ""
-        return PointState(
-            point=point, state="queued", detail=waiting_words(pending) + again, attempt=number, after=after
-        )
+        detail = waiting_words(pending)
+        return PointState(point=point, state="queued", detail=detail, attempt=number, after=after)
     started = next((j for j in jobs if j.id != own_job and j.state in ("RUNNING", "CONFIGURING")), None)
     if started is not None:
         detail = f"starting, Slurm job {started.id} on {started.nodes or 'its nodes'}"
@@ -217,7 +226,7 @@ def _is_retried(launch: dict[str, Any]) -> bool:
     return bool(launch.get("slurm")) and not launch.get("published")
 
 
-def _is_older_than_record(attempt: Attempt, launch: dict[str, Any], record: Path) -> bool:
+def _is_judged(attempt: Attempt, launch: dict[str, Any], record: Path) -> bool:
     """Whether a record has been made since the attempt began, so that the attempt is not running any more."""
     try:
         made = record.stat().st_mtime
@@ -263,10 +272,8 @@ def _verdict(record: RunRecord) -> str:
         psnr = "" if record.metrics.psnr is None else f"PSNR {record.metrics.psnr:.2f} dB"
         total = "" if record.metrics.total_s is None else duration(record.metrics.total_s)
         return ", ".join(part for part in (psnr, total) if part)
-    if failure.step is not None:
-        where = f" at step {failure.step}"
-    else:
-        where = f" in {failure.phase}" if failure.phase else ""
+    where = f" in {failure.phase}" if failure.phase else ""
+    where = where if failure.step is None else f" at step {failure.step}"
     line = quoted(failure.evidence[0].text) if failure.evidence else ""
     return f"{cause_words(failure.cause)}{where}" + (f": {line}" if line else "")
 
@@ -322,7 +329,8 @@ def told(state: PointState) -> str:
 def waiting_words(job: Job) -> str:
     """What a queued job waits for, by Slurm's reason."""
     reason = "" if job.reason.strip("()") in ("", "None") else f", {job.reason.strip('()')}"
-    start = "" if job.start in ("N/A", "") else f", expected to start {job.start}"
+    when = job.start.removeprefix(time.strftime("%Y-%m-%dT")).removesuffix(":00")
+    start = "" if job.start in ("N/A", "") else f", expected to start {when}"
     never = f": will never start, {job.waits_for_ever}" if job.waits_for_ever else ""
     return f"Slurm job {job.id}{reason}{start}{never}"
 

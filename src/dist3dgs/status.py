@@ -110,7 +110,7 @@ def points_table(states: Iterable[PointState]) -> Any:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for s in states:
-        table.add_row(Text(str(s.point)), Text(s.state, style=_STYLES.get(s.state, "")), Text(s.detail))
+        table.add_row(Text(str(s.point)), Text(s.state, style=_STYLES.get(s.state, "")), Text(s.text))
     return table
 
 
@@ -119,6 +119,7 @@ def summary(
     *,
     report: Path | None = None,
     elapsed_s: float | None = None,
+    status_command: str | None = "dist3dgs status",
 ) -> str:
     """How a run of the workflow ended, in a few lines: totals, cause of each failed point, the next command.
 
@@ -126,6 +127,7 @@ def summary(
         states: of all points that were asked for.
         report: the report of the study, whether or not it was made.
         elapsed_s: seconds that the run took; None where nothing was run.
+        status_command: prints all points of this study; None where no command does.
     """
     took = f", {duration(elapsed_s)}" if elapsed_s is not None else ""
     lines = [f"{len(states)} point{'s' * (len(states) != 1)}: {totals(s.state for s in states)}{took}"]
@@ -141,7 +143,8 @@ def summary(
         lines.append(f"report: {os.path.relpath(report)}")
     found = [c for s in named if (c := s.command)]
     if found:
-        lines.append(f"why, and what to change: {found[0] if len(found) == 1 else 'dist3dgs status'}")
+        command = status_command if len(found) > 1 and status_command else found[0]
+        lines.append(f"why, and what to change: {command}")
     return "\n".join(lines)
 
 

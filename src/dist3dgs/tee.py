@@ -10,7 +10,6 @@ from typing import Any, TextIO
 
 from .errors import UserError
 
-
 #: Set by a run of Snakemake whose terminal follows the study (`follow`): jobs print to their logs alone.
 FOLLOWED = "DIST3DGS_FOLLOWED"
 

@@ -91,7 +91,8 @@ def check(args: argparse.Namespace) -> None:
     failed = [path for path in args.records if load_record(path).status == "failed"]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(args.records)} points failed (fail_on: failed in the config); why: dist3dgs status"
+            f"{len(failed)} of {len(args.records)} points failed (fail_on: failed in the config); why:"
+            f" dist3dgs diagnose {failed[0]}"
         )
     write_text(args.out, f"none of {len(args.records)} points failed\n")
 

@@ -1,6 +1,7 @@
 import gc
 import json
 import os
+import shlex
 import sys
 from functools import cache
 from pathlib import Path
@@ -174,6 +175,14 @@ def study_facts():
     return json.dumps({"flags": flags, "exclusions": exclusions, "licences": STUDY.licences()})
 
 
+def status_command():
+    """The command that prints the status of this study; None where `--config` has changed it."""
+    if set(workflow.config_settings.config or {}) - {"site"}:
+        return None
+    overlays = [flag for f in workflow.overwrite_configfiles for flag in ("--configfile", os.path.relpath(f))]
+    return shlex.join(["dist3dgs", "status", *overlays])
+
+
 # What the terminal follows: see dist3dgs.follow.
 FOLLOWED = follow.FollowedStudy(
     Path(RESULTS),
@@ -181,6 +190,7 @@ FOLLOWED = follow.FollowedStudy(
     lambda point: STUDY.spec(point).num_steps,
     queue=PLANNER.queue if ON_CLUSTER else None,
     poll_s=SITE.poll_s,
+    status_command=status_command(),
 )
 if workflow.is_main_process:
     follow.announce(FOLLOWED)
