@@ -174,7 +174,8 @@ class Terminal:
                 self._begin(run, record.getMessage())
             elif getattr(record, END, False):
                 self._stop_live()
-                for followed in self._points.values():
+                for point, followed in self._points.items():
+                    self._look_at(point)
                     if (text := followed.complaint(0.0)) is not None:
                         self._line(text)
                 self._write(record.getMessage())
@@ -309,9 +310,10 @@ class Terminal:
         running = sum(1 for f in self._points.values() if f.state.state == "running")
         pause_s = PROGRESS_S * max(1.0, running / RUNNING_WITHOUT_PAUSE)
         state = self._run.state(point, tails=followed.tails)
+        lines = followed.take(state, pause_s if "progress" not in self.quiet else math.inf)
         if (text := followed.complaint(COMPLAINT_S)) is not None:
             self._line(text)
-        for text, important in followed.take(state, pause_s if "progress" not in self.quiet else math.inf):
+        for text, important in lines:
             if followed.done:
                 self._line(f"{text} {self._totals()}")
             elif important:
@@ -429,7 +431,7 @@ class _Followed:
         if self._complaint is None or time.monotonic() - self._complaint[0] < patience_s:
             return None
         (_, text), self._complaint = self._complaint, None
-        return None if self.done or self.state.after is not None else text
+        return None if self.done or self.state.after is not None or self.state.state == "stopped" else text
 
     def take(self, state: PointState, pause_s: float) -> list[tuple[str, bool]]:
         """Lines about what has changed, and whether each matters even beside a live table."""

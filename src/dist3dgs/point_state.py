@@ -16,7 +16,7 @@ from .errors import UserError
 from .evidence import Attempt, attempts
 from .names import Point, how_to_make
 from .record import Cause, RunRecord, load_record
-from .slurm.attempts import read_try
+from .slurm.attempts import INTERRUPTED, read_try
 from .slurm.jobs import Job
 from .spec import RunSpec, validate
 
@@ -26,6 +26,7 @@ State = Literal[
     "running",
     "silent",  # running, but without an event for a long time: it may be hung, or its node gone
     "retrying",  # an attempt has failed; the next has not been submitted yet
+    "stopped",  # with Snakemake: it goes on from its checkpoint when it is started again
     "ended",  # the record is not made yet
     "ok",
     "degraded",
@@ -218,6 +219,10 @@ def state_of(
     if status in ("failed", "refused") and not _is_retried(launch):
         detail = f"{prefix}{after}; the record is not made yet"
         return PointState(point=point, state="ended", detail=detail, attempt=number)
+    if (status == "stopped" and not (ended.get("cause") or launch.get("cause"))) or status == INTERRUPTED:
+        step = read_try(newest).step
+        at = f"at step {step}" if step else "before its first step"
+        return PointState(point=point, state="stopped", detail=f"{prefix}{at}", attempt=number, step=step)
     return PointState(point=point, state="retrying", detail=f"{prefix}{after}", attempt=number, after=after)
 
 
@@ -243,8 +248,6 @@ def _prefix(attempt: Attempt) -> str:
 def _ending(attempt: Attempt) -> str:
     """Why an attempt ended, in words."""
     seen = read_try(attempt)
-    if seen.status == "interrupted":
-        return "interrupted"
     at = f" at step {seen.step}" if seen.step else ""
     return f"{cause_words(seen.cause) if seen.cause else seen.status}{at}"
 

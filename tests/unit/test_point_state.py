@@ -79,6 +79,12 @@ def test_a_failed_attempt_of_a_slurm_job_is_retried_and_its_retry_named_when_que
     assert (state.state, state.attempt, state.after) == ("running", 1, "out of memory at step 40")
 
 
+@pytest.mark.parametrize("status", ["stopped", "interrupted"])
+def test_a_run_that_ended_with_snakemake_is_stopped_and_no_failure(tmp_path: Path, status: str) -> None:
+    attempt(tmp_path, step(40, NOW), status=status, signal="SIGTERM")
+    assert told(look(tmp_path)) == f"{POINT}: stopped, at step 40"
+
+
 def test_a_job_that_slurm_put_back_is_queued_though_its_attempt_has_not_ended(tmp_path: Path) -> None:
     attempt(tmp_path, step(40, NOW), status="running", slurm={"job_id": 7})
     state = look(tmp_path, job(7, reason="BeginTime"))
