@@ -14,7 +14,7 @@ from .errors import UserError, snakemake
 from .events import PHASES
 from .files import sha256, write_text
 from .names import Layout
-from .record import RunRecord, load_record
+from .record import RunRecord, load_or_explain
 from .scaling.journey_tables import CHALLENGE_COLUMNS, PERFORMANCE_COLUMNS, story_tables
 from .scaling.measures import compute_to_comm, global_batch, rank_hours
 from .scaling.points import POINT_COLUMNS, point_rows
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 #: Columns that are numbers; every other column is text. `phase_*_s` are numbers too.
 INTEGERS = {
     *("repeat", "nodes", "workers_per_node", "ranks", "baseline_ranks", "seed", "step", "rank"),
-    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "epochs"),
+    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "n_reached", "epochs"),
 }
 TEXTS = {
     *("scene", "strategy", "layout", "status", "cause", "causes", "phase", "node", "evidence", "remedy"),
@@ -40,7 +40,8 @@ TEXTS = {
         "source",
         "record",
     ),
-    *("record_sha256", "baseline_layout", "scaling", "reason", "negative_scaling", "git_dirty"),
+    *("record_sha256", "baseline_layout", "baseline_strategy", "scaling", "reason", "negative_scaling"),
+    *("git_dirty", "hardware", "left_out", "outcome", "gain_of"),
 }
 
 RUN_COLUMNS = (
@@ -83,11 +84,11 @@ def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path) -> None
 
 
 def load_records(paths: Iterable[Path]) -> list[RunRecord]:
-    """Load records, refusing two of the same run: they would count as repeats."""
+    """Load records; one that cannot be read becomes a row that says why. Two of the same run are refused."""
     seen: dict[tuple[str, str, str, int], Path] = {}
     records = []
     for path in paths:
-        record = load_record(path)
+        record = load_or_explain(path)
         run = record.run
         key = (run.scene, run.strategy, run.layout, run.repeat)
         if key in seen:

@@ -1,4 +1,7 @@
-"""Every failure on the real Slurm: noticed, resumed, recorded. The injections are in drill.py and run side by side."""
+"""Every failure on the real Slurm: noticed, resumed, recorded.
+
+The injections are in scripts/slurm/drill.py and run side by side.
+"""
 
 import re
 

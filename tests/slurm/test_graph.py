@@ -1,4 +1,4 @@
-"""What the graph of a big study is made of. Its cost in seconds is `python tests/slurm/graph.py`."""
+"""What the graph of a big study is made of. Its cost in seconds is `python scripts/slurm/graph.py`."""
 
 import os
 import re

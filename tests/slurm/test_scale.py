@@ -1,4 +1,4 @@
-"""A study of many points: throttled, none lost, none doubled. The full size is `python tests/slurm/scale.py`."""
+"""A study of many points: throttled, none lost, none doubled. The full size is `python scripts/slurm/scale.py`."""
 
 import pytest
 from scale import run

@@ -97,6 +97,23 @@ def test_a_rank_killed_while_stepping(tmp_path: Path) -> None:
     assert record.metrics.psnr is None and record.reasons["psnr"]
 
 
+@pytest.mark.parametrize(
+    "log, returncode, cause",
+    [
+        ("traceback : Signal 8 (SIGFPE) received by PID 42\n", 1, "crashed"),
+        ("traceback : Signal 11 (SIGSEGV) received by PID 42\n", 1, "gpu_fault"),
+        ("training\n", -8, "crashed"),
+        ("training\n", 134, "crashed"),
+        ("training\n", 1, "unknown"),
+    ],
+)
+def test_a_rank_that_a_signal_ended(tmp_path: Path, log: str, returncode: int, cause: str) -> None:
+    events = [start(0), start(1), phase("enter", "step", 1007.0), step(25, 1040.0)]
+    record = judge(write_attempt(tmp_path, spec(), events, log=log, status="failed", returncode=returncode))
+    assert record.failure and (record.failure.cause, record.failure.phase) == (cause, "step")
+    assert record.failure.evidence and record.failure.remedy
+
+
 def test_the_first_error_counts_not_those_who_noticed(tmp_path: Path) -> None:
     def error(rank: int, t: float, kind: str, text: str) -> dict[str, object]:
         fields = {"type": kind, "message": text, "traceback": "", "phase": "densify", "step": 30}

@@ -110,6 +110,7 @@ def _record(point: Point, found: Scan, summary: LogSummary, verdict: Diagnosis) 
     failure = verdict.failure()
     images = _images(found, summary)
     seed = found.facts.get("seed")
+    metrics, wrong = _metrics(summary, images)
     return RunRecord(
         run=Run(
             scene=point.scene, strategy=point.strategy, layout=str(point.layout), repeat=point.repeat, seed=seed,
@@ -117,8 +118,8 @@ def _record(point: Point, found: Scan, summary: LogSummary, verdict: Diagnosis) 
         ),
         status=verdict.status,
         failure=_portable(failure),
-        metrics=_metrics(summary, images),
-        reasons=_reasons(summary, images),
+        metrics=metrics,
+        reasons=_reasons(summary, images) | wrong,
         environment=Environment(hosts=summary.nodes, devices=_devices(found, summary, point.layout.world_size)),
         provenance=Provenance(
             slurm_job_id=summary.job_id, source="imported", started_at=summary.started_at,
@@ -170,7 +171,7 @@ def _finished_at(s: LogSummary) -> float | None:
     return None if s.started_at is None or s.total_s is None else s.started_at + s.total_s
 
 
-def _metrics(s: LogSummary, images: int | None) -> Metrics:
+def _metrics(s: LogSummary, images: int | None) -> tuple[Metrics, dict[str, str]]:
     phases: dict[str, float] = {}
     for name, seconds in s.phases_s.items():
         name = PHASES.get(name, name)
@@ -180,7 +181,7 @@ def _metrics(s: LogSummary, images: int | None) -> Metrics:
     rate = next((r.mean for r in s.throughput if r.unit == "img/s"), None)
     if rate is None and images and stepping:
         rate = images / stepping
-    return Metrics(
+    values = dict(
         total_s=s.total_s,
         train_s=stepping,
         phases_s=phases,
@@ -201,6 +202,7 @@ def _metrics(s: LogSummary, images: int | None) -> Metrics:
         gpus=[_gpu(g, s.total_s) for g in s.gpus],
         ranks=[RankMetrics(rank=r) for r in range(min(s.devices_used or 0, 4096))],
     )  # fmt: skip
+    return Metrics.known(values)
 
 
 def _gpu(g: GpuUse, total_s: float | None) -> GpuTotals:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .facts import Facts, Line
+from .heartbeats import Heartbeats
 from .jobs import Job, by_job
 from .lines import Block, clean, looks_binary, read_blocks
 from .loss import LossWatch
@@ -59,6 +60,7 @@ class Scan:
     last_stamped: dict[int, Line] = field(
         default_factory=dict
     )  # the last line with a time above any end from outside
+    heartbeats: dict[int, Heartbeats] = field(default_factory=dict)  # with which a file ends
     timeless_below: dict[int, list[Line]] = field(default_factory=dict)  # lines without one below it
 
     def progress_of(self, index: int) -> Progress:

@@ -184,7 +184,9 @@ def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
 def _by_log(case: Case, phase: str) -> Failure | None:
     """What the ranks and torchrun printed, where no rank came so far as to write an event; None if it says nothing."""
     try:
-        verdict = diagnose([case.last.log_path], {"own_run": True})
+        verdict = diagnose(
+            [case.last.log_path], {"own_run": True, "exit_code": case.launch.get("returncode")}
+        )
     except UserError:
         return None
     found = verdict.failure()
@@ -210,4 +212,4 @@ def _named(
     if rule is None:
         what = "read the traceback in train.log"
         return Failure(cause="code_error", phase=phase, evidence=[evidence], remedy=what)
-    return Failure(cause=rule.cause, phase=phase, evidence=[evidence], remedy=rule.remedy_for(_OURS))
+    return Failure(cause=rule.cause, phase=phase, evidence=[evidence], remedy=rule.remedy_for(_OURS, text))

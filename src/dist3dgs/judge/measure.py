@@ -34,7 +34,8 @@ def measure(case: Case) -> tuple[Metrics, dict[str, str]]:
     memory = case.of_kind("memory")
     values["peak_rss_gib"] = max((e["peak_rss_gib"] for e in memory if e.get("peak_rss_gib")), default=None)
     values["peak_gpu_gib"] = max((e["peak_gpu_gib"] for e in memory if e.get("peak_gpu_gib")), default=None)
-    return Metrics(**values), _reasons(case, values, slowest)
+    metrics, wrong = Metrics.known(values)
+    return metrics, _reasons(case, values, slowest) | wrong
 
 
 def _speed(case: Case, slowest: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from .. import figures
 from ..errors import snakemake
-from ..scaling import fit_amdahl, fit_usl
+from ..scaling import fit_amdahl, fit_gustafson, fit_usl, fitted_points, told_apart
 from ..tabulate import summarise
 from . import numbers, renders
 from .content import Content, Row
@@ -115,18 +115,16 @@ def _reasons(content: Content) -> Html | None:
 
 
 def _fits(content: Content) -> Html | None:
-    """Amdahl and USL through every series with enough sizes, with what they are worth."""
+    """Show the laws fitted to every series with enough sizes, and what they are worth."""
     lines = []
     for series in by_series(content.points):
-        rated = [
-            p
-            for p in series
-            if p.get("images_per_s") and p["scaling"] in ("baseline", "strong", "throughput")
-        ]
+        rated = fitted_points(series, content.points)
         sizes, rates = [p["ranks"] for p in rated], [p["images_per_s"] for p in rated]
-        for fit in (fit_amdahl(sizes, rates), fit_usl(sizes, rates)) if rated else ():
-            if fit is not None:
-                lines.append(tag("li", f"{series[0]['scene']} {series[0]['strategy']}, {fit.describe()}"))
+        fits = [f for fit in (fit_amdahl, fit_gustafson, fit_usl) if rated and (f := fit(sizes, rates))]
+        where = f"{series[0]['scene']} {series[0]['strategy']}"
+        lines += [tag("li", f"{where}, {fit.describe()}") for fit in fits]
+        if apart := told_apart(fits):
+            lines.append(tag("li", f"{where}: {apart}"))
     if not lines:
         return None
     return join(
@@ -135,9 +133,9 @@ def _fits(content: Content) -> Html | None:
             tag("ul", *lines),
             tag(
                 "p",
-                "Throughput over ranks p as X(p) = λp / (1 + σ(p − 1) + κp(p − 1)): σ is the serial share "
-                "(Amdahl when "
-                "κ = 0), κ the cost of keeping every pair of ranks coherent (Universal Scalability Law).",
+                "Throughput over ranks p as X(p) = λp / (1 + σ(p − 1) + κp(p − 1)): σ is the serial share (Amdahl when "
+                "κ = 0), κ the cost of keeping every pair of ranks coherent (Universal Scalability Law, USL). "
+                "Gustafson: X(p) = λ(σ + (1 − σ)p), for batches that grow with the ranks.",
                 class_="note",
             ),
         ]
