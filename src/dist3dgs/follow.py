@@ -151,6 +151,7 @@ class Terminal:
         self._study: FollowedStudy | None = None
         self._run: FollowedRun | None = None
         self._held: list[str] = []
+        self._warned: list[str] = []
         self._started = False
         self._jobs: dict[int, _RuleJob] = {}
         self._points: dict[Point, _Followed] = {}
@@ -231,9 +232,10 @@ class Terminal:
         where = f"; log: {log}" if log is not None else f"; no log was left ({', '.join(record.log)})"
         message = getattr(record, "rule_msg", None)
         text = f"{job} failed: {last or quoted(message or 'no message', 200)}{where}"
+        said_already = any(f"{job} failed: " in warning for warning in self._warned)  # by the executor
         if job.rule == RULE and job.point is not None:
             self._followed(job.point).failed(text)
-        else:
+        elif not said_already:
             self._line(text)
         if self.show_failed_logs and log is not None:
             self._write(log.read_text(errors="replace"))
@@ -253,6 +255,7 @@ class Terminal:
         text = self.format(record)
         if self._told_error and text.startswith("Exiting because a job execution failed."):
             return
+        self._warned.append(text)
         self._line(text)
 
     def _run_info(self, record: logging.LogRecord) -> None:

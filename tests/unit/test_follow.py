@@ -136,6 +136,16 @@ def test_a_failed_rule_is_one_line_with_the_last_words_of_its_log(tmp_path: Path
     ]
 
 
+def test_a_failure_that_the_executor_has_told_is_not_told_twice(tmp_path: Path) -> None:
+    screen = Screen(tmp_path)
+    screen.begin()
+    screen.job(3, "ingest")
+    screen.send(None, "dist3dgs: ingest failed: no poses (log: logs/ingest.log)", logging.WARNING)
+    failed = {"jobid": 3, "rule_name": "ingest", "log": [], "rule_msg": None}
+    screen.send(LogEvent.JOB_ERROR, "Error in rule", logging.ERROR, **failed)
+    assert screen.lines()[2:] == ["dist3dgs: ingest failed: no poses (log: logs/ingest.log)"]
+
+
 def test_a_training_job_that_leaves_no_word_is_told_at_the_end(tmp_path: Path) -> None:
     screen = Screen(tmp_path)
     screen.begin()

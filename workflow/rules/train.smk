@@ -16,7 +16,7 @@ rule train:
     # What counts on a cluster is cpus_per_task; a function less to call for each job of a big study.
     threads: 1 if ON_CLUSTER else train_threads
     resources:
-        **rule_resources(train_request, SITE),
+        **(rule_resources(train_request, SITE) if ON_CLUSTER else {}),
         # Present, though empty: the plugin runs the rule in the batch step itself instead of under an srun of its own,
         # which dies where the controller is away for a moment as the job starts.
         mpi="",
