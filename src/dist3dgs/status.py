@@ -61,15 +61,18 @@ def show(study: Study, watch_s: float | None = None) -> None:
         )
     console, queue = Console(), Queue()
     states = list(rows(study, queue))
-    if watch_s is not None:
+    try:
+        if watch_s is None:
+            console.print(_table(study, states))
+            return
         with Live(_table(study, states), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(watch_s)
                 states = list(rows(study, queue))
                 live.update(_table(study, states), refresh=True)
-    console.print(_table(study, states))
-    for line in commands(states):
-        print(line)  # as it is: a command that is wrapped cannot be copied
+    finally:
+        for line in commands(states):
+            print(line)  # as it is: a command that is wrapped cannot be copied
 
 
 def commands(states: Iterable[PointState]) -> list[str]:
