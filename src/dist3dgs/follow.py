@@ -455,7 +455,8 @@ class _Followed:
             if changed and "," not in state.detail and not self._unexplained:
                 self._unexplained, self.state = True, before
             elif changed:
-                lines.append((told(state), False))
+                again_said = bool(lines)
+                lines.append((told(state) if again_said else f"{state.point}: queued, {state.text}", False))
         elif state.state in ("running", "silent"):
             now = time.monotonic()
             first_step = self._said_step is None and state.step is not None

@@ -196,7 +196,7 @@ def state_of(
         return _running(point, newest, launch, num_steps, tried, tails)
     after = None
     if newest is not None and runs:
-        after = "put back into the queue by Slurm"
+        after = "preemption or a lost node"  # Slurm has put the job back into its queue
     elif newest is not None and not launch.get("published") and status != "ok":
         after = _ending(newest)
     number = None if newest is None else newest.number

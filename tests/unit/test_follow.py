@@ -15,6 +15,7 @@ from dist3dgs import follow
 from dist3dgs.follow import FollowedRun, FollowedStudy, Terminal
 from dist3dgs.names import Point
 from dist3dgs.record import Metrics, Run, RunRecord, save_record
+from dist3dgs.slurm.jobs import Job, Queue
 from dist3dgs.tee import FOLLOWED, logged
 from snakemake_logger_plugin_dist3dgs import LogHandler
 
@@ -114,6 +115,29 @@ def test_a_new_submission_says_why_and_with_what(tmp_path: Path) -> None:
         f"{POINTS[0]}: out of memory, again with 1562 MB",
         f"{POINTS[0]}: running, attempt 1, step 10/100, 10.0 steps/s, 9 s left",
     ]
+
+
+class OneJob(Queue):
+    """A queue with one job of the first point."""
+
+    def of_point(self, point: Point, *, but: int | None = None) -> list[Job]:
+        waiting = Job(
+            id=5, state="PENDING", reason="BeginTime", name="", comment="", workdir="", partition="gpu", nodes="",
+            num_nodes=1, time_used="0:00", time_limit="10:00", start="N/A",
+        )  # fmt: skip
+        return [waiting] if point == POINTS[0] else []
+
+
+def test_a_job_that_slurm_put_back_into_its_queue_says_why_it_waits(tmp_path: Path) -> None:
+    screen = Screen(tmp_path)
+    screen.begin()
+    screen.job(1, "train", POINTS[0])
+    facts = {"slurm": {"job_id": 5}, "started_at": time.time(), "status": "running"}
+    write_attempt(POINTS[0].folder(tmp_path), spec("n1g1"), [step(10, time.time())], **facts)
+    screen.study.queue = OneJob()
+    screen.done(1)
+    line = f"{POINTS[0]}: queued, Slurm job 5, BeginTime; again after: preemption or a lost node"
+    assert line in screen.lines()
 
 
 def test_a_failed_rule_is_one_line_with_the_last_words_of_its_log(tmp_path: Path) -> None:
