@@ -29,6 +29,19 @@ localrules:
     report,
 
 
+# The terminal follows the points of the run and sums them up (dist3dgs.follow).
+onstart:
+    follow.begin(FOLLOWED, *points_of_run(), log)
+
+
+onsuccess:
+    follow.end(FOLLOWED)
+
+
+onerror:
+    follow.end(FOLLOWED)
+
+
 # Names all results: one that was deleted is made again.
 rule all:
     input:
@@ -36,6 +49,7 @@ rule all:
         FIGURE_FILES,
         rules.tabulate.output,
         all_records,
+        CHECKED,
 
 
 rule train_all:

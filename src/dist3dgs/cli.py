@@ -87,7 +87,14 @@ def _add_study(verb: AddVerb) -> None:
 
     p = verb("status", verbs.status, "every point of the study: waiting, running, ok, failed and why")
     add_config_options(p)
-    p.add_argument("--watch", type=float, metavar="SECONDS", help="refresh until Ctrl-C")
+    p.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="refresh until Ctrl-C, every 10 seconds or as given",
+    )
 
     p = verb(
         "retry",
@@ -162,6 +169,10 @@ def _add_pages(verb: AddVerb) -> None:
     p.add_argument("--runs", required=True, type=Path)
     p.add_argument("--points", required=True, type=Path)
     p.add_argument("--records", nargs="*", type=Path, default=[])
+
+    p = verb("check", verbs.check, "fail where a point has failed; the rule behind `fail_on: failed`")
+    p.add_argument("--records", nargs="*", type=Path, default=[])
+    p.add_argument("--out", required=True, type=Path, help="file to write where none has failed")
 
     p = verb("figure", verbs.figure, "draw one figure (svg, png, pdf and the csv behind it)")
     p.add_argument("name")

@@ -79,6 +79,19 @@ def tabulate(args: argparse.Namespace) -> None:
     tabulate(args.records, args.runs, args.points)
 
 
+def check(args: argparse.Namespace) -> None:
+    from .files import write_text
+    from .record import load_record
+
+    failed = [path for path in args.records if load_record(path).status == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(args.records)} points failed (fail_on: failed in the config); why:"
+            f" dist3dgs diagnose {failed[0]}"
+        )
+    write_text(args.out, f"none of {len(args.records)} points failed\n")
+
+
 def figure(args: argparse.Namespace) -> None:
     from .figures import draw
 

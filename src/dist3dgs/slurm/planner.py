@@ -6,6 +6,7 @@ One `Planner` per Snakemake process; the executor tells it about jobs (`executor
 import contextlib
 import fcntl
 import json
+import logging
 import math
 import re
 import sys
@@ -359,5 +360,5 @@ def _why(slurm_job: int, logs: list[Path], job_log: Path | None) -> str:
 
 
 def say(text: str) -> None:
-    """A line in Snakemake's own log."""
-    print(f"dist3dgs: {text}", file=sys.stderr, flush=True)
+    """A line in Snakemake's own log and on the terminal."""
+    logging.getLogger("snakemake.logging").warning(f"dist3dgs: {text}")
