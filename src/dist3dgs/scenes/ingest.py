@@ -25,6 +25,7 @@ from .gather import (
     PosedPhotos,
     from_colmap,
     from_photos,
+    say_each,
     wanted_width,
 )
 from .normalise import apply_to_points, apply_to_viewmats, normalisation_of
@@ -63,7 +64,10 @@ def ingest(
         else:
             images = source.path / "images" if source.kind == "builtin" else source.path
             posed = from_photos(images, Path(work), out_folder, settings, say)
+        said = posed.left_out.keys() | posed.notes.keys()
         views = _Views.plan(posed, settings)
+        for what, items in (("WARNING left out", posed.left_out), ("note", posed.notes)):
+            say_each(say, f"ingest: {what}", {name: text for name, text in items.items() if name not in said})
         digest, details = _pack(source.name, posed, views, out_folder, settings, say)
     report = {
         "scene": source.name,
