@@ -1,5 +1,7 @@
 """Where a scene's photographs and poses come from: settings, structure from motion, or an existing COLMAP model."""
 
+import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -185,6 +187,11 @@ def from_colmap(source: IngestSource, settings: IngestSettings, say: Callable[[s
                 lacking[copies.folder.name].append(name)
     if not files:
         raise UserError(_none_found(source, model, originals))
+    for camera_id in sorted({model.images[i].camera_id for i in files}):
+        if not model.cameras[camera_id].is_supported:
+            raise UserError(
+                f"{folder}: camera {camera_id}: {_cannot_undistort(model.cameras[camera_id].model, folder, images)}"
+            )
     for folder_name, names in lacking.items():
         if names:
             notes[f"{folder_name}/"] = (
@@ -227,6 +234,19 @@ def _large_enough(images: Path, model: Model, settings: IngestSettings) -> list[
     return [
         list_files(folder) for divisor, folder in smaller_copies(images).items() if full / divisor >= wanted
     ]
+
+
+def _cannot_undistort(model: str, folder: Path, images: Path) -> str:
+    if model == "EQUIRECTANGULAR":
+        return (
+            "model EQUIRECTANGULAR: whole panoramas (360°) have no pinhole view. Cut them into perspective views, as "
+            "COLMAP's python/examples/panorama_sfm.py does, and give its output as `colmap:` and `images:`."
+        )
+    folders = ", ".join(json.dumps(str(path), ensure_ascii=False) for path in ("OUT", folder, images))
+    return (
+        f"model {model} cannot be undistorted here, but by COLMAP: "
+        f"python -c {shlex.quote(f'import pycolmap; pycolmap.undistort_images({folders})')}, then `colmap: OUT` and `images: OUT/images`."
+    )
 
 
 def _none_found(source: IngestSource, model: Model, originals: Listing) -> str:

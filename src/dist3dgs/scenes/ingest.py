@@ -144,27 +144,12 @@ class _Views:
 
 def _rescaled(camera: Camera, width: int, height: int) -> Camera:
     """The camera for photographs of another size, e.g. of a scene's images_4 folder."""
-    if not camera.is_supported:
-        raise UserError(_cannot_undistort(camera.model))
     sx, sy = width / camera.width_px, height / camera.height_px
     if abs(width - camera.width_px * sy) > 2 and abs(height - camera.height_px * sx) > 2:
         raise UnusablePhoto(
             f"{width} x {height} px does not have the shape of its camera, {camera.width_px} x {camera.height_px}"
         )
     return camera.resized(width, height)
-
-
-def _cannot_undistort(model: str) -> str:
-    if model == "EQUIRECTANGULAR":
-        return (
-            "camera model EQUIRECTANGULAR: whole panoramas (360°) have no pinhole view. Cut them into perspective "
-            "views, as COLMAP's python/examples/panorama_sfm.py does, and give its output as `colmap:` and `images:`."
-        )
-    return (
-        f'camera model {model} cannot be undistorted here, but by COLMAP: `python -c "import pycolmap; '
-        "pycolmap.undistort_images('OUT', 'MODEL', 'IMAGES')\"` with the scene's folders, then `colmap: OUT` and "
-        "`images: OUT/images`."
-    )
 
 
 def _target_size(full_px: int, true: tuple[int, int], settings: IngestSettings) -> tuple[int, int]:
