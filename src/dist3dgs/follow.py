@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from .errors import UserError
 from .names import Point
 from .point_state import DONE, AttemptProgress, PointState, duration, quoted, state_of, told, totals
-from .slurm.jobs import RULE, Job, Queue
+from .slurm.jobs import CACHE_S, RULE, Job, Queue
 from .status import points_table, summary
 from .tee import FOLLOWED
 
@@ -69,16 +69,16 @@ class FollowedStudy:
         self,
         point: Point,
         *,
-        jobs: Iterable[Job] | None = None,
+        jobs: Sequence[Job] | None = None,
+        jobs_at: float | None = None,
         since: float | None = None,
         tails: dict[Path, AttemptProgress] | None = None,
     ) -> PointState:
         if jobs is None:
+            jobs_at = time.time() - CACHE_S
             jobs = self.queue.of_point(point) if self.queue is not None else ()
-        steps = self.num_steps(point)
-        return state_of(
-            point, point.folder(self.results), num_steps=steps, jobs=list(jobs), since=since, tails=tails
-        )
+        folder, steps = point.folder(self.results), self.num_steps(point)
+        return state_of(point, folder, num_steps=steps, jobs=jobs, jobs_at=jobs_at, since=since, tails=tails)
 
 
 @dataclass
@@ -156,6 +156,7 @@ class Terminal:
         self._jobs: dict[int, _RuleJob] = {}
         self._points: dict[Point, _Followed] = {}
         self._drawing = self._told_error = False
+        self._queued: tuple[float, dict[Point, list[Job]]] = (0.0, {})
         self._live: Any = None
         self._stop = threading.Event()
         self._ticker: threading.Thread | None = None
@@ -290,14 +291,16 @@ class Terminal:
         asked_at = -math.inf
         while not self._stop.wait(TICK_S):
             try:
+                active = self._active()
                 queue = self._run.study.queue if self._run is not None else None
-                if queue is not None and time.monotonic() - asked_at >= self._run.study.poll_s:  # type: ignore[union-attr]
-                    queue.jobs()
-                    asked_at = time.monotonic()
+                poll_s = self._run.study.poll_s if self._run is not None else math.inf
+                if queue is not None and time.monotonic() - asked_at >= poll_s:
+                    # Not under the lock: Slurm may take its time.
+                    jobs_at, jobs = time.time() - CACHE_S, {p: queue.of_point(p) for p in active}
+                    self._queued, asked_at = (jobs_at, jobs), time.monotonic()
                 with self._lock:
-                    active = [p for p, f in self._points.items() if f.active and not f.done]
                     for point in active:
-                        self._look_at(point)
+                        self._look_at(point, *self._queued_jobs(point))
                     if self._live is not None:
                         self._live.update(self._table(), refresh=True)
             except Exception as e:  # the run goes on whatever becomes of its display
@@ -306,13 +309,22 @@ class Terminal:
                     self._line(f"the points are not followed any more ({type(e).__name__}: {e})")
                 return
 
-    def _look_at(self, point: Point) -> None:
+    def _active(self) -> list[Point]:
+        with self._lock:
+            return [p for p, f in self._points.items() if f.active and not f.done]
+
+    def _queued_jobs(self, point: Point) -> tuple[Sequence[Job], float]:
+        jobs_at, jobs = self._queued
+        return jobs.get(point, ()), jobs_at
+
+    def _look_at(self, point: Point, jobs: Sequence[Job] = (), jobs_at: float | None = None) -> None:
+        """Print what has changed. `jobs`: of the point, as of `jobs_at`; none where its job has ended."""
         if self._run is None or point not in self._points:
             return
         followed = self._points[point]
         running = sum(1 for f in self._points.values() if f.state.state == "running")
         pause_s = PROGRESS_S * max(1.0, running / RUNNING_WITHOUT_PAUSE)
-        state = self._run.state(point, tails=followed.tails)
+        state = self._run.state(point, jobs=jobs, jobs_at=jobs_at, tails=followed.tails)
         lines = followed.take(state, pause_s if "progress" not in self.quiet else math.inf)
         if (text := followed.complaint(COMPLAINT_S)) is not None:
             self._line(text)

@@ -162,6 +162,7 @@ def state_of(
     *,
     num_steps: int | None = None,
     jobs: Sequence[Job] = (),
+    jobs_at: float | None = None,
     since: float | None = None,
     tails: dict[Path, AttemptProgress] | None = None,
 ) -> PointState:
@@ -171,6 +172,7 @@ def state_of(
         folder: the point's folder.
         num_steps: of the run; read from the newest attempt where None.
         jobs: jobs in Slurm's queue that train the point.
+        jobs_at: Unix seconds of the look at the queue; None: now. An attempt that began later has left the queue.
         since: Unix seconds; what an earlier run of the workflow finished does not count. For points that are trained
             again.
         tails: event readers to go on with, by folder of the attempt; a caller that looks again and again keeps one.
@@ -186,7 +188,9 @@ def state_of(
     own_job = (launch.get("slurm") or {}).get("job_id")
     status, ended = launch.get("status"), launch.get("ended") or {}
     runs = newest is not None and status in (None, "running") and not ended.get("cause")
+    began = launch.get("started_at")
     requeued = pending is not None and pending.id == own_job
+    requeued = requeued and (jobs_at is None or not _is_number(began) or began < jobs_at)
     if (
         newest is not None
         and runs

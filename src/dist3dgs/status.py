@@ -14,7 +14,7 @@ from .evidence import ATTEMPTS
 from .matrix import Study
 from .names import Point
 from .point_state import BAD, DONE, PointState, duration, state_of, told, totals
-from .slurm.jobs import Queue
+from .slurm.jobs import CACHE_S, Queue
 
 #: Every look reads the newest events of all points.
 MIN_WATCH_S = 1.0
@@ -31,8 +31,8 @@ def rows(study: Study, queue: Queue | None = None) -> Iterator[PointState]:
     matrix = {spec.point: spec.num_steps for spec in study.specs()}
     others = points_on_disk(results, matrix)
     for point in (*matrix, *others):
-        jobs = queue.of_point(point) if queue else ()
-        yield state_of(point, point.folder(results), num_steps=matrix.get(point), jobs=jobs)
+        jobs_at, jobs = time.time() - CACHE_S, queue.of_point(point) if queue else ()
+        yield state_of(point, point.folder(results), num_steps=matrix.get(point), jobs=jobs, jobs_at=jobs_at)
     for point, reason in study.exclusions():
         if point not in others:
             yield PointState(point=point, state="excluded", detail=reason)

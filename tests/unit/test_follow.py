@@ -130,14 +130,16 @@ class OneJob(Queue):
 
 def test_a_job_that_slurm_put_back_into_its_queue_says_why_it_waits(tmp_path: Path) -> None:
     screen = Screen(tmp_path)
+    screen.study.queue, screen.study.poll_s = OneJob(), 0.0
     screen.begin()
     screen.job(1, "train", POINTS[0])
-    facts = {"slurm": {"job_id": 5}, "started_at": time.time(), "status": "running"}
+    facts = {"slurm": {"job_id": 5}, "started_at": time.time() - 60, "status": "running"}
     write_attempt(POINTS[0].folder(tmp_path), spec("n1g1"), [step(10, time.time())], **facts)
-    screen.study.queue = OneJob()
-    screen.done(1)
     line = f"{POINTS[0]}: queued, Slurm job 5, BeginTime; again after: preemption or a lost node"
-    assert line in screen.lines()
+    end = time.monotonic() + 30
+    while line not in screen.lines(close=False) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert screen.lines()[1:] == [line]
 
 
 def test_a_failed_rule_is_one_line_with_the_last_words_of_its_log(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_a_job_that_slurm_put_back_is_queued_though_its_attempt_has_not_ended(tm
     attempt(tmp_path, step(40, NOW), status="running", slurm={"job_id": 7})
     state = look(tmp_path, job(7, reason="BeginTime"))
     assert state.state == "queued" and state.after == "preemption or a lost node"
+    assert look(tmp_path, job(7), jobs_at=NOW - 100).state == "running", "the queue of before it started"
 
 
 def test_the_retry_that_is_queued_is_named_rather_than_the_old_failure(tmp_path: Path) -> None:
