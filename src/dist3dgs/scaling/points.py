@@ -43,7 +43,7 @@ _COMPARED = ("speedup", "speedup_time_to_quality", "speedup_total")
 
 POINT_COLUMNS = (
     *("scene", "strategy", "layout", "nodes", "workers_per_node", "ranks"),
-    *("n_ok", "n_failed", "n_degraded", "n_other", "causes", "global_batch"),
+    *("n_ok", "n_failed", "n_degraded", "n_other", "n_shared", "causes", "global_batch"),
     *("baseline_layout", "baseline_ranks", "scaling"),
     *(f"{name}{end}" for name in _COMPARED for end in ("", "_min", "_max")),
     *("efficiency_strong", "efficiency_throughput", "efficiency_time_to_quality"),
@@ -97,6 +97,8 @@ def _aggregate(records: Sequence[RunRecord], target_psnr: float | None) -> Row:
         "n_failed": statuses["failed"],
         "n_degraded": statuses["degraded"],
         "n_other": statuses["unknown"],
+        # Successful runs during which other jobs were on their nodes.
+        "n_shared": sum(1 for r in ok if r.environment.nodes_shared),
         "causes": ", ".join(f"{cause} x{n}" if n > 1 else cause for cause, n in sorted(causes.items())),
         "global_batch": batches.pop() if len(batches) == 1 else None,
     }

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..names import Layout
+from ..spec import Scene
 from .retry import Decision
 from .settings import Site
 
@@ -22,6 +23,8 @@ Resources = dict[str, int | str]
 BASE_MEM_MB = 1000
 #: A job that only writes a verdict or waits for another one.
 SMALL_MEM_MB, SMALL_RUNTIME_MIN = 1000, 10
+#: CPUs of an ingest job where its scene's `sfm.num_threads` names none.
+INGEST_CPUS = 8
 #: GPU types that the plugin lets through in `gres`.
 PLAIN_GPU_TYPE = re.compile(r"[A-Za-z0-9_.]+")
 KEYS = (
@@ -43,6 +46,8 @@ def layout_resources(layout: Layout, site: Site, decision: Decision | None = Non
     mem_mb = (site.mem_gib_per_gpu * 1024 * workers + BASE_MEM_MB) * (decision.mem_factor if decision else 1)
     runtime = site.runtime_min * (decision.runtime_factor if decision else 1)
     extra, gres = ["--ntasks-per-node=1"], ""
+    if site.exclusive:
+        extra.append("--exclusive")
     if site.gpu_request == "gres" and PLAIN_GPU_TYPE.fullmatch(site.gpu_type or "any"):
         gres = site.gpus_request(workers)
     elif site.gpu_request != "none":
@@ -58,6 +63,20 @@ def layout_resources(layout: Layout, site: Site, decision: Decision | None = Non
         "runtime": min(math.ceil(runtime), site.max_runtime_min),
         "slurm_partition": partition or "",
         "slurm_extra": " ".join(extra),
+        **qos(site),
+    }
+
+
+def ingest_resources(scene: Scene, site: Site) -> Resources:
+    """Resources of the job that ingests `scene`, as the `ingest` rule asks for them."""
+    return {
+        "nodes": 1,
+        "tasks": 1,
+        "gres": "",
+        "cpus_per_task": scene.sfm.num_threads or INGEST_CPUS,
+        "mem_mb": int(scene.sfm.memory_gib * 1024),
+        "runtime": 10 + int(scene.sfm.timeout_s / 60),
+        "slurm_partition": site.cpu_partition or "",
         **qos(site),
     }
 
