@@ -56,7 +56,7 @@ RUN_COLUMNS = (
 RUN_COLUMNS_END = (
     *("devices", "hosts", "nodes_shared", "cpu"),
     *("git_sha", "git_dirty", "code_digest", "scene_digest", "slurm_job_id", "attempt"),
-    *( "started_at", "finished_at", "source", "record", "record_sha256"),
+    *("started_at", "finished_at", "source", "record", "record_sha256"),
 )
 
 
