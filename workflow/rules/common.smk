@@ -8,6 +8,7 @@ from pathlib import Path
 from dist3dgs import figures as figures_module
 from dist3dgs.errors import UserError
 from dist3dgs.names import NAME_PATTERN, Point
+from snakemake.resources import Resources
 
 # A big study is millions of objects that stay: looking through them for garbage less often saves a tenth of the time.
 gc.set_threshold(20_000, 10, 10)
@@ -27,23 +28,30 @@ def config_layers():
     return Layers((*layers.layers, ("--config", workflow.config_settings.config or {})))
 
 
+def default_resources():
+    """Name and value of each default resource that is not Snakemake's own."""
+    usual = set(Resources.default("full").args)
+    given = workflow.resource_settings.default_resources
+    return dict(arg.split("=", 1) for arg in (given.args if given else []) if arg not in usual)
+
+
 try:
     from dist3dgs.config import Layers
     from dist3dgs.matrix import Study, spec_json
-    from dist3dgs.slurm import plugin
     from dist3dgs.slurm.planner import Planner, TrainJobs
-    from dist3dgs.slurm.resources import rule_defaults, rule_resources
-    from dist3dgs.slurm.settings import export, read_site
+    from dist3dgs.slurm.resources import contradiction, ingest_resources, rule_resources, sfm_limits
+    from dist3dgs.slurm.settings import current_site, former_place, on_cluster
+    from dist3dgs.slurm.submission import check_partitions
 
-    # The cluster, from the profile: no part of the study, so that moving to another one trains nothing again.
-    ON_CLUSTER = "site" in config
-    SITE = read_site(config.pop("site", None))
-    if ON_CLUSTER and " " in sys.executable:
-        raise UserError(
-            f"{sys.executable}: the Slurm plugin writes this path unquoted into job scripts, and it has a space in"
-            " it. Link the environment to a path without one (ln -s .venv's folder ~/env) and run"
-            " ~/env/bin/python -m snakemake --profile profiles/slurm ..."
-        )
+    # The cluster, from a file that the profile names: no part of the study, so that moving to another one trains
+    # nothing again. The executor's settings have read it.
+    if "site" in config:
+        raise UserError(former_place("the profile, or --config"))
+    SITE, ON_CLUSTER = current_site(), on_cluster()
+    if ON_CLUSTER and workflow.is_main_process:
+        if problem := contradiction(default_resources(), SITE):
+            raise UserError(problem)
+        check_partitions(SITE)
     STUDY = Study.from_config(config, config_layers())
     POINTS = STUDY.points()
 except UserError as error:
@@ -56,13 +64,7 @@ FIGURE_KINDS = ("svg", "png", "pdf", "csv")
 FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
 
 
-# What every rule that runs on the cluster asks for.
-CLUSTER_RESOURCES = rule_defaults(SITE) if ON_CLUSTER else {}
 PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER, in_job=not workflow.is_main_process)
-if ON_CLUSTER:
-    export(SITE)
-    plugin.limit_interval(SITE.poll_s)
-    plugin.wait_for_the_rule()
 
 
 wildcard_constraints:
@@ -110,7 +112,9 @@ def train_request(wildcards, attempt):
 
 
 if ON_CLUSTER:
-    plugin.listen(TrainJobs(PLANNER, point_of, spec_text))
+    from dist3dgs.slurm import executor
+
+    executor.register(TrainJobs(PLANNER, point_of, spec_text))
 
 
 def newest_judge_file():
@@ -140,6 +144,34 @@ def photograph_files(scene):
                 " model (colmap) there. Relative paths start where snakemake runs."
             )
     return sorted(str(p) for f in folders for p in Path(f).rglob("*") if p.is_file())
+
+
+@cache
+def ingest_job(name):
+    """What the ingest job of a scene asks for, and the limits of its structure from motion."""
+    try:
+        scene = STUDY.scene(name)
+    except UserError as error:
+        stop(error)
+    request = ingest_resources(scene, SITE) if ON_CLUSTER else None
+    return (request or {}) | sfm_limits(scene, request)
+
+
+def ingest_request(wildcards, attempt):
+    return ingest_job(wildcards.scene)
+
+
+INGEST_KEYS = ("sfm_mem_mb", "sfm_timeout_s")
+if ON_CLUSTER:
+    INGEST_KEYS += ("nodes", "tasks", "cpus_per_task", "mem_mb", "runtime")
+
+
+def ingest_threads(wildcards):
+    """Threads of structure from motion: those of its job, or of the whole machine. Within a job Snakemake lowers them to
+    the cores that the job was given."""
+    if ON_CLUSTER:
+        return ingest_job(wildcards.scene)["cpus_per_task"]
+    return scene_of(wildcards).sfm.num_threads or workflow.cores
 
 
 def train_threads(wildcards):

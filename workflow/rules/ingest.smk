@@ -1,8 +1,5 @@
 # Photographs from where they are, once: poses, pinhole images, one packed file.
 
-from math import ceil
-
-
 localrules:
     photographs,
     weights,
@@ -39,24 +36,21 @@ rule ingest:
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
-    # Of the `train` rule the launcher, which must speak with Slurm, is not in the image; its ranks are (slurm/plan.py).
+    # The launcher of `train` runs outside the container because it needs Slurm; only its ranks run inside (slurm/plan.py).
     container:
         SITE.image
     envmodules:
         *SITE.modules,
     # Extraction and matching use them all and give the same result with any number (docs/decisions/0020).
-    threads: lambda wildcards: scene_of(wildcards).sfm.num_threads or workflow.cores or 8
+    threads: ingest_threads
+    # The limits are resources: a change of a parameter makes outputs again, a change of a resource does not.
     resources:
-        **CLUSTER_RESOURCES,
-        mem_mb=lambda wildcards: int(scene_of(wildcards).sfm.memory_gib * 1024),
-        runtime=lambda wildcards: 10 + int(scene_of(wildcards).sfm.timeout_s / 60),
-        sfm_timeout_s=lambda wildcards: ceil(scene_of(wildcards).sfm.timeout_s),
-    # The limits come as resources: a change of a parameter, but not of a resource, makes outputs again.
+        **rule_resources(ingest_request, SITE, INGEST_KEYS),
     params:
         scene=lambda wildcards: scene_of(wildcards).ingest_json(),
     shell:
         "dist3dgs --log {log:q} ingest {wildcards.scene:q} --scene {params.scene:q}"
-        " --threads {threads} --memory-mb {resources.mem_mb} --timeout-s {resources.sfm_timeout_s}"
+        " --threads {threads} --memory-mb {resources.sfm_mem_mb} --timeout-s {resources.sfm_timeout_s}"
         " --source {input:q} --pack {output.pack:q} --facts {output.facts:q}"
 
 

@@ -17,9 +17,6 @@ rule train:
     threads: 1 if ON_CLUSTER else train_threads
     resources:
         **rule_resources(train_request, SITE),
-        # Present, though empty: the plugin runs the rule in the batch step itself instead of under an srun of its own,
-        # which dies where the controller is away for a moment as the job starts.
-        mpi="",
         trainings=1,
     params:
         spec=spec_of,

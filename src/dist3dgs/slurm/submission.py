@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import UserError
 from .commands import SlurmError, blocks, environment, format_time, parse_gpus, parse_time_s, slurm
 from .partitions import Partition, read_partitions
-from .settings import Site
+from .settings import SITE_FILE, Site
 
 Resources = Mapping[str, int | str]
 
@@ -231,15 +231,15 @@ REMEDIES = {
     "gpus": ("Ask for a smaller layout (fewer GPUs per node), or set another site.gpu_partition", ""),
     "cpus": (
         "Lower site.cpus_per_gpu, or ask for fewer ranks per node (sinfo -o '%c %G')",
-        "Lower the scene's sfm.num_threads in config/scenes.yaml",
+        "Lower site.ingest_cpus (sinfo -o %c)",
     ),
     "memory": (
         "Lower site.mem_gib_per_gpu, or set site.max_mem_gib to the nodes' memory (sinfo -o %m)",
-        "Lower the scene's sfm.memory_gib in config/scenes.yaml",
+        "Lower site.ingest_mem_gib to the nodes' memory (sinfo -o %m)",
     ),
     "time": (
         "Lower site.runtime_min and site.max_runtime_min: a run that meets its limit is resumed from its checkpoint",
-        "Lower the scene's sfm.timeout_s in config/scenes.yaml, or set another site.cpu_partition",
+        "Lower site.ingest_runtime_min to what site.cpu_partition allows (sinfo -o %l), or set another one",
     ),
 }
 
@@ -307,7 +307,7 @@ def missing_partitions(site: Site) -> list[str]:
     Hidden partitions count as there.
     """
     try:
-        shown = blocks(slurm("scontrol", "-a", "-o", "show", "partition"))
+        shown = blocks(slurm("scontrol", "-a", "-o", "show", "partition", timeout_s=5))
     except SlurmError:
         return []
     there = {b.get("PartitionName") for b in shown}
@@ -317,11 +317,11 @@ def missing_partitions(site: Site) -> list[str]:
     return [f"site.{k}: {name}" for k, name in named.items() if name not in (None, "auto", *there)]
 
 
-def check_partitions(site: Site, profile: object) -> None:
+def check_partitions(site: Site, where: object = SITE_FILE) -> None:
     """Raise `UserError` where the profile names partitions that this cluster does not have."""
     if missing := missing_partitions(site):
         raise UserError(
-            f"{profile}: this cluster has no such partition: {', '.join(missing)}. Write the profile for this "
+            f"{where}: this cluster has no such partition: {', '.join(missing)}. Write the profile for this "
             "cluster: dist3dgs site init --force (or see `sinfo` and edit the file)"
         )
 

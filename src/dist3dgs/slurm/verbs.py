@@ -21,7 +21,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "say where each layout would start and end first on this cluster",
         "Exit status: 0 each layout is taken somewhere, 2 one is taken by no partition.",
     )
-    p.add_argument("--profile", type=Path, default=PROFILE, help="profile whose `site` block is used")
+    p.add_argument("--profile", type=Path, default=PROFILE, help="profile whose site is used")
     add_config_options(p)
     p.add_argument("--layouts", nargs="*", help="default: those of the config")
     p.add_argument(
@@ -49,14 +49,10 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def site_of(profile: Path) -> Any:
-    """The site block of a profile; the defaults where the file does not exist."""
-    from ..config import load_yaml
-    from .settings import read_site
+    """The site that a profile names; the defaults where the profile does not exist."""
+    from .settings import site_of_profile
 
-    if not profile.exists():
-        return read_site({})
-    config = load_yaml(profile).get("config") or {}
-    return read_site(config.get("site") if isinstance(config, dict) else {}, f"{profile}: config.site")
+    return site_of_profile(profile)
 
 
 def _layouts(args: argparse.Namespace, study: Any) -> list[Any]:
