@@ -317,12 +317,12 @@ def missing_partitions(site: Site) -> list[str]:
     return [f"site.{k}: {name}" for k, name in named.items() if name not in (None, "auto", *there)]
 
 
-def check_partitions(site: Site, where: object = SITE_FILE) -> None:
-    """Raise `UserError` where the profile names partitions that this cluster does not have."""
+def check_partitions(site: Site, where: object = f"the profile's {SITE_FILE}") -> None:
+    """Raise `UserError` where `site` names partitions that this cluster does not have."""
     if missing := missing_partitions(site):
         raise UserError(
             f"{where}: this cluster has no such partition: {', '.join(missing)}. Write the profile for this "
-            "cluster: dist3dgs site init --force (or see `sinfo` and edit the file)"
+            "cluster: dist3dgs site init --force (or edit its site; `sinfo` lists the partitions)"
         )
 
 
