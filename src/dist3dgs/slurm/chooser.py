@@ -49,7 +49,7 @@ def offers(layout: Layout, partitions: Sequence[Partition], site: Site, runtime_
     for p in partitions:
         if not p.up or not _compared(site, p):
             continue
-        settings = {} if _is_own(site, p) else fitted(site, p, layout)
+        settings = {} if _is_own(site, p, partitions) else fitted(site, p, layout)
         here = site.model_copy(update=settings)
         on_cpus = site.gpu_request == "none"
         speed = 1.0 if on_cpus else site.gpu_speed.get(p.gpu_type or "", 1.0)
@@ -76,11 +76,12 @@ def _compared(site: Site, p: Partition) -> bool:
     return p.gpus_per_node > 0
 
 
-def _is_own(site: Site, p: Partition) -> bool:
-    """Whether a submission goes to these nodes by the site's own settings."""
+def _is_own(site: Site, p: Partition, partitions: Sequence[Partition]) -> bool:
+    """Whether a submission goes to these nodes, and no other kind, by the site's own settings."""
     if site.gpu_request == "none":
         return p.name == site.cpu_partition
-    return p.name == site.gpu_partition and site.gpu_type in (None, p.gpu_type)
+    kinds = [q for q in partitions if q.name == p.name and q.gpus_per_node]
+    return p.name == site.gpu_partition and (site.gpu_type == p.gpu_type or (not site.gpu_type and len(kinds) == 1))
 
 
 def fitted(site: Site, p: Partition, layout: Layout) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class Partition:
     num_idle: int
     cpus_per_node: int
     mem_mb_per_node: float
+    most_cpus: int  # of its largest node
+    most_mem_mb: float
     gpus_per_node: int
     gpu_type: str | None
     priority: int
@@ -116,7 +118,8 @@ def _kind(
         return sum(int(line[3]) for line in of)
 
     working = [line for line in lines if not line[7].startswith(_BROKEN) and "*" not in line[7]]
-    most_cpus = _limit(block, "MaxCPUsPerNode")
+    cpus, memories = [int(line[4].rstrip("+")) for line in lines], [parse_mem_mb(line[5]) for line in lines]
+    cpu_limit, mem_limit = _limit(block, "MaxCPUsPerNode"), _limit(block, "MaxMemPerNode")
     return Partition(
         name=name,
         default=block.get("Default") == "YES",
@@ -126,8 +129,10 @@ def _kind(
         num_nodes=count(lines),
         num_up=count(working),
         num_idle=count(line for line in working if line[7].startswith("idle")),
-        cpus_per_node=int(min(most_cpus, *(int(line[4].rstrip("+")) for line in lines))),
-        mem_mb_per_node=min(_limit(block, "MaxMemPerNode"), *(parse_mem_mb(line[5]) for line in lines)),
+        cpus_per_node=int(min(cpu_limit, *cpus)),
+        mem_mb_per_node=min(mem_limit, *memories),
+        most_cpus=int(min(cpu_limit, max(cpus))),
+        most_mem_mb=min(mem_limit, max(memories)),
         gpus_per_node=gpus,
         gpu_type=gpu_type,
         priority=_tier(block),

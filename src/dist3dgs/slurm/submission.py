@@ -279,11 +279,11 @@ def _excess_on(request: Resources, p: Partition) -> list[Excess]:
         compare("gpus", num_gpus, p.gpus_per_node, f"{words!r} per node is more than {its} ({its_gpus})")
     cpus = asked("cpus_per_task") * max(1.0, asked("tasks") / max(1.0, nodes))
     compare(
-        "cpus", cpus, p.cpus_per_node, f"{cpus:.0f} CPUs per node are more than {its} ({p.cpus_per_node})"
+        "cpus", cpus, p.most_cpus, f"{cpus:.0f} CPUs per node are more than {its} ({p.most_cpus})"
     )
     mem_mb = asked("mem_mb")
-    mem = f"{mem_mb:.0f} MB per node are more than {its} ({p.mem_mb_per_node:.0f})"
-    compare("memory", mem_mb, p.mem_mb_per_node, mem)
+    mem = f"{mem_mb:.0f} MB per node are more than {its} ({p.most_mem_mb:.0f})"
+    compare("memory", mem_mb, p.most_mem_mb, mem)
     limit = f"partition {p.name!r} allows (its limit is {format_time(p.max_time_s)})"
     compare(
         "time", asked("runtime") * 60, p.max_time_s, f"{asked('runtime'):.0f} minutes are more than {limit}"
