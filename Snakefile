@@ -5,9 +5,22 @@
 #   snakemake --profile profiles/local results/builtin/replicated/n1g4/r0/record.json    one point, in the config or not
 #   snakemake --profile profiles/cached figures                                 redraw from records, train nothing
 
+import sys
+from pathlib import Path
+
+from dist3dgs.config import FILES, Layers
+from dist3dgs.errors import UserError
 from snakemake.utils import min_version
 
 min_version("9.0")
+
+
+# Snakemake's own reader names neither the file nor the line of a mistake in it.
+try:
+    Layers.read(path for name in FILES if (path := Path("config", name)).is_file())
+except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 configfile: "config/config.yaml"

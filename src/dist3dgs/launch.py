@@ -38,7 +38,8 @@ from .provenance import code_digest, git_state
 from .reserve import Reserve
 from .slurm import allocation as slurm_allocation
 from .slurm import node, plan, turn
-from .slurm.allocation import Allocation, node_name
+from .slurm.allocation import GPUS_PER_NODE, Allocation, limit_gpus, node_name
+from .slurm.cotenancy import CoTenancy
 from .slurm.retry import TRIES_AFTER
 from .slurm.settings import Site, current_site
 from .spec import RunSpec
@@ -73,6 +74,8 @@ def launch(
         return 0
     here, site = slurm_allocation.current(), current_site()
     if here is not None:
+        if here.exclusive and spec.hardware.device != "cpu":
+            limit_gpus(os.environ, spec.started.workers_per_node)
         decision = turn.take(out, digest, here, site)
         print(f"Slurm job {here.job_id}: {decision.reason}", file=sys.stderr, flush=True)
         if decision.action != "train":
@@ -138,6 +141,7 @@ class _Run:
         reserve = Reserve(self.attempt.folder)
         self._save()
         memory = OomWatch()
+        tenancy = CoTenancy(self.allocation).start() if self.allocation is not None else None
         with self.attempt.log_path.open("ab", buffering=0) as log:
             log.write(f"{problem.warning}$ {shlex.join(argv)}\n".encode())
             if problem.uses_gpus and (status := self._prepare(environment, log)):
@@ -149,6 +153,8 @@ class _Run:
                     watch = self._start(argv, environment, log)
                     self._wait(watch)
             process = watch.process
+        if tenancy is not None:
+            self.summary["co_tenancy"] = tenancy.stop()
         if (full := reserve.release()) is not None:
             self.summary["disk_full"] = full
         if limit.reached:
@@ -234,6 +240,8 @@ class _Run:
         environment["PYTHONUNBUFFERED"] = "1"
         if uses_gpus:
             environment[node.USES_GPUS] = "1"
+            if self.allocation is not None and self.allocation.exclusive:
+                environment[GPUS_PER_NODE] = str(self.layout.workers_per_node)
         environment["DIST3DGS_ATTEMPT"] = str(self.attempt.folder.resolve())
         if self.weights is not None:
             environment["DIST3DGS_LPIPS"] = str(self.weights.resolve())
@@ -339,6 +347,7 @@ def _slurm_facts(allocation: Allocation | None) -> dict[str, Any] | None:
         "job_id": allocation.job_id,
         "nodes": [n.name for n in allocation.nodes],
         "partition": allocation.partition,
+        "exclusive": allocation.exclusive,
         "restarts": allocation.restarts,
         "time_left_s": allocation.time_left_s,
         "log": allocation.log,

@@ -55,6 +55,7 @@ try:
     from dist3dgs.slurm.planner import Planner, TrainJobs
     from dist3dgs.slurm.resources import contradiction, ingest_resources, rule_resources, sfm_limits
     from dist3dgs.slurm.settings import current_site, former_place, on_cluster
+    from dist3dgs.slurm.submission import check_partitions
 
     # The cluster, from a file that the profile names: no part of the study, so that moving to another one trains
     # nothing again. The executor's settings have read it.
@@ -64,6 +65,7 @@ try:
     if ON_CLUSTER and workflow.is_main_process:
         if problem := contradiction(default_resources(), SITE):
             raise UserError(problem)
+        check_partitions(SITE)
     STUDY = Study.from_config(config, config_layers())
     POINTS = STUDY.points()
 except UserError as error:
