@@ -243,9 +243,10 @@ def _cannot_undistort(model: str, folder: Path, images: Path) -> str:
             "COLMAP's python/examples/panorama_sfm.py does, and give its output as `colmap:` and `images:`."
         )
     folders = ", ".join(json.dumps(str(path), ensure_ascii=False) for path in ("OUT", folder, images))
+    code = f"import pycolmap; pycolmap.undistort_images({folders})"
     return (
-        f"model {model} cannot be undistorted here, but by COLMAP: "
-        f"python -c {shlex.quote(f'import pycolmap; pycolmap.undistort_images({folders})')}, then `colmap: OUT` and `images: OUT/images`."
+        f"model {model} cannot be undistorted here, but by COLMAP: python -c {shlex.quote(code)}, then `colmap: OUT` "
+        "and `images: OUT/images`."
     )
 
 
