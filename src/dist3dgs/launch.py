@@ -25,9 +25,8 @@ from typing import IO, Any
 from . import __version__, extension, resume
 from .cgroup import OomWatch
 from .errors import UserError
-from .events import read_events
 from .evidence import Attempt, attempts, new_attempt, text_digest
-from .files import write_json
+from .files import TEMPORARY, write_json
 from .guard import check_world
 from .judge import cause_of
 from .matrix import load_spec, spec_json
@@ -35,7 +34,7 @@ from .monitor import Monitor, peak_pss_gib, resources_path
 from .names import how_to_make
 from .nvml import driver_version
 from .provenance import code_digest, git_state
-from .reserve import Reserve
+from .reserve import PROBE, RESERVE, Reserve
 from .slurm import allocation as slurm_allocation
 from .slurm import node, plan, turn
 from .slurm.allocation import Allocation, node_name
@@ -80,6 +79,7 @@ def launch(
             return 0
     with _lock(out, wait_s=0.0 if here is None else LOCK_WAIT_S):
         _forget_finished(out, digest)
+        _remove_leftovers(out)
         (out / "launch.json").unlink(missing_ok=True)
         for restart in range(spec.hardware.max_restarts + 1):
             run = _Run(spec, digest, scene, out, new_attempt(out), weights, here, site)
@@ -213,7 +213,7 @@ class _Run:
             "--out",
             str(self.out),
             "--events",
-            str(self.attempt.events_path),
+            str(self.attempt.folder),
         ]
         if self.resume_from is not None:
             worker += ["--resume-from", str(self.resume_from)]
@@ -283,13 +283,27 @@ def _forget_finished(out: Path, digest: str) -> None:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
+def _remove_leftovers(out: Path) -> None:
+    """Delete what a launcher or rank that was killed could not: no process of this point runs now."""
+    for attempt in attempts(out):
+        for path in (
+            attempt.folder / RESERVE,
+            attempt.folder / PROBE,
+            *attempt.folder.glob("stacks.rank*.txt"),
+        ):
+            path.unlink(missing_ok=True)
+    for folder in (out, *(a.folder for a in attempts(out)), out / "checkpoints", out / "renders"):
+        for path in folder.glob(f".*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
+
+
 def _ended(attempt: Attempt) -> bool:
-    return any(e["event"] == "end" and e.get("status") == "ok" for e in read_events(attempt.events_path))
+    return any(e["event"] == "end" and e.get("status") == "ok" for e in attempt.events())
 
 
 @contextlib.contextmanager
 def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """One launcher per point at a time. The lock goes with the process, however it ends.
+    """One launcher per point at a time. The lock goes with the process, however it ends; its file with the last one.
 
     `wait_s`: patience with a launcher that is about to end, as after Slurm has put its job back into the queue.
     """
@@ -297,8 +311,9 @@ def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
 
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + wait_s
-    with (out / ".lock").open("w") as f:
-        while True:
+    path = out / ".lock"
+    while True:
+        with path.open("w") as f:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -306,12 +321,25 @@ def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
                     time.sleep(0.5)
                     continue
                 raise UserError(
-                    f"{out}: another launcher is running this point; wait for it, or find it with: fuser {out}/.lock"
+                    f"{out}: another launcher is running this point; wait for it, or find it with: fuser {path}"
                 ) from None
             except OSError:  # a file system without locks: the scheduler is the only guard then
                 pass
-            break
-        yield
+            if not _is_at(f, path):  # its owner has ended and removed it since it was opened
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(f: IO[Any], path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(f.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _end_with_parent() -> None:

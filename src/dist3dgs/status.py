@@ -93,7 +93,7 @@ def _recorded(point: Point, path: Path) -> Row:
 
 
 def _running(point: Point, spec: RunSpec, attempt: Attempt, number: str) -> Row:
-    events = list(_tail(attempt.events_path))
+    events = sorted((e for path in attempt.event_files() for e in _tail(path)), key=lambda e: e["t"])
     if not events:
         return _starting(point, attempt, number)
     last_t = max(e["t"] for e in events)
