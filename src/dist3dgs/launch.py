@@ -47,6 +47,8 @@ from .watch import Watch
 GRACE_S = 60.0
 #: In a Slurm job: time for the launcher of the same point in an ended job to be gone.
 LOCK_WAIT_S = 90.0
+#: In an attempt's folder while it runs: PyTorch's cache of compiled code.
+INDUCTOR = ".inductor"
 
 
 def launch(
@@ -81,14 +83,17 @@ def launch(
         _forget_finished(out, digest)
         _remove_leftovers(out)
         (out / "launch.json").unlink(missing_ok=True)
-        for restart in range(spec.hardware.max_restarts + 1):
-            run = _Run(spec, digest, scene, out, new_attempt(out), weights, here, site)
-            run.resume_from = resume_from
-            run.may_restart = restart < spec.hardware.max_restarts
-            status = run.execute()
-            if not run.restarts:
-                break
-        return status
+        try:
+            for restart in range(spec.hardware.max_restarts + 1):
+                run = _Run(spec, digest, scene, out, new_attempt(out), weights, here, site)
+                run.resume_from = resume_from
+                run.may_restart = restart < spec.hardware.max_restarts
+                status = run.execute()
+                if not run.restarts:
+                    break
+            return status
+        finally:
+            _remove_leftovers(out)
 
 
 class _Run:
@@ -234,6 +239,8 @@ class _Run:
         environment["PYTHONUNBUFFERED"] = "1"
         if uses_gpus:
             environment[node.USES_GPUS] = "1"
+        # PyTorch makes this folder when DistributedDataParallel is imported, in /tmp unless told otherwise.
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.attempt.folder.resolve() / INDUCTOR))
         environment["DIST3DGS_ATTEMPT"] = str(self.attempt.folder.resolve())
         if self.weights is not None:
             environment["DIST3DGS_LPIPS"] = str(self.weights.resolve())
@@ -286,6 +293,7 @@ def _forget_finished(out: Path, digest: str) -> None:
 def _remove_leftovers(out: Path) -> None:
     """Delete what a launcher or rank that was killed could not: no process of this point runs now."""
     for attempt in attempts(out):
+        shutil.rmtree(attempt.folder / INDUCTOR, ignore_errors=True)
         for path in (
             attempt.folder / RESERVE,
             attempt.folder / PROBE,

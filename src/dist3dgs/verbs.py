@@ -133,6 +133,14 @@ def status(args: argparse.Namespace) -> None:
     show(_study(args), args.watch)
 
 
+def verify(args: argparse.Namespace) -> int:
+    from .verify import run_verify
+
+    return run_verify(
+        args.config, args.configfile, args.profile, full=args.full, as_json=args.json, where=args.on_node
+    )
+
+
 def fetch_weights(args: argparse.Namespace) -> None:
     from .weights import fetch_lpips
 

@@ -46,6 +46,7 @@ ROOMS = (
         "status",
         "watch",
         "launch",
+        "verify",
         "weights",
         "splats",
         "parallel",
