@@ -147,6 +147,14 @@ def retry(args: argparse.Namespace) -> int:
     return retry(_study(args), args.points, args.configfile, args.profile, args.dry_run)
 
 
+def verify(args: argparse.Namespace) -> int:
+    from .verify import run_verify
+
+    return run_verify(
+        args.config, args.configfile, args.profile, full=args.full, as_json=args.json, where=args.on_node
+    )
+
+
 def fetch_weights(args: argparse.Namespace) -> None:
     from .weights import fetch_lpips
 

@@ -143,7 +143,7 @@ class Study:
 
     def events(self, layout: str, kind: str | None = None) -> list[dict[str, Any]]:
         found = []
-        for path in sorted(self.point(layout).glob("attempts/*/events.jsonl")):
+        for path in sorted(self.point(layout).glob("attempts/*/events.*jsonl")):
             lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
             found += [e | {"attempt": int(path.parent.name)} for e in lines if kind in (None, e["event"])]
         return found

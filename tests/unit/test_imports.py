@@ -49,6 +49,7 @@ ROOMS = (
         "follow",
         "watch",
         "launch",
+        "verify",
         "weights",
         "splats",
         "parallel",

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dist3dgs.events import read_events
+
 from .test_graph import job_table, snakemake
 
 pytestmark = pytest.mark.slow
@@ -124,11 +126,10 @@ def test_a_killed_rank_is_a_failed_record(study: Path) -> None:
     killed = []
 
     def kill_one() -> None:
-        events = study / "results/small/replicated/n1g2/r5/attempts/000/events.jsonl"
+        attempt = study / "results/small/replicated/n1g2/r5/attempts/000"
         for _ in range(600):
             time.sleep(0.1)
-            lines = events.read_text().splitlines() if events.exists() else []
-            seen = [json.loads(line) for line in lines if line.endswith("}")]
+            seen = list(read_events(attempt))
             if any(e["event"] == "step" for e in seen):
                 os.kill(
                     next(e["pid"] for e in seen if e["event"] == "start" and e["rank"] == 1), signal.SIGKILL

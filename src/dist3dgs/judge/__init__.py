@@ -88,7 +88,7 @@ def _provenance(case: Case) -> Provenance:
     scene_digest = next((e["digest"] for e in case.events if e["event"] == "scene"), None)
     files = [
         case.last.launch_path,
-        case.last.events_path,
+        *case.last.event_files(),
         case.last.log_path,
         *case.last.resources_paths(),
     ]

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from typing import Any
 
-from ..events import read_events
 from ..record import Collective, Metrics, QualityPoint, RankMetrics, StepTime, ViewQuality
 from .case import Case
 
@@ -182,7 +181,7 @@ def _total_s(case: Case) -> float | None:
     for attempt in case.story:
         launch = case.launch if attempt == case.last else attempt.launch()
         ends = [launch.get("finished_at")] if launch.get("finished_at") else []
-        ends = ends or [e["t"] for e in read_events(attempt.events_path)][-1:]
+        ends = ends or [e["t"] for e in attempt.events()][-1:]
         if launch.get("started_at") and ends:
             total += ends[0] - launch["started_at"]
     return total or None
