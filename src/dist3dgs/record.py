@@ -203,11 +203,21 @@ class Metrics(Model):
     psnr: float | None = None
     ssim: float | None = None
     lpips: float | None = None
-    loss: float | None = Field(None, description="of imported runs: the last that the log shows")
+    loss: float | None = Field(
+        None, description="of imported runs: the last training loss that the log shows"
+    )
+    train_accuracy: float | None = Field(
+        None, description="of imported runs: on training data, as the log shows it, in percent or not"
+    )
     accuracy: float | None = Field(
-        None, description="of imported runs, as the log shows it, in percent or not"
+        None, description="of imported runs: on validation data, as the log shows it, in percent or not"
     )
     epochs: int | None = Field(None, description="of imported runs")
+    epoch_s: float | None = Field(
+        None,
+        description="of imported runs: seconds of the last epoch, or the mean or median over all, as "
+        "settings.epoch_statistic says; images_per_s is of the same epochs",
+    )
     gpus: list[GpuTotals] = Field([], description="of imported runs with an nvidia-smi log")
     curve: list[QualityPoint] = []
     views: list[ViewQuality] = []

@@ -51,7 +51,7 @@ RUN_COLUMNS = (
     *("step_s", "step_s_mean", "step_s_p5", "step_s_p95", "steps_per_s", "images_per_s"),
     *("comm_s", "exposed_comm_s", "compute_to_comm", "peak_rss_gib", "peak_host_gib", "peak_gpu_gib"),
     *RUN_RESOURCE_COLUMNS,
-    *("num_gaussians", "psnr", "ssim", "lpips", "loss", "accuracy", "epochs"),
+    *("num_gaussians", "psnr", "ssim", "lpips", "loss", "train_accuracy", "accuracy", "epochs", "epoch_s"),
 )
 RUN_COLUMNS_END = (
     *("devices", "hosts", "cpu", "git_sha", "git_dirty", "code_digest", "scene_digest", "slurm_job_id"),
@@ -145,8 +145,10 @@ def run_row(record: RunRecord, path: Path) -> Row:
         "ssim",
         "lpips",
         "loss",
+        "train_accuracy",
         "accuracy",
         "epochs",
+        "epoch_s",
     ):
         row[name] = getattr(m, name)
     if m.step_s is not None:
