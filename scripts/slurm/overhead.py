@@ -54,7 +54,10 @@ def with_waits_of_a_site(study: Study) -> None:
     path = study.folder / "profiles/slurm/config.yaml"
     profile = yaml.safe_load(path.read_text())
     shipped = yaml.safe_load((Path(__file__).resolve().parents[2] / "profiles/slurm/config.yaml").read_text())
-    profile["config"]["site"]["poll_s"] = shipped["config"]["site"]["poll_s"]
+    site_file = path.with_name("site.yaml")
+    site = yaml.safe_load(site_file.read_text())
+    site.pop("poll_s")
+    site_file.write_text(yaml.safe_dump(site))
     for name in TEST_PROFILE:
         profile.pop(name)
         if name in shipped:

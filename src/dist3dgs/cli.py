@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import __version__, verbs
-from .config import add_config_options
+from .config import add_config_options, add_configfile_option
 from .errors import UserError
 from .slurm.verbs import add_verbs
 from .tee import logged
@@ -89,6 +89,27 @@ def _add_study(verb: AddVerb) -> None:
     add_config_options(p)
     p.add_argument("--watch", type=float, metavar="SECONDS", help="refresh until Ctrl-C")
 
+    p = verb(
+        "retry",
+        verbs.retry,
+        "train again the points that failed, or those given, with the config as it is now",
+        "A point resumes from its last checkpoint if the settings of its run are the same. Runs Snakemake and ends with"
+        " its exit status.",
+    )
+    p.add_argument(
+        "points", nargs="*", metavar="POINT", help="scene/strategy/layout[/repeat]; default: all that failed"
+    )
+    p.set_defaults(config=Path("config"))  # Snakemake reads no other
+    add_configfile_option(p)
+    p.add_argument(
+        "--profile",
+        type=Path,
+        help="Snakemake's; default: profiles/slurm for points that ran there, else profiles/local",
+    )
+    p.add_argument(
+        "-n", "--dry-run", action="store_true", help="only say what would be trained, and the command"
+    )
+
     p = verb("schemas", verbs.schemas, "write the JSON schemas of the config files and of record.json")
     p.add_argument("folder", type=Path, nargs="?", default=Path("workflow/schemas"))
 
@@ -105,6 +126,7 @@ def _add_scenes(verb: AddVerb) -> None:
     p.add_argument("--source", required=True, type=Path, help="source.json from `photographs`")
     p.add_argument("--pack", required=True, type=Path)
     p.add_argument("--facts", required=True, type=Path)
+    p.add_argument("--made-from", metavar="DIGEST", help="of settings and photographs, noted in the facts")
     limit = "of structure from motion, in place of the entry's sfm."
     p.add_argument("--threads", type=int, help=f"{limit}num_threads")
     p.add_argument("--memory-mb", type=float, help=f"{limit}memory_gib, in MiB")

@@ -43,6 +43,17 @@ class Layers:
             i = 0
         return self.layers[i][0] if self.layers else "the config"
 
+    def holders(self, *keys: Any) -> list[tuple[str, Mapping[str, Any]]]:
+        """Every layer that has a mapping at `keys`, and that mapping."""
+        found = []
+        for name, layer in self.layers:
+            value: Any = layer
+            for key in keys:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, Mapping):
+                found.append((name, value))
+        return found
+
     def holding(self, key: str) -> str:
         """Every layer that has the top-level `key`."""
         return " or ".join(name for name, layer in self.layers if key in layer) or "the config"
@@ -101,6 +112,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         default=Path("config"),
         help="folder of config.yaml, scenes.yaml, strategies.yaml",
     )
+    add_configfile_option(parser)
+
+
+def add_configfile_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--configfile", type=Path, action="append", default=[], metavar="FILE",
         help="a file to lay on top, as Snakemake's --configfile does; may be given again",

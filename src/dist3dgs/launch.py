@@ -26,11 +26,11 @@ from . import __version__, extension, resume
 from .cgroup import OomWatch
 from .errors import UserError
 from .events import read_events
-from .evidence import Attempt, attempts, new_attempt, text_digest
+from .evidence import Attempt, attempts, new_attempt
 from .files import write_json
 from .guard import check_world
 from .judge import cause_of
-from .matrix import load_spec, spec_json
+from .matrix import load_spec, run_digest, spec_json
 from .monitor import Monitor, peak_pss_gib, resources_path
 from .names import how_to_make
 from .nvml import driver_version
@@ -62,7 +62,7 @@ def launch(
         raise UserError(f"{scene}: no packed scene{how_to_make(scene)}")
     if resume_from is not None:
         resume.check(resume_from, spec, scene)
-    digest = text_digest(spec_json(spec))
+    digest = run_digest(spec_json(spec))
     step = slurm_allocation.step()
     if step.task > 0:
         # Status 0: where Slurm ends a step with its first bad exit, task 0 must live to leave the record.

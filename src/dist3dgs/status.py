@@ -180,7 +180,7 @@ def _table(study: Study) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    found = list(rows(study, Queue()))
+    found = list(rows(study, Queue(results=study.config.results)))
     counts = Counter(r.state for r in found)
     title = ", ".join(f"{n} {state}" for state, n in counts.most_common())
     table = Table("point", "state", "", title=title, box=None, title_justify="left")

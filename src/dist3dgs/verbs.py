@@ -22,12 +22,7 @@ def spec(args: argparse.Namespace) -> None:
     from .matrix import spec_json
     from .names import Point
 
-    parts = args.point.strip("/").split("/")
-    if len(parts) not in (3, 4):
-        raise UserError(
-            f"point {args.point!r}: expected scene/strategy/layout[/repeat], e.g. builtin/replicated/n1g2/r0"
-        )
-    print(spec_json(_study(args).spec(Point.parse(*parts))))
+    print(spec_json(_study(args).spec(Point.named(args.point))))
 
 
 def photographs(args: argparse.Namespace) -> None:
@@ -47,7 +42,7 @@ def ingest(args: argparse.Namespace) -> None:
     }
     given = {name: value for name, value in limits.items() if value is not None}
     scene = scene.model_copy(update={"sfm": scene.sfm.model_copy(update=given)})
-    ingest_scene(args.name, scene, args.source, args.pack, args.facts)
+    ingest_scene(args.name, scene, args.source, args.pack, args.facts, args.made_from)
 
 
 def launch(args: argparse.Namespace) -> int:
@@ -136,6 +131,12 @@ def status(args: argparse.Namespace) -> None:
     from .status import show
 
     show(_study(args), args.watch)
+
+
+def retry(args: argparse.Namespace) -> int:
+    from .retry import retry
+
+    return retry(_study(args), args.points, args.configfile, args.profile, args.dry_run)
 
 
 def fetch_weights(args: argparse.Namespace) -> None:

@@ -44,6 +44,7 @@ ROOMS = (
         "slurm",
         "guard",
         "status",
+        "retry",
         "watch",
         "launch",
         "weights",

@@ -165,7 +165,7 @@ def test_what_refuses_is_passed_over(fake):
     refused = "sbatch: error: Batch job submission failed: User's group not permitted to use this partition"
     fake.script(
         "sbatch",
-        f'case "$*" in *partition=gpu*|*partition=batch*mem=1000*) echo "{refused}" >&2; exit 1;; esac\n'
+        f'case "$*" in *partition=gpu*|*partition=batch*--ntasks=1*) echo "{refused}" >&2; exit 1;; esac\n'
         f"echo '{TAKEN}' >&2",
     )
     findings = inspect()

@@ -36,7 +36,7 @@ def test_commands_are_found_wherever_they_stand() -> None:
         "tmux new -s study": "docs/slurm.md",  # a block of a shell
         "dist3dgs status --configfile config/mipnerf360.yaml": "config/README.md",  # a span over two lines
         "snakemake --profile profiles/local --configfile config/journey.yaml -- all": "config/journey.yaml",
-        "sinfo -o %G": "profiles/slurm/config.yaml",  # a span in a comment
+        "sinfo -o %G": "profiles/slurm/site.yaml",  # a span in a comment
     }.items():
         assert any(p.startswith(f"{place}:") for p in found[text].places), text
     assert {how for how in How if not commands(how)} == set()

@@ -1,8 +1,7 @@
 """What this Slurm job was given, asked from Slurm itself.
 
-The environment is not trusted: Snakemake's job step removes most `SLURM_*` variables before it starts the
-rule, and
-what is left may describe the step (one task) rather than the job.
+The environment is not trusted: in a batch script it describes the first node and the script's one task, in a step that
+step, and another executor may have removed most of it.
 """
 
 import math

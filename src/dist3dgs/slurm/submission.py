@@ -33,7 +33,7 @@ _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
     (
         r"Invalid account|InvalidAccount|account .* appears to be invalid|Invalid job credential.*account",
         "account {account!r} is not known to this cluster, or may not use partition {slurm_partition!r}",
-        "Set site.account in profiles/slurm/config.yaml to one of: sacctmgr show assoc user=$USER format=account",
+        "Set site.account in profiles/slurm/site.yaml to one of: sacctmgr show assoc user=$USER format=account",
     ),
     (
         r"Invalid partition name|invalid partition specified",

@@ -15,7 +15,7 @@ PROFILE = Path("profiles/slurm/config.yaml")
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """`verb(name, function, text)` makes a verb's parser."""
     p = verb("partitions", _partitions, "say where each layout would start and end first on this cluster")
-    p.add_argument("--profile", type=Path, default=PROFILE, help="profile whose `site` block is used")
+    p.add_argument("--profile", type=Path, default=PROFILE, help="profile whose site is used")
     add_config_options(p)
     p.add_argument("--layouts", nargs="*", help="default: those of the config")
     p.add_argument(
@@ -39,14 +39,10 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def site_of(profile: Path) -> Any:
-    """The site block of a profile; the defaults where the file does not exist."""
-    from ..config import load_yaml
-    from .settings import read_site
+    """The site that a profile names; the defaults where the profile does not exist."""
+    from .settings import site_of_profile
 
-    if not profile.exists():
-        return read_site({})
-    config = load_yaml(profile).get("config") or {}
-    return read_site(config.get("site") if isinstance(config, dict) else {}, f"{profile}: config.site")
+    return site_of_profile(profile)
 
 
 def _layouts(args: argparse.Namespace) -> list[Any]:

@@ -7,7 +7,7 @@ Records of our own runs and `dist3dgs diagnose` both take ours from here.
 
 from collections.abc import Mapping
 
-SITE = "profiles/slurm/config.yaml"
+SITE = "profiles/slurm/site.yaml"
 
 #: trainer -> rule -> what to do there.
 REMEDIES: Mapping[str, Mapping[str, str]] = {
@@ -28,7 +28,7 @@ REMEDIES: Mapping[str, Mapping[str, str]] = {
         "checkpoint.",
         "preempted": "Nothing to mend: the next attempt resumes from the checkpoint written on SIGTERM. `dist3dgs partitions` "
         "shows where nobody preempts.",
-        "cancelled": "Train again with `snakemake --profile profiles/slurm --forcerun train -- results/POINT/record.json`: it "
+        "cancelled": "Train again with `dist3dgs retry POINT`: it "
         "resumes from the last checkpoint. Cancelled runs are not retried.",
         "oom-killer": f"Raise `site.mem_gib_per_gpu` in {SITE} (attempts after this failure ask for more, up to "
         "`site.max_mem_gib`). The record's peak host memory says how much is needed.",
