@@ -170,8 +170,8 @@ class Metrics(Model):
     train_s: float | None = Field(None, description="time in steps and densification, evaluation not counted")
     phases_s: dict[str, float] = Field(
         {},
-        description="wall seconds per phase of the last attempt, each that of its slowest rank; `startup` is from the "
-        "launcher's start to having joined",
+        description="wall seconds per phase, of each attempt that total_s adds up those of its slowest rank; `startup` "
+        "is from the launcher's start to having joined",
     )
     step_parts_s: dict[str, float] = Field(
         {},

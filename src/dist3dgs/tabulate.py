@@ -25,7 +25,7 @@ Row = dict[str, Any]
 #: Columns that are numbers; every other column is text. `phase_*_s` are numbers too.
 INTEGERS = {
     *("repeat", "nodes", "workers_per_node", "ranks", "baseline_ranks", "seed", "step", "rank"),
-    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "n_reached", "epochs"),
+    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "n_reached"),
 }
 TEXTS = {
     *("scene", "strategy", "layout", "status", "cause", "causes", "phase", "node", "evidence", "remedy"),

@@ -139,7 +139,7 @@ def _check_layout(point: Point, s: LogSummary) -> None:
 
 
 def _check_warmup(found: Scan, reading: Reading) -> None:
-    timed = [s for s in found.series.values() if s.warmup_s or s.seconds or s.rates]
+    timed = [s for s in found.series.values() if s.warmup_rows or s.seconds or s.rates]
     if not timed or any(s.seconds or s.rates for s in timed):
         return
     epochs = timed[0].format.epochs

@@ -82,6 +82,7 @@ class StepSeries:
     began_at: int | None = None  # the very first step shown
     loss: float | None = None
     warmup: int = 0  # so many first steps count in no statistic, only in the time of all
+    warmup_rows: int = 0  # those that showed how fast it went
     warmup_s: array = field(default_factory=lambda: array("d"))
     seconds: array = field(default_factory=lambda: array("d"))
     rates: array = field(default_factory=lambda: array("d"))
@@ -129,6 +130,7 @@ class StepSeries:
         self.rate_unit = p.rate_unit or self.rate_unit
         self._phase += 1
         if self.began_at + self.warmup > p.step and not self.restarts:
+            self.warmup_rows += seconds is not None or p.rate is not None
             if seconds is not None and 0 < seconds < 1e9:
                 self.warmup_s.append(seconds)
             return

@@ -291,7 +291,12 @@ def _compare(row: Row, baseline: Row) -> None:
     _ratio(row, "speedup_time_to_quality", "time_to_quality_s", baseline, inverse=True)
 
     definition, why = scaling_definition(row["global_batch"], ranks, baseline["global_batch"], baseline_ranks)
-    row["scaling"] = "baseline" if row is baseline else definition
+    if definition is None and None in (row["global_batch"], baseline["global_batch"]):
+        row["scaling"] = "unknown"
+    else:
+        row["scaling"] = definition
+    if row is baseline:
+        row["scaling"] = "baseline"
     if why:
         reasons.append(why)
     speedup = row.get("speedup")

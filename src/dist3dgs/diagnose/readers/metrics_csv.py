@@ -53,7 +53,7 @@ def _names(header: str) -> dict[int, str]:
     return found
 
 
-def read(path: Path, facts: Facts, begin: Callable[[StepFormat], StepSeries]) -> None:
+def read(path: Path, facts: Facts, begin: Callable[[StepFormat], StepSeries] = StepSeries) -> StepSeries:
     """Read the table into the series that `begin` makes for its epochs (steps, where it has no epochs).
 
     The last finite loss, accuracy, PSNR ... and the number of ranks go into `facts`.
@@ -85,6 +85,7 @@ def read(path: Path, facts: Facts, begin: Callable[[StepFormat], StepSeries]) ->
                 line = Line(str(path), block.number(i), clean(block.line(i)))
                 value = float(found[what][known[-1]])
                 facts.add(what, int(value) if what == "world_size" else value, line, "last")
+    return series or begin(EPOCHS)
 
 
 def _unit(header: str) -> str:
