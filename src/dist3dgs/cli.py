@@ -241,6 +241,25 @@ def _add_logs(verb: AddVerb) -> None:
         action="store_true",
         help="although the log contradicts the layout, or other logs' record is there",
     )
+    p.add_argument(
+        "--epochs",
+        choices=("last", "mean", "median"),
+        default="last",
+        help="which epochs the seconds per epoch and the throughput are of; default: the last",
+    )
+    batch = p.add_mutually_exclusive_group()
+    batch.add_argument("--batch-per-rank", type=int, metavar="N", help="images per step on each rank")
+    batch.add_argument("--global-batch", type=int, metavar="N", help="images per step over all ranks")
+    p.add_argument(
+        "--warmup-steps", type=int, default=0, metavar="N", help="leave the first N steps out of step times"
+    )
+    p.add_argument(
+        "--warmup-epochs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave the first N epochs out of epoch times and throughput",
+    )
 
 
 if __name__ == "__main__":

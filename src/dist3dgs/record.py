@@ -170,8 +170,8 @@ class Metrics(Model):
     train_s: float | None = Field(None, description="time in steps and densification, evaluation not counted")
     phases_s: dict[str, float] = Field(
         {},
-        description="wall seconds per phase of the last attempt, each that of its slowest rank; `startup` is from the "
-        "launcher's start to having joined",
+        description="wall seconds per phase, of each attempt that total_s adds up those of its slowest rank; `startup` "
+        "is from the launcher's start to having joined",
     )
     step_parts_s: dict[str, float] = Field(
         {},
@@ -203,11 +203,21 @@ class Metrics(Model):
     psnr: float | None = None
     ssim: float | None = None
     lpips: float | None = None
-    loss: float | None = Field(None, description="of imported runs: the last that the log shows")
+    loss: float | None = Field(
+        None, description="of imported runs: the last training loss that the log shows"
+    )
+    train_accuracy: float | None = Field(
+        None, description="of imported runs: on training data, as the log shows it, in percent or not"
+    )
     accuracy: float | None = Field(
-        None, description="of imported runs, as the log shows it, in percent or not"
+        None, description="of imported runs: on validation data, as the log shows it, in percent or not"
     )
     epochs: int | None = Field(None, description="of imported runs")
+    epoch_s: float | None = Field(
+        None,
+        description="of imported runs: seconds of the last epoch, or the mean or median over all, as "
+        "settings.epoch_statistic says; images_per_s is of the same epochs",
+    )
     gpus: list[GpuTotals] = Field([], description="of imported runs with an nvidia-smi log")
     curve: list[QualityPoint] = []
     views: list[ViewQuality] = []

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 INTEGERS = {
     *("repeat", "nodes", "workers_per_node", "ranks", "baseline_ranks", "seed", "step", "rank"),
     *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "n_reached"),
-    *("n_shared", "epochs"),
+    "n_shared",
 }
 TEXTS = {
     *("scene", "strategy", "layout", "status", "cause", "causes", "phase", "node", "evidence", "remedy"),
@@ -53,7 +53,7 @@ RUN_COLUMNS = (
     *("step_s", "step_s_mean", "step_s_p5", "step_s_p95", "steps_per_s", "images_per_s"),
     *("comm_s", "exposed_comm_s", "compute_to_comm", "peak_rss_gib", "peak_host_gib", "peak_gpu_gib"),
     *RUN_RESOURCE_COLUMNS,
-    *("num_gaussians", "psnr", "ssim", "lpips", "loss", "accuracy", "epochs"),
+    *("num_gaussians", "psnr", "ssim", "lpips", "loss", "train_accuracy", "accuracy", "epochs", "epoch_s"),
 )
 RUN_COLUMNS_END = (
     *("devices", "hosts", "nodes_shared", "cpu"),
@@ -149,8 +149,10 @@ def run_row(record: RunRecord, path: Path) -> Row:
         "ssim",
         "lpips",
         "loss",
+        "train_accuracy",
         "accuracy",
         "epochs",
+        "epoch_s",
     ):
         row[name] = getattr(m, name)
     if m.step_s is not None:

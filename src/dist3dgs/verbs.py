@@ -132,6 +132,11 @@ def import_logs(args: argparse.Namespace) -> int:
         repeat=args.repeat,
         results=args.results,
         force=args.force,
+        epochs=args.epochs,
+        batch_per_rank=args.batch_per_rank,
+        global_batch=args.global_batch,
+        warmup_steps=args.warmup_steps,
+        warmup_epochs=args.warmup_epochs,
     )
 
 

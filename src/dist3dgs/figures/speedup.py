@@ -28,6 +28,7 @@ _NAMES = {
     "strong": "strong scaling",
     "throughput": "throughput scaling",
     "mixed": "batch neither fixed nor per rank",
+    "unknown": "batch unknown",
 }
 
 

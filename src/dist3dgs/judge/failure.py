@@ -134,16 +134,26 @@ def _silent_rank(case: Case, error: dict[str, Any] | None) -> int | None:
 
 
 def _open_phase(case: Case, rank: int) -> str:
-    """The innermost phase that the rank entered and did not leave."""
-    stack = ["startup"]
+    """Return the innermost phase that the rank was in when it failed.
+
+    A rank that was told to stop leaves all phases in order: then the one in which the signal reached it, else the one
+    it left last.
+    """
+    stack, last = ["startup"], "startup"
+    at_signal: str | None = None
     for e in case.events:
         if e["rank"] != rank:
             continue
         if e["event"] == "enter":
             stack.append(e["phase"])
-        elif e["event"] == "leave" and len(stack) > 1 and stack[-1] == e["phase"]:
-            stack.pop()
-    return stack[-1]
+        elif e["event"] == "leave" and stack and e["phase"] in stack:
+            last = e["phase"]
+            del stack[len(stack) - 1 - stack[::-1].index(last) :]
+            if last == "startup":
+                stack.clear()
+        elif e["event"] == "signal" and at_signal is None:
+            at_signal = stack[-1] if stack else last
+    return stack[-1] if stack else at_signal or last
 
 
 def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:

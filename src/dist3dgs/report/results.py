@@ -94,7 +94,7 @@ def _time_row(p: Row) -> tuple[Any, ...]:
         f"{p['n_ok']} of {runs}"
         if p["n_ok"] == runs
         else tag("span", f"{p['n_ok']} of {runs}", class_="bad"),
-        p["global_batch"],
+        "unknown" if p["global_batch"] is None and p["n_ok"] else p["global_batch"],
         _spread(p, "images_per_s", numbers.plain),
         _spread(p, "step_s", numbers.milliseconds),
         numbers.plain(p["compute_to_comm"]),

@@ -9,7 +9,7 @@ from . import numbers
 
 Row = dict[str, Any]
 
-_SCALING = {"strong": "strong scaling", "throughput": "throughput scaling"}
+_SCALING = {"strong": "strong scaling", "throughput": "throughput scaling", "unknown": "global batch unknown"}
 #: Gains beyond this share of the ideal are remarked upon.
 SUPERLINEAR = 1.05
 
@@ -64,7 +64,14 @@ def _faster(point: Row) -> str:
     """Put a gain into words, by what was measured."""
     if point["gain_of"] == "time to equal quality":
         return f"equal quality {point['gain']:.2f} times sooner than {_baseline_name(point)}"
-    return f"{point['gain']:.2f} times the images per second of {_baseline_name(point)} (quality not known)"
+    return (
+        f"{point['gain']:.2f} times the {_speed_unit(point)} of {_baseline_name(point)} (quality not known)"
+    )
+
+
+def _speed_unit(point: Row) -> str:
+    """Name what the speedup is a ratio of; the log of another program may show its epochs' times alone."""
+    return "images per second" if point.get("images_per_s") else "epochs per hour"
 
 
 def _baseline_name(point: Row) -> str:
@@ -179,7 +186,7 @@ def _shortfall(point: Row) -> str:
 
 def _rate(point: Row) -> str:
     value = point.get("speedup")
-    return "not known" if value is None else f"{value:.2f} times the images per second"
+    return "not known" if value is None else f"{value:.2f} times the {_speed_unit(point)}"
 
 
 def _finished(point: Row) -> str:
@@ -201,7 +208,7 @@ def _gains(point: Row) -> str:
         worth = point.get(f"efficiency_{point['scaling']}")
         efficient = f", {numbers.percent(worth)} efficient" if worth is not None else ""
         of = "" if parts else f" of {_baseline_name(point)}"
-        parts.append(f"{point['speedup']:.2f} times the images per second{of} ({name}{efficient})")
+        parts.append(f"{point['speedup']:.2f} times the {_speed_unit(point)}{of} ({name}{efficient})")
     return " and ".join(parts)
 
 
@@ -269,9 +276,9 @@ def headline(points: Sequence[Row], runs: Sequence[Row]) -> list[tuple[str, str,
         cards.append((f"{sooner['gain']:.2f}×", label, note))
     rated = max((t for t in tops if t.get("speedup") is not None), key=lambda t: t["speedup"], default=None)
     if rated is not None:
-        definition = _SCALING.get(rated["scaling"], "images/s")
+        definition = _SCALING.get(rated["scaling"], "global batch changed")
         against = f"{rated['layout']} over {_baseline_name(rated)}, {_where(rated, points)}"
-        cards.append((f"{rated['speedup']:.2f}×", f"images/s, {definition}", against))
+        cards.append((f"{rated['speedup']:.2f}×", f"{_speed_unit(rated)}, {definition}", against))
     if not tops and (missed := [p for p in points if p["outcome"] == "missed_quality"]):
         worst = max(missed, key=lambda p: p.get("psnr") or 0.0)
         cards.append(("missed", "the baseline's quality", _shortfall(worst)))

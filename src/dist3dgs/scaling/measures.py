@@ -41,7 +41,7 @@ def scaling_definition(
 ) -> tuple[Definition | None, str | None]:
     """Which scaling a point's images/s shows against its baseline, or None and why neither."""
     if batch is None or baseline_batch is None:
-        return None, "global batch not known"
+        return None, "global batch not known (of a log: dist3dgs import --batch-per-rank or --global-batch)"
     if batch == baseline_batch:
         return "strong", None
     if batch * baseline_ranks == baseline_batch * ranks:

@@ -6,7 +6,8 @@ One comparison, one definition. Points are compared within a scene where they co
 hardware with the same code (`conditions`). The baseline is the smallest layout of those that succeeded, whichever
 strategy ran it: on one rank, strategies that only share out the work differently are one program. Where the
 baseline has a held-out quality, a point's gain is the ratio of the times to that quality, and a point that does not
-reach it has no gain (`missed_quality`); only where no quality is known is it the ratio of images per second. A gain
+reach it has no gain (`missed_quality`); only where no quality is known is it the ratio of images per second, and
+where an imported log shows no rate the ratio of seconds per epoch. A gain
 or a loss is called so only beyond the joint spread of both sides' repeats.
 """
 
@@ -49,7 +50,7 @@ AGGREGATED = (
         "peak_host_gib",
         "peak_gpu_gib",
     ),
-    *("num_gaussians", "psnr", "ssim", "lpips", "time_to_quality_s"),
+    *("num_gaussians", "psnr", "ssim", "lpips", "time_to_quality_s", "epochs", "epoch_s"),
 )
 _COMPARED = ("speedup", "speedup_time_to_quality", "speedup_total", "gain")
 
@@ -134,8 +135,14 @@ def conditions(record: RunRecord) -> Conditions:
     if provenance.source == "dist3dgs" and isinstance(train := settings.get("train"), dict):
         work = json.dumps({k: v for k, v in train.items() if k not in _NO_WORK}, sort_keys=True)
     else:
-        work = f"{provenance.source} {record.run.strategy} {settings.get('trainer') or ''}"
+        work = f"{application(record)} {settings.get('trainer') or ''}"
     return hardware(record), provenance.code_digest or "", provenance.scene_digest or "", work
+
+
+def application(record: RunRecord) -> str:
+    """Name the program that ran: ours, or of an import its strategy, which stands for the program there."""
+    own = record.provenance.source == "dist3dgs"
+    return "dist3dgs" if own else f"imported {record.run.strategy}"
 
 
 def hardware(record: RunRecord) -> str:
@@ -277,19 +284,26 @@ def _compare(row: Row, baseline: Row) -> None:
     if row is baseline and ranks > 1:
         reasons.append(f"no run on fewer than {ranks} ranks to compare with")
     _ratio(row, "speedup", "images_per_s", baseline)
-    if same_work(row.get("images"), baseline.get("images")):
+    if row.get("speedup") is None:
+        _ratio(row, "speedup", "epoch_s", baseline, inverse=True)
+    if any(same_work(row.get(name), baseline.get(name)) for name in ("images", "epochs")):
         _ratio(row, "speedup_total", "total_s", baseline, inverse=True)
     else:
-        reasons.append("no ratio of total times: the runs did not see the same number of images")
+        reasons.append("no ratio of total times: the runs did not see the same number of images or epochs")
     _ratio(row, "speedup_time_to_quality", "time_to_quality_s", baseline, inverse=True)
 
     definition, why = scaling_definition(row["global_batch"], ranks, baseline["global_batch"], baseline_ranks)
-    row["scaling"] = "baseline" if row is baseline else definition
+    if definition is None and None in (row["global_batch"], baseline["global_batch"]):
+        row["scaling"] = "unknown"
+    else:
+        row["scaling"] = definition
+    if row is baseline:
+        row["scaling"] = "baseline"
     if why:
         reasons.append(why)
     speedup = row.get("speedup")
     if speedup is None:
-        reasons.append("images/s not known")
+        reasons.append("neither images/s nor seconds per epoch known")
     else:
         wanted = ("strong", "throughput") if row is baseline else (definition,)
         for name in filter(None, wanted):
@@ -316,9 +330,7 @@ def _compare(row: Row, baseline: Row) -> None:
     if row["outcome"] not in ("not_compared", "missed_quality"):
         for end in ("", "_min", "_max"):
             row[f"gain{end}"] = row.get(f"{_definition(baseline)}{end}")
-        row["gain_of"] = (
-            "time to equal quality" if "quality" in _definition(baseline) else "images per second"
-        )
+        row["gain_of"] = _gain_of(row, baseline)
     row["reason"] = "; ".join(reasons) or None
 
 
@@ -333,6 +345,13 @@ def missed_quality(row: Row) -> bool:
 def _definition(baseline: Row) -> str:
     """Name the ratio by which the points of one baseline are compared, all of them by the same."""
     return "speedup" if baseline.get("time_to_quality_s") is None else "speedup_time_to_quality"
+
+
+def _gain_of(row: Row, baseline: Row) -> str:
+    if "quality" in _definition(baseline):
+        return "time to equal quality"
+    rated = row.get("images_per_s") and baseline.get("images_per_s")
+    return "images per second" if rated else "seconds per epoch"
 
 
 def _outcome(row: Row, baseline: Row) -> Outcome:
