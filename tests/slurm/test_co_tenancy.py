@@ -59,7 +59,9 @@ def test_whole_nodes_have_no_company(make_study, cluster):
     record, attempt = study.record("n2g1"), study.attempts("n2g1")[-1]
     assert record["status"] == "ok" and record["environment"]["nodes_shared"] is False
     assert attempt["slurm"]["exclusive"] is True
-    assert attempt["world"]["Slurm allocation"].startswith(f"job {attempt['slurm']['job_id']}: 2 node(s) x 1 GPU(s)")
+    assert attempt["world"]["Slurm allocation"].startswith(
+        f"job {attempt['slurm']['job_id']}: 2 node(s) x 1 GPU(s)"
+    )
 
 
 @pytest.mark.slurm
@@ -72,7 +74,7 @@ def test_ranks_see_the_gpus_of_their_layout_on_a_whole_node(cluster, tmp_path):
         "json.dump([here.exclusive, before, os.environ['CUDA_VISIBLE_DEVICES']], open(sys.argv[1], 'w'))"
     )
     script = tmp_path / "job.sh"
-    script.write_text(f"#!/bin/sh\nexec {sys.executable} -c \"{code}\" {out}\n")
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" {out}\n')
     argv = ["sbatch", "--wait", *JOB[2:], "--exclusive", "--gres=gpu:2", str(script)]
     subprocess.run(argv, env=cluster.environment(), check=True, capture_output=True, timeout=60)
     assert json.loads(out.read_text()) == [True, "0,1,2,3", "0,1"]
