@@ -8,7 +8,7 @@
 import sys
 from pathlib import Path
 
-from dist3dgs.config import FILES, Layers
+from dist3dgs.config.load import FILES, Layers
 from dist3dgs.errors import UserError
 from snakemake.utils import min_version
 
@@ -42,7 +42,7 @@ localrules:
     report,
 
 
-# The terminal follows the points of the run and sums them up (dist3dgs.follow).
+# The terminal follows the points of the run and sums them up (dist3dgs.status.follow).
 onstart:
     follow.begin(FOLLOWED, *points_of_run(), log)
 

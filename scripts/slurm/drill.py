@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/slurm"))
 from cluster import Cluster
 from study import Study
 
-from dist3dgs.names import Layout
+from dist3dgs.config.naming import Layout
 
 #: Long enough to be broken in the middle, short enough to be finished twice.
 STEPS = {"steps": 240, "checkpoint_every": 40}

@@ -22,7 +22,7 @@ import yaml
 from cluster import Cluster
 from study import TEST_PROFILE, TEST_SITE, Study, plain_bin
 
-from dist3dgs.slurm.settings import Site
+from dist3dgs.slurm.site import Site
 
 LAYOUT = "n1g2"
 

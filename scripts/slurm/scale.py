@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/slurm"))
 from cluster import Cluster
 from study import Study, plain_bin
 
-from dist3dgs.slurm.commands import parse_time_s
+from dist3dgs.slurm.client import parse_time_s
 
 NO_OP = """#!{python}
 import json, os, sys, time
@@ -30,9 +30,9 @@ args = sys.argv[1:]
 if "launch" not in args:
     os.execv({dist3dgs!r}, [{dist3dgs!r}, *args])
 from pathlib import Path
-from dist3dgs.evidence import new_attempt
-from dist3dgs.events import EventWriter, events_path
-from dist3dgs.matrix import load_spec, run_digest, spec_json
+from dist3dgs.runs.attempts import new_attempt
+from dist3dgs.runs.events import EventWriter, events_path
+from dist3dgs.config.matrix import load_spec, run_digest, spec_json
 value = dict(zip(args, args[1:]))
 spec, out = load_spec(value["--spec"]), Path(value["--out"])
 attempt, now = new_attempt(out), time.time()

@@ -1,6 +1,6 @@
 """Snakemake's logger plugin `dist3dgs`: follows a study on the terminal (`logger: dist3dgs` in a profile).
 
-Snakemake finds it by its name. What it prints: `dist3dgs.follow`.
+Snakemake finds it by its name. What it prints: `dist3dgs.status.follow`.
 """
 
 import logging
@@ -9,7 +9,7 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 
 
 class LogHandler(LogHandlerBase):
-    """Hands Snakemake's records to `dist3dgs.follow.Terminal`.
+    """Hands Snakemake's records to `dist3dgs.status.follow.Terminal`.
 
     Where more of Snakemake's own output is asked for (dry run, --verbose, --printshellcmds, --debug-dag) it prints
     nothing and leaves the terminal to Snakemake's own handler.
@@ -20,7 +20,7 @@ class LogHandler(LogHandlerBase):
         self.steps_aside = s.dryrun or s.verbose or s.debug_dag or s.printshellcmds
         if self.steps_aside:
             return
-        from dist3dgs.follow import Terminal, stream_of
+        from dist3dgs.status.follow import Terminal, stream_of
 
         self.terminal = Terminal(
             stream_of(s.stdout),

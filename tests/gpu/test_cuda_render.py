@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from tests.unit.clouds import GRADIENTS, edge_pixels, random_cloud, relative, run
+from tests.unit.helpers.clouds import GRADIENTS, edge_pixels, random_cloud, relative, run
 
 pytestmark = [
     pytest.mark.gpu,

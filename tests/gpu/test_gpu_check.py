@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dist3dgs.bench import gpu
-from tests.unit import tiny
+from tests.unit.helpers import tiny
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dist3dgs.parallel.comm import Communicator
-from tests.unit import tiny
+from dist3dgs.parallel.collectives import Communicator
+from tests.unit.helpers import tiny
 
 pytestmark = [
     pytest.mark.gpu,

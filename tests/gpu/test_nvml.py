@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from dist3dgs.monitor import _QUERY, _parse_gpu
-from dist3dgs.nvml import Nvml
+from dist3dgs.monitoring.nvml import Nvml
+from dist3dgs.monitoring.sampler import _QUERY, _parse_gpu
 
 pytestmark = pytest.mark.gpu
 

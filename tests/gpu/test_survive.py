@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dist3dgs.train.survive import waits_for_others
+from dist3dgs.train.fault_handling import waits_for_others
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,8 +18,8 @@ from cluster import Cluster
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dist3dgs.files import write_json
 from dist3dgs.scenes.pack import write_packed
-from dist3dgs.slurm.settings import SITE_FILE, read_site
-from dist3dgs.slurm.site import render_profile
+from dist3dgs.slurm.site import SITE_FILE, read_site
+from dist3dgs.slurm.site_init import render_profile
 from plain import plain_bin
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dist3dgs.names import Layout
+from dist3dgs.config.naming import Layout
 from dist3dgs.slurm.resources import layout_resources
-from dist3dgs.slurm.settings import read_site
-from dist3dgs.slurm.site import render, render_profile
+from dist3dgs.slurm.site import read_site
+from dist3dgs.slurm.site_init import render, render_profile
 from dist3dgs.slurm.submission import excess, test_only
 
 ask = test_only  # pytest would collect it by its name

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
+from dist3dgs.analysis.tables import tabulate
 from dist3dgs.slurm import allocation
 from dist3dgs.slurm.allocation import Allocation, Node
 from dist3dgs.slurm.cotenancy import HIDDEN, CoTenancy
-from dist3dgs.tabulate import tabulate
 
 JOB = ["sbatch", "--parsable", "-A", "lab", "-p", "gpu", "-t", "10", "-o", "/dev/null", "--mem=100"]
 

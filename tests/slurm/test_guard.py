@@ -10,8 +10,8 @@ import pytest
 from cluster import Cluster
 from study import write_scene
 
-from dist3dgs.matrix import spec_json
-from dist3dgs.spec import RunSpec
+from dist3dgs.config.matrix import spec_json
+from dist3dgs.config.models import RunSpec
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -45,6 +45,6 @@ def test_four_tasks_that_would_be_four_runs_are_refused(plain_cluster, tmp_path)
     assert launch["cause"] == "allocation_mismatch" and len(list((out / "attempts").iterdir())) == 1
     assert "4 task(s)" in launch["world"]["Slurm allocation"] and "--ntasks=1" in launch["refused"]
     assert launch["finished_at"] - launch["started_at"] < 5 and "this is task 0" in done.stderr
-    done = srun(plain_cluster, "dist3dgs.train", *common, str(tmp_path / "by-hand"))
+    done = srun(plain_cluster, "dist3dgs.train.worker", *common, str(tmp_path / "by-hand"))
     assert done.returncode == 2 and done.stderr.count("as many independent runs would write one folder") == 4
     assert not list(Path(tmp_path, "by-hand").glob("checkpoints/*"))

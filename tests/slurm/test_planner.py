@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from dist3dgs.names import Point
+from dist3dgs.config.naming import Point
 from dist3dgs.slurm import planner as module
-from dist3dgs.slurm.commands import SlurmError
-from dist3dgs.slurm.jobs import Job, Queue, comment_of
+from dist3dgs.slurm.client import SlurmError
 from dist3dgs.slurm.planner import Planner, TrainJobs
-from dist3dgs.slurm.settings import read_site
+from dist3dgs.slurm.queue import Job, Queue, comment_of
+from dist3dgs.slurm.site import read_site
 
 POINT = Point.parse("garden", "sharded", "n1g4")
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dist3dgs.config.naming import Layout, Point
 from dist3dgs.errors import UserError
-from dist3dgs.names import Layout, Point
-from dist3dgs.slurm import chooser, partitions
-from dist3dgs.slurm.jobs import Queue, describe
+from dist3dgs.slurm import partition_choice, partitions
 from dist3dgs.slurm.planner import Planner
-from dist3dgs.slurm.predict import Prediction
+from dist3dgs.slurm.queue import Queue, describe
 from dist3dgs.slurm.resources import PROFILE_DEFAULTS
-from dist3dgs.slurm.settings import read_site, site_of_profile
-from dist3dgs.slurm.site import inspect, render, render_profile, run_init
+from dist3dgs.slurm.runtime_prediction import Prediction
+from dist3dgs.slurm.site import read_site, site_of_profile
+from dist3dgs.slurm.site_init import inspect, render, render_profile, run_init
 
 
 def test_the_shipped_profile_is_the_template_with_the_defaults(repository, monkeypatch):
@@ -117,7 +117,7 @@ def test_site_init_without_accounting(on_plain_cluster, tmp_path):
 def test_the_chooser_prefers_what_ends_first(on_cluster):
     """All h100 nodes are taken for an hour: the slower partition that is free now ends earlier."""
     site = inspect().site.model_copy(update={"gpu_speed": {"h100": 1.0, "l40s": 0.87}})
-    free = chooser.choose(Layout.parse("n1g4"), site, 1800)
+    free = partition_choice.choose(Layout.parse("n1g4"), site, 1800)
     assert free is not None and free.gpu_type == "h100"
     blocker = on_cluster(
         "sbatch", "--parsable", "-p", "gpu", "-A", "lab", "-N2", "--gres=gpu:4", "-t", "60", "-o", "/dev/null",
@@ -129,15 +129,17 @@ def test_the_chooser_prefers_what_ends_first(on_cluster):
             assert time.monotonic() < end
             time.sleep(0.1)
         only = [p for p in partitions.read_partitions() if p.name in ("gpu", "l40s")]
-        found = chooser.offers(Layout.parse("n1g4"), only, site, 1800)
+        found = partition_choice.offers(Layout.parse("n1g4"), only, site, 1800)
         assert [o.partition for o in found] == ["l40s", "gpu"]
-        line = chooser.trade_off(found)
+        line = partition_choice.trade_off(found)
         assert (
             line.startswith("l40s (l40s) at 0.87x the speed, starts now, ends ")
             and "earlier than gpu (h100)" in line
         )
         layout = Layout.parse("n2g4")
-        text, refused = chooser.run([layout], site, {layout: Prediction(seconds=1800, source="a record")})
+        text, refused = partition_choice.run(
+            [layout], site, {layout: Prediction(seconds=1800, source="a record")}
+        )
         assert not refused
         assert (
             "2 nodes are more than partition 'l40s' has (1)" in text

@@ -9,7 +9,7 @@ from cluster import Cluster
 from study import Study, plain_bin
 
 from dist3dgs.errors import UserError
-from dist3dgs.slurm.settings import VARIABLE, read_site
+from dist3dgs.slurm.site import VARIABLE, read_site
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from dist3dgs.names import Layout
-from dist3dgs.slurm.commands import environment
+from dist3dgs.config.naming import Layout
+from dist3dgs.slurm.client import environment
 from dist3dgs.slurm.resources import layout_resources
-from dist3dgs.slurm.settings import Site, read_site
+from dist3dgs.slurm.site import Site, read_site
 from dist3dgs.slurm.submission import explain, limit_problem, preflight, test_only
 
 ask = test_only  # pytest would collect it by its name

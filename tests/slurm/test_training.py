@@ -9,7 +9,7 @@ import pytest
 import yaml
 from study import Study, plain_bin
 
-from dist3dgs.names import Layout
+from dist3dgs.config.naming import Layout
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 LAYOUTS = ["n1g1", "n1g2", "n1g4", "n2g1", "n2g2", "n2g4"]

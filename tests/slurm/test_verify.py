@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist3dgs import verify
+from dist3dgs.cli import verify
+from dist3dgs.cli.verify import Setup
+from dist3dgs.config.matrix import load_study
 from dist3dgs.errors import UserError
-from dist3dgs.matrix import load_study
-from dist3dgs.slurm.settings import Site
-from dist3dgs.slurm.site import run_init
-from dist3dgs.verify import Setup
+from dist3dgs.slurm.site import Site
+from dist3dgs.slurm.site_init import run_init
 
 
 @pytest.fixture

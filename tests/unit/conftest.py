@@ -10,7 +10,7 @@ from hypothesis import settings
 @pytest.fixture(scope="session")
 def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed scene of 20 photographs, 64 x 48 px."""
-    from .tiny import write_tiny
+    from tests.unit.helpers.tiny import write_tiny
 
     return write_tiny(tmp_path_factory.mktemp("tiny") / "scene.safetensors")
 

@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 
 import pytest
 
-from ..texts import REPOSITORY, WAYS, How, commands
+from tests.texts import REPOSITORY, WAYS, How, commands
 
 WHAT_TO_DO = """
 Add a row to WAYS in tests/texts.py whose pattern matches the whole command, with the most real of these that can be:

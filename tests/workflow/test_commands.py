@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ..plain import plain_bin
-from ..texts import PLACES, Command, How, commands
-from ..unit.tiny import write_tiny
-from .test_graph import ENVIRONMENT, REPOSITORY, snakemake
+from tests.plain import plain_bin
+from tests.texts import PLACES, Command, How, commands
+from tests.unit.helpers.tiny import write_tiny
+from tests.workflow.test_graph import ENVIRONMENT, REPOSITORY, snakemake
 
 #: A training of seconds that leaves checkpoints of steps 4 and 8.
 TRAIN = {

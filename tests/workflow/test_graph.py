@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ..plain import plain_bin
+from tests.plain import plain_bin
 
 TARGETS = {"photographs": 1, "ingest": 1, "train": 2, "record": 2, "tabulate": 1, "write_report": 1}
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from ..unit.colmap_files import Camera, ring_model, write_bin
-from .test_graph import ENVIRONMENT, REPOSITORY, job_table, snakemake
+from tests.unit.helpers.colmap_files import Camera, ring_model, write_bin
+from tests.workflow.test_graph import ENVIRONMENT, REPOSITORY, job_table, snakemake
 
 pytestmark = pytest.mark.slow
 
@@ -200,9 +200,9 @@ def package(tmp_path: Path) -> Path:
         ("figures/memory.py", {"figure": 1, "write_report": 1}),
         ("figures/style.py", {"figure": 9, "write_report": 1}),
         ("report/style.css", {"write_report": 1}),
-        ("judge/failure.py", {"record": 1, "tabulate": 1, "figure": 9, "write_report": 1}),
-        ("train/trainer.py", {"write_report": 1}),  # it marks the records that other code has trained
-        ("status.py", {}),
+        ("records/failure.py", {"record": 1, "tabulate": 1, "figure": 9, "write_report": 1}),
+        ("train/loop.py", {"write_report": 1}),  # it marks the records that other code has trained
+        ("status/table.py", {}),
     ],
 )
 def test_an_edit_of_code_makes_again_what_it_makes(

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dist3dgs.events import read_events
-
-from .test_graph import job_table, snakemake
+from dist3dgs.runs.events import read_events
+from tests.workflow.test_graph import job_table, snakemake
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from dist3dgs import figures as figures_module
 from dist3dgs import follow
 from dist3dgs.errors import UserError
-from dist3dgs.names import NAME_PATTERN, Point
+from dist3dgs.config.naming import NAME_PATTERN, Point
 from snakemake.exceptions import WorkflowError
 from snakemake.resources import Resources
 
@@ -41,10 +41,10 @@ def default_resources():
 
 
 try:
-    from dist3dgs.config import Layers
+    from dist3dgs.config.load import Layers
     from dist3dgs.files import sha256
-    from dist3dgs.matrix import Study, spec_json
-    from dist3dgs.provenance import (
+    from dist3dgs.config.matrix import Study, spec_json
+    from dist3dgs.runs.provenance import (
         JUDGING_CODE,
         code_digest,
         content_digest,
@@ -54,7 +54,7 @@ try:
     from dist3dgs.scenes.listing import not_a_folder, scene_files
     from dist3dgs.slurm.planner import Planner, TrainJobs
     from dist3dgs.slurm.resources import contradiction, ingest_resources, rule_resources, sfm_limits
-    from dist3dgs.slurm.settings import current_site, former_place, on_cluster
+    from dist3dgs.slurm.site import current_site, former_place, on_cluster
     from dist3dgs.slurm.submission import check_partitions
 
     # The cluster, from a file that the profile names: no part of the study, so that moving to another one trains
@@ -349,7 +349,7 @@ def status_command():
     return shlex.join(["dist3dgs", "status", *overlays])
 
 
-# What the terminal follows: see dist3dgs.follow.
+# What the terminal follows: see dist3dgs.status.follow.
 FOLLOWED = follow.FollowedStudy(
     Path(RESULTS),
     POINTS,

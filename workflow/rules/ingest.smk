@@ -38,7 +38,7 @@ rule ingest:
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
-    # The launcher of `train` runs outside the container because it needs Slurm; only its ranks run inside (slurm/plan.py).
+    # The launcher of `train` runs outside the container because it needs Slurm; only its ranks run inside (launch/commands.py).
     container:
         SITE.image
     envmodules:

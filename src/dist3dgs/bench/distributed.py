@@ -25,17 +25,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from ..config.matrix import load_study
+from ..config.models import Densification, Hardware, RunSpec, Strategy, TrainSettings
 from ..errors import UserError
-from ..events import EventWriter
 from ..files import write_json
-from ..matrix import load_study
-from ..parallel.comm import Communicator
-from ..parallel.make import make_parallel
+from ..parallel.collectives import Communicator
+from ..parallel.registry import make_parallel
+from ..runs.events import EventWriter
 from ..scenes.pack import PackedScene
-from ..spec import Densification, Hardware, RunSpec, Strategy, TrainSettings
 from ..splats.render import get_renderer, set_threads
-from ..train.clock import Clock
-from ..train.trainer import Trainer
+from ..train.loop import Trainer
+from ..train.timing import Clock
 from .cloud import write_cloud
 from .machine import describe_machine
 

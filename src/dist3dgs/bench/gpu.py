@@ -19,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import extension
+from ..config.models import Hardware, RunSpec, SfmSettings, Strategy, TrainSettings
 from ..errors import UserError
-from ..events import EventWriter, read_events
 from ..files import write_json
-from ..parallel.comm import Communicator
-from ..parallel.make import make_parallel
+from ..launch import gsplat_build
+from ..parallel.collectives import Communicator
+from ..parallel.registry import make_parallel
+from ..runs.events import EventWriter, read_events
 from ..scenes.pack import PackedScene
-from ..spec import Hardware, RunSpec, SfmSettings, Strategy, TrainSettings
 from ..splats.gaussians import NAMES, Gaussians, initial_gaussians
 from ..splats.loss import l1_ssim_loss
 from ..splats.precision import full_precision
 from ..splats.render import Renderer, get_renderer
-from ..train.clock import Clock
-from ..train.trainer import Trainer
+from ..train.loop import Trainer
+from ..train.timing import Clock
 from .cloud import intrinsics, ring_of_cameras, write_cloud
 from .machine import describe_machine
 
@@ -71,7 +71,7 @@ def check(args: argparse.Namespace) -> int:
     """All of it; the exit status."""
     full_precision()
     scene = packed(args.scene)
-    extension.prepare()
+    gsplat_build.prepare()
     result: dict[str, Any] = {"machine": describe_machine() | describe_gpu()}
     result["agreement"] = {name_of(*case): compare_renderers(args.gaussians, *case) for case in CASES}
     result["agreement"]["no Gaussians"] = compare_renderers(0, 3, False, False)

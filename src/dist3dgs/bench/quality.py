@@ -16,13 +16,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..config.matrix import spec_json
+from ..config.models import Densification, Hardware, RunSpec, Strategy, TrainSettings
 from ..errors import UserError
-from ..evidence import attempts
 from ..files import write_json
-from ..judge import judge
-from ..launch import launch
-from ..matrix import spec_json
-from ..spec import Densification, Hardware, RunSpec, Strategy, TrainSettings
+from ..launch.launcher import launch
+from ..records.build import judge
+from ..runs.attempts import attempts
 from .cloud import write_cloud
 from .machine import describe_machine
 

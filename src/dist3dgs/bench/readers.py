@@ -89,7 +89,7 @@ def nvidia_smi() -> Iterator[bytes]:
 
 
 def own_events() -> Iterator[bytes]:
-    """Steps of two ranks, as `dist3dgs.events` writes them."""
+    """Steps of two ranks, as `dist3dgs.runs.events` writes them."""
     yield b'{"t": 0.0, "rank": 0, "event": "start", "world_size": 2, "host": "n1", "device": "cuda"}\n'
     for i in itertools.count(1):
         yield b'{"t": %d.0, "rank": %d, "event": "step", "step": %d, "loss": 0.%04d, "num_gaussians": %d, "step_s": 0.1}\n' % (
@@ -141,9 +141,9 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def measure(path: Path, repeats: int) -> dict[str, float]:
     """Median MB/s of `grep -c` and of the scan, side by side."""
-    from ..diagnose.scan import scan
-    from ..diagnose.summary import summarise
-    from ..diagnose.verdict import judge
+    from ..diagnosis.scan import scan
+    from ..diagnosis.summary import summarise
+    from ..diagnosis.verdict import judge
 
     size = path.stat().st_size / MB
     grep, ours = [], []

@@ -28,7 +28,7 @@ NAMES = (
 
 def draw(name: str, runs_csv: Path, points_csv: Path, records: list[Path], out_base: Path) -> list[Path]:
     """Write `out_base`.svg, .png, .pdf and .csv; the same inputs give the same bytes. Returns their paths."""
-    from ..tabulate import write_table
+    from ..analysis.tables import write_table
     from . import page, style
     from .study import Study
 

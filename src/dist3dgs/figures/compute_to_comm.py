@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..scaling.measures import R_PAYS
+from ..analysis.measures import R_PAYS
 from . import lines, panels, style, ticks
 from .page import Entry, size_mm
 from .ranks import Ranks

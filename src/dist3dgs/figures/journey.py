@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..scaling import rank_unit
-from ..scaling.journey import Attempt, attempts
+from ..analysis import rank_unit
+from ..analysis.journey import Attempt, attempts
 from . import style, ticks
 from .page import EDGE_MM, Page, body_room_mm
 from .study import Study

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..record import Metrics, RunRecord
-from ..tabulate import phase_order
+from ..analysis.tables import phase_order
+from ..runs.record import Metrics, RunRecord
 from . import lines, style, ticks
 from .page import EDGE_MM, Page, body_room_mm
 from .study import Study

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..names import Layout
-from ..scaling.measures import time_to_quality
+from ..analysis.measures import time_to_quality
+from ..config.naming import Layout
 from . import lines, panels, style, ticks
 from .page import Entry, size_mm
 from .study import Study

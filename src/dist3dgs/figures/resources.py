@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..names import Layout
-from ..scaling.resources import Samples, Span, read_samples, read_spans, thin
-from ..tabulate import phase_order
+from ..analysis.resource_usage import Samples, Span, read_samples, read_spans, thin
+from ..analysis.tables import phase_order
+from ..config.naming import Layout
 from . import panels, style, ticks
 from .page import Entry, size_mm
 from .study import Study

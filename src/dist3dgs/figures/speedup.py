@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..scaling import fit_usl, fitted_points
+from ..analysis import fit_usl, fitted_points
 from . import lines, style, ticks
 from .page import Entry, size_mm
 from .ranks import Ranks

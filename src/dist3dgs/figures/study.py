@@ -5,9 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..record import RunRecord
-from ..scaling.points import POINT_COLUMNS
-from ..tabulate import RUN_COLUMNS, load_records, read_table
+from ..analysis.points import POINT_COLUMNS
+from ..analysis.tables import RUN_COLUMNS, load_records, read_table
+from ..runs.record import RunRecord
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..splats.gaussians import NAMES
-from .comm import Communicator
+from .collectives import Communicator
 
 
 def broadcast(

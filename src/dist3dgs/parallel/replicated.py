@@ -5,16 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..spec import Strategy
+from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
 from ..splats.render import Renderer
 from . import initial
-from .base import Parallel, Rendered, RenderOptions, Rows, largest, travelling
-from .comm import Communicator
-from .compress import make_exchange
-from .digest import ReplicasDiffer, gather_digests, parameter_digest
+from .collectives import Communicator
+from .compression import make_exchange
+from .digests import ReplicasDiffer, gather_digests, parameter_digest
+from .strategy import Parallel, Rendered, RenderOptions, Rows, largest, travelling
 
 #: Gradients are put together up to this size: six small all-reduces take twice as long as one (gloo), and a copy of
 #: large ones would cost memory. PyTorch's DistributedDataParallel has the same default.

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spec import Strategy
+from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
 from ..splats.render import Projection, Renderer
-from .base import Parallel, Rendered, RenderOptions, Rows, largest, travelling
-from .comm import Communicator
-from .digest import compare_rows, gather_digests, parameter_digest, rows_checksum
+from .collectives import Communicator
+from .digests import compare_rows, gather_digests, parameter_digest, rows_checksum
 from .shards import even, plan_moves, strided
+from .strategy import Parallel, Rendered, RenderOptions, Rows, largest, travelling
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
 NUM_FLOATS, NUM_RADII = 10, 2

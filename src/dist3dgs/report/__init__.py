@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..config.models import validate
 from ..files import write_text
-from ..spec import validate
 
 
 def write_report(

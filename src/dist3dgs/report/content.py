@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..record import RunRecord
-from ..tabulate import load_records, read_table
+from ..analysis.tables import load_records, read_table
+from ..runs.record import RunRecord
 from .study import StudyFacts
 
 Row = dict[str, Any]

@@ -2,7 +2,7 @@
 
 from pathlib import PurePosixPath
 
-from ..record import Failure, RunRecord
+from ..runs.record import Failure, RunRecord
 from .content import Content
 from .markup import Html, join, tag, with_code
 from .study import left_out

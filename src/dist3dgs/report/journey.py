@@ -1,7 +1,7 @@
 """The story of the study: attempts in order, what was met on the way, what was expected and what came."""
 
-from ..scaling import rank_unit
-from ..scaling.journey import Attempt, Challenge, attempts, performance_comparison, technical_challenges
+from ..analysis import rank_unit
+from ..analysis.journey import Attempt, Challenge, attempts, performance_comparison, technical_challenges
 from . import numbers
 from .content import Content
 from .failures import name

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..files import sha256
-from ..record import RunRecord
+from ..runs.record import RunRecord
 from . import numbers
 from .content import Content
 from .ingestion import number

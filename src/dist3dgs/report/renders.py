@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..record import RunRecord
+from ..runs.record import RunRecord
 from .content import Content
 from .markup import Html, data_uri, tag
 

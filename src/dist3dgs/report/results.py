@@ -3,9 +3,9 @@
 from typing import Any
 
 from .. import figures
+from ..analysis import fit_amdahl, fit_gustafson, fit_usl, fitted_points, told_apart
+from ..analysis.tables import summarise
 from ..errors import snakemake
-from ..scaling import fit_amdahl, fit_gustafson, fit_usl, fitted_points, told_apart
-from ..tabulate import summarise
 from . import numbers, renders
 from .content import Content, Row
 from .markup import Html, join, picture, table, tag, without_empty

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..record import RunRecord
-from ..spec import Exclusion, Settings
+from ..config.models import Exclusion, Settings
+from ..runs.record import RunRecord
 from .markup import Html, tag
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..record import RunRecord
-from ..scaling import rank_hours, rank_unit
-from ..scaling.resources import Samples, energy_wh, read_chain
+from ..analysis import rank_hours, rank_unit
+from ..analysis.resource_usage import Samples, energy_wh, read_chain
+from ..runs.record import RunRecord
 from . import numbers
 from .content import Content
 from .failures import name

@@ -1,10 +1,10 @@
-"""Say in words whether distributed training pays, from points.csv (its `outcome` decides: scaling/points.py)."""
+"""Say in words whether distributed training pays, from points.csv (its `outcome` decides: analysis/points.py)."""
 
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from ..scaling.points import SINGLE_RUN_NOISE
+from ..analysis.points import SINGLE_RUN_NOISE
 from . import numbers
 
 Row = dict[str, Any]

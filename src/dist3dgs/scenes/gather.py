@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..config.models import SfmSettings
 from ..errors import UserError
-from ..spec import SfmSettings
-from .colmap_io import model_format, read_model
-from .colmap_model import Model
+from .colmap.model import Model
+from .colmap.read import model_format, read_model
 from .listing import Listing, list_files, smaller_copies
 from .photos import prepare_photos
 from .sfm import run_sfm

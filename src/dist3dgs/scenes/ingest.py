@@ -13,11 +13,12 @@ import PIL
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..config.naming import check_name
 from ..errors import UserError
 from ..files import replacing, write_json
-from ..names import check_name
-from .cameras import Camera
-from .colmap_model import Model, reprojection_errors
+from .builtin.scene import make_scene
+from .colmap.cameras import Camera
+from .colmap.model import Model, reprojection_errors
 from .gather import (
     ROUNDING,
     IngestSettings,
@@ -28,11 +29,10 @@ from .gather import (
     say_each,
     wanted_width,
 )
-from .normalise import apply_to_points, apply_to_viewmats, normalisation_of
+from .normalize import apply_to_points, apply_to_viewmats, normalisation_of
 from .pack import scene_extent, write_packed
 from .photos import MIN_PHOTOS, UnusablePhoto, load_pixels
 from .pose_error import pose_error, read_truth
-from .procedural import make_scene
 from .undistort import Undistorter
 
 SCENE_FILE, REPORT_FILE, POINTS_FILE = "scene.safetensors", "ingest.json", "points.ply"

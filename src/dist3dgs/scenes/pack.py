@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..files import replacing
-from .normalise import camera_centres
+from .normalize import camera_centres
 
 FORMAT = "dist3dgs-packed-scene-1"
 MAX_HEADER_BYTES = 64 * 2**20

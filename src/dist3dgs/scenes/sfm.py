@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..config.models import SfmSettings
 from ..errors import UserError
-from ..spec import SfmSettings
-from .colmap_io import read_model
-from .colmap_model import Model
+from .colmap.model import Model
+from .colmap.read import read_model
 
 POLL_S = 0.2
 REPORT_EVERY_S = 10.0

@@ -8,15 +8,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..config.models import Scene
+from ..config.naming import check_name, how_to_make
+from ..config.published_scenes import download_spec
 from ..errors import UserError
 from ..files import write_json
-from ..names import check_name, how_to_make
-from ..spec import Scene
-from .download import fetch_scene
+from .builtin.scene import make_scene
+from .download.fetch import fetch_scene
 from .ingest import IngestSettings, IngestSource, ingest
 from .listing import not_a_folder, scene_files
-from .procedural import make_scene
-from .registry import download_spec
 
 #: Sizes and sums of downloaded archives, beside the scenes they belong to; worth committing.
 LOCK_FILE = Path("config", "scenes.lock.yaml")

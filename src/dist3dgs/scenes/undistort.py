@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .cameras import Camera
+from .colmap.cameras import Camera
 
 Doubles = NDArray[np.float64]
 _BORDER_SAMPLES = 64

@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
+from ..config.naming import Layout
 from ..errors import UserError
-from ..names import Layout
-from .commands import SlurmError, blocks, expand_hosts, parse_gpus, parse_time_s, rows, slurm
+from .client import SlurmError, blocks, expand_hosts, parse_gpus, parse_time_s, rows, slurm
 
 
 @dataclass(frozen=True, kw_only=True)

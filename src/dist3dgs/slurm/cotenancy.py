@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from .allocation import Allocation
-from .commands import SlurmError, blocks, expand_hosts, rows, slurm
+from .client import SlurmError, blocks, expand_hosts, rows, slurm
 
 #: Seconds between looks. squeue shows jobs for `MinJobAge` (300 s unless the site says otherwise) after their end, so
 #: that nobody who came and went in between is missed.

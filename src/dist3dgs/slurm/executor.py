@@ -39,7 +39,7 @@ from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 from ..errors import UserError
-from .settings import current_site, export, load_site, no_site
+from .site import current_site, export, load_site, no_site
 
 #: Between looks at the queue while a job is about to end, and how long that may take after its last output.
 QUICK_S, ENDING_S = 2.0, 30.0

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .commands import (
+from .client import (
     SlurmError,
     blocks,
     expand_hosts,

@@ -16,21 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evidence import ATTEMPTS
-from ..matrix import load_spec, run_digest
-from ..names import Layout, Point
+from ..config.matrix import load_spec, run_digest
+from ..config.naming import Layout, Point
+from ..runs.attempts import ATTEMPTS
 from .allocation import job_id
-from .attempts import LIVE_STATES, Try, job_end, log_cause, mark_interrupted, read_tail, settle
-from .chooser import Offer, choose
-from .commands import SlurmError, slurm
-from .jobs import RULE, Job, Queue
-from .predict import predict, read_records
+from .client import SlurmError, slurm
+from .failed_submissions import note_unstarted, refuse
+from .job_lifecycle import publish
+from .outcome import LIVE_STATES, Try, job_end, log_cause, mark_interrupted, read_tail, settle
+from .partition_choice import Offer, choose
+from .queue import RULE, Job, Queue
 from .resources import Resources, layout_resources, small_resources
 from .retry import Decision, decide
-from .settings import Site
+from .runtime_prediction import predict, read_records
+from .site import Site
 from .submission import explain, max_time, test_only
-from .turn import publish
-from .unstarted import note_unstarted, refuse
 
 #: So often a refusal whose words are not known is tried again; how often those that pass are spoken of.
 UNKNOWN_REFUSALS, SAID_AGAIN_S = 3, 60.0

@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..names import Layout
-from ..spec import Scene
+from ..config.models import Scene
+from ..config.naming import Layout
 from .retry import Decision
-from .settings import Site
+from .site import Site
 
 Resources = dict[str, int | str]
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..record import Cause
-from .attempts import Try
+from ..runs.record import Cause
+from .outcome import Try
 
 #: How often a cause may be followed by another attempt. What is not listed is not retried: a code error, a wrong
 #: setting, an allocation that does not fit, a diverged run or a job the user cancelled ends the same way every time.

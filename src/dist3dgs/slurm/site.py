@@ -1,277 +1,155 @@
-"""`dist3dgs site init`: write a profile, and the site it names, for the cluster this is called on.
+"""The settings that differ from one cluster to another: profiles/slurm/site.yaml.
 
-Reads sinfo, scontrol and (where there is accounting) sacctmgr, fills in the commented templates `profile.yaml` and
-`site.yaml`, and asks `sbatch --test-only` whether jobs as they would be sent are taken. Where a value cannot be found
-out, the default stays and a note says so.
+The file is named by the profile's `dist3dgs-slurm-site`, which no other option replaces: a profile's `config:` is
+replaced as a whole by `--config` on the command line, its `default-resources` by `--default-resources`. It is read
+once, by the executor's settings (`executor.ExecutorSettings`), and reaches the Snakefile, the jobs and their launchers
+as $DIST3DGS_SITE. The site never is a job parameter, so that moving to another partition or account trains nothing
+again.
 """
 
 import json
 import os
-import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from ..config.load import load_yaml
+from ..config.models import Settings, expand_home, validate
 from ..errors import UserError
-from ..files import write_text
-from ..names import Layout
-from ..spec import Scene
-from .commands import SlurmError, require, slurm
-from .partitions import Partition, read_partitions, sizes
-from .resources import ingest_resources, layout_resources
-from .rights import Rights, read_rights
-from .settings import SITE_FILE, Site, read_site
-from .submission import Refusal, test_only
 
-#: An ingest job asks for no more of a large node: extraction and matching share work over cores, mapping does not.
-INGEST_CPUS, INGEST_MEM_GIB = 16, 64.0
-#: With less than this many seconds the controller may forget a job between two looks at the queue.
-SAFE_JOB_AGE_S = 60
-COMMENT_COLUMN = 36
+#: Carries the site from the executor to the Snakefile and to `dist3dgs launch`, also inside jobs.
+VARIABLE = "DIST3DGS_SITE"
+#: Name of the file beside a profile that `dist3dgs site init` writes, and the profile's key that names it.
+SITE_FILE, SITE_KEY = "site.yaml", "dist3dgs-slurm-site"
 
 
-@dataclass
-class Findings:
-    """A site as far as the cluster tells, and what the user should know about it."""
-
-    site: Site
-    notes: list[str] = field(default_factory=list)
+def _none(value: object) -> object:
+    return None if value in ("", "None", "null", "~") else value
 
 
-def inspect() -> Findings:
-    """Ask the cluster. Raises `UserError` where Slurm is not there or does not answer."""
-    require()
-    partitions = [p for p in read_partitions() if p.up]
-    if not partitions:
-        raise UserError("no partition of this cluster is up for you; see: sinfo")
-    notes: list[str] = []
-    rights = read_rights(notes)
-    gpu = sorted((p for p in partitions if p.num_gpus), key=_gpu_order(partitions), reverse=True)
-    cpu = sorted(partitions, key=_cpu_order, reverse=True)
-    site, chosen = Site(), None
-    if gpu:
-        site, chosen = _first_that_works(gpu, rights, notes)
-    working_cpu, ingest = _cpu_that_works(cpu, rights, site, notes)
-    if chosen is None:
-        notes.append(
-            f"no partition has whole GPUs: ranks will run on the CPUs of {working_cpu.name} (gpu_request: none)"
-        )
-        values = _values(working_cpu, rights, workers=4) | {"gpu_request": "none", "gpu_type": None}
-        site = read_site(values, "site init")
-    site = site.model_copy(update={"cpu_partition": working_cpu.name, **ingest})
-    if chosen is not None:
-        site = site.model_copy(update=_about_the_others(chosen, partitions, notes))
-    _warn(notes)
-    return Findings(site, notes)
+Bind = Annotated[str, AfterValidator(expand_home)]
+ImagePath = Annotated[Bind | None, BeforeValidator(_none)]
 
 
-def _about_the_others(
-    chosen: Partition, partitions: Sequence[Partition], notes: list[str]
-) -> dict[str, object]:
-    """What to know of the other GPUs there are; the settings that follow."""
-    others = [str(p) for p in partitions if p.gpus_per_node and p != chosen]
-    if others:
-        notes.append(
-            f"other partitions with GPUs: {', '.join(others)}; compare them with: dist3dgs partitions"
-        )
-    if chosen.preemptible:
-        notes.append(
-            f"jobs in {chosen.name} can be preempted; they are queued again, or submitted again, and resume from a "
-            "checkpoint"
-        )
-    types = sorted({p.gpu_type for p in partitions if p.gpu_type})
-    if len(types) < 2:
-        return {}
-    notes.append("set gpu_speed to the relative speeds of your GPU types; 1.0 was written for all")
-    return {"gpu_speed": dict.fromkeys(types, 1.0)}
+def _text(value: object) -> object:
+    """Refuse what YAML has read as a number or a truth value, as it does with the account 2024_01 and the type 3090."""
+    if isinstance(value, bool | int | float):
+        raise ValueError("must be text: put it in quotes")
+    return value
 
 
-def run_init(out: Path, *, force: bool = False) -> list[str]:
-    """Write a profile for this cluster to `out`, its site beside it; what to know, line by line.
+#: Words that go into sbatch's command line and, with `--sdm env-modules`, into the rules' shell lines: nothing that a
+#: shell would read.
+Module = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[A-Za-z0-9_.,:@%+=/-]+$")]
+Word = Annotated[Module | None, BeforeValidator(_none)]
+
+
+class Site(Settings):
+    """One cluster. The defaults fit a site with one kind of GPU node and no accounting."""
+
+    account: Word = Field(None, description="Slurm account; null: none is given to sbatch")
+    gpu_partition: Word = Field(
+        "gpu", description="partition of the training jobs; auto: where each layout would end first"
+    )
+    cpu_partition: Word = Field("cpu", description="partition of everything else, and of jobs without GPUs")
+    qos: Word = None
+    gpu_request: Literal["gres", "gpus-per-node", "none"] = Field(
+        "gres", description="how this site asks for GPUs; none: ranks run on CPUs"
+    )
+    gpu_type: Word = Field(None, description="GPU type as Slurm knows it (sinfo -o %G), e.g. h100; null: any")
+    exclusive: bool = Field(
+        False,
+        description="training jobs get whole nodes (sbatch --exclusive), which no other job shares: scaling numbers "
+        "are then those of the machine; the whole nodes are charged",
+    )
+    cpus_per_gpu: int = Field(8, ge=1, le=1024)
+    mem_gib_per_gpu: float = Field(32, gt=0, description="host memory per GPU")
+    max_mem_gib: float = Field(1024, gt=0, description="largest memory of one node that may be asked for")
+    ingest_cpus: int = Field(8, ge=1, le=1024, description="CPUs of an ingest job")
+    ingest_mem_gib: float = Field(18, ge=1, description="largest memory of an ingest job")
+    ingest_runtime_min: int = Field(250, ge=1, description="longest time limit of an ingest job")
+    runtime_min: int = Field(120, ge=1, description="time limit of a first attempt")
+    max_runtime_min: int = Field(60 * 24, ge=1, description="the partition's longest time limit")
+    retry_gpu_hours: float = Field(
+        24, ge=0, description="GPU-hours that failed attempts of one point may lose before it is given up"
+    )
+    modules: list[Module] = Field([], description="environment modules loaded on the nodes")
+    image: ImagePath = Field(None, description="Apptainer image with Python and dist3dgs; null: this Python")
+    binds: list[Bind] = Field([], description="folders the image must see, as for apptainer --bind")
+    poll_s: float = Field(10, ge=0.5, le=180, description="seconds between looks at the queue")
+    gpu_speed: dict[str, float] = Field(
+        {}, description="speed of each GPU type relative to the fastest, for `dist3dgs partitions`"
+    )
+
+    def gpus_request(self, gpus: int) -> str:
+        """`gpu:h100:4` or `gpu:4`."""
+        return f"gpu:{self.gpu_type}:{gpus}" if self.gpu_type else f"gpu:{gpus}"
+
+
+def read_site(raw: Mapping[str, Any] | None, where: str = SITE_FILE) -> Site:
+    """Validate a site's settings; raises `UserError` naming `where` and the faulty setting."""
+    return validate(Site, dict(raw or {}), where)
+
+
+def site_of_profile(profile: Path) -> Site:
+    """Read the site that a profile names, as Snakemake would; the defaults where there is no such profile.
 
     Args:
-        out: the profile's config.yaml.
-        force: write over files that exist.
+        profile: the profile's config.yaml.
+
+    Raises:
+        UserError: the profile names no site, holds it at its former place, or the site's file cannot be read.
     """
-    site_file = out.parent / SITE_FILE
-    if there := [path for path in (out, site_file) if path.exists() and not force]:
+    if not profile.exists():
+        return read_site({})
+    settings = load_yaml(profile)
+    config = settings.get("config")
+    if isinstance(config, Mapping) and "site" in config:
+        raise UserError(former_place(profile))
+    if not (named := settings.get(SITE_KEY)):
+        raise UserError(no_site(profile))
+    return load_site(Path(os.path.expandvars(named)).expanduser())
+
+
+def load_site(path: Path) -> Site:
+    """Read a site file."""
+    if not path.is_file():
         raise UserError(
-            f"already there: {', '.join(map(str, there))}; give another --out FILE, or --force to write over"
+            f"{path}: no such file, and {SITE_KEY} names it (relative paths start where snakemake runs); "
+            "`dist3dgs site init --force` writes the profile and its site"
         )
-    findings = inspect()
-    write_text(site_file, render(findings.site))
-    write_text(out, render_profile(site_file))
-    return [
-        f"wrote {out} and {site_file}",
-        *findings.notes,
-        f"next: snakemake --profile {out.parent} --dry-run all",
-    ]
+    return read_site(load_yaml(path), str(path))
 
 
-def render(site: Site) -> str:
-    """Text of the site file."""
-    return _render(SITE_FILE, {name: _yaml(value) for name, value in site.model_dump().items()})
-
-
-def render_profile(site_file: Path) -> str:
-    """Text of a profile that names `site_file`: by a relative path where it is below the working folder."""
-    path, here = site_file.absolute(), Path.cwd()
-    named = path.relative_to(here) if path.is_relative_to(here) else path
-    plain = re.fullmatch(r"[\w./-]+", str(named))
-    return _render(
-        "profile.yaml", {"path": str(named) if plain else json.dumps(str(named), ensure_ascii=False)}
-    )
-
-
-def _render(template: str, values: Mapping[str, str]) -> str:
-    text = (resources.files("dist3dgs.slurm") / template).read_text(encoding="utf-8")
-    return "\n".join(_filled(line, values) for line in text.splitlines()) + "\n"
-
-
-def _filled(line: str, values: Mapping[str, str]) -> str:
-    """A template line with its values, its comment moved back to where comments stand."""
-    filled = line
-    for name, value in values.items():
-        filled = filled.replace(f"@{name}@", value)
-    if filled == line or "  #" not in filled:
-        return filled.rstrip()
-    code, comment = filled.split("  #", 1)
+def former_place(profile: Path | str) -> str:
+    """Say where the site has moved."""
     return (
-        f"{code.rstrip():<{COMMENT_COLUMN}}#{comment}"
-        if len(code.rstrip()) < COMMENT_COLUMN
-        else filled.rstrip()
+        f"{profile}: the site is no longer read from `config: site:`, which `--config` on the command line replaces. "
+        f"Its settings belong in {Path('profiles/slurm') / SITE_FILE}: `dist3dgs site init --force` writes that file "
+        "and the profile for this cluster"
     )
 
 
-#: Words that some reader of YAML takes for something else than themselves: booleans, nothing, numbers.
-_NO_TEXT = {*("y", "yes", "n", "no", "on", "off", "true", "false", "null", "none", "nan", "inf")}
+def no_site(profile: Path | str) -> str:
+    """Say what a profile without a site lacks."""
+    return (
+        f"{profile}: `{SITE_KEY}: FILE` is missing, the file with account, partitions and sizes; "
+        "`dist3dgs site init --force` writes both"
+    )
 
 
-def _yaml(value: object) -> str:
-    """A value as YAML on one line; text is quoted unless every reader takes it for text."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", value) and value.lower() not in _NO_TEXT
-        return value if plain else json.dumps(value)
-    return str(value)
+def export(site: Site) -> None:
+    """Make `site` known to this process and to those it starts."""
+    os.environ[VARIABLE] = site.model_dump_json()
 
 
-def _gpu_order(partitions: Sequence[Partition]) -> Callable[[Partition], tuple[float | bool, ...]]:
-    """Most GPUs first; of equals the default one, then one whose jobs are not preempted, then the longest."""
-    tiers = sorted(p.priority for p in partitions if p.num_gpus)
-    middle = tiers[len(tiers) // 2] if tiers else 0
-
-    def order(p: Partition) -> tuple[float | bool, ...]:
-        # A high priority is meant for urgent work, a low one is preempted: take neither without being told.
-        return p.num_gpus, p.default, -abs(p.priority - middle), min(p.max_time_s, 1e9)
-
-    return order
+def on_cluster(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process, or the Snakemake around it, submits to Slurm."""
+    return bool(environ.get(VARIABLE))
 
 
-def _cpu_order(p: Partition) -> tuple[float | bool, ...]:
-    return p.gpus_per_node == 0, p.default, p.num_up
-
-
-def _values(p: Partition, rights: Rights, workers: int) -> dict[str, object]:
-    """Site settings for the nodes of `p`."""
-    account, qos, longest_s = rights.in_partition(p)
-    found: dict[str, object] = dict(sizes(p, workers))
-    minutes = int(min(p.max_time_s, longest_s, 7 * 24 * 3600) // 60)
-    return found | {
-        "account": account,
-        "qos": qos,
-        "gpu_partition": p.name,
-        "gpu_type": p.gpu_type,
-        "runtime_min": max(1, min(120, minutes)),
-        "max_runtime_min": max(1, minutes),
-    }
-
-
-def _first_that_works(
-    candidates: Sequence[Partition], rights: Rights, notes: list[str]
-) -> tuple[Site, Partition]:
-    """The first partition, and way of asking it for GPUs, from which Slurm takes a job of the smallest layout."""
-    refused: list[tuple[Partition, Site, Refusal]] = []
-    for p in candidates:
-        for way in ("gres", "gpus-per-node"):
-            site = read_site(_values(p, rights, workers=p.gpus_per_node) | {"gpu_request": way}, "site init")
-            refusal = test_only(layout_resources(Layout(1, 1), site), site.account).refusal
-            if refusal is None:
-                if refused:
-                    notes.append(f"{refused[0][0]} has more GPUs but refuses: {refused[0][2]}")
-                return site, p
-            refused.append((p, site, refusal))
-    # None does: rather one that may do so later than one that never will.
-    p, site, refusal = min(refused, key=lambda r: not r[2].transient)
-    notes.append(f"a job for one GPU would be refused: {refusal}")
-    return site, p
-
-
-def _cpu_that_works(
-    candidates: Sequence[Partition], rights: Rights, site: Site, notes: list[str]
-) -> tuple[Partition, dict[str, object]]:
-    """The first partition from which Slurm takes an ingest job as large as it gets, and that job's sizes."""
-    first: Refusal | None = None
-    # An ingest job without limits of its own gets all that the site allows.
-    scene = Scene.model_validate({"builtin": {}, "sfm": {"memory_gib": 1e6, "timeout_s": 1e9}})
-    for name in dict.fromkeys(p.name for p in candidates):
-        p = next(p for p in candidates if p.name == name)
-        account, qos, longest_s = rights.in_partition(p)
-        # One account and QOS for all jobs: those of the training, where there is one.
-        common = {} if site.account or site.qos else {"account": account, "qos": qos}
-        asked = site.model_copy(update={"cpu_partition": name, **common, **_ingest_sizes(p, longest_s)})
-        refusal = test_only(ingest_resources(scene, asked), asked.account).refusal
-        if refusal is None:
-            return p, _ingest_sizes(p, longest_s)
-        first = first or refusal
-    notes.append(f"a job without GPUs would be refused: {first}")
-    return candidates[0], _ingest_sizes(candidates[0], rights.in_partition(candidates[0])[2])
-
-
-def _ingest_sizes(p: Partition, longest_s: float) -> dict[str, object]:
-    """CPUs, memory and time of an ingest job in `p`: what its nodes have, up to what ingestion makes use of."""
-    node, usual = sizes(p, workers=1), Site()
-    minutes = int(min(longest_s / 60, node["max_runtime_min"]))
-    return {
-        "ingest_cpus": min(INGEST_CPUS, p.cpus_per_node),
-        "ingest_mem_gib": min(INGEST_MEM_GIB, float(node["max_mem_gib"])),
-        "ingest_runtime_min": max(1, min(usual.ingest_runtime_min, minutes)),
-    }
-
-
-def _warn(notes: list[str]) -> None:
-    """What of the cluster's settings matters to a study."""
-    try:
-        config = slurm("scontrol", "show", "config")
-    except SlurmError:
-        return
-    pairs = (line.split("=", 1) for line in config.splitlines() if "=" in line)
-    settings = {key.strip(): value.strip() for key, value in pairs}
-    age = settings.get("MinJobAge", "300").split()[0]
-    if age.isdigit() and int(age) < SAFE_JOB_AGE_S:
-        notes.append(
-            f"MinJobAge is {age} s: squeue forgets ended jobs that soon; lower poll_s and "
-            "slurm-init-seconds-before-status-checks to a third of it"
-        )
-    if settings.get("EnforcePartLimits", "NO") == "NO":
-        notes.append("this cluster queues jobs that can never start: `dist3dgs status` names them")
-    accounting = "slurmdbd" in settings.get("AccountingStorageType", "")
-    notes.append(f"accounting (sacct): {'yes' if accounting else 'no'}; not needed")
-    extras = []
-    if os.environ.get("MODULEPATH"):
-        extras.append("environment modules (site.modules)")
-    if shutil.which("apptainer") or shutil.which("singularity"):
-        extras.append("Apptainer (site.image)")
-    if extras:
-        notes.append(f"also here: {', '.join(extras)}")
+def current_site(environ: Mapping[str, str] = os.environ) -> Site:
+    """The site of the enclosing Snakemake, or the defaults."""
+    return read_site(json.loads(environ[VARIABLE]), f"${VARIABLE}") if on_cluster(environ) else read_site({})

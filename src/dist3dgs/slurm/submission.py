@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .commands import SlurmError, blocks, environment, format_time, parse_gpus, parse_time_s, slurm
+from .client import SlurmError, blocks, environment, format_time, parse_gpus, parse_time_s, slurm
 from .partitions import Partition, read_partitions
-from .settings import SITE_FILE, Site
+from .site import SITE_FILE, Site
 
 Resources = Mapping[str, int | str]
 

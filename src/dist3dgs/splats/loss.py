@@ -73,18 +73,18 @@ class _CpuLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, target: Tensor, weight: float) -> Tensor:
-        from dist3dgs.splats import loss_kernels
-        from dist3dgs.splats.jit.threads import run
+        from dist3dgs.splats.cpu.jit.threads import run
+        from dist3dgs.splats.cpu.kernels import photometric
 
         image = image.contiguous()
         target = (target if target.dtype == torch.uint8 else target.to(image.dtype)).contiguous()
         height, length = image.shape[0], image.shape[1] * 3
-        num_tasks = height * -(-length // loss_kernels.STRIP)
-        get, suffix = loss_kernels.kernels(image.dtype), "_u8" if target.dtype == torch.uint8 else ""
+        num_tasks = height * -(-length // photometric.STRIP)
+        get, suffix = photometric.kernels(image.dtype), "_u8" if target.dtype == torch.uint8 else ""
         wanted = ctx.needs_input_grad[0]
         totals = image.new_empty(num_tasks, 2)
         maps = image.new_empty(3 if wanted else 0, height, length)
-        shared = (loss_kernels.weights(image.dtype), height, length, image, target)
+        shared = (photometric.weights(image.dtype), height, length, image, target)
         run(get(f"compare{suffix}"), *shared, totals, maps, int(wanted), num_tasks=num_tasks)
         n = image.numel()
         if wanted:

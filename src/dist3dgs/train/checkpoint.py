@@ -2,7 +2,7 @@
 
 `checkpoints/step-00002000.safetensors` holds the six parameters, Adam's moments (`adam/means.exp_avg`, ...), the
 densification statistics (`statistics/grad_sum`, `statistics/count`), the names of the Gaussians (`lineage`) and, as
-metadata, the step, the run's spec and the settings and the scene it belongs to (resume.py). Nothing else is needed for
+metadata, the step, the run's spec, settings and scene (runs/resume.py). Nothing else is needed for
 an exact resume: view order, noise and splits are functions of seed, step and name.
 
 Files that cannot be used are set aside when a run looks for its newest: damaged ones as `NAME.unusable`, those of other
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import replacing
-from ..resume import differences, read_metadata, short_digest
+from ..runs.resume import differences, read_metadata, short_digest
 
 FOLDER = "checkpoints"
 _HEADER, _SUMS = "header", "crc32"

@@ -14,7 +14,7 @@ from PIL import Image as PillowImage
 from torch import Tensor
 
 from ..files import replacing
-from ..parallel.base import Parallel
+from ..parallel.strategy import Parallel
 from ..splats.gaussians import Gaussians
 from ..splats.loss import psnr, ssim
 from .cameras import Cameras

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from ..parallel.base import Parallel, Rows
+from ..parallel.strategy import Parallel, Rows
 from ..splats.densify.change import Change
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import NAMES, Gaussians
-from .optimiser import Optimiser
+from .optimizer import Optimiser
 from .schedules import AdamRule
 
 LINEAGE, GRAD_SUM, COUNT = "lineage", "statistics/grad_sum", "statistics/count"

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..spec import RunSpec
+from ..config.models import RunSpec
 
 
 class Progress:

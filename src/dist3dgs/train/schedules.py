@@ -9,7 +9,7 @@ Epsilon is divided by sqrt(B), as the mean gradient over B images has that much 
 import math
 from dataclasses import dataclass
 
-from ..spec import LearningRates, RunSpec
+from ..config.models import LearningRates, RunSpec
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-15

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...spec import Densification
+from ...config.models import Densification
 from ..gaussians import Gaussians
 from . import default, mcmc
 from .change import Change

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...spec import Densification
+from ...config.models import Densification
 from ..gaussians import Gaussians
 from . import lineage as names
 from .change import Change

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...spec import Densification
+from ...config.models import Densification
 from ..gaussians import Gaussians
 from . import lineage as names
 from .change import Change

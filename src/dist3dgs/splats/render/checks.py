@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dist3dgs.errors import UserError
-from dist3dgs.splats.render.interface import COLOR_MAX, MAX_SIDE_PX, Colors
+from dist3dgs.splats.render.api import COLOR_MAX, MAX_SIDE_PX, Colors
 
 
 def check_size(width: int, height: int) -> None:

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dist3dgs.errors import UserError
 from dist3dgs.splats.render import checks
-from dist3dgs.splats.render.interface import QUATERNION_MIN, Colors, Image, Projection
+from dist3dgs.splats.render.api import QUATERNION_MIN, Colors, Image, Projection
 
 TILE_PX = 16
 #: Gaussians are looked at for NaN every so many projections, as each look waits for the GPU. In between, gsplat sees
@@ -21,7 +21,7 @@ FINITE_EVERY = 100
 
 
 class CudaRenderer:
-    """See `dist3dgs.splats.render.interface.Renderer`. Float32 on a CUDA device; also differentiable in `viewmat`.
+    """See `dist3dgs.splats.render.api.Renderer`. Float32 on a CUDA device; also differentiable in `viewmat`.
 
     Nothing here waits for the GPU from view to view: a camera's values are checked when it is first seen or has been
     written to, Gaussians at the first and then every `FINITE_EVERY`-th projection, backgrounds by shape alone.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dist3dgs.splats.render import checks
-from dist3dgs.splats.render.interface import (
+from dist3dgs.splats.render.api import (
     ALPHA_MAX,
     ALPHA_MIN,
     COLOR_MAX,
@@ -23,7 +23,7 @@ TILE_PX = 16
 
 
 class ReferenceRenderer:
-    """See `dist3dgs.splats.render.interface.Renderer`."""
+    """See `dist3dgs.splats.render.api.Renderer`."""
 
     name = "reference"
 

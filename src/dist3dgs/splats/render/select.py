@@ -3,7 +3,7 @@
 import torch
 
 from dist3dgs.errors import UserError
-from dist3dgs.splats.render.interface import Renderer
+from dist3dgs.splats.render.api import Renderer
 
 NAMES = ("auto", "cuda", "cpu", "reference")
 
@@ -27,7 +27,7 @@ def get_renderer(name: str = "auto", device: torch.device | str | None = None) -
 
         return CudaRenderer()
     if name == "cpu":
-        from dist3dgs.splats.render.cpu.renderer import CpuRenderer
+        from dist3dgs.splats.cpu.renderer import CpuRenderer
 
         return CpuRenderer()
     from dist3dgs.splats.render.reference import ReferenceRenderer

@@ -1,0 +1,38 @@
+"""The story of a study as two tables: what it met, and how fast it was against what could be expected."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..runs.record import RunRecord
+from .journey import Challenge, attempts, performance_comparison, technical_challenges
+
+Row = dict[str, Any]
+
+CHALLENGE_COLUMNS = (
+    *("cause", "attempts", "evidence_file", "evidence_line", "evidence", "remedy", "solved_by_attempt"),
+)
+PERFORMANCE_COLUMNS = (
+    *("attempt", "run", "status", "baseline", "steps", "normalised_steps", "expected_s", "best_possible_s"),
+    *("measured_s", "reason"),
+)
+
+
+def story_tables(records: Sequence[RunRecord]) -> tuple[list[Row], list[Row]]:
+    """Rows of technical_challenges.csv and of performance_comparison.csv."""
+    story = attempts(records)
+    performance = [asdict(p) for p in performance_comparison(story)]
+    return [_challenge(c) for c in technical_challenges(story)], [p | {"run": p["name"]} for p in performance]
+
+
+def _challenge(c: Challenge) -> Row:
+    first = c.evidence[0] if c.evidence else None
+    return {
+        "cause": c.cause,
+        "attempts": " ".join(str(n) for n in c.attempts),
+        "evidence_file": first.file if first else None,
+        "evidence_line": first.line if first else None,
+        "evidence": first.text if first else None,
+        "remedy": c.remedy,
+        "solved_by_attempt": c.solved_by,
+    }

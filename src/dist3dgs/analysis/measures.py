@@ -1,0 +1,128 @@
+"""What is computed from one run, or from a run and its baseline. Unknown stays None, never 0."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from ..runs.record import QualityPoint, RunRecord
+
+Definition = Literal["strong", "throughput", "time_to_quality"]
+
+#: Name -> how it is defined, as captions say it.
+DEFINITIONS: dict[str, str] = {
+    "strong": "strong scaling: the same global batch at every size; images/s against the baseline's, per rank",
+    "throughput": "throughput scaling: the same batch per rank, so the global batch grows with the ranks; "
+    "images/s against the baseline's, per rank",
+    "time_to_quality": "time to equal quality: training seconds until the held-out PSNR reaches the "
+    "baseline's, against the baseline's own seconds, per rank",
+}
+
+#: The quality to reach is the baseline's final PSNR less this. Without a tolerance, half of all equally good runs
+#: would "never" reach it for noise in the last digit.
+QUALITY_TOLERANCE_DB = 0.1
+
+
+def global_batch(record: RunRecord) -> int | None:
+    """Images per optimiser step over all ranks: measured where possible, else from the settings."""
+    m = record.metrics
+    if m.images and m.steps:
+        return max(1, round(m.images / m.steps))
+    train = record.run.settings.get("train")
+    if not isinstance(train, dict):
+        return None
+    total, per_rank = train.get("global_batch"), train.get("batch_per_rank")
+    if isinstance(total, int):
+        return total
+    return per_rank * record.world_size if isinstance(per_rank, int) else None
+
+
+def scaling_definition(
+    batch: int | None, ranks: int, baseline_batch: int | None, baseline_ranks: int
+) -> tuple[Definition | None, str | None]:
+    """Which scaling a point's images/s shows against its baseline, or None and why neither."""
+    if batch is None or baseline_batch is None:
+        return None, "global batch not known (of a log: dist3dgs import --batch-per-rank or --global-batch)"
+    if batch == baseline_batch:
+        return "strong", None
+    if batch * baseline_ranks == baseline_batch * ranks:
+        return "throughput", None
+    return None, (
+        f"global batch {batch} on {ranks} ranks against {baseline_batch} on {baseline_ranks}: "
+        "neither the same in total nor per rank"
+    )
+
+
+def efficiency(speedup: float, ranks: int, baseline_ranks: int) -> float:
+    """Speedup over the baseline / how many times more ranks. 1 is ideal."""
+    return speedup * baseline_ranks / ranks
+
+
+def time_to_quality(curve: Sequence[QualityPoint], target_psnr: float) -> float | None:
+    """Training seconds at which the held-out PSNR [dB] first reaches `target_psnr`, or None if it never does.
+
+    Between two evaluations PSNR is taken as linear in time. If the first evaluation is already above the target its
+    time is returned: an upper bound.
+    """
+    known = [(p.elapsed_s, p.psnr) for p in curve if p.psnr is not None and math.isfinite(p.psnr)]
+    previous: tuple[float, float] | None = None
+    for elapsed_s, psnr in sorted(known):
+        if psnr >= target_psnr:
+            if previous is None:
+                return elapsed_s
+            t0, q0 = previous
+            return t0 + (elapsed_s - t0) * (target_psnr - q0) / (psnr - q0)
+        previous = (elapsed_s, psnr)
+    return None
+
+
+#: Below this R = T_compute / T_comm, communication takes more than N / (N + R) of the ideal speedup (the studies'
+#: threshold for data-parallel training to pay).
+R_PAYS = 3.0
+
+
+def seconds_per_image(record: RunRecord, name: Literal["compute_s", "comm_s"] | str) -> float | None:
+    """Seconds of computation or communication in steps, per image of all ranks together; timed steps only."""
+    seconds, steps, batch = getattr(record.metrics, name), record.metrics.timed_steps, global_batch(record)
+    steps = steps or record.metrics.steps
+    return None if seconds is None or not steps or not batch else float(seconds / (steps * batch))
+
+
+def ratio_measured(compute_one_s: float | None, comm_s: float | None) -> float | None:
+    """R = T_compute of one rank / T_comm of N ranks, for the same images.
+
+    With S = 1 / (1/N + 1/R) this is the R that decides what N ranks gain. The computation left on each of N ranks over
+    their communication (`compute_to_comm`) is R / N.
+    """
+    return None if compute_one_s is None or not comm_s else compute_one_s / comm_s
+
+
+def ratio_derived(speedup: float, ranks: int) -> float | None:
+    """Return the R that explains a speedup over one rank, R = 1 / (1/S - 1/N); None where nothing was lost."""
+    lost = 1 / speedup - 1 / ranks
+    return 1 / lost if ranks > 1 and lost > 0 else None
+
+
+def compute_to_comm(record: RunRecord) -> float | None:
+    """Computation over communication on each of the run's ranks, within steps: R / N of `ratio_measured`.
+
+    As recorded, else (step seconds - exposed communication) / all communication.
+    """
+    m = record.metrics
+    if m.compute_to_comm is not None:
+        return m.compute_to_comm
+    step_s = m.phases_s.get("step")
+    if step_s is None or not m.comm_s:
+        return None
+    exposed = m.exposed_comm_s if m.exposed_comm_s is not None else m.comm_s
+    return max(step_s - exposed, 0.0) / m.comm_s
+
+
+def rank_unit(record: RunRecord) -> Literal["GPU", "rank"]:
+    """What an hour of a rank is an hour of."""
+    return "GPU" if any(d.lower() != "cpu" for d in record.environment.devices) else "rank"
+
+
+def rank_hours(record: RunRecord) -> float | None:
+    """Hours of all ranks that were allocated, used or not: GPU-hours where a rank is a GPU."""
+    total_s = record.metrics.total_s
+    return None if total_s is None else total_s * record.world_size / 3600

@@ -1,0 +1,195 @@
+"""What `dist3dgs read`, `dist3dgs diagnose` and `dist3dgs import` do."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..errors import UserError
+from ..logs.lines import CONTROL
+
+
+def run_read(paths: Sequence[Path | str], as_json: bool) -> int:
+    """Print a summary of each job. Returns the exit status, always 0; raises `UserError` if nothing can be read.
+
+    As JSON one job is an object, several are a list of them.
+    """
+    from ..diagnosis import format_summary
+    from ..diagnosis.summary import read_logs
+    from ..logs.jobs import by_job
+
+    summaries = [read_logs(job) for job in by_job(paths)]
+    if as_json:
+        found = [s.model_dump(mode="json") for s in summaries]
+        _print(json.dumps(found if len(found) > 1 else found[0], indent=1, ensure_ascii=False))
+    else:
+        _print("\n\n".join("\n".join(format_summary.lines(s)) for s in summaries))
+    return 0
+
+
+def run_diagnose(
+    paths: Sequence[Path | str],
+    as_json: bool,
+    context: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+    verdict_of_run: Callable[[Path], Any] | None = None,
+) -> int:
+    """Print one verdict for each job and run. Returns 0: ok, 1: failed or degraded, 2: a file is missing, 3: unknown.
+
+    Of several the first of failed, missing, unknown, ok that there is. verdict_of_run: what the record says of a run of
+    our own (`judge.told`). Raises `UserError` if nothing can be read.
+    """
+    from ..diagnosis.input_files import given
+    from ..diagnosis.verdict import diagnose
+    from ..logs.jobs import by_job
+
+    with given(paths) as found:
+        if not found.logs and not found.runs:
+            notes = f" ({'; '.join(found.notes)})" if found.notes else ""
+            raise UserError(
+                f"nothing to read{notes}; give the job's files: dist3dgs diagnose job.out job.err"
+            )
+        verdicts = [(str(run), verdict_of_run(run)) for run in found.runs if verdict_of_run is not None]
+        verdicts += [(" ".join(map(str, job)), diagnose(job, context)) for job in by_job(found.logs)]
+        verdicts[0][1].notes[:0] = found.notes
+        if as_json:
+            values = [v.model_dump(mode="json") for _, v in verdicts]
+            text = json.dumps(values[0] if len(values) == 1 else values, indent=1, ensure_ascii=False)
+        else:
+            heads = [[] if len(verdicts) == 1 else [f"{name}:"] for name, _ in verdicts]
+            blocks = [
+                [*head, *_verdict_lines(v, verbose)] for head, (_, v) in zip(heads, verdicts, strict=True)
+            ]
+            text = "\n\n".join("\n".join(lines) for lines in blocks)
+        _print(found.named(text))
+    return _exit_status([v.status for _, v in verdicts], found.missing or _unread(verdicts))
+
+
+def _exit_status(statuses: Sequence[str], missing: bool) -> int:
+    if {"failed", "degraded"} & set(statuses):
+        return 1
+    return 2 if missing else 3 if "unknown" in statuses else 0
+
+
+def _unread(verdicts: Sequence[tuple[str, Any]]) -> bool:
+    return any(note.endswith(UNREAD) for _, v in verdicts for note in v.notes)
+
+
+def run_import(
+    paths: Sequence[Path | str], *, scene: str, layout: str, strategy: str = "imported", repeat: str = "r0",
+    results: Path = Path("results"), force: bool = False, **reading: Any,
+) -> int:  # fmt: skip
+    """Turn a foreign job's logs into `results/{scene}/{strategy}/{layout}/{repeat}/record.json`.
+
+    `reading`: fields of `importer.Reading`.
+    """
+    from ..records.import_record import Reading, import_record
+    from ..runs.record import save_record
+
+    record, path = import_record(
+        paths, scene=scene, layout=layout, strategy=strategy, repeat=repeat, results=results, force=force,
+        reading=Reading(**reading),
+    )  # fmt: skip
+    save_record(record, path)
+    cause = f" ({record.failure.cause})" if record.failure else ""
+    note = f" ({record.reasons['status']})" if "status" in record.reasons else ""
+    _print(f"{path}: {record.status}{cause}{note}")
+    return 0
+
+
+#: How the notes of files end that could not be read at all.
+UNREAD = (
+    "no such file",
+    "cannot be read",
+    "Permission denied",
+    "not a regular file; save its content to one",
+)
+
+
+def _print(text: str) -> None:
+    """Text from logs goes to the terminal without control characters."""
+    print("\n".join(CONTROL.sub("", line) for line in text.splitlines()))
+
+
+def _json(value: BaseModel) -> str:
+    return json.dumps(value.model_dump(mode="json"), indent=1, ensure_ascii=False)
+
+
+def _verdict_lines(d: Any, verbose: bool) -> list[str]:
+    lines = [d.status if d.cause in (None, d.status) else f"{d.status}: {d.cause}"]
+    place = [
+        f"{k} {v}"
+        for k, v in (("phase", d.phase), ("step", d.step), ("rank", d.rank), ("node", d.node))
+        if v is not None
+    ]
+    if place:
+        lines.append("  " + ", ".join(place))
+    lines += [f"  {e.file}{'' if e.line is None else f':{e.line}'}: {e.text}" for e in d.evidence]
+    for name, text in (("why", d.explanation), ("mend", d.remedy if d.status != "ok" else None)):
+        if text:
+            lines.append(f"  {name}: {text}")
+    lines += [f"  note: {note}" for note in d.notes]
+    lines += [f"  not {r.cause}: {r.reason}" for r in d.ruled_out]
+    if d.cause == "unknown" and d.looked_for:
+        causes = [text for text in d.looked_for if not text.startswith("the job's other half")]
+        if verbose:
+            lines += ["  looked for:", *(f"    {text}" for text in causes)]
+        elif causes:
+            lines.append(f"  looked for {len(causes)} causes; --verbose lists how each would look")
+    return lines
+
+
+def troubleshooting() -> str:
+    """docs/troubleshooting.md, made from the table of rules."""
+    from ..diagnosis.rules import RULES, Tier
+    from ..diagnosis.rules.remedies import REMEDIES
+
+    causes = list(dict.fromkeys(r.cause for r in RULES))
+    out = [
+        "# Troubleshooting",
+        "",
+        "Made from the rules that `dist3dgs diagnose` and the records use, by",
+        "`python -m dist3dgs.cli.logs docs/troubleshooting.md`. Do not edit: a test holds the two equal.",
+        "",
+        "```",
+        "dist3dgs diagnose job.out job.err        # all files of one job; --json for programs",
+        "                                         # exit status: 0 ok, 1 failed or degraded, 2 missing, 3 unknown",
+        "dist3dgs diagnose results/SCENE/STRATEGY/LAYOUT/r0/record.json   # a run of our own, as its record has it",
+        "dist3dgs read job.out                    # the job in numbers",
+        "```",
+        "",
+        "A cause is given only where a line proves it. What ranks print that merely noticed a failure is ruled out by",
+        "name. Of several causes the one nearest to the root counts: the machine's or the scheduler's own word, then",
+        "an error that names its cause, then an uncaught exception, then what the other ranks saw, then how the",
+        "process ended.",
+        "",
+    ]
+    for cause in causes:
+        out += [f"## {cause}", ""]
+        for r in (r for r in RULES if r.cause == cause):
+            nearness = {Tier.PROOF: "proof", Tier.NOTE: "a hint only", Tier.SYMPTOM: "a symptom"}.get(
+                r.tier, ""
+            )
+            out += [f"### {r.name}" + (f" ({nearness})" if nearness else ""), ""]
+            out += [
+                f"**How it looks.** {r.looks}",
+                "",
+                f"**Why.** {r.why}",
+                "",
+                f"**What to do.** {r.remedy}",
+                "",
+            ]
+            for trainer, remedies in REMEDIES.items():
+                if r.name in remedies:
+                    out += [f"**With {trainer}.** {remedies[r.name]}", ""]
+    return "\n".join(out).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    import sys
+
+    from ..files import write_text
+
+    write_text(Path(sys.argv[1]), troubleshooting())

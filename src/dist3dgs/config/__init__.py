@@ -1,0 +1,1 @@
+"""The study's configuration: models, files, matrix of runs."""

@@ -1,0 +1,263 @@
+"""From the config files to the list of runs."""
+
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .load import FILES, Layers, merge
+from .models import SOURCES, Config, Exclusion, RunSpec, Scene, Strategy, TrainSettings, validate
+from .naming import Layout, Point, check_name
+from .published_scenes import download_spec
+
+#: Settings of a run that change none of its results: what is written while it runs, and how long is waited for whom.
+#: Snakemake trains nothing again for them, and attempts that differ in them belong to the same run.
+FREE_SETTINGS = {
+    "train": ("log_every", "tensorboard", "checkpoint_every", "keep_checkpoints"),
+    "hardware": ("timeout_s", "join_timeout_s", "max_restarts"),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A validated config: what can be asked for and what is asked for by default."""
+
+    config: Config
+    scenes: dict[str, Scene]
+    strategies: dict[str, Strategy]
+    #: Where its settings stand, for messages.
+    layers: Layers = field(default_factory=Layers, repr=False, compare=False)
+    #: Validated specs by strategy and layout, and their digests: the points of a big study differ in scene, repeat and
+    #: seed alone.
+    _specs: dict[tuple[str, Layout], RunSpec] = field(default_factory=dict, repr=False, compare=False)
+    _digests: dict[tuple[str, Layout], str] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_config(cls, raw: Mapping[str, Any], layers: Layers | None = None) -> "Study":
+        """`raw`: the merged content of config.yaml, scenes.yaml (scene_library) and strategies.yaml (strategy_library).
+        `layers`: the files it was merged from.
+
+        Raises `UserError` naming file and setting for anything that is not right.
+        """
+        raw = dict(raw)
+        layers = layers or Layers()
+        scene_library = _replaced(raw.pop("scene_library", None), layers)
+        scenes = _library(scene_library, Scene, "scene", layers)
+        strategies = _library(raw.pop("strategy_library", None), Strategy, "strategy", layers)
+        config = validate(Config, raw, layers.where)
+        study = cls(config, scenes, strategies, layers)
+        for name in config.scenes:
+            study.scene(name)
+        for name in config.strategies:
+            study.strategy(name)
+        for layout in config.layouts:
+            Layout.parse(layout)
+        for name, scene in scenes.items():
+            if scene.download is not None:
+                study._check_download(name, scene.download)
+        for name in strategies:
+            study._train(name)
+        for i, exclusion in enumerate(config.exclude):
+            study._check_exclusion(i, exclusion)
+        study.specs()
+        return study
+
+    def scene(self, name: str) -> Scene:
+        return _find(self.scenes, check_name(name, "scene"), "scene", self.layers)
+
+    def strategy(self, name: str) -> Strategy:
+        return _find(self.strategies, check_name(name, "strategy"), "strategy", self.layers)
+
+    def spec(self, point: Point) -> RunSpec:
+        """The run of any point whose scene and strategy are known, in the matrix or not."""
+        self.scene(point.scene)
+        key = (point.strategy, point.layout)
+        if key not in self._specs:
+            self._specs[key] = self._validated(point)
+        own = {"scene": point.scene, "repeat": point.repeat, "seed": self.config.seed + point.repeat}
+        return self._specs[key].model_copy(update=own)
+
+    def run_key(self, point: Point) -> str:
+        """Short text that changes with every setting that decides the result of a point."""
+        key = (point.strategy, point.layout)
+        if key not in self._digests:
+            shared = self.spec(point).model_copy(update={"scene": "", "repeat": 0, "seed": self.config.seed})
+            self._digests[key] = run_digest(spec_json(shared))
+        return self._digests[key]
+
+    def _validated(self, point: Point) -> RunSpec:
+        strategy, train = self.strategy(point.strategy), self._train(point.strategy)
+        value = {
+            "scene": point.scene,
+            "strategy": point.strategy,
+            "layout": str(point.layout),
+            "repeat": point.repeat,
+            "seed": self.config.seed + point.repeat,
+            "parallel": strategy.model_copy(update={"train": {}}).model_dump(),
+            "train": train.model_dump(),
+            "hardware": self.config.hardware.model_dump(),
+        }
+        return validate(RunSpec, value, f"config: point {point}")
+
+    def _train(self, strategy: str) -> TrainSettings:
+        """The training settings of one strategy: the config's with its own laid over them."""
+
+        def where(*loc: Any) -> str:
+            keys = ("strategy_library", strategy, "train")
+            return f"{self.layers.where(*keys, *loc)}: {strategy}.train"
+
+        merged = merge(self.config.train.model_dump(), self.strategy(strategy).train)
+        return validate(TrainSettings, merged, where)
+
+    def _check_download(self, name: str, download: str) -> None:
+        try:
+            download_spec(download)
+        except UserError as e:
+            raise UserError(f"{self.layers.where('scene_library', name, 'download')}: {name}: {e}") from None
+
+    def _check_exclusion(self, i: int, exclusion: Exclusion) -> None:
+        """One that leaves out nothing is a slip of the pen: what it was to leave out would run."""
+        c = self.config
+        for what, name, names in (
+            ("scene", exclusion.scene, c.scenes),
+            ("strategy", exclusion.strategy, c.strategies),
+            ("layout", exclusion.layout, c.layouts),
+        ):
+            if name is not None and name not in names:
+                raise UserError(
+                    f"{self.layers.where('exclude', i)}: exclude[{i}] leaves out no point: the study has no {what}"
+                    f" {name!r}; {_nearest(name, names)} Fix the name or remove the exclusion."
+                )
+
+    def excluded(self, point: Point) -> str | None:
+        """Why the config leaves this point out, or None."""
+        for e in self.config.exclude:
+            wanted = ((e.scene, point.scene), (e.strategy, point.strategy), (e.layout, str(point.layout)))
+            if all(pattern in (None, value) for pattern, value in wanted):
+                return e.reason
+        return None
+
+    def _every_point(self) -> Iterator[Point]:
+        """The matrix scenes x strategies x layouts x repeats, in a stable order."""
+        c = self.config
+        return (
+            Point(scene, strategy, Layout.parse(layout), repeat)
+            for scene in dict.fromkeys(c.scenes)
+            for strategy in dict.fromkeys(c.strategies)
+            for layout in dict.fromkeys(c.layouts)
+            for repeat in range(c.repeats)
+        )
+
+    def points(self) -> list[Point]:
+        """The matrix less the exclusions."""
+        points = [p for p in self._every_point() if self.excluded(p) is None]
+        if not points:
+            where = self.layers.where("exclude")
+            raise UserError(f"{where}: `exclude` leaves no point to run; remove an exclusion")
+        return points
+
+    def exclusions(self) -> list[tuple[Point, str]]:
+        """The points of the matrix that are left out, and why."""
+        return [(p, reason) for p in self._every_point() if (reason := self.excluded(p)) is not None]
+
+    def licences(self) -> dict[str, str]:
+        """Of the scenes of the study, as far as they are stated."""
+        stated = {}
+        for name in self.config.scenes:
+            scene = self.scene(name)
+            published = download_spec(scene.download).get("terms") if scene.download is not None else None
+            if licence := scene.licence or published:
+                stated[name] = licence
+        return stated
+
+    def specs(self) -> list[RunSpec]:
+        return [self.spec(p) for p in self.points()]
+
+
+def load_study(folder: Path, overlays: Sequence[Path] = ()) -> Study:
+    """The study of a config folder with other files laid on top, as the Snakefile and its --configfile read it."""
+    layers = Layers.read([*(Path(folder, name) for name in FILES), *overlays])
+    return Study.from_config(layers.merged(), layers)
+
+
+def spec_json(spec: RunSpec) -> str:
+    """One line, keys sorted: the same spec gives the same text, which Snakemake compares between runs."""
+    return json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def run_digest(spec_text: str) -> str:
+    """Short digest of what decides the result of a run: its spec (JSON) without `FREE_SETTINGS`."""
+    value = json.loads(spec_text)
+    for part, names in FREE_SETTINGS.items():
+        for name in names:
+            value.get(part, {}).pop(name, None)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_spec(text: str) -> RunSpec:
+    """Read the `--spec` of `dist3dgs launch`."""
+    try:
+        return validate(RunSpec, json.loads(text), "--spec")
+    except ValueError as e:
+        raise UserError(f"--spec: not JSON ({e}); copy it whole from the Snakemake log") from None
+
+
+def _replaced(raw: object, layers: Layers) -> object:
+    """The merged `scene_library`, where a scene that a later file gives another source is defined by that file alone.
+
+    Merged setting by setting, as everything else is, the scene would have both sources.
+    """
+    if not isinstance(raw, Mapping):
+        return raw
+    library = dict(raw)
+    for name in raw:
+        definition: dict[str, Any] = {}
+        replaced = False
+        for _, part in layers.holders("scene_library", name):
+            given = {key for key in SOURCES if part.get(key) is not None}
+            if given <= SOURCES & definition.keys() or not SOURCES & definition.keys():
+                definition = merge(definition, part)
+            else:
+                definition, replaced = dict(part), True
+        if replaced:
+            library[name] = definition
+    return library
+
+
+def _library(raw: object, model: type[Any], what: str, layers: Layers) -> dict[str, Any]:
+    key = f"{what}_library"
+    if not isinstance(raw, Mapping) or not raw:
+        raise UserError(
+            f"{layers.where(key)}: expected a mapping `{key}: name -> settings` with at least one {what}"
+        )
+
+    def where(name: Any, *loc: Any) -> str:
+        place = layers.where(key, name, *loc)
+        others = [holder for holder, _ in layers.holders(key, name) if holder != place]
+        # A fault of the whole entry may come of what stands in the other files.
+        return f"{place}{f' on top of {others[-1]}' if others and not loc else ''}: {name}"
+
+    def entry(name: Any, value: Any) -> Any:
+        return validate(model, {} if value is None else value, functools.partial(where, name))
+
+    return {check_name(name, what): entry(name, value) for name, value in raw.items()}
+
+
+def _find(library: Mapping[str, Any], name: str, what: str, layers: Layers) -> Any:
+    if name not in library:
+        raise UserError(
+            f"{what} {name!r} is not in {layers.holding(f'{what}_library')}; {_nearest(name, library)}"
+            " Add it there or fix the name."
+        )
+    return library[name]
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(names))}."

@@ -1,0 +1,420 @@
+"""What can be set: validated models of scenes, strategies, training and hardware settings.
+
+Every field has a default that is visible in `config/`, a type, bounds and a description; a test holds the config
+files, these models and the generated JSON schemas equal. Unknown keys are refused with the nearest known one.
+"""
+
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import UserError
+from .naming import Layout, Point
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def expand_home(path: str) -> str:
+    """Replace a leading ~ or ~user by the home folder, as a shell does."""
+    if not path.startswith("~"):  # an address may have slashes that a path loses
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise ValueError(f"no home folder is known for {path.split('/')[0]}; give the whole path") from None
+
+
+#: A path that a scene is read from, or the address of an archive.
+InputPath = Annotated[str, Field(min_length=1), AfterValidator(expand_home)]
+
+
+def _folder(path: str) -> str:
+    """A path that may stand in targets of the workflow, where braces are wildcards."""
+    if not path.strip() or not path.isprintable() or set(path) & set("{}") or PurePath(path) == PurePath("/"):
+        raise ValueError("must be a folder's path, without braces and line breaks, and not /")
+    return str(PurePath(path))
+
+
+#: A folder that the workflow writes.
+Folder = Annotated[str, AfterValidator(expand_home), AfterValidator(_folder)]
+
+
+class SfmSettings(Settings):
+    """Structure from motion with pycolmap, for photographs without a model."""
+
+    num_features: int = Field(4096, ge=64, le=65536, description="SIFT features per photograph at most")
+    matcher: Literal["exhaustive", "sequential"] = Field(
+        "exhaustive",
+        description="exhaustive: all pairs (up to a few hundred photographs); sequential: neighbours by name (video)",
+    )
+    sequential_overlap: int = Field(10, ge=1, description="sequential: neighbours on either side")
+    camera_model: Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV"] = Field(
+        "SIMPLE_RADIAL", description="COLMAP camera fitted to the photographs"
+    )
+    reproducible: bool = Field(
+        True, description="the mapper runs on one thread: the same poses to the last bit on every run"
+    )
+    num_threads: int = Field(
+        0, ge=0, description="threads of extraction and matching, 0: all; same result for any"
+    )
+    max_image_px: int = Field(2000, ge=64, description="long edge for feature extraction")
+    timeout_s: float = Field(4 * 3600.0, gt=0, description="limit on the child process")
+    memory_gib: float = Field(16.0, gt=0, description="limit on the child process")
+
+
+class BuiltinSource(Settings):
+    """The procedural scene that the package renders itself."""
+
+    num_images: int = Field(48, ge=3, le=1000)
+    width_px: int = Field(540, ge=64, le=4096)
+    height_px: int = Field(360, ge=64, le=4096)
+    seed: int = Field(0, ge=0)
+
+
+#: Settings of a scene that say where it comes from.
+SOURCES = frozenset({"builtin", "images", "colmap", "download"})
+
+
+class Scene(Settings):
+    """One entry of `config/scenes.yaml`: exactly one of builtin, images, colmap, download says where from."""
+
+    builtin: BuiltinSource | None = None
+    images: InputPath | None = Field(
+        None, description="folder of photographs, with `colmap` those of the model"
+    )
+    colmap: InputPath | None = Field(None, description="folder of an existing COLMAP model (binary or text)")
+    download: InputPath | None = Field(
+        None,
+        description="published scene, e.g. mipnerf360/garden, or the address of an archive (#folder inside it)",
+    )
+    truth: InputPath | None = Field(
+        None,
+        description="known poses (transforms.json), only to state the pose error of structure from motion",
+    )
+    max_width_px: int | None = Field(None, ge=16, description="photographs are reduced to at most this width")
+    downscale: int = Field(
+        1, ge=1, le=64, description="photographs are divided by this; an images_N folder of the scene is used"
+    )
+    test_every: int = Field(8, ge=2, description="every n-th view by name is held out")
+    sfm: SfmSettings = SfmSettings()
+    licence: str | None = Field(None, description="licence of the photographs, shown in the report")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [k for k in ("builtin", "colmap", "download") if getattr(self, k) is not None]
+        if (
+            len(given) > 1
+            or (not given and self.images is None)
+            or (self.images and given not in ([], ["colmap"]))
+        ):
+            found = [k for k in sorted(SOURCES) if getattr(self, k) is not None]
+            raise ValueError(
+                "give exactly one source: builtin, images, colmap (with images) or download; "
+                f"it has {' and '.join(found) or 'none'}"
+            )
+        if self.colmap is not None and self.images is None:
+            raise ValueError("colmap needs `images`, the folder of the model's photographs")
+        return self
+
+    def ingest_json(self) -> str:
+        """What decides the packed scene, as one line of JSON: neither the licence nor what bounds the computing."""
+        limits = {"num_threads", "timeout_s", "memory_gib"}
+        return self.model_dump_json(exclude={"licence": True, "sfm": limits})
+
+
+class LearningRates(Settings):
+    """Adam's learning rates for a batch of one image (Kerbl et al. 2023, reference implementation)."""
+
+    means: float = Field(1.6e-4, gt=0, description="start value, times the scene's extent")
+    means_final: float = Field(
+        1.6e-6, gt=0, description="end value of the exponential decay, times the extent"
+    )
+    scales: float = Field(5e-3, gt=0)
+    quats: float = Field(1e-3, gt=0)
+    opacities: float = Field(5e-2, gt=0)
+    sh0: float = Field(2.5e-3, gt=0)
+    shN: float = Field(1.25e-4, gt=0)
+
+
+class Densification(Settings):
+    """When and how the number of Gaussians changes. Steps count optimiser steps."""
+
+    kind: Literal["default", "mcmc", "none"] = Field(
+        "default",
+        description="default: clone/split/prune (Kerbl et al. 2023); mcmc: relocation (Kheradmand et al. 2024)",
+    )
+    start_step: int = Field(500, ge=0)
+    stop_step: int = Field(15_000, ge=0)
+    every: int = Field(100, ge=1)
+    grad_threshold: float = Field(
+        2e-4, gt=0, description="mean screen gradient (normalised device units) to densify"
+    )
+    absgrad: bool = Field(
+        False, description="use the sum of absolute gradients (Ye et al. 2024); threshold about 8e-4"
+    )
+    scale_threshold: float = Field(
+        0.01, gt=0, description="larger than this share of the extent: split, else clone"
+    )
+    prune_opacity: float = Field(0.005, ge=0, lt=1)
+    prune_scale: float = Field(
+        0.1, gt=0, description="after the first reset, larger shares of the extent are pruned"
+    )
+    reset_every: int = Field(3000, ge=1, description="opacity reset interval in steps")
+    max_gaussians: int = Field(
+        5_000_000,
+        ge=1,
+        description="the whole model never has more; of more initial points a random part is taken",
+    )
+    noise_lr: float = Field(5e5, ge=0, description="mcmc: strength of the position noise")
+    opacity_reg: float = Field(0.01, ge=0, description="mcmc: weight of the opacity penalty")
+    scale_reg: float = Field(0.01, ge=0, description="mcmc: weight of the scale penalty")
+
+    @model_validator(mode="after")
+    def _starts_before_it_stops(self) -> Self:
+        if self.kind != "none" and self.start_step > self.stop_step:
+            raise ValueError(
+                f"start_step {self.start_step} is after stop_step {self.stop_step}; without densification: kind: none"
+            )
+        return self
+
+
+class TrainSettings(Settings):
+    """One training run."""
+
+    steps: int = Field(
+        30_000, ge=1, le=10_000_000, description="optimiser steps for a global batch of one image"
+    )
+    keep: Literal["steps", "images"] = Field(
+        "images",
+        description="with a larger global batch keep the number of optimiser steps, or of images seen (fewer steps)",
+    )
+    batch_per_rank: int = Field(1, ge=1, le=1024, description="images per rank and step")
+    global_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images per step over all ranks; overrides batch_per_rank; a multiple of the ranks",
+    )
+    sh_degree: int = Field(3, ge=0, le=3)
+    sh_every: int = Field(1000, ge=1, description="steps between raises of the SH degree in use")
+    ssim_weight: float = Field(0.2, ge=0, le=1, description="weight of D-SSIM in the loss")
+    init_opacity: float = Field(0.1, gt=0, lt=1)
+    init_scale: float = Field(1.0, gt=0, description="initial size in mean distances to the 3 nearest points")
+    background: Literal["black", "white", "random"] = "black"
+    antialiased: bool = False
+    near: float = Field(0.01, gt=0)
+    far: float = Field(1e10, gt=0)
+    lr: LearningRates = LearningRates()
+    densify: Densification = Densification()
+    eval_every: int = Field(
+        5000, ge=1, description="steps between evaluations; the last step is always evaluated"
+    )
+    eval_views: int | None = Field(
+        None, ge=1, description="held-out views per intermediate evaluation; null: all"
+    )
+    lpips: bool = Field(True, description="evaluate LPIPS where its weights are on disk")
+    checkpoint_every: int = Field(2000, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    digest_every: int = Field(
+        500, ge=1, description="steps between comparisons of parameter digests across ranks"
+    )
+    log_every: int = Field(50, ge=1)
+    tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def _near_before_far(self) -> Self:
+        if self.near >= self.far:
+            raise ValueError(f"near {self.near:g} is not before far {self.far:g}")
+        return self
+
+
+class Strategy(Settings):
+    """One entry of `config/strategies.yaml`."""
+
+    kind: Literal["replicated", "sharded"] = Field(
+        "replicated",
+        description="replicated: every rank holds all Gaussians; sharded: each owns a part, projections travel",
+    )
+    init: Literal["broadcast", "independent"] = Field(
+        "broadcast",
+        description="broadcast: rank 0 reads and all receive; independent: each reads for itself (the historic crash)",
+    )
+    ranks: Literal["all", "one"] = Field(
+        "all",
+        description="all: one rank per worker of the layout; one: a single rank, the others idle (a historic mistake)",
+    )
+    compression: Literal["none", "bf16", "powersgd"] = Field(
+        "none", description="replicated: how gradients travel"
+    )
+    powersgd_rank: int = Field(2, ge=1, le=32, description="rank of the factors that powersgd sends")
+    rebalance_above: float = Field(
+        1.2, ge=1, description="sharded: rows move when the largest shard is this many times the mean"
+    )
+    train: dict[str, Any] = Field({}, description="training settings that differ from config.yaml's `train`")
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if self.kind == "sharded" and (self.init, self.compression) != ("broadcast", "none"):
+            raise ValueError("a sharded strategy needs init: broadcast and compression: none")
+        return self
+
+
+class Hardware(Settings):
+    """What one rank gets."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads_per_rank: int = Field(
+        1, ge=0, le=1024, description="CPU threads of a rank; 0: cores / ranks on the node"
+    )
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    timeout_s: float = Field(600, gt=0, description="a collective that waits longer than this ends the run")
+    join_timeout_s: float = Field(
+        300, ge=1, description="a node or rank that has not joined the others after this ends the run"
+    )
+    max_restarts: int = Field(0, ge=0, le=100, description="restarts from the last checkpoint within one job")
+
+
+class Exclusion(Settings):
+    """Points that are not run, and why; null matches everything."""
+
+    scene: str | None = None
+    strategy: str | None = None
+    layout: str | None = None
+    reason: str
+
+
+class Config(Settings):
+    """`config/config.yaml` with the entries of scenes.yaml and strategies.yaml merged in."""
+
+    results: Folder = "results"
+    data: Folder = "data"
+    seed: int = Field(42, ge=0, lt=2**31)
+    scenes: list[str] = Field(min_length=1)
+    strategies: list[str] = Field(min_length=1)
+    layouts: list[str] = Field(min_length=1)
+    repeats: int = Field(1, ge=1, le=1000)
+    only_existing: bool = Field(
+        False, description="tabulate and draw the records that are there, train nothing"
+    )
+    fail_on: Literal["never", "failed"] = Field(
+        "never",
+        description="failed: a failed point is the exit status of `snakemake ... all`; never: it is a row",
+    )
+    exclude: list[Exclusion] = []
+    train: TrainSettings = TrainSettings()
+    hardware: Hardware = Hardware()
+
+
+class RunSpec(Settings):
+    """Everything one run depends on; its JSON form is the `--spec` of `dist3dgs launch`."""
+
+    scene: str
+    strategy: str
+    layout: str
+    repeat: int
+    seed: int
+    parallel: Strategy
+    train: TrainSettings
+    hardware: Hardware
+
+    @property
+    def point(self) -> Point:
+        return Point(self.scene, self.strategy, Layout.parse(self.layout), self.repeat)
+
+    @property
+    def started(self) -> Layout:
+        """The ranks that are started: those of the layout, which is what is allocated, unless told otherwise."""
+        return Layout.parse(self.layout) if self.parallel.ranks == "all" else Layout(1, 1)
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimiser step over all ranks."""
+        return self.train.global_batch or self.train.batch_per_rank * self.started.world_size
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of this run: `train.steps`, divided by the global batch where images are kept."""
+        return -(-self.train.steps // self.global_batch) if self.train.keep == "images" else self.train.steps
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        world = self.started.world_size
+        if self.global_batch % world:
+            raise ValueError(
+                f"train.global_batch = {self.global_batch} is no multiple of the {world} ranks of {self.started}"
+            )
+        return self
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+#: Kinds of pydantic's errors whose own words speak of Python.
+_EXPECTED = {
+    "list_type": "must be a list, e.g. [a, b]",
+    "dict_type": "must be a mapping of settings (`name: value`)",
+    "model_type": "must be a mapping of settings (`name: value`)",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+}
+
+
+def validate(model: type[M], value: object, where: str | Callable[..., str]) -> M:
+    """Build `model` from plain data, or raise `UserError` that names each faulty setting and where it stands.
+
+    `where`: a file, or what gives the file of a setting from the keys that lead to it.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as e:
+        places = [where if isinstance(where, str) else where(*error["loc"]) for error in e.errors()]
+        lines = [
+            f"{place}: {_describe(model, error)}" for place, error in zip(places, e.errors(), strict=True)
+        ]
+        raise UserError("\n".join(lines)) from None
+
+
+def _describe(model: type[BaseModel], error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting `{key}`{_nearest(model, error['loc'])}"
+    if error["type"] == "missing":
+        return f"setting `{key}` is missing"
+    said = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    got = "" if isinstance(error["input"], dict | BaseModel) else f" (it is {_brief(error['input'])})"
+    return (f"setting `{key}`: " if key else "") + _EXPECTED.get(error["type"], said) + got
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _nearest(model: type[BaseModel], loc: tuple[Any, ...]) -> str:
+    """'; did you mean `x`?' among the fields of the model that `loc` points into."""
+    import difflib
+    import typing
+
+    current: Any = model
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation
+        candidates = [annotation, *typing.get_args(annotation)]
+        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if current is None:
+            return ""
+    names = list(current.model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
+    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(names)}"

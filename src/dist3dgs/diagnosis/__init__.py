@@ -1,0 +1,11 @@
+"""Evidence in, verdict out: what a job's logs say, and why it failed.
+
+    from dist3dgs.diagnosis import diagnose
+    diagnose([Path("job.out"), Path("job.err")]).cause
+
+Never imports torch; reads logs as streams (see `lines`).
+"""
+
+from .verdict import Diagnosis, RuledOut, diagnose
+
+__all__ = ["Diagnosis", "RuledOut", "diagnose"]

@@ -1,0 +1,120 @@
+"""Before anything is loaded: do the layers agree about how many workers there are?
+
+The layout asked for, the Slurm allocation, the srun step and the devices that are visible are compared by the
+launcher. The training process goes on with its table: torchrun's world and the ranks that really joined.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.models import RunSpec
+from ..config.naming import Layout
+from ..slurm.allocation import Allocation, Step, step
+
+#: What each layer says, by its name: one table from the launcher to the last rank.
+Layers = dict[str, Any]
+
+
+@dataclass
+class World:
+    """What each layer says, what is wrong and refused, and what is wrong but was asked for ("" if nothing is)."""
+
+    layers: Layers
+    message: str = ""
+    warning: str = ""
+    uses_gpus: bool = False
+
+
+def refusal(problem: str, layers: Mapping[str, Any]) -> str:
+    """The one form in which a disagreement is told: what is wrong and what to change, then what each layer says."""
+    width = max(map(len, layers), default=0)
+    return "\n".join(
+        [f"allocation mismatch: {problem}", *(f"  {k:<{width}}  {v}" for k, v in layers.items())]
+    )
+
+
+def check_world(spec: RunSpec, allocation: Allocation | None, here: Step | None = None) -> World:
+    """Compare the layers. `allocation`: None outside Slurm. `here`: this process's srun step, asked when None."""
+    layout = Layout.parse(spec.layout)
+    here = step() if here is None else here
+    gpus = visible_gpus() if spec.hardware.device != "cpu" else None
+    uses_gpus = bool(gpus) or spec.hardware.device == "cuda"
+    layers = layers_of(spec) | {"Slurm allocation": "none" if allocation is None else str(allocation)}
+    if here.tasks > 1:
+        layers["srun step"] = f"{here.tasks} tasks, this is task {here.task}"
+    layers["visible GPUs"] = "not used" if gpus is None else f"{len(gpus)} on this node"
+    world = World(layers, uses_gpus=uses_gpus)
+    problem = None
+    if here.tasks > 1:
+        problem = (
+            f"srun started this launcher {here.tasks} times, and each would start all ranks of {layout}; start it "
+            "once: srun --nodes=1 --ntasks=1, or without srun in the batch script, and ask for the job with "
+            "--ntasks-per-node=1"
+        )
+    elif allocation is not None:
+        problem = allocation.mismatch(layout, uses_gpus=uses_gpus)
+    elif layout.nodes > 1:
+        problem = (
+            f"{layout} needs {layout.nodes} nodes but this is not a Slurm job; run it with "
+            f"`snakemake --profile profiles/slurm`, or ask for n1g{layout.world_size}"
+        )
+    if problem is None and uses_gpus and gpus is not None and len(gpus) != layout.workers_per_node:
+        more = "more" if len(gpus) > layout.workers_per_node else "fewer"
+        problem = (
+            f"{len(gpus)} GPU(s) are visible on this node, {more} than the {layout.workers_per_node} of {layout}; "
+            f"ask for n{layout.nodes}g{max(1, len(gpus))}, or set CUDA_VISIBLE_DEVICES to {layout.workers_per_node} "
+            "of them, or hardware.device: cpu"
+        )
+    if (
+        problem is None
+        and gpus == []
+        and not uses_gpus
+        and allocation is not None
+        and allocation.gpus_per_node
+    ):
+        problem = (
+            f"Slurm job {allocation.job_id} has {allocation.gpus_per_node} GPU(s) per node and none is visible here: "
+            "the ranks would train on the CPU. See `nvidia-smi` on this node, or set hardware.device: cpu if that is "
+            "meant"
+        )
+    started = spec.started.world_size
+    if started != layout.world_size:
+        layers["ranks started"] = started
+        world.warning = (
+            f"allocation mismatch: {layout.world_size} workers are allocated for {layout} and {started} rank is "
+            f"started; the others idle for the whole run. The strategy asks for it with `ranks: one`\n"
+        )
+    if problem:
+        world.message = refusal(problem, layers)
+    return world
+
+
+def layers_of(spec: RunSpec, environ: Mapping[str, str] = os.environ) -> Layers:
+    """The table so far: the launcher's, where it started this process and told where it writes, else the layout."""
+    layout = Layout.parse(spec.layout)
+    asked = {"layout": f"{layout.nodes} node(s) x {layout.workers_per_node} worker(s)"}
+    try:
+        summary = json.loads(Path(environ["DIST3DGS_ATTEMPT"], "launch.json").read_text(encoding="utf-8"))
+    except (KeyError, OSError, ValueError):
+        return asked
+    return asked | (summary.get("world") or {})
+
+
+def visible_gpus() -> list[str]:
+    """UUIDs or indices of the NVIDIA GPUs this process may use, without importing torch."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        out = subprocess.run(
+            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=20, check=True,
+        ).stdout.split()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return []
+    if listed is None:
+        return out
+    return [d for d in listed.split(",") if d.strip() and d.strip() != "-1"]

@@ -1,0 +1,183 @@
+"""Our own event files, `events.NODE.jsonl` (vocabulary: dist3dgs.runs.events)."""
+
+import heapq
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..facts import Line
+from ..lines import clean, looks_binary
+
+#: An event line is one `write` and small; a longer one is no event.
+MAX_EVENT_BYTES = 1 << 20
+#: As `dist3dgs.runs.events` writes them; written otherwise they are read one by one.
+STEP, FIRST_RANK = b'"event": "step"', b'"rank": 0,'
+_TIME = re.compile(rb'"t": ?(\d{1,15}(?:\.\d+)?)[,}]')
+
+
+@dataclass
+class RunDiary:
+    """What the events of one run add up to."""
+
+    world_size: int | None = None
+    hosts: dict[int, str] = field(default_factory=dict)
+    devices: dict[int, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    started_at: float | None = None
+    last_t: float | None = None
+    last_step: int = 0
+    last_step_t: float | None = None
+    """Of the last step, or of a later sign that the run goes on."""
+    last_step_line: Line | None = None
+    step_s: dict[int, dict[str, float]] = field(default_factory=dict)
+    steps: dict[int, int] = field(default_factory=dict)
+    images: dict[int, int] = field(default_factory=dict)
+    phases_s: dict[int, dict[str, float]] = field(default_factory=dict)
+    peak_rss_gib: dict[int, float] = field(default_factory=dict)
+    peak_gpu_gib: dict[int, float] = field(default_factory=dict)
+    phase: dict[int, str] = field(default_factory=dict)
+    evals: list[dict[str, Any]] = field(default_factory=list)
+    num_gaussians: int | None = None
+    loss: float | None = None
+    errors: list[tuple[dict[str, Any], Line]] = field(default_factory=list)
+    signals: list[tuple[dict[str, Any], Line]] = field(default_factory=list)
+    end: tuple[dict[str, Any], Line] | None = None
+    num_events: int = 0
+    events_of: dict[str, int] = field(default_factory=dict)
+    """Number of events by file."""
+
+
+def sniff(head: str) -> bool:
+    first = next((line for line in head.splitlines() if line.strip()), "")
+    return first.startswith("{") and '"event"' in first and '"rank"' in first
+
+
+def read(paths: Sequence[Path]) -> RunDiary:
+    """Read a run's events, those of several nodes merged by time; torn and foreign lines are skipped.
+
+    Of steps that follow each other only the last one is looked at: a run has a million.
+    """
+    d = RunDiary()
+    files = [_lines(path) for path in paths]
+    # One file is in order by itself, whatever its times.
+    lines = files[0] if len(files) == 1 else heapq.merge(*map(_timed, files), key=lambda line: line[0])
+    step: _RawLine | None = None
+    for _, path, raw, number in lines:
+        if STEP in raw and raw.endswith(b"}\n"):
+            if FIRST_RANK in raw:
+                step = 0.0, path, raw, number
+            continue
+        if step is not None:
+            _take(d, *step[1:])
+            step = None
+        _take(d, path, raw, number)
+    if step is not None:
+        _take(d, *step[1:])
+    return d
+
+
+#: Time, file, text and number of a line.
+_RawLine = tuple[float, str, bytes, int]
+
+
+def _lines(path: Path) -> Iterator[_RawLine]:
+    with Path(path).open("rb") as f:
+        if looks_binary(f.read(4096)):
+            return
+        f.seek(0)
+        number = 0
+        while raw := f.readline(MAX_EVENT_BYTES):
+            number += raw.endswith(b"\n")
+            yield 0.0, str(path), raw, number
+
+
+def _timed(lines: Iterator[_RawLine]) -> Iterator[_RawLine]:
+    """The lines with their times, never decreasing, so that merging keeps each file's order."""
+    latest = 0.0
+    for _, path, raw, number in lines:
+        if found := _TIME.search(raw, 0, 200):
+            latest = max(latest, float(found[1]))
+        yield latest, path, raw, number
+
+
+def _take(d: RunDiary, path: str, raw: bytes, number: int) -> None:
+    try:
+        event = json.loads(raw)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(event, dict) and isinstance(event.get("event"), str):
+        d.events_of[path] = d.events_of.get(path, 0) + 1
+        _note(d, event, Line(path, number, clean(raw)))
+
+
+def _num(event: dict[str, Any], key: str) -> float | None:
+    value = event.get(key)
+    return (
+        float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+        else None
+    )
+
+
+def _note(d: RunDiary, e: dict[str, Any], line: Line) -> None:
+    rank = e["rank"] if isinstance(e.get("rank"), int) and 0 <= e["rank"] < 1 << 20 else 0
+    t, kind = _num(e, "t"), e["event"]
+    d.num_events += 1
+    if t is not None:
+        d.started_at = t if d.started_at is None else d.started_at
+        d.last_t = t
+    if kind == "start":
+        world = _num(e, "world_size")
+        d.world_size = int(world) if world else d.world_size
+        d.hosts[rank] = str(e.get("host"))[:256]
+        d.devices[rank] = str(e.get("device_name") or e.get("device"))[:256]
+        d.versions = (
+            {str(k)[:64]: str(v)[:64] for k, v in (e.get("versions") or {}).items()}
+            if isinstance(e.get("versions"), dict)
+            else {}
+        )
+        d.end = None
+    elif kind == "enter":
+        d.phase[rank] = str(e.get("phase"))[:64]
+    elif kind == "leave":
+        phases = d.phases_s.setdefault(rank, {})
+        name = str(e.get("phase"))[:64]
+        phases[name] = phases.get(name, 0.0) + (_num(e, "s") or 0.0)
+    elif kind == "step":
+        step = _num(e, "step")
+        if step is not None and rank == 0:
+            d.last_step, d.last_step_t, d.last_step_line = int(step), t, line
+            d.loss = _num(e, "loss")
+        d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
+    elif kind == "progress":
+        d.last_step_t = t if d.last_step_t is not None else None
+    elif kind == "densify":
+        d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
+    elif kind == "eval":
+        if len(d.evals) < 10_000:
+            d.evals.append(e)
+    elif kind == "timing":
+        if isinstance(e.get("step_s"), dict) and {"median", "mean", "p5", "p95"} <= e["step_s"].keys():
+            d.step_s[rank] = {
+                k: float(e["step_s"][k])
+                for k in ("median", "mean", "p5", "p95")
+                if _num(e["step_s"], k) is not None
+            }
+        if isinstance(e.get("phases_s"), dict):
+            d.phases_s[rank] = {
+                str(k)[:64]: v for k in e["phases_s"] if (v := _num(e["phases_s"], k)) is not None
+            }
+        d.steps[rank], d.images[rank] = int(_num(e, "steps") or 0), int(_num(e, "images") or 0)
+    elif kind == "memory":
+        for store, key in ((d.peak_rss_gib, "peak_rss_gib"), (d.peak_gpu_gib, "peak_gpu_gib")):
+            if (value := _num(e, key)) is not None:
+                store[rank] = value
+    elif kind == "error" and len(d.errors) < 4096:
+        d.errors.append((e, line))
+    elif kind == "signal" and len(d.signals) < 4096:
+        d.signals.append((e, line))
+    elif kind == "end":
+        d.end = (e, line)

@@ -1,0 +1,80 @@
+"""Our own `resources.*.csv` (columns: dist3dgs.monitoring.sampler)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..lines import read_blocks
+from ..csv_columns import Table, cells
+from .nvidia_smi import MAX_GPUS, GpuSamples
+
+
+@dataclass
+class NodeSamples:
+    """Running statistics of one node's samples."""
+
+    node: str = ""
+    num_samples: int = 0
+    peak_pss_gib: float | None = None
+    pss_sum_gib: float = 0.0
+    cpu_sum: float = 0.0
+    first_t: float | None = None
+    last_t: float | None = None
+    gpus: dict[str, GpuSamples] = field(default_factory=dict)
+
+
+def sniff(head: str) -> bool:
+    first = next((line for line in head.splitlines() if line.strip()), "")
+    return {"t", "node", "pss_gib"} <= set(first.split(","))
+
+
+def read(path: Path) -> NodeSamples:
+    """Statistics of all whole rows; on a node with GPUs there is one row per sample and GPU."""
+    s = NodeSamples()
+    header: list[str] = []
+    for block in read_blocks(path):
+        if not header:
+            header = next((cells(raw) for raw in block.lines if raw.strip()), [])
+        table = Table.of(block.data.replace(b"\r", b""), len(header))
+        if len(table.rows):
+            _take(s, table, {name: i for i, name in enumerate(header)})
+    return s
+
+
+def _take(s: NodeSamples, table: Table, columns: dict[str, int]) -> None:
+    def column(name: str) -> NDArray[np.float64]:
+        if name not in columns:
+            return np.full(len(table.rows), np.nan)
+        values = table.numbers(columns[name])
+        return np.where((values >= 0) & (values < 1e15), values, np.nan)
+
+    t = column("t")
+    valid = np.isfinite(t)
+    if not valid.any():
+        return
+    if not s.node:
+        s.node = table.texts(columns["node"])[int(np.flatnonzero(valid)[0])]
+    # All rows of a sample have its time, and what the node used stands in each of them.
+    before = np.append(np.nan if s.last_t is None else s.last_t, t[valid][:-1])
+    new = t[valid] != before
+    pss = column("pss_gib")[valid]
+    s.num_samples += int(new.sum())
+    s.pss_sum_gib += float(np.nansum(pss[new]))
+    s.cpu_sum += float(np.nansum(column("cpu_percent")[valid][new]))
+    s.first_t = float(t[valid][0]) if s.first_t is None else s.first_t
+    s.last_t = float(t[valid][-1])
+    if np.isfinite(pss).any():
+        s.peak_pss_gib = max(float(np.nanmax(pss)), s.peak_pss_gib or 0.0)
+    index = column("gpu_index")
+    memory = np.floor(column("gpu_mem_gib") * 1024)
+    busy, power = column("gpu_util_percent"), column("gpu_power_w")
+    for i in np.unique(index[valid & np.isfinite(index)]).tolist():
+        key = str(int(i))
+        if key not in s.gpus and len(s.gpus) >= MAX_GPUS:
+            continue
+        mine = valid & (index == i)
+        s.gpus.setdefault(key, GpuSamples()).add(
+            {"t": t[mine], "memory": memory[mine], "busy": busy[mine], "power": power[mine]}
+        )

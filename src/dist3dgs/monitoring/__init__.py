@@ -1,0 +1,1 @@
+"""Sample what a run uses on its node."""

@@ -1,0 +1,1 @@
+"""Build a run's record from its evidence."""

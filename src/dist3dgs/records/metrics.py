@@ -1,0 +1,244 @@
+"""What was measured, from the ranks' own totals."""
+
+from collections import defaultdict
+from typing import Any
+
+from ..runs.attempts import Attempt
+from ..runs.record import Collective, Metrics, QualityPoint, RankMetrics, StepTime, ViewQuality
+from .evidence import Case
+
+#: Seconds by phase.
+Phases = dict[str, float]
+
+#: What a rank's steps are split into.
+_SHARES = ("compute_s", "comm_s", "exposed_comm_s")
+
+
+def measure(case: Case) -> tuple[Metrics, dict[str, str]]:
+    """The run's metrics, and for each null its reason."""
+    timing = {e["rank"]: e for e in case.of_kind("timing")}
+    slowest = max(timing.values(), key=lambda e: e["train_s"], default=None)
+    evals = [e for e in case.diary if e["event"] == "eval"]
+    final = evals[-1] if evals else {}
+    by_attempt = [_booked(case, attempt) for attempt in case.story]
+    values: dict[str, Any] = {
+        "total_s": _total_s(case),
+        "phases_s": _phases(by_attempt),
+        "curve": [_curve_point(e) for e in evals],
+        "views": [_view(v) for v in final.get("views", [])],
+        "ranks": _ranks(case, timing, by_attempt),
+        "psnr": final.get("psnr"),
+        "ssim": final.get("ssim"),
+        "lpips": final.get("lpips"),
+        "num_gaussians": final.get("num_gaussians"),
+        "peak_host_gib": case.launch.get("peak_pss_gib"),
+    }
+    if slowest:
+        values |= _speed(case, slowest)
+    memory = case.of_kind("memory")
+    values["peak_rss_gib"] = max((e["peak_rss_gib"] for e in memory if e.get("peak_rss_gib")), default=None)
+    values["peak_gpu_gib"] = max((e["peak_gpu_gib"] for e in memory if e.get("peak_gpu_gib")), default=None)
+    metrics, wrong = Metrics.known(values)
+    return metrics, _reasons(case, values, slowest) | wrong
+
+
+def _speed(case: Case, slowest: dict[str, Any]) -> dict[str, Any]:
+    images_per_step = slowest["images"] / max(1, case.last_step)
+    mean_s = slowest["step_s"]["mean"] if slowest["step_s"] else None
+    shares = _shares(case, slowest)
+    compute_s, comm_s = shares["compute_s"], shares["comm_s"]
+    return {
+        **shares,
+        "train_s": slowest["train_s"],
+        "step_parts_s": slowest["parts_s"],
+        "steps": case.last_step,
+        "timed_steps": slowest["steps"],
+        "images": slowest["images"],
+        "step_s": StepTime(**slowest["step_s"]) if slowest["step_s"] else None,
+        "steps_per_s": 1 / mean_s if mean_s else None,
+        "images_per_s": images_per_step / mean_s if mean_s else None,
+        "compute_to_comm": compute_s / comm_s if comm_s and compute_s is not None else None,
+        "collectives": _collectives(case, slowest["rank"]),
+    }
+
+
+def _shares(case: Case, timing: dict[str, Any]) -> dict[str, float | None]:
+    """What one rank's seconds in steps were: computing, collectives, and those of them that computing did not hide."""
+    parts_s = sum(timing["parts_s"].values())
+    comm = [e for e in case.of_kind("comm") if e["rank"] == timing["rank"] and e.get("phase") == "step"]
+    known = bool(comm) and all(e["s"] is not None for e in comm)
+    if not parts_s or (_num_ranks(case) > 1 and not known):
+        return dict.fromkeys(_SHARES)
+    if not comm:
+        return {**dict.fromkeys(_SHARES), "compute_s": parts_s}
+    exposed_s = sum(e["exposed_s"] for e in comm)
+    return {
+        "compute_s": parts_s - exposed_s,
+        "comm_s": sum(e["s"] for e in comm),
+        "exposed_comm_s": exposed_s,
+    }
+
+
+def _reasons(case: Case, values: dict[str, Any], slowest: dict[str, Any] | None) -> dict[str, str]:
+    """Why a null is null, and what a number leaves out."""
+    reasons: dict[str, str] = {}
+    if slowest is None:
+        for name in ("train_s", "steps", "step_s", "images_per_s", "peak_rss_gib"):
+            reasons[name] = "the run did not reach its end, where ranks write their totals"
+    if values["lpips"] is None:
+        reasons["lpips"] = "its weights are not on disk (dist3dgs fetch-weights) or `train.lpips` is false"
+    if values["psnr"] is None:
+        reasons["psnr"] = "no evaluation was reached"
+    for name in (*_SHARES, "compute_to_comm"):
+        if values.get(name) is None:
+            reasons[name] = _why_no_share(name, case, slowest)
+        elif slowest and slowest["steps"] < case.last_step:
+            reasons[name] = (
+                f"of the {slowest['steps']} steps since the last resume, not of all {case.last_step}"
+            )
+    if values["peak_gpu_gib"] is None:
+        cpu = all(e.get("device") == "cpu" for e in case.of_kind("start"))
+        reasons["peak_gpu_gib"] = "trained on the CPU" if cpu else "the ranks did not report it"
+    return reasons
+
+
+def _why_no_share(name: str, case: Case, slowest: dict[str, Any] | None) -> str:
+    """Why seconds in steps are not told apart into computing and collectives."""
+    if name != "compute_s" and _num_ranks(case) == 1:
+        return "one rank: nothing to communicate"
+    if slowest is None:
+        return "no totals were written"
+    if not slowest["parts_s"]:
+        return "no step was timed in parts: too few steps (on a GPU the 6th and every 50th are)"
+    return "the evidence does not say in which phase a collective was"
+
+
+def _num_ranks(case: Case) -> int:
+    return len({e["rank"] for e in case.of_kind("start")})
+
+
+def _collectives(case: Case, rank: int) -> list[Collective]:
+    """One rank's totals, and beside its bytes those of all ranks."""
+    events = case.of_kind("comm")
+    sent: dict[tuple[str | None, str], int] = defaultdict(int)
+    for e in events:
+        sent[e.get("phase"), e["op"]] += e["bytes"]
+    fields = ("op", "phase", "calls", "bytes", "s", "exposed_s")
+    return [
+        Collective(**{k: e.get(k) for k in fields}, bytes_all_ranks=sent[e.get("phase"), e["op"]])
+        for e in events
+        if e["rank"] == rank
+    ]
+
+
+def _ranks(
+    case: Case, timing: dict[int, dict[str, Any]], by_attempt: list[dict[int, Phases]]
+) -> list[RankMetrics]:
+    digests = [e["digests"] for e in case.of_kind("digest")]
+    memory = {e["rank"]: e for e in case.of_kind("memory")}
+    ranks = []
+    for e in sorted(case.of_kind("start"), key=lambda e: e["rank"]):
+        r = e["rank"]
+        mine = timing.get(r)
+        ranks.append(
+            RankMetrics(
+                rank=r,
+                host=e.get("host"),
+                device=e.get("device"),
+                phases_s=_sum([booked[r] for booked in by_attempt if r in booked]),
+                step_parts_s=mine["parts_s"] if mine else {},
+                **(_shares(case, mine) if mine else {}),
+                peak_rss_gib=memory.get(r, {}).get("peak_rss_gib"),
+                peak_gpu_gib=memory.get(r, {}).get("peak_gpu_gib"),
+                parameter_digest=digests[-1][r] if digests and r < len(digests[-1]) else None,
+            )
+        )
+    return ranks
+
+
+def _phases(by_attempt: list[dict[int, Phases]]) -> Phases:
+    """Add up the slowest rank's seconds of each phase over all attempts, as the total adds up theirs."""
+    slowest = []
+    for booked in by_attempt:
+        names = dict.fromkeys(name for phases in booked.values() for name in phases)
+        slowest.append({name: max(phases.get(name, 0.0) for phases in booked.values()) for name in names})
+    return _sum(slowest)
+
+
+def _sum(parts: list[Phases]) -> Phases:
+    names = dict.fromkeys(name for phases in parts for name in phases)
+    return {name: sum(phases.get(name, 0.0) for phases in parts) for name in names}
+
+
+def _booked(case: Case, attempt: Attempt) -> dict[int, Phases]:
+    """Return each rank's seconds by phase in one attempt: as it wrote them at its end, else from its events.
+
+    `startup` is from the launcher's start; the ranks' own clocks begin when torch is loaded. A phase that was open
+    when the attempt ended lasted to that end.
+    """
+    start, end = _times(case, attempt)
+    walks: dict[int, _Walk] = {}
+    written: dict[int, Phases] = {}
+    for e in attempt.events():
+        rank, t = e.get("rank"), e.get("t")
+        if not isinstance(rank, int) or not isinstance(t, int | float):
+            continue
+        walk = walks.setdefault(rank, _Walk(start))
+        if e["event"] in ("enter", "leave"):
+            walk.take(e, t)
+        elif e["event"] == "timing":
+            written[rank] = e["phases_s"]
+    booked = {}
+    for rank, walk in walks.items():
+        if rank not in written and end is not None:
+            walk.close(end)
+        phases = written.get(rank, walk.phases_s)
+        startup = {"startup": walk.phases_s["startup"]} if "startup" in walk.phases_s else {}
+        booked[rank] = {**startup, **{k: v for k, v in phases.items() if k != "startup"}}
+    return booked
+
+
+class _Walk:
+    """Adds up one rank's time in its phases along its events; what nested phases take is theirs."""
+
+    def __init__(self, start: float | None) -> None:
+        self.phases_s: Phases = {}
+        self._open = ["startup"]
+        self._since = start
+
+    def take(self, event: dict[str, Any], t: float) -> None:
+        self.close(t)
+        phase = str(event.get("phase"))
+        if event["event"] == "leave":
+            self._open = self._open[:-1]
+        elif self._open != ["startup"] or phase != "startup":  # the launcher's start began it
+            self._open.append(phase)
+
+    def close(self, t: float) -> None:
+        """Book the time up to `t` under the innermost open phase."""
+        if self._open and self._since is not None and t > self._since:
+            name = self._open[-1]
+            self.phases_s[name] = self.phases_s.get(name, 0.0) + t - self._since
+        self._since = t
+
+
+def _total_s(case: Case) -> float | None:
+    """Add up the attempts from start to end; waiting between them is not training and not counted."""
+    times = [_times(case, attempt) for attempt in case.story]
+    return sum(end - start for start, end in times if start and end) or None
+
+
+def _times(case: Case, attempt: Attempt) -> tuple[float | None, float | None]:
+    """Unix seconds of an attempt's start and end; of one whose launcher was killed, of its last event."""
+    launch = case.launch if attempt == case.last else attempt.launch()
+    last = [e["t"] for e in attempt.events() if isinstance(e.get("t"), int | float)][-1:]
+    return launch.get("started_at"), launch.get("finished_at") or next(iter(last), None)
+
+
+def _curve_point(e: dict[str, Any]) -> QualityPoint:
+    names = ("step", "elapsed_s", "psnr", "ssim", "lpips", "num_gaussians")
+    return QualityPoint(**{k: e.get(k) for k in names})
+
+
+def _view(v: dict[str, Any]) -> ViewQuality:
+    return ViewQuality(name=v["name"], psnr=v["psnr"], ssim=v.get("ssim"), lpips=v.get("lpips"))

@@ -1,0 +1,357 @@
+"""The run record: what one scaling point did, in one JSON file (`record.json`).
+
+A record is a verdict over evidence (`launch.json`, `events.jsonl`, `train.log`, `resources.csv`); it can be made
+again from them at any time. What is not known is null, and `reasons` says why; it is never 0.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from ..config.naming import Layout, Point, how_to_make
+from ..errors import UserError
+from ..files import write_json
+
+SCHEMA_VERSION = 1
+#: Metrics that may be negative.
+_SIGNED = {"psnr", "ssim", "lpips", "loss"}
+
+Status = Literal["ok", "failed", "degraded", "unknown"]
+
+Cause = Literal[
+    "allocation_mismatch",
+    "parameter_mismatch",
+    "host_oom",
+    "gpu_oom",
+    "rendezvous",
+    "collective_timeout",
+    "nccl_error",
+    "port_in_use",
+    "time_limit",
+    "preempted",
+    "node_failure",
+    "cancelled",
+    "disk_full",
+    "environment",
+    "extension_build",
+    "diverged",
+    "sfm_failed",
+    "dataset_corrupt",
+    "shared_memory",
+    "unused_parameters",
+    "gpu_fault",
+    "submission_rejected",
+    "code_error",
+    "no_progress",
+    "killed",
+    "crashed",
+    "misconfiguration",
+    "unknown",
+]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Evidence(Model):
+    """A line that proves a cause."""
+
+    file: str
+    line: int | None = Field(None, description="1-based line number")
+    text: str
+
+
+class Failure(Model):
+    """Why a run failed or is degraded."""
+
+    cause: Cause
+    phase: str | None = Field(None, description="phase the run was in, see events.PHASES")
+    step: int | None = None
+    rank: int | None = Field(None, description="the rank that failed first")
+    node: str | None = None
+    evidence: list[Evidence] = []
+    remedy: str | None = Field(None, description="the setting to change or the next command")
+
+
+class Run(Model):
+    """What was asked for."""
+
+    scene: str
+    strategy: str
+    layout: str
+    repeat: int
+    seed: int | None
+    settings: dict[str, Any] = Field({}, description="the run's full settings; empty for imported logs")
+
+
+class StepTime(Model):
+    """Seconds per training step on the slowest rank, over all steps after the warm-up."""
+
+    median: float
+    mean: float
+    p5: float
+    p95: float
+
+
+class QualityPoint(Model):
+    """Held-out quality at one moment of the run."""
+
+    step: int
+    elapsed_s: float = Field(description="training seconds so far, evaluation not counted")
+    psnr: float | None = Field(None, description="dB, mean over held-out views")
+    ssim: float | None = None
+    lpips: float | None = None
+    num_gaussians: int | None = None
+
+
+class ViewQuality(Model):
+    """Final quality of one held-out view."""
+
+    name: str
+    psnr: float
+    ssim: float | None = None
+    lpips: float | None = None
+
+
+class Collective(Model):
+    """Totals of one collective operation in one phase of the last attempt, all on the slowest rank."""
+
+    op: str
+    phase: str | None = Field(
+        None,
+        description="a phase as in phases_s; `step` is the training steps' inside alone, `between steps` what ranks "
+        "tell each other between two (stop, loss, digests); null in records made before this was told apart",
+    )
+    calls: int
+    bytes: int = Field(description="payload bytes sent by the slowest rank")
+    bytes_all_ranks: int | None = Field(None, description="payload bytes sent by all ranks together")
+    s: float | None = Field(None, description="seconds under way; no second is in two collectives")
+    exposed_s: float | None = Field(None, description="seconds not hidden behind computation")
+
+
+class RankMetrics(Model):
+    """One rank's share."""
+
+    rank: int
+    host: str | None = None
+    device: str | None = None
+    phases_s: dict[str, float] = Field({}, description="as Metrics.phases_s, of this rank")
+    step_parts_s: dict[str, float] = Field(
+        {}, description="as Metrics.step_parts_s; `data` is the wait for data"
+    )
+    compute_s: float | None = Field(None, description="seconds in steps, exposed communication not counted")
+    comm_s: float | None = None
+    exposed_comm_s: float | None = None
+    peak_rss_gib: float | None = None
+    peak_gpu_gib: float | None = None
+    parameter_digest: str | None = None
+
+
+class GpuTotals(Model):
+    """One GPU over an imported run, as its nvidia-smi log has it. Our own runs have samples beside their records."""
+
+    gpu: str
+    memory_peak_gib: float | None = None
+    memory_average_gib: float | None = None
+    memory_mode_gib: float | None = Field(None, description="the most frequent value")
+    utilisation_average_percent: float | None = None
+    power_average_w: float | None = None
+    energy_wh: float | None = None
+
+
+class Metrics(Model):
+    """What was measured. A null has its reason in the record's `reasons`."""
+
+    total_s: float | None = Field(None, description="launcher's start to its end, wall clock")
+    train_s: float | None = Field(None, description="time in steps and densification, evaluation not counted")
+    phases_s: dict[str, float] = Field(
+        {},
+        description="wall seconds per phase, of each attempt that total_s adds up those of its slowest rank; `startup` "
+        "is from the launcher's start to having joined",
+    )
+    step_parts_s: dict[str, float] = Field(
+        {},
+        description="wall seconds per part of a step (data, render, loss, ...) over all timed steps, slowest rank",
+    )
+    steps: int | None = None
+    timed_steps: int | None = Field(
+        None,
+        description="steps of the last attempt, which step_s, step_parts_s, compute_s, comm_s and collectives cover; "
+        "fewer than `steps` after a resume",
+    )
+    images: int | None = Field(None, description="training images seen, all ranks together")
+    step_s: StepTime | None = None
+    steps_per_s: float | None = None
+    images_per_s: float | None = None
+    compute_s: float | None = Field(
+        None, description="seconds in steps, exposed communication not counted, slowest rank"
+    )
+    comm_s: float | None = Field(None, description="seconds in collectives during steps, slowest rank")
+    exposed_comm_s: float | None = None
+    compute_to_comm: float | None = Field(None, description="R = T_compute / T_comm")
+    collectives: list[Collective] = []
+    peak_rss_gib: float | None = Field(None, description="largest resident set of any rank")
+    peak_host_gib: float | None = Field(
+        None, description="peak PSS of the whole process tree, per node maximum"
+    )
+    peak_gpu_gib: float | None = None
+    num_gaussians: int | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    lpips: float | None = None
+    loss: float | None = Field(
+        None, description="of imported runs: the last training loss that the log shows"
+    )
+    train_accuracy: float | None = Field(
+        None, description="of imported runs: on training data, as the log shows it, in percent or not"
+    )
+    accuracy: float | None = Field(
+        None, description="of imported runs: on validation data, as the log shows it, in percent or not"
+    )
+    epochs: int | None = Field(None, description="of imported runs")
+    epoch_s: float | None = Field(
+        None,
+        description="of imported runs: seconds of the last epoch, or the mean or median over all, as "
+        "settings.epoch_statistic says; images_per_s is of the same epochs",
+    )
+    gpus: list[GpuTotals] = Field([], description="of imported runs with an nvidia-smi log")
+    curve: list[QualityPoint] = []
+    views: list[ViewQuality] = []
+    ranks: list[RankMetrics] = []
+
+    @field_validator("*")
+    @classmethod
+    def _not_negative(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse negative times, counts and sizes; decibels, similarities and losses may have any sign."""
+        numbers = value.values() if isinstance(value, dict) else [value]
+        if info.field_name not in _SIGNED and any(isinstance(v, int | float) and v < 0 for v in numbers):
+            raise ValueError("must not be negative")
+        return value
+
+    @classmethod
+    def known(cls, values: Mapping[str, Any]) -> "tuple[Metrics, dict[str, str]]":
+        """Make metrics of what is finite and within bounds; return them and, for each name left out, the reason."""
+        try:
+            return cls(**values), {}
+        except ValidationError as e:
+            wrong = {
+                str(error["loc"][0]): f"{error['msg']}: {error['input']!r}"[:200] for error in e.errors()
+            }
+        made, more = cls.known({name: value for name, value in values.items() if name not in wrong})
+        return made, wrong | more
+
+
+class Environment(Model):
+    """Where it ran."""
+
+    hosts: list[str] = []
+    devices: list[str] = Field([], description="device name per rank, e.g. 'NVIDIA H200' or 'cpu'")
+    cpu: str | None = None
+    cores: int | None = None
+    nodes_shared: bool | None = Field(
+        None,
+        description="whether other Slurm jobs were on its nodes while it ran, so that its timings are not those of the "
+        "machine alone; null: not known, see `reasons`",
+    )
+    neighbours: dict[str, list[str]] = Field(
+        {}, description="node -> ids of those jobs; `not visible` for jobs that Slurm hides from this user"
+    )
+    driver: str | None = Field(None, description="version of the NVIDIA driver where the launcher ran")
+    python: str | None = None
+    versions: dict[str, str] = {}
+
+
+class Provenance(Model):
+    """What it was made from."""
+
+    git_sha: str | None = None
+    git_dirty: bool | None = None
+    code_digest: str | None = Field(None, description="sha256 over the package's training code")
+    scene_digest: str | None = None
+    slurm_job_id: str | None = None
+    attempt: int | None = None
+    argv: list[str] = []
+    started_at: float | None = Field(None, description="Unix seconds")
+    finished_at: float | None = None
+    evidence_sha256: dict[str, str] = Field(
+        {}, description="file name -> sha256 of what this record was read from"
+    )
+    source: Literal["dist3dgs", "imported"] = "dist3dgs"
+
+
+class EarlierAttempt(Model):
+    """One start of the run under the same settings, before the one that the record is about."""
+
+    attempt: int
+    started_at: float | None = Field(None, description="Unix seconds")
+    finished_at: float | None = None
+    failure: Failure | None = Field(None, description="null if it succeeded and was asked for again")
+
+
+class RunRecord(Model):
+    schema_version: Literal[1] = 1
+    run: Run
+    status: Status
+    failure: Failure | None = Field(
+        None, description="present if and only if status is failed, degraded or unknown"
+    )
+    metrics: Metrics = Metrics()
+    reasons: dict[str, str] = Field(
+        {}, description="metric name -> why it is null, or what it does not cover"
+    )
+    earlier: list[EarlierAttempt] = Field([], description="oldest first")
+    environment: Environment = Environment()
+    provenance: Provenance = Provenance()
+
+    @property
+    def world_size(self) -> int:
+        return Layout.parse(self.run.layout).world_size
+
+
+def load_record(path: Path) -> RunRecord:
+    """Read and validate a record. Raises `UserError` naming the file and the field."""
+    try:
+        return RunRecord.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such record{how_to_make(path)}") from None
+    except (ValueError, ValidationError) as e:
+        raise UserError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {e}") from None
+
+
+def load_or_explain(path: Path) -> RunRecord:
+    """Read a record; of one that cannot be read, return a stand-in of status `unknown` that says why.
+
+    Raises `UserError` if not even its path says which run it is of.
+    """
+    try:
+        return load_record(path)
+    except UserError as e:
+        names = Path(path).absolute().parts[-5:-1]
+        try:
+            point = Point.parse(*names)
+        except (UserError, TypeError):
+            raise e from None
+        problem = Evidence(file=Path(path).name, text=str(e).replace("\n", "; ")[:500])
+        return RunRecord(
+            run=Run(
+                scene=point.scene,
+                strategy=point.strategy,
+                layout=str(point.layout),
+                repeat=point.repeat,
+                seed=None,
+            ),
+            status="unknown",
+            failure=Failure(
+                cause="unknown",
+                evidence=[problem],
+                remedy=f"delete it{how_to_make(path, ' and make it again: ')}",
+            ),
+        )
+
+
+def save_record(record: RunRecord, path: Path) -> None:
+    write_json(path, record.model_dump(mode="json"))

@@ -1,0 +1,1 @@
+"""Read COLMAP models without COLMAP."""

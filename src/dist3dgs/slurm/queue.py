@@ -1,0 +1,167 @@
+"""Jobs of this study that are queued or running, and the guard against training a point twice.
+
+A Snakemake that was killed leaves its jobs behind. The next one does not know them and submits the same points again;
+found here, the second job is made to wait for the first (`--dependency=afterany`, one CPU, no GPU) and then uses its
+result or takes over. Jobs are told apart by their comment, which names the results folder and the point: several
+studies may run in one folder.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config.naming import Point
+from .client import SlurmError, available, rows, slurm
+
+RULE = "train"
+_TRAINING = f"rule_{RULE}_wildcards"
+#: A list this young is used again: the resources of one submission are asked for key by key.
+CACHE_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job in the queue."""
+
+    id: int
+    state: str
+    reason: str
+    name: str
+    comment: str
+    workdir: str
+    partition: str
+    nodes: str
+    num_nodes: int
+    time_used: str
+    time_limit: str
+    start: str
+
+    @property
+    def waits_for_ever(self) -> str | None:
+        """Why this job can never start, in words, or None."""
+        return NEVER.get(self.reason.strip("()")) or (COULD_NOT_START if self.could_not_start else None)
+
+    @property
+    def could_not_start(self) -> bool:
+        """Whether a node failed to start this job (its prolog, say) and Slurm holds it since."""
+        return self.state == "PENDING" and "launch fail" in self.reason.lower().replace("_", " ")
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it waits for ever because of what it asks for, so that only another job can start."""
+        return self.state == "PENDING" and self.reason.strip("()") in NEVER.keys() - PASSES_OR_MEANT
+
+
+COULD_NOT_START = "a node could not start it (a prolog that fails, say), and Slurm holds it"
+#: squeue's reasons of jobs that stay in the queue although nothing will ever start them as they are.
+NEVER = {
+    "PartitionTimeLimit": "its time limit is longer than the partition allows",
+    "PartitionNodeLimit": "it asks for more nodes than the partition allows",
+    "PartitionConfig": "it asks for more than the partition's nodes have or allow",
+    "PartitionDown": "its partition is down",
+    "PartitionInactive": "its partition is inactive",
+    "BadConstraints": "no node has what it asks for",
+    "InvalidAccount": "its account is not known",
+    "InvalidQOS": "its QOS is not known",
+    "DependencyNeverSatisfied": "the job it waits for failed",
+    "AssocMaxCpuPerJobLimit": "the account allows fewer CPUs per job",
+    "AssocMaxMemPerJob": "the account allows less memory per job",
+    "AssocMaxGRESPerJob": "the account allows fewer GPUs per job",
+    "AssocMaxWallDurationPerJobLimit": "the account allows less time per job",
+    "AssocMaxNodePerJobLimit": "the account allows fewer nodes per job",
+    "QOSMaxCpuPerJobLimit": "the QOS allows fewer CPUs per job",
+    "QOSMaxMemoryPerJob": "the QOS allows less memory per job",
+    "QOSMaxGRESPerJob": "the QOS allows fewer GPUs per job",
+    "QOSMaxWallDurationPerJobLimit": "the QOS allows less time per job",
+    "QOSMaxNodePerJobLimit": "the QOS allows fewer nodes per job",
+    "JobHeldUser": "it is held by the user (scontrol release)",
+    "JobHeldAdmin": "it is held by an administrator",
+}
+#: Of these, what somebody may mend or has meant, and what Slurm also says while nodes are down.
+PASSES_OR_MEANT = {
+    *("PartitionDown", "PartitionInactive", "PartitionConfig"),
+    *("DependencyNeverSatisfied", "JobHeldUser", "JobHeldAdmin"),
+}
+#: Between squeue's fields: whatever a job is called, it has none of these in its name.
+SEPARATOR = "\x1f"
+
+
+def queued(timeout_s: float = 20) -> list[Job]:
+    """This user's jobs that are queued or running. Raises `SlurmError` if Slurm does not answer."""
+    fields = SEPARATOR.join(["%i", "%T", "%r", "%j", "%P", "%N", "%D", "%M", "%l", "%S", "%Z", "%k"])
+    found = []
+    for row in rows(slurm("squeue", "-h", "--me", "-o", fields, timeout_s=timeout_s), 12, SEPARATOR):
+        if row[0].isdigit():  # array tasks are not ours
+            keys = [
+                "state",
+                "reason",
+                "name",
+                "partition",
+                "nodes",
+                "num_nodes",
+                "time_used",
+                "time_limit",
+                "start",
+                "workdir",
+                "comment",
+            ]
+            values = dict(zip(keys, row[1:], strict=True))
+            count = int(values.pop("num_nodes") or 0)
+            found.append(Job(id=int(row[0]), num_nodes=count, **values))
+    return found
+
+
+def comment_of(point: Point, results: Path | str = "results") -> str:
+    """Comment that Snakemake's plugin gives the job that trains `point`: rule and wildcards, the first of them the
+    results folder."""
+    return "_".join([_TRAINING, str(results), *point.path.parts]).replace("/", "_")
+
+
+class Queue:
+    """The queue as this process last saw it."""
+
+    def __init__(self, workdir: Path | None = None, *, results: Path | str = "results") -> None:
+        """Args:
+        workdir: folder that Snakemake runs in; by default the current one.
+        results: results folder of the study, as its config names it.
+        """
+        self.workdir, self.results = str((workdir or Path.cwd()).resolve()), results
+        self._read_at, self._jobs = -1e9, list[Job]()
+        self.answered = False  # whether Slurm answered when it was last asked
+
+    def jobs(self) -> list[Job]:
+        """Queued and running jobs submitted from this folder, of any study; empty where there is no Slurm, those last
+        seen where it does not answer."""
+        if time.monotonic() - self._read_at > CACHE_S and available():
+            try:
+                self._jobs = [j for j in queued() if str(Path(j.workdir).resolve()) == self.workdir]
+                self.answered = True
+            except SlurmError:
+                self.answered = False
+            self._read_at = time.monotonic()
+        return self._jobs
+
+    def forget(self) -> None:
+        """The queue has changed: look again next time."""
+        self._read_at = -1e9
+
+    def of_point(self, point: Point, *, but: int | None = None) -> list[Job]:
+        """Jobs that train `point`, without job `but`."""
+        comment = comment_of(point, self.results)
+        return [j for j in self.jobs() if j.comment == comment and j.id != but]
+
+    def of_points(self, points: Iterable[Point]) -> list[Job]:
+        """Jobs of this folder without trainings of other studies and of other points than these."""
+        jobs = self.jobs()
+        ours = {comment_of(point, self.results) for point in points} if jobs else set()
+        return [j for j in jobs if j.comment in ours or not j.comment.startswith(f"{_TRAINING}_")]
+
+
+def describe(job: Job) -> str:
+    """One line about a queued or running job."""
+    if job.state == "PENDING":
+        never = job.waits_for_ever
+        start = "" if job.start in ("N/A", "") else f", expected to start {job.start}"
+        return f"queued ({job.reason}{start}){': will never start, ' + never if never else ''}"
+    return f"{job.state.lower()} on {job.nodes} for {job.time_used}"

@@ -1,0 +1,1 @@
+"""The state of a study's points: table, terminal, summary."""

@@ -1,0 +1,131 @@
+"""What one rank does so that nothing hangs unseen and nothing outlives the job."""
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ..launch.disk_reserve import FULL
+from ..parallel.collectives import Communicator
+
+#: Share of the collectives' timeout after which a rank that got nowhere writes its stacks, before any rank gives up.
+STACKS_AFTER = 0.8
+#: Share of it after which a rank that waits says so, before NCCL's watchdog aborts it without a word to Python.
+REPORT_AFTER = 0.9
+#: Ranks ask each other whether one was told to stop after so many steps, or seconds of steps, whichever is less.
+POLL_STEPS, POLL_S = 10, 2.0
+_PR_SET_PDEATHSIG = 1
+#: What gloo and NCCL say of a collective that waited too long.
+_TIMEOUTS = ("Timed out waiting", "Application timeout", "collective operation timeout", "Wait timeout")
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when torchrun ends, however it ends: it lives in a session of its own, so that
+    no signal to the launcher's process group would reach it. Linux only; elsewhere the launcher's sweep must do."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Stacks:
+    """This rank's stacks, in a file of its own that the launcher copies into the log.
+
+    Written on SIGUSR1 and when `progress` was not called for long; both work while Python itself is stuck.
+    """
+
+    def __init__(self, folder: Path, rank: int, timeout_s: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.timeout_s = timeout_s
+        self._closed = threading.Event()
+        self._file = Path(folder, f"stacks.rank{rank}.txt").open("w", encoding="utf-8")  # noqa: SIM115
+        faulthandler.register(signal.SIGUSR1, file=self._file, all_threads=True, chain=False)
+        self.progress()
+
+    def progress(self) -> None:
+        """Something was achieved: the patience starts anew."""
+        self._since = time.monotonic()
+        faulthandler.dump_traceback_later(STACKS_AFTER * self.timeout_s, file=self._file)
+
+    def report_hang(self, waits: Callable[[], bool], report: Callable[[float], None]) -> None:
+        """Call `report`, with the seconds, from a thread once nothing was achieved for `REPORT_AFTER` of the timeout.
+
+        waits: whether it is for others that this rank waits then; one that hangs by itself must not report.
+        """
+
+        def watch() -> None:
+            while not self._closed.wait(self.timeout_s / 100):
+                silent_s = time.monotonic() - self._since
+                if silent_s > REPORT_AFTER * self.timeout_s and waits():
+                    report(silent_s)
+                    return
+
+        threading.Thread(target=watch, name="hang", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+        faulthandler.cancel_dump_traceback_later()
+
+
+class StopPoll:
+    """When ranks ask each other whether one was told to stop: after the same steps on all, often enough by time."""
+
+    def __init__(
+        self, comm: Communicator, device: torch.device, now: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._comm, self._device, self._now = comm, device, now
+        self._step, self._at, self._next = -1, now(), 0
+
+    def due(self, step: int) -> bool:
+        """Whether to ask after this step: the same answer on all ranks."""
+        return step >= self._next
+
+    def agree(self, step: int, requested: bool) -> bool:
+        """Whether any rank was told to stop. Collective. The slowest rank's steps since decide when to ask again."""
+        now = self._now()
+        step_s = (now - self._at) / (step - self._step) if 0 <= self._step < step else POLL_S
+        both = torch.tensor([float(requested), step_s], device=self._device)
+        self._comm.all_reduce(both, op=dist.ReduceOp.MAX, name="all_reduce(stop)")
+        stop, slowest_s = both.tolist()
+        self._next = step + max(1, min(POLL_STEPS, int(POLL_S / max(slowest_s, 1e-9))))
+        self._step, self._at = step, now
+        return bool(stop)
+
+
+def waits_for_others(device: torch.device) -> bool:
+    """Whether the GPU is busy with what Python gave it. After minutes that is a collective: no kernel lasts so long.
+
+    A rank that hangs in Python, in a file system or that was stopped has a GPU with nothing left to do.
+    """
+    with contextlib.suppress(RuntimeError):
+        return not torch.cuda.default_stream(device).query()
+    return False
+
+
+def error_type(e: BaseException) -> str:
+    """The name under which the event file reports an error: its class, or what it means where only its text says."""
+    text = str(e)
+    if "NaN or infinite parameters" in text:
+        return "Diverged"
+    if "appears not to match" in text:  # PyTorch's verification of DistributedDataParallel's parameters
+        return "ParameterMismatch"
+    if any(sign in text for sign in _TIMEOUTS):
+        return "CollectiveTimeout"
+    full = isinstance(e, OSError) and e.errno in FULL
+    if full or any(sign in text for sign in ("os error 28", "os error 122", "os error 27")):
+        return "DiskFull"
+    return type(e).__name__
+
+
+def exit_now(status: int) -> None:
+    """End without destructors: those of a broken process group may wait for ranks that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,350 @@
+"""The training loop of one rank: photographs in, Gaussians, events and checkpoints out."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config.models import RunSpec
+from ..errors import UserError
+from ..parallel.strategy import Parallel
+from ..runs import resume
+from ..runs.events import EventWriter
+from ..scenes.pack import PackedScene
+from ..splats import densify
+from ..splats.densify.lineage import founders
+from ..splats.export import write_ply
+from ..splats.gaussians import canonical_order, initial_gaussians, thinned
+from ..splats.loss import l1_ssim_loss
+from . import checkpoint
+from .cameras import Cameras
+from .checkpoint import Header
+from .evaluate import evaluate
+from .fault_handling import StopPoll
+from .model import LINEAGE, Model
+from .progress import Progress
+from .rng import background, generator
+from .schedules import AdamRule, Schedule, learning_rates
+from .timing import Clock
+from .views import ViewOrder
+
+
+class Diverged(RuntimeError):
+    """The loss is not a number any more."""
+
+
+class Trainer:
+    """State of one rank; `run` is the whole training."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        scene: PackedScene,
+        out: Path,
+        parallel: Parallel,
+        device: torch.device,
+        events: EventWriter,
+        clock: Clock,
+        resume_from: Path | None = None,
+    ) -> None:
+        """resume_from: a checkpoint to start from where `out` has none, of any layout with the same settings."""
+        self.spec, self.scene, self.out = spec, scene, Path(out)
+        self.parallel, self.device, self.events, self.clock = parallel, device, events, clock
+        self.comm = parallel.comm
+        self.comm.stage = clock.stage
+        self.train = spec.train
+        self.schedule = Schedule(spec)
+        self.rule = AdamRule(spec.global_batch)
+        self.cameras = Cameras(scene, device)
+        self.order = ViewOrder(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
+        self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
+        self.progress = Progress(self.schedule.num_steps, self.out, enabled=self.comm.rank == 0, spec=spec)
+        self.lpips = _lpips(device) if spec.train.lpips else None
+        self.stop_requested: str | None = None
+        self.poll, self.stopping = StopPoll(self.comm, device), False
+        self.step, self.evaluated = 0, True
+        if not len(scene.train_ids) or not len(scene.test_ids):
+            raise UserError(
+                f"scene {scene.name}: {scene.num_views} views leave none to train on or none to hold out"
+            )
+
+    # ---------------------------------------------------------------- the run
+
+    def run(self) -> bool:
+        """Train to the end or to a requested stop; True if it got to the end."""
+        with self.clock.enter("init"):
+            self.start()
+        with self.clock.enter("step"):
+            if not self.evaluated:
+                self._evaluate_and_save()
+            while self.step < self.schedule.num_steps and not self._told_to_stop():
+                self.one_step(self.step + 1)
+                self._after_step()
+            if self.stopping:
+                self._save_checkpoint()
+                self.events("end", status="stopped", step=self.step)
+                return False
+        with self.clock.enter("export"):
+            self._export()
+        self.progress.close()
+        return True
+
+    def start(self) -> None:
+        """From the newest good checkpoint, else from the scene's points."""
+        found = self._newest_checkpoint() if self.comm.rank == 0 else None
+        header: Header = self.comm.gather_objects(found.header if found else Header())[0]
+        self._agree_on_lpips()
+        rows = self.parallel.distribute((lambda: found.rows) if found else self._initial, header.shards)
+        self.model = Model(self.parallel, self.rule, rows, header.adam_steps)
+        self.step, self.clock.train_s, self.evaluated = header.step, header.elapsed_s, header.evaluated
+        if header.step and self.comm.rank == 0:
+            self.events("resume", step=header.step)
+        self._compare_digests()
+
+    def _initial(self) -> dict[str, Tensor]:
+        points = torch.from_numpy(np.array(self.scene.points, dtype=np.float32))
+        colors = torch.from_numpy(np.array(self.scene.colors)).float() / 255
+        order = canonical_order(points)
+        most = self.train.densify.max_gaussians
+        if len(order) > most:
+            order = order[thinned(len(order), most, generator(self.spec.seed, 0, "thin"))]
+            if self.comm.rank == 0:
+                self.events("thin", num_points=len(points), num_gaussians=most)
+                self._warn(
+                    f"the scene has {len(points):,} points: training starts from {most:,} of them, drawn with the seed "
+                    "(`train.densify.max_gaussians`)"
+                )
+        parameters = initial_gaussians(
+            points[order].to(self.device),
+            colors[order].to(self.device),
+            init_opacity=self.train.init_opacity,
+            init_scale=self.train.init_scale,
+        )
+        return {**parameters, LINEAGE: founders(len(order), self.device)}
+
+    def one_step(self, step: int) -> None:
+        clock, n, gaussians = self.clock, self.spec.global_batch, self.model.gaussians
+        clock.start_step(step)
+        clock.pulse(step=step)
+        degree = self.schedule.sh_degree(step)
+        mine = self.comm.rank
+        cameras = [
+            [self.cameras.get(v, photo=r == mine) for v in part]
+            for r, part in enumerate(self.order.batch(step))
+        ]
+        behind = background(self.spec, step, self.device)
+        clock.part("data")
+        track = self.schedule.tracks(step)
+        rendered = self.parallel.render(gaussians, cameras, sh_degree=degree, background=behind, track=track)
+        clock.part("render")
+        loss = rendered.anchor
+        for view in rendered.views:
+            photo = view.camera.photo
+            assert photo is not None
+            loss = loss + l1_ssim_loss(view.image.colors, photo, self.train.ssim_weight) / n
+        total = loss + self._regularisation() if self.train.densify.kind == "mcmc" else loss
+        clock.part("loss")
+        total.backward()
+        clock.part("backward")
+        rates = learning_rates(self.train.lr, self.scene.extent, self.rule, step / self.schedule.num_steps)
+        ready = clock.between(self.parallel.reduce_gradients(gaussians, degree), "communicate", "optimise")
+        self.model.optimiser.step(rates, ready)
+        clock.part("optimise")
+        if track:
+            for projection, camera in rendered.projections:
+                self.model.statistics.add(projection, camera, 1 / n, self.train.densify.absgrad)
+        if self.train.densify.kind == "mcmc":
+            densify.add_noise(
+                gaussians,
+                self.model.lineage,
+                rates["means"],
+                self.train.densify,
+                seed=self.spec.seed,
+                step=step,
+            )
+        clock.part("statistics")
+        clock.end_step()
+        self.step, self.loss = step, loss.detach()
+
+    def _after_step(self) -> None:
+        step, s = self.step, self.schedule
+        if s.densifies(step):
+            with self.clock.enter("densify"):
+                self._densify()
+        if s.resets_opacity(step):
+            self.model.alter(
+                densify.reset_opacities(self.model.gaussians, self.model.lineage, self.train.densify)
+            )
+        last = step == s.num_steps
+        if last or s.every(self.train.log_every, step):
+            self._log()
+        if last or s.every(self.train.digest_every, step):
+            self._compare_digests()
+        self._evaluate_and_save()
+
+    def _evaluate_and_save(self) -> None:
+        """What is due at the end of a step; also, in a resumed run, of the one in whose evaluation it was stopped."""
+        step, s = self.step, self.schedule
+        last = step == s.num_steps
+        if last or s.every(self.train.eval_every, step):
+            with self.clock.enter("evaluate"):
+                self.evaluated = self._evaluate(last)
+        if not self.stopping and (last or s.every(self.train.checkpoint_every, step)):
+            self._save_checkpoint()
+
+    # ---------------------------------------------------------------- parts of it
+
+    def _regularisation(self) -> Tensor:
+        d, g = self.train.densify, self.model.gaussians
+        opacity, scale = torch.sigmoid(g["opacities"]).sum(), torch.exp(g["scales"]).sum() / 3
+        return self.parallel.share(g) * (d.opacity_reg * opacity + d.scale_reg * scale)
+
+    def _densify(self) -> None:
+        started, d, gaussians = time.perf_counter(), self.train.densify, self.model.gaussians
+        room = max(0, d.max_gaussians - self.parallel.total_gaussians)
+        change = densify.decide(
+            gaussians,
+            self.model.lineage,
+            self.parallel.reduce_statistics(self.model.statistics),
+            d,
+            extent=self.scene.extent,
+            prune_large=self.step > self.schedule.steps(d.reset_every),
+            choose=lambda pull, wanted: self.parallel.strongest(pull, wanted, room),
+            max_gaussians=self.parallel.limit(gaussians, d.max_gaussians),
+            seed=self.spec.seed,
+            step=self.step,
+            generator=generator(self.spec.seed, self.step, "densify", self.parallel.stream),
+        )
+        self.model.densify(change)
+        counts = change.counts
+        if not self.parallel.replicates:
+            every = self.comm.gather_objects(counts)
+            counts = {k: sum(c[k] for c in every) for k in counts}
+        if self.comm.rank == 0:
+            fields = {
+                **counts,
+                "num_gaussians": self.parallel.total_gaussians,
+                "shards": self.parallel.shards,
+            }
+            self.events("densify", step=self.step, s=round(time.perf_counter() - started, 6), **fields)
+
+    def _evaluate(self, last: bool) -> bool:
+        """Whether it came to its end: told to stop, the ranks leave it for a checkpoint."""
+        views = self.scene.test_ids
+        if not last and self.train.eval_views:
+            views = views[: self.train.eval_views]
+        quality = evaluate(
+            self.parallel,
+            self.model.gaussians,
+            self.cameras,
+            views,
+            sh_degree=self.schedule.sh_degree(self.step),
+            background=background(self.spec, 0, self.device),
+            lpips=self.lpips,
+            renders=self.out / "renders" if last else None,
+            abandon=self._leave_evaluation,
+        )
+        if quality is None:
+            return False
+        total = self.parallel.total_gaussians
+        if self.comm.rank == 0:
+            fields = {"elapsed_s": round(self.clock.train_s, 4), "num_gaussians": total, **quality}
+            self.events("eval", step=self.step, **fields)
+            self.progress.evaluated(self.step, quality)
+        return True
+
+    def _leave_evaluation(self, views_done: int) -> bool:
+        self.clock.pulse(step=self.step, views=views_done)
+        self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
+        return self.stopping
+
+    def _log(self) -> None:
+        loss = self.loss.clone()
+        self.comm.all_reduce(loss, name="all_reduce(loss)")
+        value = float(loss)
+        if not np.isfinite(value):
+            raise Diverged(f"loss is {value} at step {self.step}; lower the learning rates (`train.lr`)")
+        n = self.parallel.total_gaussians
+        if self.comm.rank == 0:
+            recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
+            images = self.step * self.spec.global_batch
+            degree = self.schedule.sh_degree(self.step)
+            fields = {"num_gaussians": n, "images": images, "sh_degree": degree}
+            self.events("step", step=self.step, loss=value, step_s=float(np.mean(recent)), **fields)
+            self.progress.stepped(self.step, value, n, float(np.mean(recent)))
+
+    def _compare_digests(self) -> None:
+        started = time.perf_counter()
+        digests = self.parallel.compare_digests(self.model.gaussians)
+        if self.comm.rank == 0:
+            elapsed = round(time.perf_counter() - started, 6)
+            self.events("digest", step=self.step, digests=digests, s=elapsed)
+
+    def _export(self) -> None:
+        parameters = self.parallel.whole(dict(self.model.gaussians))
+        if parameters is not None:
+            write_ply(self.out / "point_cloud.ply", parameters)
+            self.events("export", path="point_cloud.ply", num_gaussians=len(parameters["means"]))
+
+    # ---------------------------------------------------------------- checkpoints and stopping
+
+    def _told_to_stop(self) -> bool:
+        if not self.stopping and self.poll.due(self.step):
+            self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
+        return self.stopping
+
+    def _save_checkpoint(self) -> None:
+        with self.clock.enter("checkpoint"):
+            started = time.perf_counter()
+            self.parallel.forget()
+            rows = self.model.whole()
+            if rows is not None:
+                header = Header(
+                    step=self.step,
+                    elapsed_s=self.clock.train_s,
+                    adam_steps=self.model.optimiser.steps(),
+                    shards=self.parallel.shards,
+                    evaluated=self.evaluated,
+                )
+                content = checkpoint.Checkpoint(header, rows)
+                path = checkpoint.save(self.out, content, self.identity, self.train.keep_checkpoints)
+                elapsed = round(time.perf_counter() - started, 6)
+                self.events("checkpoint", step=self.step, path=path.name, s=elapsed)
+            self.comm.barrier()
+
+    def _newest_checkpoint(self) -> checkpoint.Checkpoint | None:
+        """This run's own, else the one it was told to start from."""
+        own = checkpoint.newest(self.out, self.identity, self.train.keep_checkpoints, self._warn)
+        if own is not None or self.resume_from is None:
+            return own
+        try:
+            return checkpoint.load(self.resume_from, self.identity)
+        except ValueError as e:
+            raise UserError(f"{self.resume_from}: cannot be resumed: {e}") from None
+
+    def _agree_on_lpips(self) -> None:
+        """Evaluated by all ranks or by none: where the weights are on some nodes alone, the mean would be of a part."""
+        have = self.comm.gather_objects(self.lpips is not None)
+        if all(have):
+            return
+        self.lpips = None
+        if any(have) and self.comm.rank == 0:
+            missing = ", ".join(str(r) for r, has in enumerate(have) if not has)
+            self._warn(f"LPIPS is not evaluated: its weights are not on the nodes of ranks {missing}")
+
+    def _warn(self, message: str) -> None:
+        self.events("warning", message=message)
+        print(f"WARNING: {message}", flush=True)
+
+    def summary(self) -> dict[str, Any]:
+        """Fields of the `timing` event of this rank."""
+        return {**self.clock.summary(), "images": self.step * self.spec.global_batch}
+
+
+def _lpips(device: torch.device) -> Any:
+    from ..splats.lpips import load_lpips
+
+    return load_lpips(device)

@@ -1,0 +1,143 @@
+"""Where a rank's time goes: phases of the run, parts of a step."""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from ..runs.events import EventWriter
+
+T = TypeVar("T")
+
+#: Steps left out of the step-time statistics: caches fill and kernels load.
+WARM_UP_STEPS = 5
+#: On CUDA the parts of every n-th step are timed, each behind a synchronisation, and those of the first step after the
+#: warm-up, so that a short run has them too; all others run free.
+CUDA_SAMPLE_EVERY = 50
+#: Phases that `train_s` has beside the steps.
+TRAINING = ("densify",)
+PROGRESS_EVERY_S = 1.0
+#: Seconds between `progress` events: well below any patience of the launcher's.
+PULSE_EVERY_S = 5.0
+
+
+class Clock:
+    """Phases by wall clock, nested ones counted once; step durations; parts of steps."""
+
+    def __init__(
+        self, events: EventWriter, device: torch.device, on_progress: Callable[[], None] | None = None
+    ) -> None:
+        """on_progress: called now and then while phases and steps succeed each other."""
+        self.events, self.device = events, device
+        self._on_progress, self._told, self._pulsed = on_progress, 0.0, 0.0
+        self.phases_s: dict[str, float] = defaultdict(float)
+        self.parts_s: dict[str, float] = defaultdict(float)
+        self.step_s: list[float] = []
+        self.phase = "startup"
+        self.train_s = 0.0
+        self._nested_s = 0.0
+        self._mark = 0.0
+        self._stepping, self._sampled = False, True
+
+    @contextlib.contextmanager
+    def enter(self, phase: str) -> Iterator[None]:
+        """Spend the body's time in `phase`; what nested phases take is theirs."""
+        outer, outer_nested = self.phase, self._nested_s
+        self.phase, self._nested_s = phase, 0.0
+        self.events("enter", phase=phase)
+        self._progress()
+        started = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - started
+        self.phases_s[phase] += elapsed - self._nested_s
+        if phase in TRAINING:
+            self.train_s += elapsed - self._nested_s
+        self.events("leave", phase=phase, s=round(elapsed, 6))
+        # Only a clean end comes here: after an error the phase stays open and names where it happened.
+        self.phase, self._nested_s = outer, outer_nested + elapsed
+
+    def pulse(self, **fields: object) -> None:
+        """Called over and over in what may last: rank 0 tells the launcher now and then that it goes on."""
+        now = time.perf_counter()
+        if now < self._pulsed + PULSE_EVERY_S:
+            return
+        self._pulsed = now
+        self._progress()
+        if self.events.rank == 0:
+            self.events("progress", phase=self.phase, **fields)
+
+    def start_step(self, step: int) -> None:
+        self._sampled = (
+            self.device.type == "cpu" or step % CUDA_SAMPLE_EVERY == 0 or len(self.step_s) == WARM_UP_STEPS
+        )
+        self._stepping = True
+        self._synchronise()
+        self._mark = self._started = time.perf_counter()
+        if self._started > self._told + PROGRESS_EVERY_S:
+            self._progress()
+
+    def part(self, name: str) -> None:
+        """Book the time since the last mark under `name`."""
+        if self._sampled:
+            self._synchronise()
+            now = time.perf_counter()
+            self.parts_s[name] += now - self._mark
+            self._mark = now
+
+    def between(self, items: Iterator[T], producing: str, using: str) -> Iterator[T]:
+        """Yield `items`, booking the time to get the next one as `producing` and that of the loop's body as `using`."""
+        for item in items:
+            self.part(producing)
+            yield item
+            self.part(using)
+        self.part(producing)
+
+    def end_step(self) -> None:
+        duration = time.perf_counter() - self._started
+        self.step_s.append(duration)
+        self.train_s += duration
+        self._stepping = False
+
+    def stage(self) -> tuple[str, bool]:
+        """Where collectives are booked that start now, and whether their seconds are taken.
+
+        `step` is a training step's inside alone; what ranks tell each other between two is booked apart. On CUDA the
+        steps are sampled, as their parts are; all else is timed.
+        """
+        if self._stepping:
+            return "step", self._sampled
+        return ("between steps" if self.phase == "step" else self.phase), True
+
+    @property
+    def scale(self) -> float:
+        """What the sampled steps' seconds are multiplied by to stand for all steps."""
+        sampled_s = sum(self.parts_s.values())
+        return sum(self.step_s) / sampled_s if sampled_s and self.device.type != "cpu" else 1.0
+
+    def summary(self) -> dict[str, object]:
+        """Fields of the `timing` event."""
+        steps = np.asarray(self.step_s[WARM_UP_STEPS:] or self.step_s)
+        statistics = None
+        if len(steps):
+            p5, median, p95 = map(float, np.percentile(steps, [5, 50, 95]))
+            statistics = {"median": median, "mean": float(steps.mean()), "p5": p5, "p95": p95}
+        return {
+            "phases_s": dict(self.phases_s),
+            "parts_s": {k: v * self.scale for k, v in self.parts_s.items()},
+            "step_s": statistics,
+            "steps": len(self.step_s),
+            "train_s": self.train_s,
+        }
+
+    def _progress(self) -> None:
+        self._told = time.perf_counter()
+        if self._on_progress is not None:
+            self._on_progress()
+
+    def _synchronise(self) -> None:
+        if self._sampled and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -1,0 +1,141 @@
+"""`make gpu-check` where there is no GPU, or only seems to be one: which Python, which scene, what it says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist3dgs.bench import gpu, needs
+from dist3dgs.errors import UserError
+from dist3dgs.splats.render import get_renderer
+from tests.unit.helpers import tiny
+
+SEES = '#!/bin/sh\ncase "$2" in *cuda.is_available*) exit {};; esac\necho "$0 $@" >> {}\n'
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def script(repository: Path, folder: Path, **environ: str) -> "subprocess.CompletedProcess[str]":
+    """scripts/gpu-check.sh with the programs of `folder`/own and `folder`/system first on PATH, as make has it."""
+    path = f"{folder}/own:{folder}/system:/usr/bin:/bin"
+    env = {"PATH": path, "PYTHON": "python3", "BIN": f"{folder}/own", "HOME": str(folder)} | environ
+    argv = ["bash", str(repository / "scripts/gpu-check.sh")]
+    return subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_the_python_outside_is_taken_where_its_torch_sees_the_gpu(repository, tmp_path):
+    calls = tmp_path / "calls"
+    executable(tmp_path / "own/python3", SEES.format(1, calls))
+    system = executable(tmp_path / "system/python3", SEES.format(0, calls))
+    done = script(repository, tmp_path, FOX="some/fox")
+    assert done.returncode == 0, done.stderr
+    assert calls.read_text().splitlines() == [
+        f"{system} -m dist3dgs.bench.needs",
+        f"{system} -m dist3dgs.bench.gpu --scene some/fox --out docs/benchmarks/gpu-check.json",
+    ]
+    assert not (tmp_path / ".venv-cuda").exists()
+
+
+def test_without_a_gpu_nothing_is_made(repository, tmp_path):
+    for name in ("own", "system"):
+        executable(tmp_path / name / "python3", SEES.format(1, tmp_path / "calls"))
+    executable(tmp_path / "system/nvidia-smi", "#!/bin/sh\nexit 9\n")
+    done = script(repository, tmp_path)
+    assert done.returncode == 2 and "no NVIDIA GPU here" in done.stderr
+    assert not (tmp_path / "calls").exists()
+
+
+def test_a_gpu_that_no_torch_sees_gets_an_environment_with_the_cuda_build(repository, tmp_path):
+    executable(tmp_path / "system/python3", SEES.format(1, tmp_path / "calls"))
+    executable(tmp_path / "system/nvidia-smi", "#!/bin/sh\nexit 0\n")
+    make = "mkdir -p .venv-cuda/bin\nln -s /bin/true .venv-cuda/bin/python\n"
+    executable(tmp_path / "system/make", f'#!/bin/sh\necho "make $@" >> {tmp_path}/calls\n{make}')
+    done = script(repository, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text() == "make setup TORCH=cuda VENV=.venv-cuda\n"
+
+
+def test_missing_packages_are_listed_with_the_line_that_installs_them(capsys, monkeypatch):
+    assert needs.missing() in ([], ["ninja"])
+    monkeypatch.setitem(needs.NEEDS, "no_such_module", "no-such-package>=1")
+    assert needs.main() == 2
+    assert f"{sys.executable} -m pip install 'no-such-package>=1'" in capsys.readouterr().err
+
+
+def test_the_list_is_what_an_import_of_the_check_needs(repository):
+    """Top-level packages outside the standard library, from what is loaded after everything it uses was imported."""
+    code = (
+        "import sys, dist3dgs.bench.gpu, dist3dgs.splats.cpu.renderer, dist3dgs.splats.render.cuda\n"
+        "for n, m in list(sys.modules.items()):\n"
+        "    if '.' not in n and 'site-packages' in (getattr(m, '__file__', None) or ''): print(n)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    comes_along = {
+        "torch",
+        "torchgen",
+        "functorch",
+        "sympy",
+        "mpmath",
+        "pydantic_core",
+        "annotated_types",
+        "typing_extensions",
+    }
+    comes_along |= {"typing_inspection", "_distutils_hack", "packaging", "numpy"}
+    assert set(done.stdout.split()) - comes_along <= set(needs.NEEDS)
+    project = (repository / "pyproject.toml").read_text()
+    assert all(f'"{r}"' in project for r in needs.NEEDS.values() if r != "ninja")
+
+
+def test_no_gpu_is_said(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    assert gpu.main() == 2 and "nothing was checked" in capsys.readouterr().err
+
+
+def test_which_scene_is_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert gpu.packed(None) is None
+    scene = tiny.write_tiny(tmp_path / "data/fox/scene.safetensors")
+    assert gpu.packed(None) == gpu.FOX and gpu.packed(scene) == scene
+    with pytest.raises(UserError, match="neither a packed scene nor a folder of photographs"):
+        gpu.packed(tmp_path / "nowhere")
+    (tmp_path / "photos/images").mkdir(parents=True)
+    (tmp_path / "photos/images/0.jpg").touch()
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pycolmap is not installed"):
+        gpu.packed(tmp_path / "photos")
+
+
+def test_photographs_are_ingested_by_our_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fox").mkdir()
+    (tmp_path / "fox/0.JPG").touch()
+    made = []
+    monkeypatch.setattr("dist3dgs.scenes.ingest.ingest", lambda *a: made.append(a))
+    assert gpu.packed(tmp_path / "fox") == gpu.FOX
+    ((source, folder, settings),) = made
+    assert (source.name, source.kind, folder) == ("fox", "images", Path("data/fox"))
+    assert settings.max_width_px == 270
+
+
+@pytest.mark.parametrize("num_gaussians", [0, 300])
+@pytest.mark.parametrize("case", gpu.CASES, ids=lambda case: gpu.name_of(*case))
+def test_the_cpu_side_of_the_comparison(case, num_gaussians):
+    drawn = gpu.draw(get_renderer("cpu"), torch.device("cpu"), num_gaussians, *case, 0)
+    assert {"image", "d means", "d shN"} <= drawn.keys() and ("d means2d, absolute" in drawn) == case[2]
+    assert all(bool(t.isfinite().all()) for t in drawn.values())
+
+
+def test_make_does_not_set_up_the_cpu_build_first(repository):
+    environ = os.environ | {"MAKEFLAGS": ""}
+    argv = ["make", "--no-print-directory", "-n", "gpu-check", "FOX=a b"]
+    done = subprocess.run(argv, cwd=repository, env=environ, capture_output=True, text=True, check=True)
+    assert "setup" not in done.stdout and 'FOX="a b"' in done.stdout

@@ -1,0 +1,251 @@
+"""Figures: true for every kind of study, the same bytes when redrawn, failures marked."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist3dgs import figures
+from dist3dgs.analysis.tables import tabulate
+from dist3dgs.errors import UserError
+from dist3dgs.figures import style
+from tests.unit.helpers.drawn import Drawn
+from tests.unit.helpers.records import make_record, usl_rate
+
+ENDINGS = ("svg", "png", "pdf", "csv")
+
+STUDIES = {
+    "none": [],
+    "one run": [make_record()],
+    "one layout": [make_record(repeat=i) for i in range(3)],
+    "all failed": [make_record(status="failed"), make_record(layout="n1g2", status="failed", cause="host_oom")],
+    "failed without a number": [make_record(status="failed", curve=[], phases_s={}, total_s=None, step_s=None)],
+    "nothing measured": [
+        make_record(
+            curve=[], phases_s={}, total_s=None, step_s=None, images_per_s=None, images=1, psnr=1.0, comm_s=None,
+            peak_rss_gib=None, peak_host_gib=None, views=[],
+        )
+    ],
+    "same ranks, two layouts": [make_record(layout=x) for x in ("n1g1", "n1g4", "n2g2")],
+}  # fmt: skip
+
+
+_ALL = ("none", "one run", "all failed", "nothing measured")
+_CASES = [
+    (study, name) for study in STUDIES for name in (figures.NAMES if study in _ALL else ("speedup", "phases"))
+]
+
+
+@pytest.mark.parametrize(("study", "name"), _CASES)
+def test_every_study_draws_something(tmp_path, study, name):
+    base = Drawn(tmp_path, STUDIES[study]).draw(name)
+    for end in ENDINGS:
+        assert base.with_name(f"{name}.{end}").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", figures.NAMES)
+def test_redrawing_gives_the_same_bytes(tmp_path, name):
+    records = [make_record(layout=x, repeat=i) for x in ("n1g1", "n1g2") for i in range(2)]
+    study = Drawn(tmp_path, [*records, make_record(layout="n1g4", status="failed")])
+    first, again = study.draw(name, "a"), study.draw(name, "b")
+    for end in ENDINGS:
+        a, b = (p.with_name(f"{name}.{end}").read_bytes() for p in (first, again))
+        assert a == b, end
+
+
+@pytest.mark.slow
+def test_redrawing_in_another_process_with_a_foreign_style_gives_the_same_bytes(tmp_path):
+    study = Drawn(tmp_path, [make_record(), make_record(layout="n1g2")])
+    here = study.draw("speedup", "here")
+    (tmp_path / "matplotlibrc").write_text("font.family: serif\nsavefig.dpi: 55\nlines.linewidth: 9\n")
+    code = (
+        "import sys; from pathlib import Path; from dist3dgs import figures\n"
+        "f = Path(sys.argv[1]); figures.draw('speedup', f/'runs.csv', f/'points.csv', "
+        "[Path(p) for p in sys.argv[2:]], f/'there'/'speedup')"
+    )
+    environment = os.environ | {
+        "MATPLOTLIBRC": str(tmp_path),
+        "MPLCONFIGDIR": str(tmp_path / "mpl"),
+        "PYTHONHASHSEED": "7",
+    }
+    command = [sys.executable, "-c", code, str(tmp_path), *map(str, study.paths)]
+    subprocess.run(command, check=True, env=environment, timeout=120)
+    for end in ("svg", "png", "pdf"):
+        there = tmp_path / "there" / f"speedup.{end}"
+        assert here.with_name(f"speedup.{end}").read_bytes() == there.read_bytes(), end
+
+
+def test_no_dates_and_no_versions_in_files(tmp_path):
+    study = Drawn(tmp_path, [make_record()])
+    svg = study.svg("speedup")
+    assert "dc:date" not in svg and "matplotlib.org" not in svg
+    png = (tmp_path / "figures" / "speedup.png").read_bytes()
+    assert b"Software" not in png and b"Matplotlib" not in png
+
+
+def test_ideal_line_and_negative_zone_are_in_the_speedup(tmp_path):
+    study = Drawn(
+        tmp_path, [make_record(layout=x, images_per_s=r) for x, r in (("n1g1", 10.0), ("n1g4", 6.0))]
+    )
+    (ideal,) = study.artists("speedup", "ideal")
+    assert list(ideal.get_xdata()) == [1, 4] and list(ideal.get_ydata()) == [1, 4]
+    (zone,) = study.artists("speedup", "negative-scaling")
+    corners = zone.get_extents().transformed(zone.axes.transData.inverted())
+    assert corners.y1 == pytest.approx(1.0)
+    assert corners.y0 < 0.6, "the slow point lies inside the shaded zone"
+
+
+@pytest.mark.parametrize(
+    "name", ["speedup", "throughput", "step_time", "efficiency", "memory", "quality_time"]
+)
+def test_failed_point_is_marked_in_every_figure_over_layouts(tmp_path, name):
+    ok = [make_record(layout=x) for x in ("n1g1", "n1g2")]
+    study = Drawn(tmp_path, ok)
+    assert study.artists(name, "failed") == []
+    study = Drawn(tmp_path / "lost", [*ok, make_record(layout="n1g4", status="failed", cause="gpu_oom")])
+    assert study.artists(name, "failed")
+    assert any(r["cause"] == "gpu_oom" for r in study.rows(name))
+
+
+def test_failed_run_is_a_bar_up_to_where_it_came(tmp_path):
+    study = Drawn(tmp_path, [make_record(), make_record(layout="n1g2", status="failed", cause="host_oom")])
+    rows = [r for r in study.rows("phases") if r["layout"] == "n1g2"]
+    assert {r["cause"] for r in rows} == {"host_oom"} and {r["status"] for r in rows} == {"failed"}
+    assert "compute" in {r["phase"] for r in rows} and "export" not in {r["phase"] for r in rows}
+
+
+def test_degraded_run_is_shown_where_it_was_measured_but_not_joined(tmp_path):
+    study = Drawn(
+        tmp_path,
+        [
+            make_record(layout="n1g1", images_per_s=10.0),
+            make_record(layout="n1g4", status="degraded", cause="allocation_mismatch", images_per_s=11.0),
+        ],
+    )
+    (mark,) = study.artists("speedup", "degraded")
+    assert list(mark.get_xdata()) == [4] and list(mark.get_ydata()) == [pytest.approx(1.1)]
+    ok = [r for r in study.rows("speedup") if r["status"] == "ok"]
+    assert {r["layout"] for r in ok} == {"n1g1"}
+
+
+def test_layouts_of_equal_size_are_marked_but_not_joined(tmp_path):
+    rates = {"n1g1": 10.0, "n1g2": 19.0, "n2g1": 15.0, "n1g4": 30.0}
+    study = Drawn(tmp_path, [make_record(layout=x, images_per_s=r) for x, r in rates.items()])
+    marked = [list(x.get_ydata()) for x in study.artists("throughput", "line")]
+    assert [10.0, 19.0, 30.0] in marked and [15.0] in marked
+
+
+def test_phases_of_a_run_add_up_to_its_total(tmp_path):
+    record = make_record(layout="n1g2")
+    rows = Drawn(tmp_path, [record]).rows("phases")
+    assert sum(float(r["s"]) for r in rows) == pytest.approx(record.metrics.total_s)
+    exposed = next(float(r["s"]) for r in rows if r["phase"] == "communication")
+    assert exposed == pytest.approx(record.metrics.exposed_comm_s)
+
+
+def test_phases_are_means_over_repeats(tmp_path):
+    records = [
+        make_record(repeat=i, phases_s={"step": s}, total_s=s, exposed_comm_s=None)
+        for i, s in enumerate((1.0, 2.0, 6.0))
+    ]
+    (row,) = Drawn(tmp_path, records).rows("phases")
+    assert (row["phase"], row["n"], float(row["s"])) == ("compute", "3", 3.0)
+
+
+def test_efficiency_says_why_a_definition_is_not_measured(tmp_path):
+    study = Drawn(tmp_path, [make_record(layout=x) for x in ("n1g1", "n1g2")])
+    notes = {r["definition"]: r["note"] for r in study.rows("efficiency") if r["status"] == "note"}
+    assert list(notes) == ["strong"] and "global batch grows" in notes["strong"]
+    study = Drawn(tmp_path / "one", [make_record()])
+    notes = {r["definition"]: r["note"] for r in study.rows("efficiency") if r["status"] == "note"}
+    assert set(notes) == {"strong", "throughput", "time_to_quality"}
+    assert all("second layout" in n for n in notes.values())
+
+
+def test_law_is_drawn_only_where_it_can_be_checked(tmp_path):
+    three = [make_record(layout=f"n1g{p}", images_per_s=usl_rate(p)) for p in (1, 2, 4)]
+    assert not [r for r in Drawn(tmp_path / "a", three).rows("speedup") if r["status"] == "fit"]
+    four = [*three, make_record(layout="n1g8", images_per_s=usl_rate(8))]
+    fitted = [r for r in Drawn(tmp_path / "b", four).rows("speedup") if r["status"] == "fit"]
+    assert fitted and "serial share 5.0 %" in fitted[0]["note"]
+
+
+def test_hostile_names_stay_text(tmp_path):
+    records = [
+        make_record(scene="s", evidence="<script>alert(1)</script>", status="failed"),
+        make_record(scene="a.b-c_d"),
+    ]
+    for name in ("phases", "journey"):
+        assert "<script" not in Drawn(tmp_path / name, records).svg(name)
+
+
+def test_terminal_codes_in_settings_leave_a_readable_svg(tmp_path):
+    from xml.etree import ElementTree
+
+    records = [
+        make_record(settings={"a": "b"}),
+        make_record(repeat=1, settings={"a": "\x1b[31m\x00-->\ufffe"}),
+    ]
+    ElementTree.fromstring(Drawn(tmp_path, records).svg("journey"))
+
+
+def test_mathtext_in_names_is_not_interpreted(tmp_path):
+    from dist3dgs.figures.page import message
+
+    with style.styled():
+        words = message(r"$\frac{1}{2}$").findobj(lambda a: a.get_gid() == "message")
+    assert [w.get_parse_math() for w in words] == [False]
+
+
+def test_unknown_figure_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match="speedup"):
+        Drawn(tmp_path, []).draw("../../etc/passwd")
+
+
+def test_analysis_side_never_imports_torch(tmp_path):
+    study = Drawn(tmp_path, [make_record(), make_record(layout="n1g2")])
+    code = (
+        "import sys; from pathlib import Path; from dist3dgs import figures, report, tabulate, scaling\n"
+        "assert 'matplotlib' not in sys.modules and 'pandas' not in sys.modules\n"
+        "f = Path(sys.argv[1]); paths = [Path(p) for p in sys.argv[2:]]\n"
+        "figures.draw('phases', f/'runs.csv', f/'points.csv', paths, f/'x'/'phases')\n"
+        "report.write_report(f/'x.html', paths, f/'x', f, [], {})\n"
+        "assert not {'torch', 'pycolmap', 'llvmlite'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), *map(str, study.paths)], check=True, timeout=120
+    )
+
+
+def test_a_foreign_table_is_refused_with_the_columns_it_lacks(tmp_path):
+    study = Drawn(tmp_path, [make_record()])
+    (tmp_path / "points.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"points\.csv.*no column scene, strategy.*snakemake tables"):
+        study.draw("speedup")
+
+
+def test_without_records_the_tables_say_how_to_make_one(tmp_path, capsys):
+    from dist3dgs.cli import main
+
+    tables = ["--runs", str(tmp_path / "runs.csv"), "--points", str(tmp_path / "points.csv")]
+    assert main(["tabulate", *tables, "--records"]) == 2
+    said = capsys.readouterr().err
+    assert "no records" in said and "snakemake" in said and "dist3dgs import" in said
+    assert not (tmp_path / "runs.csv").exists()
+
+
+def test_the_readmes_picture_is_that_of_the_reference_records(tmp_path):
+    """Elsewise: make reference && cp results/reference/figures/speedup.png docs/images/"""
+    import numpy as np
+    from matplotlib.image import imread
+
+    root = Path(__file__).parents[3]
+    paths = sorted((root / "results/reference").glob("*/*/*/r*/record.json"))
+    assert paths
+    tabulate(paths, tmp_path / "runs.csv", tmp_path / "points.csv")
+    figures.draw("speedup", tmp_path / "runs.csv", tmp_path / "points.csv", paths, tmp_path / "speedup")
+    shown, drawn_now = imread(root / "docs/images/speedup.png"), imread(tmp_path / "speedup.png")
+    assert shown.shape == drawn_now.shape and np.array_equal(shown, drawn_now)

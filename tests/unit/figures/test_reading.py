@@ -1,0 +1,249 @@
+"""Figures as a reader meets them: every line has its name, words have room, a page is enough."""
+
+import importlib
+import itertools
+
+import pytest
+
+from dist3dgs import figures
+from dist3dgs.figures import style
+from tests.unit.helpers.drawn import Drawn, texts
+from tests.unit.helpers.records import make_record
+
+LONG = ("mip-nerf-360-bicycle-eighth-resolution", "tanks-and-temples-train-full")
+STRATEGIES = ("default-densification", "mcmc", "replicated", "sharded", "sharded-mcmc")
+
+
+def big_study(scenes=("bicycle",), strategies=STRATEGIES, layouts=("n1g1", "n1g2", "n1g4", "n2g4", "n4g4")):
+    """mcmc is degraded at n1g4 between two successes, sharded failed at its largest."""
+    records = []
+    for number, (scene, strategy, layout) in enumerate(itertools.product(scenes, strategies, layouts)):
+        status, cause = "ok", "killed"
+        if (strategy, layout) == ("mcmc", "n1g4"):
+            status, cause = "degraded", "allocation_mismatch"
+        elif (strategy, layout) == ("sharded", layouts[-1]):
+            status, cause = "failed", "gpu_oom"
+        records.append(
+            make_record(
+                scene, strategy, layout, status=status, cause=cause, gpu=True, started_at=1000.0 * number,
+                settings={"train": {"steps": 7000 + number, "schedule": "a long word about the learning rate" * 3}},
+            )
+        )  # fmt: skip
+    return records
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Studies that once broke the layout, made once."""
+    from tests.unit.analysis.test_resource_usage import write_samples
+
+    studies = {
+        "one": [make_record(), make_record(layout="n1g2")],
+        "five strategies": big_study(),
+        "two scenes with long names": big_study(LONG),
+        "five scenes": big_study(
+            [f"scene{i}" for i in range(5)], ("replicated", "sharded"), ("n1g1", "n1g2")
+        ),
+        "nine scenes": big_study(
+            [f"scene{i}" for i in range(9)], ("replicated", "sharded"), ("n1g1", "n1g2")
+        ),
+        "thirty scenes": big_study([f"scene{i:02}" for i in range(30)], ("mcmc",), ("n1g1", "n1g4")),
+    }
+    made = {name: Drawn(tmp_path_factory.mktemp("study"), records) for name, records in studies.items()}
+    for path in made["five strategies"].paths:
+        write_samples(path.parent)
+    return made
+
+
+WORDY = (
+    "one",
+    "five strategies",
+    "two scenes with long names",
+    "five scenes",
+    "nine scenes",
+    "thirty scenes",
+)
+
+
+def drawable(study, name):
+    """Leave out figures that have nothing to show: no samples, no success on several ranks."""
+    if name == "compute_to_comm":
+        return study not in ("one", "thirty scenes")
+    return name != "resources" or study == "five strategies"
+
+
+@pytest.mark.parametrize(("study", "name"), [(s, n) for s in WORDY for n in figures.NAMES if drawable(s, n)])
+def test_no_words_overlap_or_leave_the_page(drawn, study, name):
+    figure = drawn[study].picture(name)
+    page = figure.bbox
+    boxes = []
+    for text in texts(figure):
+        box = text.get_window_extent()
+        assert box.x0 > -1 and box.y0 > -1 and box.x1 < page.x1 + 1 and box.y1 < page.y1 + 1, text.get_text()
+        if text.get_rotation() in (0, 90):  # the frame of slanted words says nothing
+            boxes.append((box, text.get_text()))
+    for (a, first), (b, second) in itertools.combinations(boxes, 2):
+        overlap = (min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0))
+        assert min(overlap) < 2, f"{first!r} and {second!r}"
+
+
+@pytest.mark.parametrize(("study", "name"), [(s, n) for s in WORDY for n in figures.NAMES if drawable(s, n)])
+def test_figures_fit_a_page_and_panels_keep_their_room(drawn, study, name):
+    figure = drawn[study].picture(name)
+    width, height = figure.get_size_inches() * 25.4
+    assert width in (pytest.approx(85), pytest.approx(180))
+    assert height <= style.MAX_HEIGHT_MM + 0.5
+    if name not in ("phases", "journey"):  # whose axes are as high as their rows
+        for ax in figure.axes[1:]:
+            box = ax.get_window_extent()
+            assert box.width / figure.dpi * 25.4 > 25 and box.height / figure.dpi * 25.4 > 9
+
+
+@pytest.mark.parametrize("name", ["speedup", "efficiency", "throughput", "step_time", "memory"])
+def test_every_strategy_has_its_line_and_mark_before_its_name(drawn, name):
+    figure = drawn["five strategies"].picture(name)
+    samples = {(x.get_color(), x.get_marker(), str(x.get_linestyle())) for x in figure.axes[0].lines}
+    curves = [x for ax in figure.axes[1:] for x in ax.lines if x.get_gid() == "line"]
+    assert len({x.get_marker() for x in curves}) == 5, "told apart without colour"
+    assert {(x.get_color(), x.get_marker(), str(x.get_linestyle())) for x in curves} <= samples
+    assert set(STRATEGIES) <= {t.get_text() for t in texts(figure) if t.get_gid() == "key"}
+
+
+@pytest.mark.parametrize("name", ["speedup", "efficiency", "throughput", "step_time", "memory"])
+def test_no_line_goes_on_across_a_degraded_point(drawn, name):
+    figure = drawn["five strategies"].picture(name)
+    mcmc = style.series_style("mcmc", STRATEGIES)["color"]
+    pieces = [
+        x for ax in figure.axes[1:] for x in ax.lines if x.get_gid() == "line" and x.get_color() == mcmc
+    ]
+    spans = {tuple(round(v) for v in x.get_xdata()) for x in pieces}
+    assert (1, 2) in spans and any(span[0] == 8 and len(span) == 2 for span in spans)
+    assert not [span for span in spans if span[0] < 4 < span[-1]], "the degraded run has 4 ranks"
+
+
+@pytest.mark.parametrize(
+    "name", ["speedup", "efficiency", "throughput", "step_time", "memory", "quality_time", "phases"]
+)
+def test_degraded_is_a_diamond_and_failed_a_cross_in_every_figure(drawn, name):
+    figure = drawn["five strategies"].picture(name)
+    marks = {
+        gid: {a.get_marker() for a in figure.findobj() if a.get_gid() == gid}
+        for gid in ("degraded", "failed")
+    }
+    assert marks == {"degraded": {"d"}, "failed": {"X"}}
+    words = {t.get_text() for t in texts(figure)}
+    assert {"failed", "degraded: finished, not as asked"} <= words
+
+
+@pytest.mark.parametrize("name", [n for n in figures.NAMES if n != "resources"])
+def test_scene_and_strategy_are_named_even_where_there_is_one(drawn, name):
+    words = " ".join(drawn["one"].words(name))
+    assert "builtin" in words and "replicated" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("speedup", "speedup [×], log scale"),
+        ("throughput", "throughput [images/s], log scale"),
+        ("efficiency", "efficiency [%]"),
+        ("step_time", "step time [ms]"),
+        ("memory", "peak memory [GiB]"),
+        ("quality_time", "held-out PSNR [dB]"),
+    ],
+)
+def test_axes_say_their_unit_and_scale(drawn, name, label):
+    assert label in drawn["one"].words(name)
+
+
+@pytest.mark.parametrize("name", ["speedup", "throughput", "efficiency"])
+def test_the_ideal_is_named_and_inside_the_panel(drawn, name):
+    for study in ("one", "five strategies"):
+        figure = drawn[study].picture(name)
+        ideals = [a for a in figure.findobj() if a.get_gid() == "ideal"]
+        assert ideals and "ideal" in [t.get_text() for t in texts(figure)]
+        for line in ideals:
+            low, high = line.axes.get_ylim()
+            assert all(low <= y <= high for y in line.get_ydata())
+
+
+def test_the_fitted_law_is_named(drawn):
+    assert "fitted Universal Scalability Law" in drawn["five strategies"].words("speedup")
+    assert "fitted Universal Scalability Law" not in drawn["one"].words("speedup")
+
+
+def test_time_to_the_target_is_printed_not_the_time_of_the_last_evaluation(drawn):
+    study = drawn["one"]
+    rows = {r["layout"]: r for r in study.rows("quality_time")}
+    words = study.words("quality_time")
+    for layout, row in rows.items():
+        reached, last = float(row["time_to_target_s"]), float(row["elapsed_s"])
+        assert reached < last - 1
+        assert f"{layout}: {reached:.0f} s" in words
+    assert f"time to {float(rows['n1g1']['target_psnr']):.2f} dB" in words
+
+
+def test_a_layout_that_never_gets_there_is_said_so(tmp_path):
+    study = Drawn(tmp_path, [make_record(psnr=27.0), make_record(layout="n1g2", psnr=25.0)])
+    assert "n1g2: not reached" in study.words("quality_time")
+
+
+def test_a_definition_without_measurements_has_words_instead_of_a_panel(drawn):
+    figure = drawn["one"].picture("efficiency")
+    words = [t.get_text() for t in texts(figure)]
+    assert any(w.startswith("Strong scaling: not measured: the global batch grows") for w in words)
+    assert len(figure.axes) == 3, "the paper and two panels"
+
+
+def test_without_samples_there_is_one_message_and_no_panel(tmp_path):
+    study = Drawn(tmp_path, [make_record()])
+    assert "resource samples" in importlib.import_module("dist3dgs.figures.resources").EMPTY
+    svg = study.svg("resources")
+    assert svg.count('id="axes_') == 1 and 'id="message"' in svg
+
+
+def test_phases_stand_above_the_curves_and_in_the_key(drawn):
+    figure = drawn["five strategies"].picture("resources")
+    strips = [a for a in figure.findobj() if a.get_gid() == "phase"]
+    assert strips and all(s.get_y() >= 1 for s in strips)
+    inside = [t.get_text() for ax in figure.axes[1:] for t in ax.texts]
+    assert inside == []
+    words = [t.get_text() for t in texts(figure)]
+    assert {"load", "step", "evaluate", "Memory [GiB]", "host: the job"} <= set(words)
+
+
+def test_every_part_of_every_bar_has_its_number(drawn):
+    study = drawn["one"]
+    figure = study.picture("phases")
+    numbers = [t.get_text() for t in texts(figure) if t.get_gid() == "number"]
+    names = [t.get_text() for t in texts(figure) if t.get_gid() == "head"]
+    assert len(numbers) == 2 * len(names) and "startup" in names and "total" in names
+    for row in study.rows("phases"):
+        assert any(abs(float(n) - float(row["s"])) <= 0.5 for n in numbers)
+
+
+def test_hatches_do_not_bloat_the_file(drawn):
+    assert len(drawn["one"].svg("phases")) < 120_000
+
+
+def test_costs_are_in_the_unit_of_their_axis(drawn):
+    words = drawn["one"].words("journey")
+    assert "cost [rank-minutes]" in words
+    assert any("rank-minutes (" in w and w.endswith(" wall)") for w in words)
+
+
+def test_pdf_has_fonts_that_stay_text(drawn):
+    pdf = drawn["one"].draw("speedup").with_name("speedup.pdf").read_bytes()
+    assert b"/Type3" not in pdf and b"CIDFontType2" in pdf
+    assert b"CreationDate" not in pdf
+
+
+def test_names_are_shortened_in_the_middle_to_their_room():
+    with style.styled():
+        short = style.fit(LONG[0], 30, 7)
+        assert short.startswith("mip-nerf") and short.endswith("resolution") and "…" in short
+        assert style.width_mm(short, 7) <= 30
+        assert style.fit("builtin", 30, 7) == "builtin"
+        assert all(
+            style.width_mm(line, 7) <= 20 for line in style.wrap(f"{LONG[0]} not measured here", 20, 7)
+        )

@@ -1,0 +1,188 @@
+"""One step of any strategy on any number of ranks gives the gradients of one process with the same global batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist3dgs.bench.cloud import intrinsics, ring_of_cameras
+from dist3dgs.config.models import Strategy
+from dist3dgs.parallel import replicated
+from dist3dgs.parallel.collectives import Communicator
+from dist3dgs.parallel.registry import KINDS
+from dist3dgs.parallel.strategy import RenderOptions
+from dist3dgs.splats.camera import Camera
+from dist3dgs.splats.densify.statistics import Statistics
+from dist3dgs.splats.gaussians import NAMES, Gaussians
+from dist3dgs.splats.loss import l1_ssim_loss
+from dist3dgs.splats.render import get_renderer
+from tests.unit.helpers import tiny
+from tests.unit.helpers.ranks import make_trainer, run_ranks
+from tests.unit.helpers.tiny import HEIGHT, WIDTH
+
+GLOBAL_BATCH = 12  # divisible by 1, 2, 3 and 4 ranks
+NUM_GAUSSIANS = 203  # by none of 2, 3 and 4
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+
+
+def some_gaussians(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Anisotropic Gaussians with all SH bands in use; identical in every process."""
+    g = torch.Generator().manual_seed(5)
+    n = NUM_GAUSSIANS
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    values = {
+        "means": randn(n, 3) * 0.7, "scales": randn(n, 3) * 0.5 - 2.0, "quats": randn(n, 4), "opacities": randn(n),
+        "sh0": randn(n, 1, 3), "shN": randn(n, 15, 3) * 0.2,
+    }  # fmt: skip
+    return {k: values[k].to(dtype) for k in NAMES}
+
+
+def batch(dtype: torch.dtype, world_size: int, num_views: int = GLOBAL_BATCH) -> list[list[Camera]]:
+    g = torch.Generator().manual_seed(9)
+    photos = torch.randint(0, 255, (num_views, HEIGHT, WIDTH, 3), generator=g, dtype=torch.uint8)
+    viewmats, Ks = (
+        torch.from_numpy(ring_of_cameras(num_views)),
+        torch.from_numpy(intrinsics(num_views, WIDTH, HEIGHT)),
+    )
+    cameras = [
+        Camera(
+            name=str(i), viewmat=viewmats[i].to(dtype), K=Ks[i].to(dtype), width=WIDTH, height=HEIGHT, photo=photos[i]
+        )
+        for i in range(num_views)
+    ]  # fmt: skip
+    each = num_views // world_size
+    return [cameras[r * each : (r + 1) * each] for r in range(world_size)]
+
+
+def one_step(
+    comm: Communicator,
+    kind: str,
+    dtype: torch.dtype,
+    sh_degree: int,
+    absgrad: bool,
+    cameras: list[list[Camera]] | None = None,
+) -> dict[str, torch.Tensor] | None:
+    """Gradients, statistics and loss of the whole model on rank 0."""
+    options = RenderOptions(near=0.01, far=1e10, antialiased=True, absgrad=absgrad)
+    parallel = KINDS[kind](comm, get_renderer("cpu"), options, Strategy(kind=kind), torch.device("cpu"))
+    gaussians = Gaussians(parallel.distribute(lambda: some_gaussians(dtype)))
+    cameras = batch(dtype, comm.world_size) if cameras is None else cameras
+    n = sum(len(part) for part in cameras)
+    rendered = parallel.render(gaussians, cameras, sh_degree=sh_degree, background=None, track=True)
+    loss = rendered.anchor
+    for view in rendered.views:
+        assert view.camera.photo is not None
+        loss = loss + l1_ssim_loss(view.image.colors, view.camera.photo, 0.2) / n
+    loss.backward()
+    assert set(parallel.reduce_gradients(gaussians, sh_degree)) == {
+        k for k in NAMES if sh_degree or k != "shN"
+    }
+    statistics = Statistics.zeros(gaussians.num_gaussians, gaussians.device)
+    for projection, camera in rendered.projections:
+        statistics.add(projection, camera, 1 / n, absgrad)
+    statistics = parallel.reduce_statistics(statistics)
+    total = loss.detach().clone()
+    comm.all_reduce(total)
+    rows = {k: t.grad for k, t in gaussians.items() if t.grad is not None}
+    rows |= {"grad": statistics.mean_gradient(), "count": statistics.count, "means_": gaussians["means"]}
+    whole = parallel.whole(rows)
+    if whole is None:
+        return None
+    order = torch.argsort(whole.pop("means_")[:, 0])  # the owners' order differs with their number
+    return {"loss": total} | {k: t.detach()[order] for k, t in whole.items()}
+
+
+@pytest.fixture(scope="module")
+def single():
+    """The single process's answer, by dtype, degree and absgrad."""
+    known: dict = {}
+
+    def answer(dtype, sh_degree, absgrad):
+        key = (dtype, sh_degree, absgrad)
+        if key not in known:
+            known[key] = one_step(Communicator(), "replicated", dtype, sh_degree, absgrad, batch(dtype, 1))
+        return known[key]
+
+    return answer
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+@pytest.mark.parametrize("sh_degree, absgrad", [(3, False), (0, True)], ids=["sh3", "sh0-absgrad"])
+def test_gradients_are_those_of_one_process(single, kind, world_size, dtype, sh_degree, absgrad):
+    want = single(dtype, sh_degree, absgrad)
+    got = run_ranks(world_size, one_step, kind, dtype, sh_degree, absgrad)[0]
+    assert set(got) == set(want)
+    assert torch.equal(got.pop("count"), want["count"])
+    for name, tensor in got.items():
+        scale = want[name].double().norm()
+        assert scale > 0, name
+        error = (tensor.double() - want[name].double()).norm() / scale
+        # The statistics are float32 whatever the renderer computes in.
+        assert error < (1e-6 if name == "grad" and dtype == torch.float64 else TOLERANCE[dtype]), (
+            name,
+            float(error),
+        )
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_gradients_that_travel_apart_are_the_same(single, world_size, monkeypatch):
+    """Every parameter in a bucket of its own, all under way together. The ranks are forked and inherit the patch."""
+    monkeypatch.setattr(replicated, "BUCKET_BYTES", 1)
+    want = single(torch.float64, 3, False)
+    got = run_ranks(world_size, buckets_step)[0]
+    for name in NAMES:
+        assert (got[name] - want[name]).norm() < TOLERANCE[torch.float64] * want[name].norm(), name
+
+
+def buckets_step(comm: Communicator) -> dict[str, torch.Tensor] | None:
+    answer = one_step(comm, "replicated", torch.float64, 3, False)
+    assert comm.meters["startup", "all_reduce(gradients)"].calls >= len(NAMES)
+    return answer
+
+
+def trainer_step(comm: Communicator, kind: str, scene: Path, out: Path) -> dict[str, torch.Tensor] | None:
+    """Gradients of the training loop's own first step, from Adam's first moments: MCMC's penalties, any background."""
+    run = tiny.spec(
+        f"n1g{comm.world_size}", strategy={"kind": kind}, steps=240, global_batch=12, background="random",
+        densify={"kind": "mcmc", "opacity_reg": 0.5, "scale_reg": 0.5},
+    )  # fmt: skip
+    trainer = make_trainer(comm, run, scene, out)
+    trainer.start()
+    trainer.one_step(1)
+    rows = trainer.model.whole()
+    if rows is None:
+        return None
+    order = torch.argsort(rows["lineage"])
+    return {k: t[order] for k, t in rows.items() if k.endswith(".exp_avg")} | {"size": rows["scales"][order]}
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_penalties_and_background_are_those_of_one_process(kind, world_size, tiny_scene, tmp_path):
+    want = trainer_step(Communicator(), "replicated", tiny_scene, tmp_path / "one")
+    got = run_ranks(world_size, trainer_step, kind, tiny_scene, tmp_path / "many")[0]
+    assert set(got) == set(want) and len(got) == len(NAMES)  # no shN yet
+    for name, tensor in got.items():
+        assert (tensor - want[name]).norm() < TOLERANCE[torch.float32] * want[name].norm(), name
+
+
+def blind_step(comm: Communicator, kind: str) -> dict[str, torch.Tensor] | None:
+    """The last rank's camera looks away from everything."""
+    cameras = batch(torch.float32, comm.world_size, comm.world_size)
+    away = cameras[-1][0].viewmat.clone()
+    away[:3, 3] += torch.tensor([0.0, 0.0, -1000.0])
+    seen = cameras[-1][0]
+    cameras[-1] = [Camera(name="away", viewmat=away, K=seen.K, width=WIDTH, height=HEIGHT, photo=seen.photo)]
+    return one_step(comm, kind, torch.float32, 3, False, cameras)
+
+
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_a_rank_that_sees_nothing_neither_hangs_nor_fails(kind):
+    got = run_ranks(2, blind_step, kind)[0]
+    assert int(got["count"].max()) == 1
+    assert all(torch.isfinite(t).all() for t in got.values())

@@ -1,0 +1,64 @@
+"""Run times told beforehand: from the records of runs that were made."""
+
+import pytest
+
+from dist3dgs.config.models import Hardware, RunSpec, Strategy, TrainSettings
+from dist3dgs.runs.record import Environment, Metrics, Run, RunRecord
+from dist3dgs.slurm.runtime_prediction import predict, read_records
+
+
+def spec(layout: str, **train) -> RunSpec:
+    settings = TrainSettings(**{"steps": 8000, "keep": "images", **train})
+    return RunSpec(
+        scene="s",
+        strategy="t",
+        layout=layout,
+        repeat=0,
+        seed=1,
+        parallel=Strategy(),
+        train=settings,
+        hardware=Hardware(),
+    )
+
+
+def record(layout: str, train_s: float, images: int, device: str = "NVIDIA H100 80GB HBM3") -> RunRecord:
+    return RunRecord(
+        run=Run(scene="s", strategy="t", layout=layout, repeat=0, seed=1),
+        status="ok",
+        metrics=Metrics(total_s=train_s + 50, train_s=train_s, images=images),
+        environment=Environment(devices=[device]),
+    )
+
+
+def test_without_records_it_is_the_time_limit():
+    found = predict([spec("n1g4")], [], {}, 7200)
+    assert (found.seconds, found.source) == (7200, "site.runtime_min")
+
+
+@pytest.mark.parametrize(
+    ("layout", "train", "seconds"),
+    [
+        ("n1g4", {}, 250),  # as it was
+        ("n1g4", {"steps": 16000}, 450),
+        ("n2g4", {}, 150),  # the same images on twice the ranks
+        ("n2g4", {"keep": "steps"}, 850),  # 8,000 steps, an image per rank each, at 0.1 s
+    ],
+)
+def test_what_a_rank_takes_for_an_image_is_carried_over(layout, train, seconds):
+    found = predict([spec(layout, **train)], [record("n1g4", 200, 8000), record("n1g1", 1e6, 8000)], {}, 7200)
+    assert found.seconds == pytest.approx(seconds) and found.source == "from s/t/n1g4/r0"
+
+
+def test_slower_gpus_took_longer():
+    slow = record("n1g4", 200, 8000, device="NVIDIA L40S")
+    assert predict([spec("n1g4")], [slow], {"h100": 1.0, "l40s": 0.5}, 7200).seconds == pytest.approx(125)
+    assert predict([spec("n1g4")], [slow], {"a100-sxm4": 0.5}, 7200).seconds == pytest.approx(250)
+
+
+def test_records_are_read_from_the_results(tmp_path):
+    path = tmp_path / "s/t/n1g4/r0/record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(record("n1g4", 200, 8000).model_dump_json())
+    (tmp_path / "s/t/n1g4/r1").mkdir()
+    (tmp_path / "s/t/n1g4/r1/record.json").write_text("{")
+    assert [r.run.layout for r in read_records(tmp_path)] == ["n1g4"]

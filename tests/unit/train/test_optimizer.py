@@ -1,0 +1,59 @@
+"""Our call of the fused Adam kernel against torch.optim.Adam; moments through changes of the set of Gaussians."""
+
+import pytest
+import torch
+
+from dist3dgs.splats.densify.change import Change
+from dist3dgs.splats.gaussians import NAMES, Gaussians, initial_gaussians
+from dist3dgs.train.optimizer import Optimiser
+from dist3dgs.train.schedules import AdamRule
+
+
+def some(n: int = 30) -> Gaussians:
+    g = torch.Generator().manual_seed(1)
+    points, colors = torch.randn(n, 3, generator=g), torch.rand(n, 3, generator=g)
+    return Gaussians(initial_gaussians(points, colors, init_opacity=0.1, init_scale=1.0))
+
+
+def gradients(gaussians: Gaussians, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    for t in gaussians.values():
+        t.grad = torch.randn(t.shape, generator=g)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 1024])
+def test_updates_are_those_of_torch_optim(batch):
+    ours, theirs, rule = some(), some(), AdamRule(batch)
+    optimiser = Optimiser(ours, rule)
+    rates = {name: 0.01 * (i + 1) for i, name in enumerate(NAMES)}
+    reference = torch.optim.Adam(
+        [{"params": [theirs[k]], "lr": rates[k]} for k in NAMES], betas=rule.betas, eps=rule.eps
+    )
+    for seed in range(5):
+        gradients(ours, seed)
+        gradients(theirs, seed)
+        optimiser.step(rates, NAMES)
+        reference.step()
+    for name in NAMES:
+        assert torch.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6), name
+        assert ours[name].grad is None
+
+
+def test_moments_follow_their_rows_and_fresh_ones_start_at_zero():
+    gaussians = some(4)
+    optimiser = Optimiser(gaussians, AdamRule(1))
+    gradients(gaussians, 0)
+    optimiser.step(dict.fromkeys(NAMES, 0.01), [n for n in NAMES if n != "shN"])
+    before = {k: t.clone() for k, t in optimiser.moments().items()}
+    assert set(optimiser.steps()) == set(NAMES) - {"shN"}
+    origin = torch.tensor([3, -1, 0])
+    parameters = {k: t.detach()[[3, 3, 0]].clone() for k, t in gaussians.items()}
+    after = optimiser.apply(Change(parameters, origin, torch.arange(3), reset_moments=("opacities",)))
+    assert after.num_gaussians == 3
+    for key, value in optimiser.moments().items():
+        if key.startswith("opacities"):
+            assert not value.any()
+            continue
+        assert torch.equal(value[0], before[key][3]) and torch.equal(value[2], before[key][0])
+        assert not value[1].any()
+    assert all(count == 1.0 for count in optimiser.steps().values())

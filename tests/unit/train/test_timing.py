@@ -1,0 +1,78 @@
+"""Where a rank's time goes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist3dgs.runs.events import EventWriter
+from dist3dgs.train import timing as clock_module
+from dist3dgs.train.timing import CUDA_SAMPLE_EVERY, WARM_UP_STEPS, Clock
+
+
+class Hands:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
+    hands = Hands()
+    monkeypatch.setattr(clock_module, "time", hands)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    return hands
+
+
+def train(clock: Clock, hands: Hands, steps: int) -> list[int]:
+    """Steps of 3 s, of which 1 s is the part `render` and 2 s `backward`; which of them were sampled."""
+    sampled = []
+    for step in range(1, steps + 1):
+        clock.start_step(step)
+        if clock.stage() == ("step", True):
+            sampled.append(step)
+        for part, seconds in (("render", 1.0), ("backward", 2.0)):
+            hands.now += seconds
+            clock.part(part)
+        clock.end_step()
+    return sampled
+
+
+def test_on_the_cpu_every_step_is_timed(hands: Hands, tmp_path: Path) -> None:
+    clock = Clock(EventWriter(tmp_path / "e.jsonl", 0), torch.device("cpu"))
+    assert train(clock, hands, 3) == [1, 2, 3]
+    assert clock.summary()["parts_s"] == {"render": 3.0, "backward": 6.0} and clock.scale == 1.0
+
+
+def test_on_cuda_a_short_run_has_parts_too(hands: Hands, tmp_path: Path) -> None:
+    clock = Clock(EventWriter(tmp_path / "e.jsonl", 0), torch.device("cuda"))
+    assert train(clock, hands, CUDA_SAMPLE_EVERY + 10) == [WARM_UP_STEPS + 1, CUDA_SAMPLE_EVERY]
+    parts = clock.summary()["parts_s"]
+    assert parts == pytest.approx({"render": 60.0, "backward": 120.0}), "two steps stand for all 60"
+    assert clock.scale == pytest.approx(30.0)
+    few = Clock(EventWriter(tmp_path / "few.jsonl", 0), torch.device("cuda"))
+    assert train(few, hands, WARM_UP_STEPS) == [] and few.summary()["parts_s"] == {} and few.scale == 1.0
+
+
+def test_what_ranks_say_between_steps_is_no_part_of_a_step(hands: Hands, tmp_path: Path) -> None:
+    clock = Clock(EventWriter(tmp_path / "e.jsonl", 0), torch.device("cuda"))
+    assert clock.stage() == ("startup", True)
+    with clock.enter("step"):
+        assert clock.stage() == ("between steps", True)
+        clock.start_step(1)
+        assert clock.stage() == ("step", False)
+        clock.end_step()
+        assert clock.stage() == ("between steps", True)
+        with clock.enter("evaluate"):
+            assert clock.stage() == ("evaluate", True)
+
+
+def test_densification_is_training_and_evaluation_is_not(hands: Hands, tmp_path: Path) -> None:
+    clock = Clock(EventWriter(tmp_path / "e.jsonl", 0), torch.device("cpu"))
+    with clock.enter("step"):
+        train(clock, hands, 2)
+        for phase, seconds in (("densify", 4.0), ("evaluate", 50.0)):
+            with clock.enter(phase):
+                hands.now += seconds
+    assert clock.train_s == pytest.approx(2 * 3.0 + 4.0)
