@@ -5,13 +5,14 @@ from typing import Any
 
 from ..record import RunRecord
 from ..scaling import rank_hours, rank_unit
-from ..scaling.resources import Samples, energy_wh, read_chain
+from ..scaling.resources import Samples, copy_command, energy_wh, read_chain, samples_elsewhere
 from . import numbers
 from .content import Content
 from .failures import name
 from .markup import Html, join, table, tag, without_empty
 
 _MAX_ROWS = 64
+_MAX_NAMES = 8
 _HEAD = (
     *("run", "where", "memory GiB: peak", "average", "mode", "use %: peak", "average", "mode"),
     *("power W: average", "energy Wh"),
@@ -37,10 +38,12 @@ def section(content: Content) -> Html:
         for record, path in zip(content.records, content.paths, strict=True)
         if (samples := read_chain(path.parent))
     ]
+    elsewhere = _elsewhere(content)
     if not sampled:
-        return tag("p", "No resource samples lie beside these records.", class_="missing")
+        return elsewhere or tag("p", "No resource samples lie beside these records.", class_="missing")
     rows = [row for record, samples in sampled for row in _rows(record, samples)]
     tables = [
+        elsewhere,
         table(*without_empty(_HEAD, rows[:_MAX_ROWS]), numbers_from=2),
         tag(
             "p",
@@ -60,6 +63,25 @@ def section(content: Content) -> Html:
         ),
     ]
     return join(tables)
+
+
+def _elsewhere(content: Content) -> Html | None:
+    """Say which runs' samples were not copied with their records, what lacks them, and how to get them."""
+    found = samples_elsewhere(content.records, content.paths)
+    if not found:
+        return None
+    names = [name(record) for record, _ in found]
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    hosts = ", ".join(sorted({host for record, _ in found for host in record.environment.hosts})[:_MAX_NAMES])
+    return tag(
+        "p",
+        f"The resource samples of {', '.join(names[:_MAX_NAMES])}{more} are not beside their records, so this "
+        "section, the figure of resources, resources.csv and the energy and utilisation in runs.csv lack them; all "
+        f"else is made from the records alone. They are where the runs were made{f' (on {hosts})' if hosts else ''}: ",
+        tag("code", copy_command(found[0][1])),
+        " and make the tables, figures and this page again.",
+        class_="missing",
+    )
 
 
 def _rows(record: RunRecord, samples: Sequence[Samples]) -> list[tuple[Any, ...]]:
