@@ -27,6 +27,12 @@ $(STAMP): requirements.lock pyproject.toml scripts/setup.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX_$(TORCH))" bash scripts/setup.sh
 	@touch "$@"
 
+# No `setup`, which downloads: what is there is checked.
+.PHONY: verify
+verify: ## is this machine ready for the study? downloads nothing; ON_NODE=1: a node of the cluster, in a job
+	@test -x $(BIN)/dist3dgs || { echo "fail  python  no environment in $(VENV)"; echo "fix: make setup"; exit 1; }
+	@$(BIN)/dist3dgs verify $(if $(ON_NODE),--on-node)
+
 .PHONY: demo
 demo: setup ## photographs to report on this machine, under 10 minutes; a second time: nothing to do
 	@bash scripts/demo.sh

@@ -67,6 +67,7 @@ WAYS = (
     Way(r"dist3dgs launch .*/n2g4/.*", How.OPTIONS, "8 ranks; trained by tests/slurm/test_training.py"),
     Way(r"dist3dgs .*--watch.*", How.OPTIONS, "runs until Ctrl-C"),
     Way(r"dist3dgs diagnose .+", How.RUN, exits=(0, 1)),
+    Way(r"dist3dgs \w+ --help", How.RUN),
     Way(r"dist3dgs (points|spec|status|schemas|read|launch|evaluate)( .+)?", How.RUN),
     Way(r"dist3dgs (site init|partitions|preflight)( .+)?", How.ON_SLURM),
     # -- Python

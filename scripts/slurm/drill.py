@@ -287,9 +287,6 @@ class Drills:
         path.write_text(path.read_text().replace("- n2g1", "- n2g1\n- n1g1"))
         return self._refused(name, study, "n2g1")
 
-    def bad_partition(self) -> Outcome:
-        return self._refused_everywhere("no such partition", gpu_partition="nowhere")
-
     def too_many_gpus(self) -> Outcome:
         return self._refused_everywhere("too many GPUs", "n1g8")
 
@@ -380,7 +377,6 @@ NAMES = (
     "interrupted",
     "snakemake_killed",
     "refused",
-    "bad_partition",
     "too_many_gpus",
     "too_long",
     "bad_account",

@@ -31,12 +31,12 @@ if "launch" not in args:
     os.execv({dist3dgs!r}, [{dist3dgs!r}, *args])
 from pathlib import Path
 from dist3dgs.evidence import new_attempt
-from dist3dgs.events import EventWriter
+from dist3dgs.events import EventWriter, events_path
 from dist3dgs.matrix import load_spec, run_digest, spec_json
 value = dict(zip(args, args[1:]))
 spec, out = load_spec(value["--spec"]), Path(value["--out"])
 attempt, now = new_attempt(out), time.time()
-write = EventWriter(attempt.events_path, 0)
+write = EventWriter(events_path(attempt.folder, "none"), 0)
 write("start", world_size=1, host="none", pid=os.getpid(), device="cpu")
 write("end", status="ok", step=0)
 summary = dict(spec=spec.model_dump(mode="json"), spec_digest=run_digest(spec_json(spec)), status="ok", host="none",

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import __version__, verbs
 from .config import add_config_options, add_configfile_option
 from .errors import UserError
-from .slurm.verbs import add_verbs
+from .slurm.verbs import PROFILE, add_verbs
 from .tee import logged
 
 #: Adds a verb: its name, what it does, what it is for, and what its help ends with.
@@ -87,7 +87,14 @@ def _add_study(verb: AddVerb) -> None:
 
     p = verb("status", verbs.status, "every point of the study: waiting, running, ok, failed and why")
     add_config_options(p)
-    p.add_argument("--watch", type=float, metavar="SECONDS", help="refresh until Ctrl-C")
+    p.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="refresh until Ctrl-C, every 10 seconds or as given",
+    )
 
     p = verb(
         "retry",
@@ -109,6 +116,23 @@ def _add_study(verb: AddVerb) -> None:
     p.add_argument(
         "-n", "--dry-run", action="store_true", help="only say what would be trained, and the command"
     )
+
+    p = verb(
+        "verify",
+        verbs.verify,
+        "check that this machine, or a node of the cluster, is ready for the study; downloads nothing",
+        "Exit status: 0 unless a check failed. Each line is ok, warn or fail, with what to do below it.",
+    )
+    add_config_options(p)
+    p.add_argument("--profile", type=Path, default=PROFILE, help="profile whose site is used")
+    p.add_argument(
+        "--full", action="store_true", help="read packed scenes and archives whole to check their digests"
+    )
+    p.add_argument(
+        "--on-node", nargs="?", const="", metavar="PARTITION",
+        help="check in a Slurm job, on a node of the training partition or of this one",
+    )  # fmt: skip
+    p.add_argument("--json", action="store_true")
 
     p = verb("schemas", verbs.schemas, "write the JSON schemas of the config files and of record.json")
     p.add_argument("folder", type=Path, nargs="?", default=Path("workflow/schemas"))
@@ -162,6 +186,10 @@ def _add_pages(verb: AddVerb) -> None:
     p.add_argument("--runs", required=True, type=Path)
     p.add_argument("--points", required=True, type=Path)
     p.add_argument("--records", nargs="*", type=Path, default=[])
+
+    p = verb("check", verbs.check, "fail where a point has failed; the rule behind `fail_on: failed`")
+    p.add_argument("--records", nargs="*", type=Path, default=[])
+    p.add_argument("--out", required=True, type=Path, help="file to write where none has failed")
 
     p = verb("figure", verbs.figure, "draw one figure (svg, png, pdf and the csv behind it)")
     p.add_argument("name")

@@ -1,8 +1,9 @@
-"""The training run's diary: one JSON object per line in `events.jsonl`.
+"""Events of a training run: one JSON object per line, in one `events.NODE.jsonl` per node.
 
-Every rank appends to the same file; a line is written with one `write` call to a descriptor opened with
-O_APPEND and so never interleaves with another rank's on a local or POSIX file system. A torn last line (the
-process was killed while writing) is skipped by the reader.
+The ranks of a node append to the same file: a line is one `write` to a descriptor opened with O_APPEND, which never
+interleaves with another process's on the same machine. Between machines that share an NFS folder it may, hence one file
+per node. `read_events` merges them by time; a torn last line (the process was killed while writing) is skipped.
+Runs of earlier versions have a single `events.jsonl`, which is read likewise.
 
 Every event has `t` (Unix seconds), `rank` and `event`. The vocabulary:
 
@@ -31,6 +32,7 @@ end             status ("ok" or "stopped"), step
 ==============  =====================================================================================
 """
 
+import heapq
 import json
 import os
 import time
@@ -58,8 +60,47 @@ class EventWriter:
         os.close(self._fd)
 
 
+def events_path(folder: Path, node: str) -> Path:
+    """Where the ranks on `node` write their events."""
+    return Path(folder, f"events.{node}.jsonl")
+
+
+def is_event_file(name: str) -> bool:
+    """Whether a file's name is that of events: of one node, or of all nodes of an older run."""
+    return name == "events.jsonl" or (name.startswith("events.") and name.endswith(".jsonl"))
+
+
+def event_files(folder: Path) -> list[Path]:
+    """All event files of a run's folder, sorted by name."""
+    try:
+        return sorted(p for p in Path(folder).iterdir() if is_event_file(p.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a file in order; torn or foreign lines are skipped, a missing file is an empty one."""
+    """Yield the events of a file in order, or those of a folder's event files merged by time.
+
+    Torn or foreign lines are skipped; a missing file or folder has no events.
+    """
+    if Path(path).is_dir():
+        timed = [_timed(file) for file in event_files(path)]
+        yield from (event for _, event in heapq.merge(*timed, key=lambda pair: pair[0]))
+    else:
+        yield from _read_file(path)
+
+
+def _timed(path: Path) -> Iterator[tuple[float, dict[str, Any]]]:
+    """Events with the time they are sorted by; never decreasing, so that merging keeps each file's order."""
+    latest = 0.0
+    for event in _read_file(path):
+        t = event.get("t")
+        if isinstance(t, int | float):
+            latest = max(latest, t)
+        yield latest, event
+
+
+def _read_file(path: Path) -> Iterator[dict[str, Any]]:
     if not Path(path).exists():
         return
     with Path(path).open("rb") as f:

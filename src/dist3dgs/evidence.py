@@ -2,7 +2,7 @@
 
     results/{point}/launch.json                     the newest attempt's `launch.json`: the output of the train rule
     results/{point}/attempts/000/launch.json        what was asked, started and how it ended
-    results/{point}/attempts/000/events.jsonl       the ranks' diary (see events.py)
+    results/{point}/attempts/000/events.*.jsonl     what the ranks did, one file per node (see events.py)
     results/{point}/attempts/000/train.log          everything the ranks printed
     results/{point}/attempts/000/resources.*.csv    host and GPU samples, one file per node (see monitor.py)
     results/{point}/checkpoints/, renders/, tensorboard/, point_cloud.ply
@@ -12,12 +12,12 @@ Attempts are never overwritten: the next one gets the next number.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .events import read_events
+from .events import event_files, read_events
 
 ATTEMPTS = "attempts"
 
@@ -37,12 +37,15 @@ class Attempt:
         return self.folder / "launch.json"
 
     @property
-    def events_path(self) -> Path:
-        return self.folder / "events.jsonl"
-
-    @property
     def log_path(self) -> Path:
         return self.folder / "train.log"
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The events of all nodes, merged by time."""
+        return read_events(self.folder)
+
+    def event_files(self) -> list[Path]:
+        return event_files(self.folder)
 
     def resources_paths(self) -> list[Path]:
         return sorted(self.folder.glob("resources.*.csv"))
@@ -66,7 +69,7 @@ def attempts(point_folder: Path) -> list[Attempt]:
 def since_fresh_start(story: Sequence[Attempt]) -> list[Attempt]:
     """The attempts that the last one continues, and itself: resumed ones hang together through a checkpoint."""
     first = len(story) - 1
-    while first > 0 and any(e["event"] == "resume" for e in read_events(story[first].events_path)):
+    while first > 0 and any(e["event"] == "resume" for e in story[first].events()):
         first -= 1
     return list(story[max(first, 0) :])
 

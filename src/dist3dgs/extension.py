@@ -36,12 +36,18 @@ def folder() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
 
 
-def is_ready() -> bool:
-    """Whether it was seen to load with these versions, and is still there. Imports nothing."""
+def library() -> Path | None:
+    """The built extension, if it was seen to load with these versions and is still there. Imports nothing."""
     try:
-        return Path(_note().read_text(encoding="utf-8").strip()).is_file()
+        path = Path(_note().read_text(encoding="utf-8").strip())
     except (OSError, PackageNotFoundError):
-        return False
+        return None
+    return path if path.is_file() else None
+
+
+def is_ready() -> bool:
+    """Whether there is a `library`."""
+    return library() is not None
 
 
 def prepare() -> None:

@@ -25,9 +25,8 @@ from typing import IO, Any
 from . import __version__, extension, resume
 from .cgroup import OomWatch
 from .errors import UserError
-from .events import read_events
 from .evidence import Attempt, attempts, new_attempt
-from .files import write_json
+from .files import TEMPORARY, write_json
 from .guard import check_world
 from .judge import cause_of
 from .matrix import load_spec, run_digest, spec_json
@@ -35,10 +34,11 @@ from .monitor import Monitor, peak_pss_gib, resources_path
 from .names import how_to_make
 from .nvml import driver_version
 from .provenance import code_digest, git_state
-from .reserve import Reserve
+from .reserve import PROBE, RESERVE, Reserve
 from .slurm import allocation as slurm_allocation
 from .slurm import node, plan, turn
-from .slurm.allocation import Allocation, node_name
+from .slurm.allocation import GPUS_PER_NODE, Allocation, limit_gpus, node_name
+from .slurm.cotenancy import CoTenancy
 from .slurm.retry import TRIES_AFTER
 from .slurm.settings import Site, current_site
 from .spec import RunSpec
@@ -48,6 +48,8 @@ from .watch import Watch
 GRACE_S = 60.0
 #: In a Slurm job: time for the launcher of the same point in an ended job to be gone.
 LOCK_WAIT_S = 90.0
+#: In an attempt's folder while it runs: PyTorch's cache of compiled code.
+INDUCTOR = ".inductor"
 
 
 def launch(
@@ -73,6 +75,8 @@ def launch(
         return 0
     here, site = slurm_allocation.current(), current_site()
     if here is not None:
+        if here.exclusive and spec.hardware.device != "cpu":
+            limit_gpus(os.environ, spec.started.workers_per_node)
         decision = turn.take(out, digest, here, site)
         print(f"Slurm job {here.job_id}: {decision.reason}", file=sys.stderr, flush=True)
         if decision.action != "train":
@@ -80,15 +84,19 @@ def launch(
             return 0
     with _lock(out, wait_s=0.0 if here is None else LOCK_WAIT_S):
         _forget_finished(out, digest)
+        _remove_leftovers(out)
         (out / "launch.json").unlink(missing_ok=True)
-        for restart in range(spec.hardware.max_restarts + 1):
-            run = _Run(spec, digest, scene, out, new_attempt(out), weights, here, site)
-            run.resume_from = resume_from
-            run.may_restart = restart < spec.hardware.max_restarts
-            status = run.execute()
-            if not run.restarts:
-                break
-        return status
+        try:
+            for restart in range(spec.hardware.max_restarts + 1):
+                run = _Run(spec, digest, scene, out, new_attempt(out), weights, here, site)
+                run.resume_from = resume_from
+                run.may_restart = restart < spec.hardware.max_restarts
+                status = run.execute()
+                if not run.restarts:
+                    break
+            return status
+        finally:
+            _remove_leftovers(out)
 
 
 class _Run:
@@ -138,6 +146,7 @@ class _Run:
         reserve = Reserve(self.attempt.folder)
         self._save()
         memory = OomWatch()
+        tenancy = CoTenancy(self.allocation).start() if self.allocation is not None else None
         with self.attempt.log_path.open("ab", buffering=0) as log:
             log.write(f"{problem.warning}$ {shlex.join(argv)}\n".encode())
             if problem.uses_gpus and (status := self._prepare(environment, log)):
@@ -149,6 +158,8 @@ class _Run:
                     watch = self._start(argv, environment, log)
                     self._wait(watch)
             process = watch.process
+        if tenancy is not None:
+            self.summary["co_tenancy"] = tenancy.stop()
         if (full := reserve.release()) is not None:
             self.summary["disk_full"] = full
         if limit.reached:
@@ -213,7 +224,7 @@ class _Run:
             "--out",
             str(self.out),
             "--events",
-            str(self.attempt.events_path),
+            str(self.attempt.folder),
         ]
         if self.resume_from is not None:
             worker += ["--resume-from", str(self.resume_from)]
@@ -234,6 +245,10 @@ class _Run:
         environment["PYTHONUNBUFFERED"] = "1"
         if uses_gpus:
             environment[node.USES_GPUS] = "1"
+            if self.allocation is not None and self.allocation.exclusive:
+                environment[GPUS_PER_NODE] = str(self.layout.workers_per_node)
+        # PyTorch makes this folder when DistributedDataParallel is imported, in /tmp unless told otherwise.
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.attempt.folder.resolve() / INDUCTOR))
         environment["DIST3DGS_ATTEMPT"] = str(self.attempt.folder.resolve())
         if self.weights is not None:
             environment["DIST3DGS_LPIPS"] = str(self.weights.resolve())
@@ -283,13 +298,28 @@ def _forget_finished(out: Path, digest: str) -> None:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
+def _remove_leftovers(out: Path) -> None:
+    """Delete what a launcher or rank that was killed could not: no process of this point runs now."""
+    for attempt in attempts(out):
+        shutil.rmtree(attempt.folder / INDUCTOR, ignore_errors=True)
+        for path in (
+            attempt.folder / RESERVE,
+            attempt.folder / PROBE,
+            *attempt.folder.glob("stacks.rank*.txt"),
+        ):
+            path.unlink(missing_ok=True)
+    for folder in (out, *(a.folder for a in attempts(out)), out / "checkpoints", out / "renders"):
+        for path in folder.glob(f".*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
+
+
 def _ended(attempt: Attempt) -> bool:
-    return any(e["event"] == "end" and e.get("status") == "ok" for e in read_events(attempt.events_path))
+    return any(e["event"] == "end" and e.get("status") == "ok" for e in attempt.events())
 
 
 @contextlib.contextmanager
 def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """One launcher per point at a time. The lock goes with the process, however it ends.
+    """One launcher per point at a time. The lock goes with the process, however it ends; its file with the last one.
 
     `wait_s`: patience with a launcher that is about to end, as after Slurm has put its job back into the queue.
     """
@@ -297,8 +327,9 @@ def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
 
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + wait_s
-    with (out / ".lock").open("w") as f:
-        while True:
+    path = out / ".lock"
+    while True:
+        with path.open("w") as f:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -306,12 +337,25 @@ def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
                     time.sleep(0.5)
                     continue
                 raise UserError(
-                    f"{out}: another launcher is running this point; wait for it, or find it with: fuser {out}/.lock"
+                    f"{out}: another launcher is running this point; wait for it, or find it with: fuser {path}"
                 ) from None
             except OSError:  # a file system without locks: the scheduler is the only guard then
                 pass
-            break
-        yield
+            if not _is_at(f, path):  # its owner has ended and removed it since it was opened
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(f: IO[Any], path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(f.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _end_with_parent() -> None:
@@ -339,6 +383,7 @@ def _slurm_facts(allocation: Allocation | None) -> dict[str, Any] | None:
         "job_id": allocation.job_id,
         "nodes": [n.name for n in allocation.nodes],
         "partition": allocation.partition,
+        "exclusive": allocation.exclusive,
         "restarts": allocation.restarts,
         "time_left_s": allocation.time_left_s,
         "log": allocation.log,

@@ -252,6 +252,14 @@ class Environment(Model):
     devices: list[str] = Field([], description="device name per rank, e.g. 'NVIDIA H200' or 'cpu'")
     cpu: str | None = None
     cores: int | None = None
+    nodes_shared: bool | None = Field(
+        None,
+        description="whether other Slurm jobs were on its nodes while it ran, so that its timings are not those of the "
+        "machine alone; null: not known, see `reasons`",
+    )
+    neighbours: dict[str, list[str]] = Field(
+        {}, description="node -> ids of those jobs; `not visible` for jobs that Slurm hides from this user"
+    )
     driver: str | None = Field(None, description="version of the NVIDIA driver where the launcher ran")
     python: str | None = None
     versions: dict[str, str] = {}

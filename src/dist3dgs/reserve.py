@@ -8,16 +8,19 @@ RESERVE_BYTES = 1 << 16
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+RESERVE, PROBE = ".reserve", ".probe"
+
+
 class Reserve:
     """A file in `folder` that is given back when it is time to write the verdict."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = Path(folder, ".reserve")
+        self.path = Path(folder, RESERVE)
         self._write(self.path)
 
     def release(self) -> str | None:
         """Give the room back. What the system said if there was no room but this one; else None."""
-        probe = self.path.with_name(".probe")
+        probe = self.path.with_name(PROBE)
         said = self._write(probe)
         probe.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)

@@ -299,6 +299,10 @@ class Config(Settings):
     only_existing: bool = Field(
         False, description="tabulate and draw the records that are there, train nothing"
     )
+    fail_on: Literal["never", "failed"] = Field(
+        "never",
+        description="failed: a failed point is the exit status of `snakemake ... all`; never: it is a row",
+    )
     exclude: list[Exclusion] = []
     train: TrainSettings = TrainSettings()
     hardware: Hardware = Hardware()

@@ -26,12 +26,14 @@ Row = dict[str, Any]
 INTEGERS = {
     *("repeat", "nodes", "workers_per_node", "ranks", "baseline_ranks", "seed", "step", "rank"),
     *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "n_reached"),
+    "n_shared",
 }
 TEXTS = {
     *("scene", "strategy", "layout", "status", "cause", "causes", "phase", "node", "evidence", "remedy"),
     *(
         "devices",
         "hosts",
+        "nodes_shared",
         "cpu",
         "git_sha",
         "code_digest",
@@ -54,8 +56,9 @@ RUN_COLUMNS = (
     *("num_gaussians", "psnr", "ssim", "lpips", "loss", "train_accuracy", "accuracy", "epochs", "epoch_s"),
 )
 RUN_COLUMNS_END = (
-    *("devices", "hosts", "cpu", "git_sha", "git_dirty", "code_digest", "scene_digest", "slurm_job_id"),
-    *("attempt", "started_at", "finished_at", "source", "record", "record_sha256"),
+    *("devices", "hosts", "nodes_shared", "cpu"),
+    *("git_sha", "git_dirty", "code_digest", "scene_digest", "slurm_job_id", "attempt"),
+    *("started_at", "finished_at", "source", "record", "record_sha256"),
 )
 
 
@@ -116,6 +119,7 @@ def run_row(record: RunRecord, path: Path) -> Row:
         "compute_to_comm": compute_to_comm(record),
         "devices": summarise(environment.devices),
         "hosts": summarise(environment.hosts),
+        "nodes_shared": environment.nodes_shared,
         "cpu": environment.cpu,
         "record": "/".join(path.parts[-5:]),
         "record_sha256": sha256(path),

@@ -79,6 +79,19 @@ def tabulate(args: argparse.Namespace) -> None:
     tabulate(args.records, args.runs, args.points)
 
 
+def check(args: argparse.Namespace) -> None:
+    from .files import write_text
+    from .record import load_record
+
+    failed = [path for path in args.records if load_record(path).status == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(args.records)} points failed (fail_on: failed in the config); why:"
+            f" dist3dgs diagnose {failed[0]}"
+        )
+    write_text(args.out, f"none of {len(args.records)} points failed\n")
+
+
 def figure(args: argparse.Namespace) -> None:
     from .figures import draw
 
@@ -137,6 +150,14 @@ def retry(args: argparse.Namespace) -> int:
     from .retry import retry
 
     return retry(_study(args), args.points, args.configfile, args.profile, args.dry_run)
+
+
+def verify(args: argparse.Namespace) -> int:
+    from .verify import run_verify
+
+    return run_verify(
+        args.config, args.configfile, args.profile, full=args.full, as_json=args.json, where=args.on_node
+    )
 
 
 def fetch_weights(args: argparse.Namespace) -> None:

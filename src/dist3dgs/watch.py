@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .events import event_files
 from .evidence import Attempt
 from .slurm.allocation import node_name
 from .spec import RunSpec
@@ -31,7 +32,7 @@ class Watch:
         self.stop_signal: str | None = None
         self.stalled = False
         self._kill_at: float | None = None
-        self._reader = EventTail(attempt.events_path)
+        self._reader = EventTail(attempt.folder)
         self._last_event = time.monotonic()
         self._display = Display(spec)
 
@@ -102,30 +103,38 @@ class Watch:
 
 
 class EventTail:
-    """New events of a growing file; remembers the pids of the ranks on this host."""
+    """New events of a run's growing files; remembers the pids of the ranks on this host."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._offset, self._rest = path, 0, b""
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        #: By file: how many bytes were read, and the start of a line whose end was not there yet.
+        self._read: dict[Path, tuple[int, bytes]] = {}
         self.pids: list[int] = []
 
     def new(self) -> list[dict[str, Any]]:
+        """Events written since the last call, by time."""
+        events = [event for path in event_files(self.folder) for event in self._new_of(path)]
+        self.pids += [e["pid"] for e in events if self._is_local_start(e)]
+        return sorted(events, key=lambda e: e["t"] if isinstance(e.get("t"), int | float) else 0.0)
+
+    def _new_of(self, path: Path) -> list[dict[str, Any]]:
         import json
 
+        offset, rest = self._read.get(path, (0, b""))
         try:
-            with self.path.open("rb") as f:
-                f.seek(self._offset)
+            with path.open("rb") as f:
+                f.seek(offset)
                 data = f.read(16 << 20)
         except FileNotFoundError:
             return []
-        self._offset += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, rest = (rest + data).split(b"\n")
+        self._read[path] = offset + len(data), rest
         events = []
         for line in lines:
             with contextlib.suppress(ValueError):
                 event = json.loads(line)
                 if isinstance(event, dict):
                     events.append(event)
-        self.pids += [e["pid"] for e in events if self._is_local_start(e)]
         return events
 
     @staticmethod

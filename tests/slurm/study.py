@@ -117,6 +117,12 @@ class Study:
         return code
 
     def log(self) -> str:
+        """What the terminal showed, then Snakemake's own logs."""
+        logs = sorted(self.folder.glob(".snakemake/log/*.log"))
+        return "\n".join([self.terminal(), *(path.read_text() for path in logs)])
+
+    def terminal(self) -> str:
+        """What the terminal showed."""
         path = self.folder / "snakemake.log"
         return path.read_text() if path.exists() else ""
 
@@ -137,7 +143,7 @@ class Study:
 
     def events(self, layout: str, kind: str | None = None) -> list[dict[str, Any]]:
         found = []
-        for path in sorted(self.point(layout).glob("attempts/*/events.jsonl")):
+        for path in sorted(self.point(layout).glob("attempts/*/events.*jsonl")):
             lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
             found += [e | {"attempt": int(path.parent.name)} for e in lines if kind in (None, e["event"])]
         return found

@@ -119,11 +119,6 @@ def test_a_refused_submission_is_recorded_in_words_while_others_go_on(outcome):
     assert sum("n1g1" in comment for _, _, comment in outcome.study.jobs()) == 1
 
 
-@drill("bad_partition")
-def test_a_partition_that_is_not_there(outcome):
-    check_refused(outcome, "there is no partition 'nowhere' here", "nvalid partition")
-
-
 @drill("too_many_gpus")
 def test_more_gpus_than_a_node_has(outcome):
     check_refused(outcome, "'gpu:h100:8'", "Requested node configuration is not available")

@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from cluster import Cluster
-from graph import dry_run, of_study
+from graph import of_study
 
 
 @pytest.mark.slow

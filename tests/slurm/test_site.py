@@ -137,8 +137,12 @@ def test_the_chooser_prefers_what_ends_first(on_cluster):
             and "earlier than gpu (h100)" in line
         )
         layout = Layout.parse("n2g4")
-        text = chooser.run([layout], site, {layout: Prediction(seconds=1800, source="a record")})
-        assert "2 nodes asked for, 1 there" in text and "n2g4, 30 min on the fastest GPUs (a record)" in text
+        text, refused = chooser.run([layout], site, {layout: Prediction(seconds=1800, source="a record")})
+        assert not refused
+        assert (
+            "2 nodes are more than partition 'l40s' has (1)" in text
+            and "n2g4, 30 min on the fastest GPUs (a record)" in text
+        )
     finally:
         on_cluster("scancel", blocker)
 

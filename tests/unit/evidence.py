@@ -40,7 +40,7 @@ def write_attempt(
         **launch,
     }
     attempt.launch_path.write_text(json.dumps(summary))
-    attempt.events_path.write_text("".join(json.dumps(e) + "\n" for e in events))
+    (attempt.folder / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     attempt.log_path.write_text(log)
     (point / "launch.json").write_text(json.dumps(summary))
     return point / "launch.json"

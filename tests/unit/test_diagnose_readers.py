@@ -202,6 +202,16 @@ def test_own_events(tmp_path: Path) -> None:
     assert s.step_s is not None and s.step_s.mean == 0.041 and s.phases_s == {"load": 1.0, "step": 2.0}
     assert s.quality == {"loss": 0.2, "psnr": 21.5, "ssim": 0.7} and s.total_s == 6 and s.finished is not None
 
+    def of_rank(rank: int) -> str:
+        return "".join(line for line in text.splitlines(keepends=True) if f'"rank": {rank}' in line)
+
+    # One file per node, in any order on the command line.
+    several = read_logs([write(tmp_path / f"events.n{rank + 1}.jsonl", of_rank(rank)) for rank in (1, 0)])
+    assert (sorted(several.nodes), several.iterations) == (s.nodes, s.iterations)
+    assert several.quality == s.quality
+    assert (several.total_s, several.finished is not None) == (6, True)
+    assert [(f.format, f.lines) for f in several.files] == [("events", 1), ("events", 7)]
+
 
 def test_slurm_environment_and_a_pair_of_files(tmp_path: Path) -> None:
     out = write(

@@ -1,7 +1,7 @@
 import threading
 from pathlib import Path
 
-from dist3dgs.events import EventWriter, read_events
+from dist3dgs.events import EventWriter, events_path, read_events
 
 
 def test_many_writers_do_not_tear_each_others_lines(tmp_path: Path) -> None:
@@ -34,3 +34,16 @@ def test_torn_and_foreign_lines_are_skipped(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_an_empty_diary(tmp_path: Path) -> None:
     assert list(read_events(tmp_path / "none")) == []
+
+
+def test_each_node_has_a_file_and_they_are_read_by_time(tmp_path: Path) -> None:
+    """Also where clocks jump back, and beside the one file of an earlier version."""
+    lines = {
+        events_path(tmp_path, "n1"): [(1, "a"), (4, "d"), (3, "e"), (7, "g")],
+        events_path(tmp_path, "n2"): [(2, "b"), (6, "f")],
+        tmp_path / "events.jsonl": [(3, "c")],
+    }
+    for path, events in lines.items():
+        path.write_text("".join(f'{{"t": {t}, "event": "{name}"}}\n' for t, name in events))
+    (tmp_path / "other.jsonl").write_text('{"t": 1, "event": "foreign"}\n')
+    assert "".join(e["event"] for e in read_events(tmp_path)) == "abcdefg"

@@ -186,7 +186,7 @@ def test_a_rank_whose_others_never_come_ends_after_the_setting(tmp_path, rank):
     world = {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     done = train(run, tmp_path, **world)  # ends within its limit of 100 s, where timeout_s would take 600
     assert done.returncode == 2 and "hardware.join_timeout_s" in done.stderr
-    (error,) = [e for e in read_events(tmp_path / "events.jsonl") if e["event"] == "error"]
+    (error,) = [e for e in read_events(tmp_path) if e["event"] == "error"]
     assert (error["type"], error["phase"]) == ("RendezvousTimeoutError", "startup")
 
 

@@ -1,11 +1,13 @@
 """Evidence in, verdict out."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dist3dgs.errors import UserError
+from dist3dgs.events import events_path
 from dist3dgs.judge import judge
 
 from .evidence import comm, evaluation, healthy, phase, spec, start, step, timing, write_attempt
@@ -28,6 +30,34 @@ def test_a_healthy_run(tmp_path: Path) -> None:
     assert m.total_s == pytest.approx(100.0)
     assert [r.parameter_digest for r in m.ranks] == ["aa", "aa"]
     assert set(record.provenance.evidence_sha256) == {"launch.json", "events.jsonl", "train.log"}
+
+
+def test_event_files_of_several_nodes_are_one_run(tmp_path: Path) -> None:
+    """As those of an earlier version, which wrote one file; evidence names the node's."""
+    error = {
+        "t": 1020.0,
+        "rank": 1,
+        "event": "error",
+        "type": "RuntimeError",
+        "message": "boom",
+        "phase": "step",
+    }
+    failing = [*(e for e in healthy() if e["event"] != "end"), error]
+    for events, status in ((healthy(), "ok"), (failing, "failed")):
+        whole = judge(write_attempt(tmp_path / status, spec(), events, status=status))
+        launch = write_attempt(tmp_path / f"{status}-split", spec(), [], status=status)
+        folder = launch.parent / "attempts/000"
+        (folder / "events.jsonl").unlink()
+        for rank in (0, 1):
+            own = [e for e in events if e["rank"] == rank]
+            events_path(folder, f"n{rank}").write_text("".join(json.dumps(e) + "\n" for e in own))
+        split = judge(launch)
+        assert (split.status, split.metrics) == (whole.status, whole.metrics)
+        names = {"launch.json", "train.log", "events.n0.jsonl", "events.n1.jsonl"}
+        assert set(split.provenance.evidence_sha256) == names
+    assert split.failure is not None and whole.failure is not None
+    assert split.failure.evidence[0].file.endswith("events.n1.jsonl")
+    assert (split.failure.cause, split.failure.rank) == (whole.failure.cause, whole.failure.rank)
 
 
 def with_collectives(*collectives: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,6 +24,16 @@ LONG = {"steps": 100_000, "checkpoint_every": 20, "log_every": 2, "eval_every": 
 ONLY_STEPS = LONG | {"checkpoint_every": 100_000, "digest_every": 100_000, "densify": {"kind": "none"}}
 
 
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """Whatever becomes of a run, it leaves nothing in the folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    assert not list(folder.iterdir())
+
+
 def final_state(out: Path) -> tuple[bytes, bytes]:
     """The exported model and everything the optimiser knows, to the last bit."""
     from safetensors import safe_open
@@ -205,6 +215,13 @@ def test_a_launcher_that_is_killed_takes_its_ranks_along(tiny_scene, tmp_path):
         time.sleep(0.2)
     assert not tiny.processes_of(tmp_path)
     assert list((tmp_path / "checkpoints").glob("*.safetensors"))
+    # What it could not remove any more, the next one does.
+    hidden = [tmp_path / "attempts/000/.reserve", tmp_path / "checkpoints/.step.node.1.tmp"]
+    assert hidden[0].exists()
+    hidden[1].write_bytes(b"half a checkpoint")
+    assert tiny.launch(tiny.spec("n1g1", steps=10), tiny_scene, tmp_path).status == "ok"
+    assert not [p for p in tmp_path.rglob(".*") if p.is_file()]
+    assert not list(tmp_path.rglob("stacks.*"))
 
 
 @contextlib.contextmanager

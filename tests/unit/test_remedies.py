@@ -148,7 +148,6 @@ Check = Callable[[str, pytest.CaptureFixture[str], Path], None]
 #: Span -> its check, or why nothing here can check it.
 WAYS: tuple[tuple[str, Check | str], ...] = (
     (r"dist3dgs .+", dist3dgs),
-    (r"snakemake .+", snakemake),
     (r"make \w+", make),
     (r"#SBATCH --.+|(?:sinfo|srun|sbatch|scontrol|sacctmgr)\b.*", slurm),
     (r"sacct .+", "asks the accounting database first; run on the test cluster with the other texts"),

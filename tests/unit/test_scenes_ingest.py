@@ -339,6 +339,12 @@ def test_a_folder_of_smaller_copies_that_was_not_finished(scene):
     cut = scene / "images_2/photo_005.png"
     cut.write_bytes(cut.read_bytes()[:200])
     photograph(scene / "images_2/photo_004.png", 32, 48)
+    said = []
+    source = IngestSource(name="court", kind="colmap", path=scene)
+    ingest(source, scene.parent / "first", IngestSettings(max_width_px=48), say=said.append)
+    assert all(
+        any(name in line for line in said) for name in ("images_2/:", "photo_004.png", "photo_005.png")
+    )
     report, packed = run(scene, settings=IngestSettings(max_width_px=48))
     assert packed.num_views == 12 and packed.sizes.tolist() == [[48, 32]] * 12 and not report["left_out"]
     np.testing.assert_array_equal(packed.image(0), np.asarray(Image.open(scene / "images_2/photo_001.png")))
@@ -367,6 +373,18 @@ def test_accents_and_linked_folders_of_a_model(tmp_path):
     report, packed = run(folder)
     assert packed.num_views == 6
     assert [x["image"] for x in report["left_out"]] == ["vlevo/up"]
+
+
+def test_one_file_under_two_names_of_a_model_is_one_view(tmp_path):
+    model = ring_model()
+    composed = unicodedata.normalize("NFC", "é.png")
+    for i, name in ((1, composed), (2, unicodedata.normalize("NFD", composed))):
+        model.images[i] = (*model.images[i][:3], name, model.images[i][4])
+    write_bin(model, tmp_path / "sparse/0")
+    for image in list(model.images.values())[1:]:
+        photograph(tmp_path / "images" / image[3])
+    report, packed = run(tmp_path)
+    assert packed.num_views == 5 and "same file" in report["left_out"][0]["reason"]
 
 
 @pytest.mark.parametrize(("prefix", "below"), [("", "photos"), ("images/", "")])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dist3dgs.events import EventWriter
+from dist3dgs.events import EventWriter, events_path
 from dist3dgs.evidence import Attempt
 from dist3dgs.slurm.attempts import Try, read_try
 from dist3dgs.slurm.retry import MAX_FAILED, TRIES_AFTER, decide
@@ -71,7 +71,7 @@ def test_what_a_checkpoint_keeps_is_not_lost():
 
 def test_what_is_lost_is_read_from_the_diary(tmp_path):
     attempt = Attempt(tmp_path / "000")
-    say = EventWriter(attempt.events_path, 0)
+    say = EventWriter(events_path(attempt.folder, "gpu01"), 0)
     say("resume", step=100)
     say("step", step=200)
     assert read_try(attempt, {"status": "stopped"}).lost == 1.0

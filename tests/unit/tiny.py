@@ -70,7 +70,7 @@ def judged(out: Path) -> RunRecord:
 def events(out: Path, kind: str, attempt: int = -1) -> list[dict[str, Any]]:
     """Events of one kind of one attempt, the last by default."""
     folder = sorted((out / "attempts").iterdir())[attempt]
-    return [e for e in read_events(folder / "events.jsonl") if e["event"] == kind]
+    return [e for e in read_events(folder) if e["event"] == kind]
 
 
 def log(out: Path, attempt: int = -1) -> str:

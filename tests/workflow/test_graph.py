@@ -102,7 +102,7 @@ def test_a_wrong_config_stops_before_anything_runs(study: Path, config: str, mes
     [
         (
             "repeats: 1\nrepeats: 2",
-            "mine.yaml: not valid YAML: `repeats` stands in line 1 and again in line 2",
+            "mine.yaml, line 2, column 1: not valid YAML: `repeats` stands in line 1 and again in line 2",
         ),
         ("train: {stps: 3}", "mine.yaml: unknown setting `train.stps`; did you mean `steps`?"),
         ("strategy_library: {mcmc: {train: {stps: 3}}}", "mine.yaml: mcmc.train: unknown setting `stps`"),

@@ -3,11 +3,13 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 from functools import cache
 from pathlib import Path
 
 from dist3dgs import figures as figures_module
+from dist3dgs import follow
 from dist3dgs.errors import UserError
 from dist3dgs.names import NAME_PATTERN, Point
 from snakemake.exceptions import WorkflowError
@@ -53,6 +55,7 @@ try:
     from dist3dgs.slurm.planner import Planner, TrainJobs
     from dist3dgs.slurm.resources import contradiction, ingest_resources, rule_resources, sfm_limits
     from dist3dgs.slurm.settings import current_site, former_place, on_cluster
+    from dist3dgs.slurm.submission import check_partitions
 
     # The cluster, from a file that the profile names: no part of the study, so that moving to another one trains
     # nothing again. The executor's settings have read it.
@@ -62,6 +65,7 @@ try:
     if ON_CLUSTER and workflow.is_main_process:
         if problem := contradiction(default_resources(), SITE):
             raise UserError(problem)
+        check_partitions(SITE)
     STUDY = Study.from_config(config, config_layers())
     POINTS = STUDY.points()
 except UserError as error:
@@ -335,3 +339,41 @@ def study_facts():
         flags += ["--config", f"results={RESULTS}"]
     exclusions = [e.model_dump() for e in STUDY.config.exclude]
     return json.dumps({"flags": flags, "exclusions": exclusions, "licences": STUDY.licences()})
+
+
+def status_command():
+    """The command that prints the status of this study; None where `--config` has changed it."""
+    if set(workflow.config_settings.config or {}) - {"site"}:
+        return None
+    overlays = [flag for f in workflow.overwrite_configfiles for flag in ("--configfile", os.path.relpath(f))]
+    return shlex.join(["dist3dgs", "status", *overlays])
+
+
+# What the terminal follows: see dist3dgs.follow.
+FOLLOWED = follow.FollowedStudy(
+    Path(RESULTS),
+    POINTS,
+    lambda point: STUDY.spec(point).num_steps,
+    queue=PLANNER.queue if ON_CLUSTER else None,
+    poll_s=SITE.poll_s,
+    status_command=status_command(),
+)
+if workflow.is_main_process:
+    follow.announce(FOLLOWED)
+else:
+    os.environ.pop(follow.FOLLOWED, None)  # a job on a node prints to its own log, which Slurm keeps
+
+
+def points_of_run():
+    """The points that this run of Snakemake is asked for, and those of them that it trains or judges."""
+    asked, needed = {}, []
+    for job in workflow.dag.jobs:
+        if job.rule.name in ("train", "record"):
+            asked.setdefault(point_of(job.wildcards))
+            if workflow.dag.needrun(job):
+                needed.append(point_of(job.wildcards))
+    return sorted(asked), needed
+
+
+# With `fail_on: failed` a failed point is the exit status of `all`.
+CHECKED = [f"{RESULTS}/tables/no_failed_points.txt"] if STUDY.config.fail_on == "failed" else []

@@ -5,6 +5,7 @@ localrules:
     tabulate,
     figure,
     write_report,
+    check,
 
 
 rule tabulate:
@@ -83,3 +84,19 @@ rule write_report:
     shell:
         "dist3dgs --log {log:q} report --out {output:q} --figures {params.figures:q} --tables {params.tables:q}"
         " --data {params.data:q} --study {params.study:q} --records {input.records:q} {params.others:q}"
+
+
+rule check:
+    """Fail where a point has failed (`fail_on: failed`), when all that can be made has been made."""
+    input:
+        records=all_records,
+        report=rules.write_report.output,
+    output:
+        f"{RESULTS}/tables/no_failed_points.txt",
+    log:
+        "logs/check.log",
+    retries: 0
+    conda:
+        "../envs/dist3dgs.yaml"
+    shell:
+        "dist3dgs --log {log:q} check --records {input.records:q} --out {output:q}"

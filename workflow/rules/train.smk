@@ -19,7 +19,7 @@ rule train:
     # What counts on a cluster is cpus_per_task; a function less to call for each job of a big study.
     threads: 1 if ON_CLUSTER else train_threads
     resources:
-        **rule_resources(train_request, SITE),
+        **(rule_resources(train_request, SITE) if ON_CLUSTER else {}),
         trainings=1,
     params:
         # A change of this trains again.

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..events import read_events
 from ..evidence import attempts
 from ..files import write_json
 from ..judge import judge
@@ -83,7 +82,7 @@ def one_run(args: argparse.Namespace, scene: Path, strategy: str, layout: str, o
     record = judge(out / "launch.json")
     if record.status != "ok":
         raise UserError(f"{strategy} {layout}: {record.failure}; see {out}")
-    m, cost = record.metrics, guards(read_events(attempts(out)[-1].events_path))
+    m, cost = record.metrics, guards(attempts(out)[-1].events())
     sent = sum(c.bytes for c in m.collectives if c.phase == "step")
     return {
         "strategy": strategy,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError
+from ..events import is_event_file
 from .lines import looks_binary
 from .own import is_summary
 
@@ -24,7 +25,7 @@ PIPE_PATIENCE_S = 60.0
 MAX_FILES_OF_FOLDER = 1000
 CHUNK = 1 << 20
 #: What the launcher writes into an attempt's folder, see dist3dgs.evidence.
-EVIDENCE = ("launch.json", "events.jsonl", "train.log")
+EVIDENCE = ("launch.json", "train.log")
 
 
 @dataclass
@@ -138,7 +139,10 @@ def _next(stream: BinaryIO) -> bytes:
 
 
 def _is_evidence(path: Path) -> bool:
-    return path.name in EVIDENCE or (path.name.startswith("resources.") and path.suffix == ".csv")
+    name = path.name
+    return (
+        name in EVIDENCE or is_event_file(name) or (name.startswith("resources.") and path.suffix == ".csv")
+    )
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:

@@ -95,10 +95,20 @@ def scan(paths: Sequence[Path | str], warmup_steps: int = 0, warmup_epochs: int 
     )
     for path in dict.fromkeys(Path(p) for p in paths):
         result.files.append(_scan_file(path, len(result.files), result))
+    _read_events(result)
     if all(f.format in ("missing", "binary", "unreadable") for f in result.files):
         notes = "; ".join(f"{f.path}: {f.note}" for f in result.files)
         raise UserError(f"nothing to read: {notes}. Give text logs: dist3dgs diagnose job.out job.err")
     return result
+
+
+def _read_events(result: Scan) -> None:
+    """Read the event files together: each node of a run has its own."""
+    files = [f for f in result.files if f.format == "events"]
+    if files:
+        result.diary = own_events.read([Path(f.path) for f in files])
+        for f in files:
+            f.lines = result.diary.events_of.get(f.path, 0)
 
 
 def _scan_file(path: Path, index: int, result: Scan) -> FileInfo:
@@ -122,8 +132,7 @@ def _scan_file(path: Path, index: int, result: Scan) -> FileInfo:
         return FileInfo(str(path), "binary", size, note="not a text file")
     text = "\n".join(clean(raw) for raw in head[:8192].replace(b"\0", b"").splitlines()[:20])
     if own_events.sniff(text):
-        result.diary = own_events.read(path)
-        return FileInfo(str(path), "events", size, result.diary.num_events)
+        return FileInfo(str(path), "events", size)
     if resources.sniff(text):
         result.nodes.append(resources.read(path))
         return FileInfo(str(path), "resources", size)

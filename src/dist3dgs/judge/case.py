@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..events import read_events
 from ..evidence import Attempt, attempts, since_fresh_start
 from ..names import Layout, how_to_make
+from ..record import Evidence
 
 Events = list[dict[str, Any]]
 
@@ -23,8 +23,8 @@ class Case:
         self.earlier = story[:-1]
         #: The attempts that the last one continues.
         self.story = since_fresh_start(story)
-        self.diary: Events = [e for a in self.story for e in read_events(a.events_path)]
-        self.events: Events = list(read_events(self.last.events_path))
+        self.diary: Events = [e for a in self.story for e in a.events()]
+        self.events: Events = list(self.last.events())
 
     @classmethod
     def of(cls, launch_json: Path) -> "Case":
@@ -74,17 +74,20 @@ class Case:
         """Path of a file of the last attempt, as records give it: relative to the point's folder."""
         return f"attempts/{self.last.folder.name}/{file}"
 
-    def place_of(self, event: dict[str, Any]) -> tuple[int | None, str]:
-        """Line number and text of one of the last attempt's events."""
-        try:
-            with self.last.events_path.open(encoding="utf-8", errors="replace") as f:
-                for number, line in enumerate(f, 1):
-                    # The time tells most lines apart without reading them as JSON.
-                    if str(event.get("t")) in line and _is(event, line):
-                        return number, line.strip()[:1000]
-        except OSError:
-            pass
-        return None, json.dumps(event)[:1000]
+    def evidence_of(self, event: dict[str, Any], text: str | None = None) -> Evidence:
+        """Where one of the last attempt's events stands: its node's file and line. text: in place of the line."""
+        for path in self.last.event_files():
+            try:
+                with path.open(encoding="utf-8", errors="replace") as f:
+                    for number, line in enumerate(f, 1):
+                        # The time tells most lines apart without reading them as JSON.
+                        if str(event.get("t")) in line and _is(event, line):
+                            shown = line.strip()[:1000] if text is None else text
+                            return Evidence(file=self.name(path.name), line=number, text=shown)
+            except OSError:
+                continue
+        shown = json.dumps(event)[:1000] if text is None else text
+        return Evidence(file=self.name("events.jsonl"), line=None, text=shown)
 
     def matches(self, pattern: re.Pattern[str]) -> list[str]:
         """What the pattern's group is in every line of the training log where it is found."""

@@ -49,7 +49,8 @@ def verdict(case: Case) -> tuple[Status, Failure | None]:
             used = len(devices) or len(joined)
             text = f"{world} workers asked for by {case.spec['layout']}, {used} in use"
             text += f", {given} devices given on a node" if idle else ""
-            evidence = [Evidence(file=case.name("events.jsonl"), line=None, text=text)]
+            files = [p.name for p in case.last.event_files()] or ["launch.json"]
+            evidence = [Evidence(file=case.name(files[0]), line=None, text=text)]
             if warning := case.launch.get("world_warning"):
                 evidence.insert(0, Evidence(file=case.name("train.log"), line=1, text=warning))
             return "degraded", Failure(
@@ -211,7 +212,7 @@ def _by_log(case: Case, phase: str) -> Failure | None:
 def _by_rule(case: Case, error: dict[str, Any], phase: str) -> Failure:
     """An error event, named by the table of rules that foreign logs are judged by too."""
     text = f"{error['type']}: {error['message']}"
-    evidence = Evidence(file=case.name("events.jsonl"), line=case.place_of(error)[0], text=text)
+    evidence = case.evidence_of(error, text)
     return _named(text, evidence, phase, str(error.get("traceback") or "").splitlines(), case.last_step)
 
 

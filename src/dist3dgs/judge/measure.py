@@ -3,7 +3,6 @@
 from collections import defaultdict
 from typing import Any
 
-from ..events import read_events
 from ..evidence import Attempt
 from ..record import Collective, Metrics, QualityPoint, RankMetrics, StepTime, ViewQuality
 from .case import Case
@@ -180,7 +179,7 @@ def _booked(case: Case, attempt: Attempt) -> dict[int, Phases]:
     start, end = _times(case, attempt)
     walks: dict[int, _Walk] = {}
     written: dict[int, Phases] = {}
-    for e in read_events(attempt.events_path):
+    for e in attempt.events():
         rank, t = e.get("rank"), e.get("t")
         if not isinstance(rank, int) or not isinstance(t, int | float):
             continue
@@ -232,7 +231,7 @@ def _total_s(case: Case) -> float | None:
 def _times(case: Case, attempt: Attempt) -> tuple[float | None, float | None]:
     """Unix seconds of an attempt's start and end; of one whose launcher was killed, of its last event."""
     launch = case.launch if attempt == case.last else attempt.launch()
-    last = [e["t"] for e in read_events(attempt.events_path) if isinstance(e.get("t"), int | float)][-1:]
+    last = [e["t"] for e in attempt.events() if isinstance(e.get("t"), int | float)][-1:]
     return launch.get("started_at"), launch.get("finished_at") or next(iter(last), None)
 
 

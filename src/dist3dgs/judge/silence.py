@@ -33,12 +33,11 @@ def no_progress(case: Case) -> Failure | None:
     what = (
         f"no event after it for {silence_s:.0f} s, until {ended.get('note') or 'the launcher ended the run'}"
     )
-    number, text = case.place_of(last)
     return Failure(
         cause="no_progress",
         step=last.get("step") if isinstance(last.get("step"), int) else None,
         evidence=[
-            Evidence(file=case.name("events.jsonl"), line=number, text=text),
+            case.evidence_of(last),
             Evidence(file=case.name("launch.json"), text=what),
         ],
         remedy=REMEDY,

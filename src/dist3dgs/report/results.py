@@ -35,6 +35,13 @@ _SCALING_NOTE = (
 )
 
 
+_SHARED_MARK = "†"
+_SHARED_NOTE = (
+    "At least one of the runs shared its node with other jobs: scaling numbers are not to be trusted. Which runs: "
+    "nodes_shared in runs.csv. Whole nodes: site.exclusive in the profile."
+)
+
+
 def numbers_section(content: Content) -> Html:
     if not content.points:
         return tag("p", "No run has left a record yet.", class_="missing")
@@ -51,10 +58,22 @@ def numbers_section(content: Content) -> Html:
             tag("h3", "Scaling and quality"),
             table(*without_empty(_SCALING_HEAD[skip:], scaling), numbers_from=3 - skip),
             tag("p", _SCALING_NOTE, class_="note"),
+            _shared(content),
             _reasons(content),
             _fits(content),
         ]
     )
+
+
+def _layout(p: Row) -> str:
+    return f"{p['layout']} {_SHARED_MARK}" if p.get("n_shared") else str(p["layout"])
+
+
+def _shared(content: Content) -> Html | None:
+    """The footnote of layouts whose runs had company."""
+    if not any(p.get("n_shared") for p in content.points):
+        return None
+    return tag("p", f"{_SHARED_MARK} {_SHARED_NOTE}", class_="note bad")
 
 
 def _where_it_ran(content: Content) -> str:
@@ -71,7 +90,7 @@ def _where_it_ran(content: Content) -> str:
 def _time_row(p: Row) -> tuple[Any, ...]:
     runs = p["n_ok"] + p["n_failed"] + p["n_degraded"] + p["n_other"]
     return (
-        *(p["scene"], p["strategy"], p["layout"], p["ranks"]),
+        *(p["scene"], p["strategy"], _layout(p), p["ranks"]),
         f"{p['n_ok']} of {runs}"
         if p["n_ok"] == runs
         else tag("span", f"{p['n_ok']} of {runs}", class_="bad"),
@@ -88,7 +107,7 @@ def _scaling_row(p: Row) -> tuple[Any, ...]:
     gpu, host = p["peak_gpu_gib"], p["peak_rss_gib"]
     memory = numbers.plain(gpu if gpu is not None else host)
     return (
-        *(p["scene"], p["strategy"], p["layout"]),
+        *(p["scene"], p["strategy"], _layout(p)),
         _spread(p, "speedup", numbers.times),
         numbers.percent(p["efficiency_strong"]),
         numbers.percent(p["efficiency_throughput"]),

@@ -56,7 +56,7 @@ _COMPARED = ("speedup", "speedup_time_to_quality", "speedup_total", "gain")
 
 POINT_COLUMNS = (
     *("scene", "strategy", "layout", "nodes", "workers_per_node", "ranks", "hardware"),
-    *("n_ok", "n_failed", "n_degraded", "n_other", "causes", "left_out", "global_batch"),
+    *("n_ok", "n_failed", "n_degraded", "n_other", "n_shared", "causes", "left_out", "global_batch"),
     *("baseline_strategy", "baseline_layout", "baseline_ranks", "scaling", "outcome", "gain_of"),
     *(f"{name}{end}" for name in _COMPARED for end in ("", "_min", "_max")),
     *("efficiency_strong", "efficiency_throughput", "efficiency_time_to_quality"),
@@ -228,6 +228,8 @@ def _row(
         "n_failed": statuses["failed"],
         "n_degraded": statuses["degraded"],
         "n_other": statuses["unknown"] + statuses["ok"] - len(counted),
+        # Successful runs during which other jobs were on their nodes.
+        "n_shared": sum(1 for r in counted if r.environment.nodes_shared),
         "causes": ", ".join(f"{cause} x{n}" if n > 1 else cause for cause, n in sorted(causes.items())),
         "left_out": left_out,
         "target_psnr": target,

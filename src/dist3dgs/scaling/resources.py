@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..events import read_events
 from ..evidence import Attempt, attempts, chain
 from ..record import RunRecord
 
@@ -158,7 +157,7 @@ def read_spans(point_folder: Path) -> list[Span]:
     started = tried[-1].launch().get("started_at") if tried else None
     since = started if isinstance(started, int | float) else None
     stack: list[str] = [] if since is None else ["startup"]
-    for event in read_events(tried[-1].events_path) if tried else []:
+    for event in tried[-1].events() if tried else []:
         time_s, phase = event.get("t"), event.get("phase")
         if event.get("rank") != 0 or not isinstance(time_s, int | float):
             continue

@@ -181,6 +181,19 @@ def _read_lock(path: Path) -> dict[str, dict[str, Any]]:
     return lock
 
 
+def locked_archives(lock_path: Path, data_folder: Path) -> list[tuple[Path, int | None, str | None]]:
+    """Files on disk that the lock file has the size and SHA-256 of. Raises `UserError` if it cannot be read."""
+    folders = (Path(data_folder, "archives"), Path(data_folder, "weights", "downloads"))
+    found = []
+    for url, known in _read_lock(Path(lock_path)).items():
+        local = _local_path(url)
+        name = Path(urllib.parse.urlparse(url).path).name
+        for path in [local] if local is not None else [folder / name for folder in folders]:
+            if path.is_file():
+                found.append((path, known.get("num_bytes"), known.get("sha256")))
+    return found
+
+
 @dataclass
 class _Part:
     """A download under way: the bytes so far, and in a file beside them what they are a part of."""

@@ -1,5 +1,7 @@
 """Where a scene's photographs and poses come from: settings, structure from motion, or an existing COLMAP model."""
 
+import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -91,8 +93,8 @@ def from_photos(
     copies, sfm_work = work / "images", work / "sfm"
     sfm_work.mkdir()
     photos = prepare_photos(folder, copies)
-    _say_each(say, "ingest: WARNING left out", photos.left_out)
-    _say_each(say, "ingest: note", photos.notes)
+    say_each(say, "ingest: WARNING left out", photos.left_out)
+    say_each(say, "ingest: note", photos.notes)
     for hint in photos.hints:
         say(f"ingest: {hint}")
     timings_s = {"check": time.monotonic() - start}
@@ -103,18 +105,20 @@ def from_photos(
         if (sfm_work / SFM_LOG).exists():
             shutil.copy(sfm_work / SFM_LOG, out_folder / SFM_LOG)
     files = {i: (photos.originals[x.name], [copies / x.name]) for i, x in result.model.images.items()}
-    left_out = dict(photos.left_out)
     registered = {image.name for image in result.model.images.values()}
-    for photo in photos.photos:
-        if photo.name not in registered:
-            left_out[photos.originals[photo.name]] = (
-                f"not registered by structure from motion: {result.num_features[photo.name]} features, "
-                f"{result.num_matches[photo.name]} verified matches with other photographs"
-            )
+    unregistered = {
+        photos.originals[photo.name]: (
+            f"not registered by structure from motion: {result.num_features[photo.name]} features, "
+            f"{result.num_matches[photo.name]} verified matches with other photographs"
+        )
+        for photo in photos.photos
+        if photo.name not in registered
+    }
+    say_each(say, "ingest: WARNING left out", unregistered)
     return PosedPhotos(
         model=result.model,
         files=files,
-        left_out=left_out,
+        left_out=photos.left_out | unregistered,
         notes=photos.notes,
         report={
             "sfm": {
@@ -130,7 +134,7 @@ def from_photos(
     )
 
 
-def _say_each(say: Callable[[str], None], what: str, items: dict[str, str], most: int = 10) -> None:
+def say_each(say: Callable[[str], None], what: str, items: dict[str, str], most: int = 10) -> None:
     for name, text in list(items.items())[:most]:
         say(f"{what}: {name}: {text}")
     if len(items) > most:
@@ -163,6 +167,7 @@ def from_colmap(source: IngestSource, settings: IngestSettings, say: Callable[[s
     originals, smaller = list_files(images), _large_enough(images, model, settings)
     files: dict[int, tuple[str, list[Path]]] = {}
     left_out: dict[str, str] = {}
+    known: set[str] = set()
     notes = {str(folder / name): note for name, note in model.notes.items()}
     lacking: dict[str, list[str]] = {copies.folder.name: [] for copies in smaller}
     for image_id, image in sorted(model.images.items()):
@@ -172,23 +177,31 @@ def from_colmap(source: IngestSource, settings: IngestSettings, say: Callable[[s
             left_out[image.name] = f"in the model, but not in {images.name}/"
             continue
         name = found[-1][0] if found[-1] else image.name
+        if name in known:
+            left_out[image.name] = f"the same file as {name}, which the model has under another name as well"
+            continue
+        known.add(name)
         files[image_id] = (name, paths)
         for copies, here in zip(smaller, found, strict=False):
             if here is None:
                 lacking[copies.folder.name].append(name)
     if not files:
         raise UserError(_none_found(source, model, originals))
+    for camera_id in sorted({model.images[i].camera_id for i in files}):
+        if not model.cameras[camera_id].is_supported:
+            raise UserError(
+                f"{folder}: camera {camera_id}: {_cannot_undistort(model.cameras[camera_id].model, folder, images)}"
+            )
     for folder_name, names in lacking.items():
         if names:
             notes[f"{folder_name}/"] = (
                 f"{len(names)} of {len(files)} photographs are not in it by their names (first: {names[0]}): "
                 f"reduced from {images.name}/"
             )
-    known = {name for name, _ in files.values()}
     left_out |= {name: "not in the COLMAP model" for name in originals.files if name not in known}
     left_out |= originals.skipped
-    _say_each(say, "ingest: WARNING left out", left_out)
-    _say_each(say, "ingest: note", notes)
+    say_each(say, "ingest: WARNING left out", left_out)
+    say_each(say, "ingest: note", notes)
     return PosedPhotos(
         model=model,
         files=files,
@@ -221,6 +234,20 @@ def _large_enough(images: Path, model: Model, settings: IngestSettings) -> list[
     return [
         list_files(folder) for divisor, folder in smaller_copies(images).items() if full / divisor >= wanted
     ]
+
+
+def _cannot_undistort(model: str, folder: Path, images: Path) -> str:
+    if model == "EQUIRECTANGULAR":
+        return (
+            "model EQUIRECTANGULAR: whole panoramas (360°) have no pinhole view. Cut them into perspective views, as "
+            "COLMAP's python/examples/panorama_sfm.py does, and give its output as `colmap:` and `images:`."
+        )
+    folders = ", ".join(json.dumps(str(path), ensure_ascii=False) for path in ("OUT", folder, images))
+    code = f"import pycolmap; pycolmap.undistort_images({folders})"
+    return (
+        f"model {model} cannot be undistorted here, but by COLMAP: python -c {shlex.quote(code)}, then `colmap: OUT` "
+        "and `images: OUT/images`."
+    )
 
 
 def _none_found(source: IngestSource, model: Model, originals: Listing) -> str:

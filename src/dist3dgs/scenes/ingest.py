@@ -25,6 +25,7 @@ from .gather import (
     PosedPhotos,
     from_colmap,
     from_photos,
+    say_each,
     wanted_width,
 )
 from .normalise import apply_to_points, apply_to_viewmats, normalisation_of
@@ -63,7 +64,10 @@ def ingest(
         else:
             images = source.path / "images" if source.kind == "builtin" else source.path
             posed = from_photos(images, Path(work), out_folder, settings, say)
+        said = posed.left_out.keys() | posed.notes.keys()
         views = _Views.plan(posed, settings)
+        for what, items in (("WARNING left out", posed.left_out), ("note", posed.notes)):
+            say_each(say, f"ingest: {what}", {name: text for name, text in items.items() if name not in said})
         digest, details = _pack(source.name, posed, views, out_folder, settings, say)
     report = {
         "scene": source.name,
@@ -140,27 +144,12 @@ class _Views:
 
 def _rescaled(camera: Camera, width: int, height: int) -> Camera:
     """The camera for photographs of another size, e.g. of a scene's images_4 folder."""
-    if not camera.is_supported:
-        raise UserError(_cannot_undistort(camera.model))
     sx, sy = width / camera.width_px, height / camera.height_px
     if abs(width - camera.width_px * sy) > 2 and abs(height - camera.height_px * sx) > 2:
         raise UnusablePhoto(
             f"{width} x {height} px does not have the shape of its camera, {camera.width_px} x {camera.height_px}"
         )
     return camera.resized(width, height)
-
-
-def _cannot_undistort(model: str) -> str:
-    if model == "EQUIRECTANGULAR":
-        return (
-            "camera model EQUIRECTANGULAR: whole panoramas (360°) have no pinhole view. Cut them into perspective "
-            "views, as COLMAP's python/examples/panorama_sfm.py does, and give its output as `colmap:` and `images:`."
-        )
-    return (
-        f'camera model {model} cannot be undistorted here, but by COLMAP: `python -c "import pycolmap; '
-        "pycolmap.undistort_images('OUT', 'MODEL', 'IMAGES')\"` with the scene's folders, then `colmap: OUT` and "
-        "`images: OUT/images`."
-    )
 
 
 def _target_size(full_px: int, true: tuple[int, int], settings: IngestSettings) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import UserError
 
-#: Written by desktops and file servers; nobody means them. Hidden files and folders are ignored as well.
+#: Written by desktops and file servers; ignored, as hidden files and folders are.
 _SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx", "@eadir", "lost+found"}
 VIDEO_SUFFIXES = {
     *("360", "3gp", "avi", "flv", "insv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv"),

@@ -168,6 +168,21 @@ def write_packed(
     return content.hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """The digest that a packed scene's bytes have, whatever its header says. Reads the whole file.
+
+    Raises `UserError` if it is no packed scene.
+    """
+    stated = PackedScene.open(path).digest.encode()
+    with Path(path).open("rb") as f:
+        length = f.read(8)
+        header = f.read(int.from_bytes(length, "little"))
+        content = hashlib.sha256(length + header.replace(stated, b"0" * 64, 1))
+        while block := f.read(1 << 24):
+            content.update(block)
+    return content.hexdigest()
+
+
 def scene_extent(viewmats: NDArray[np.float64]) -> float:
     """1.1 x the largest distance of a camera from the mean of the cameras [C, 4, 4] (3DGS, `getNerfppNorm`)."""
     centres = camera_centres(viewmats)

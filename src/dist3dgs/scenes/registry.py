@@ -12,25 +12,29 @@ from ..errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """url: official address. terms: licence, as far as it is stated."""
+    """url: official address. terms: licence, as far as it is stated. num_bytes: as the host states it, rounded."""
 
     url: str
     terms: str
+    num_bytes: int
 
 
 _MIP_TERMS = "no licence stated; published with Mip-NeRF 360, Barron et al. 2022 (jonbarron.info/mipnerf360)"
-# 12.5 GB
-MIP_NERF_360 = Archive(url="https://storage.googleapis.com/gresearch/refraw360/360_v2.zip", terms=_MIP_TERMS)
-# 2.8 GB
+MIP_NERF_360 = Archive(
+    url="https://storage.googleapis.com/gresearch/refraw360/360_v2.zip",
+    terms=_MIP_TERMS,
+    num_bytes=12_500_000_000,
+)
 MIP_NERF_360_EXTRA = Archive(
     url="https://storage.googleapis.com/gresearch/refraw360/360_extra_scenes.zip",
     terms=_MIP_TERMS,
+    num_bytes=2_800_000_000,
 )
-# 0.7 GB
 TANDT_DB = Archive(
     url="https://repo-sam.inria.fr/fungraph/3d-gaussian-splatting/datasets/input/tandt_db.zip",
     terms="Tanks and Temples: CC BY-NC-SA 3.0 (Knapitsch et al. 2017); Deep Blending: research use (Hedman et al. "
     "2018); as prepared for 3D Gaussian Splatting (Kerbl et al. 2023)",
+    num_bytes=700_000_000,
 )
 
 #: name -> (archive, folder inside it). Every folder holds images/ and sparse/0/; Mip-NeRF 360 also images_2, _4, _8.

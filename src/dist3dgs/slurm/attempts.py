@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..events import read_events
 from ..evidence import Attempt, attempts
 from ..files import write_json
 from ..names import Layout
@@ -276,7 +275,7 @@ def read_tail(path: Path, tail_bytes: int = 65536) -> str:
 
 def progress(attempt: Attempt) -> tuple[int, int | None, int]:
     """The step an attempt began at, the last its diary tells of, and the last that a checkpoint holds."""
-    events = [e for e in read_events(attempt.events_path) if isinstance(e.get("step"), int)]
+    events = [e for e in attempt.events() if isinstance(e.get("step"), int)]
     of_kind = {kind: [e["step"] for e in events if e["event"] == kind] for kind in ("resume", "checkpoint")}
     first = max(of_kind["resume"], default=0)
     return first, max((e["step"] for e in events), default=None), max(of_kind["checkpoint"], default=first)

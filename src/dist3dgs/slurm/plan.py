@@ -16,6 +16,7 @@ Why the details are as they are (each was met as a failure, see docs/decisions/0
 """
 
 import math
+import os
 import shutil
 import socket
 import sys
@@ -142,7 +143,9 @@ def torchrun_argv(
         argv += [f"--nnodes={layout.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={run_id}"]
         wait_s = math.ceil(join_timeout_s)
         argv += [f"--rdzv-endpoint={rendezvous}", f"--rdzv-conf=join_timeout={wait_s},read_timeout={wait_s}"]
-    return [*argv, f"--nproc-per-node={layout.workers_per_node}", "--max-restarts=0", *worker]
+    # Without a log folder torchrun makes one in /tmp, and leaves it there; the ranks' output goes to train.log.
+    argv += [f"--nproc-per-node={layout.workers_per_node}", "--max-restarts=0", f"--log-dir={os.devnull}"]
+    return [*argv, *worker]
 
 
 def launch_argv(

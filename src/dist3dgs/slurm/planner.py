@@ -6,6 +6,7 @@ One `Planner` per Snakemake process; the executor tells it about jobs (`executor
 import contextlib
 import fcntl
 import json
+import logging
 import math
 import re
 import sys
@@ -300,14 +301,12 @@ class TrainJobs:
     def refused(self, job: Any, text: str) -> bool:
         if (point := self._point(job)) is not None:
             return self.planner.refused(point, job.attempt, self.spec_text(point), text)
-        refusal = explain(text, dict(job.resources.items()), account=str(self.planner.site.account))
+        request = dict(job.resources.items())
+        refusal = explain(text, request, for_ingest=True, account=str(self.planner.site.account))
         if refusal.transient:
             say(f"{_named(job)} is not taken yet: {refusal}; asking again")
         else:
-            settings = "site.cpu_partition, site.ingest_cpus, site.ingest_mem_gib, site.ingest_runtime_min"
-            say(
-                f"{_named(job)} cannot be submitted: {refusal.reason}. See {settings}. Slurm said: {refusal.line}"
-            )
+            say(f"{_named(job)} cannot be submitted: {refusal}")
         return refusal.transient
 
     def fate(self, slurm_job: int) -> bool | None:
@@ -359,5 +358,5 @@ def _why(slurm_job: int, logs: list[Path], job_log: Path | None) -> str:
 
 
 def say(text: str) -> None:
-    """A line in Snakemake's own log."""
-    print(f"dist3dgs: {text}", file=sys.stderr, flush=True)
+    """A line in Snakemake's own log and on the terminal."""
+    logging.getLogger("snakemake.logging").warning(f"dist3dgs: {text}")

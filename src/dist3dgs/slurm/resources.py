@@ -62,6 +62,8 @@ def layout_resources(layout: Layout, site: Site, decision: Decision | None = Non
     mem_mb = (site.mem_gib_per_gpu * 1024 * workers + BASE_MEM_MB) * (decision.mem_factor if decision else 1)
     runtime = site.runtime_min * (decision.runtime_factor if decision else 1)
     extra, gres = ["--ntasks-per-node=1"], ""
+    if site.exclusive:
+        extra.append("--exclusive")
     if site.gpu_request == "gres" and PLAIN_GPU_TYPE.fullmatch(site.gpu_type or "any"):
         gres = site.gpus_request(workers)
     elif site.gpu_request != "none":

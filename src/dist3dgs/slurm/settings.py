@@ -59,6 +59,11 @@ class Site(Settings):
         "gres", description="how this site asks for GPUs; none: ranks run on CPUs"
     )
     gpu_type: Word = Field(None, description="GPU type as Slurm knows it (sinfo -o %G), e.g. h100; null: any")
+    exclusive: bool = Field(
+        False,
+        description="training jobs get whole nodes (sbatch --exclusive), which no other job shares: scaling numbers "
+        "are then those of the machine; the whole nodes are charged",
+    )
     cpus_per_gpu: int = Field(8, ge=1, le=1024)
     mem_gib_per_gpu: float = Field(32, gt=0, description="host memory per GPU")
     max_mem_gib: float = Field(1024, gt=0, description="largest memory of one node that may be asked for")

@@ -153,6 +153,8 @@ def _yaml(value: object) -> str:
     """A value as YAML on one line; text is quoted unless every reader takes it for text."""
     if value is None:
         return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from .. import __version__
 from ..errors import UserError
-from ..events import EventWriter
+from ..events import EventWriter, events_path
 from ..evidence import text_digest
 from ..guard import Layers, layers_of, refusal
 from ..matrix import load_spec, spec_json
@@ -56,11 +56,11 @@ def main() -> int:
     parser.add_argument("--scene", required=True, type=Path, help="packed scene (scene.safetensors)")
     parser.add_argument("--out", required=True, type=Path, help="folder for events, checkpoints and results")
     parser.add_argument("--resume-from", type=Path, help="checkpoint to start from where OUT has none")
-    parser.add_argument("--events", type=Path, help="event file (default: OUT/events.jsonl)")
+    parser.add_argument("--events", type=Path, help="folder of the event files (default: OUT)")
     args = parser.parse_args()
     die_with_parent()
     faulthandler.enable()
-    events = EventWriter(args.events or args.out / "events.jsonl", int(os.environ.get("RANK", "0")))
+    events = EventWriter(events_path(args.events or args.out, node_name()), int(os.environ.get("RANK", "0")))
     run = Rank(events)
     try:
         return run.train(load_spec(args.spec), args.scene, args.out, args.resume_from)

@@ -1,6 +1,9 @@
-"""Our own `events.jsonl` (vocabulary: dist3dgs.events)."""
+"""Our own event files, `events.NODE.jsonl` (vocabulary: dist3dgs.events)."""
 
+import heapq
 import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from ..lines import clean, looks_binary
 MAX_EVENT_BYTES = 1 << 20
 #: As `dist3dgs.events` writes them; written otherwise they are read one by one.
 STEP, FIRST_RANK = b'"event": "step"', b'"rank": 0,'
+_TIME = re.compile(rb'"t": ?(\d{1,15}(?:\.\d+)?)[,}]')
 
 
 @dataclass
@@ -42,6 +46,8 @@ class RunDiary:
     signals: list[tuple[dict[str, Any], Line]] = field(default_factory=list)
     end: tuple[dict[str, Any], Line] | None = None
     num_events: int = 0
+    events_of: dict[str, int] = field(default_factory=dict)
+    """Number of events by file."""
 
 
 def sniff(head: str) -> bool:
@@ -49,31 +55,52 @@ def sniff(head: str) -> bool:
     return first.startswith("{") and '"event"' in first and '"rank"' in first
 
 
-def read(path: Path) -> RunDiary:
-    """Read a run's events in order; torn and foreign lines are skipped.
+def read(paths: Sequence[Path]) -> RunDiary:
+    """Read a run's events, those of several nodes merged by time; torn and foreign lines are skipped.
 
     Of steps that follow each other only the last one is looked at: a run has a million.
     """
     d = RunDiary()
+    files = [_lines(path) for path in paths]
+    # One file is in order by itself, whatever its times.
+    lines = files[0] if len(files) == 1 else heapq.merge(*map(_timed, files), key=lambda line: line[0])
+    step: _RawLine | None = None
+    for _, path, raw, number in lines:
+        if STEP in raw and raw.endswith(b"}\n"):
+            if FIRST_RANK in raw:
+                step = 0.0, path, raw, number
+            continue
+        if step is not None:
+            _take(d, *step[1:])
+            step = None
+        _take(d, path, raw, number)
+    if step is not None:
+        _take(d, *step[1:])
+    return d
+
+
+#: Time, file, text and number of a line.
+_RawLine = tuple[float, str, bytes, int]
+
+
+def _lines(path: Path) -> Iterator[_RawLine]:
     with Path(path).open("rb") as f:
         if looks_binary(f.read(4096)):
-            return d
+            return
         f.seek(0)
         number = 0
-        step: tuple[bytes, int] | None = None
         while raw := f.readline(MAX_EVENT_BYTES):
             number += raw.endswith(b"\n")
-            if STEP in raw and raw.endswith(b"}\n"):
-                if FIRST_RANK in raw:
-                    step = raw, number
-                continue
-            if step is not None:
-                _take(d, str(path), *step)
-                step = None
-            _take(d, str(path), raw, number)
-        if step is not None:
-            _take(d, str(path), *step)
-    return d
+            yield 0.0, str(path), raw, number
+
+
+def _timed(lines: Iterator[_RawLine]) -> Iterator[_RawLine]:
+    """The lines with their times, never decreasing, so that merging keeps each file's order."""
+    latest = 0.0
+    for _, path, raw, number in lines:
+        if found := _TIME.search(raw, 0, 200):
+            latest = max(latest, float(found[1]))
+        yield latest, path, raw, number
 
 
 def _take(d: RunDiary, path: str, raw: bytes, number: int) -> None:
@@ -82,6 +109,7 @@ def _take(d: RunDiary, path: str, raw: bytes, number: int) -> None:
     except (ValueError, RecursionError):
         return
     if isinstance(event, dict) and isinstance(event.get("event"), str):
+        d.events_of[path] = d.events_of.get(path, 0) + 1
         _note(d, event, Line(path, number, clean(raw)))
 
 
