@@ -39,9 +39,10 @@ def section(content: Content) -> Html:
         if (samples := read_chain(path.parent))
     ]
     elsewhere = _elsewhere(content)
-    if not sampled:
+    imported = [row for record in content.records for row in _imported(record)]
+    if not sampled and not imported:
         return elsewhere or tag("p", "No resource samples lie beside these records.", class_="missing")
-    rows = [row for record, samples in sampled for row in _rows(record, samples)]
+    rows = [*imported, *(row for record, samples in sampled for row in _rows(record, samples))]
     tables = [
         elsewhere,
         table(*without_empty(_HEAD, rows[:_MAX_ROWS]), numbers_from=2),
@@ -52,6 +53,10 @@ def section(content: Content) -> Html:
             "card, utilisation as the driver states it. Mode: the most frequent value.",
             class_="note",
         ),
+    ]
+    if not sampled:
+        return join(tables)
+    tables += [
         tag("h3", "Cost"),
         table(*without_empty(_COST_HEAD, [_cost(*one) for one in sampled[:_MAX_ROWS]]), numbers_from=1),
         tag(
@@ -105,6 +110,24 @@ def _rows(record: RunRecord, samples: Sequence[Samples]) -> list[tuple[Any, ...]
             )
         )
     return rows
+
+
+def _imported(record: RunRecord) -> list[tuple[Any, ...]]:
+    """One row per GPU, as the log of another program has it."""
+    return [
+        (
+            name(record),
+            f"GPU {gpu.gpu}",
+            *(
+                numbers.plain(v, 3)
+                for v in (gpu.memory_peak_gib, gpu.memory_average_gib, gpu.memory_mode_gib)
+            ),
+            *(None, numbers.plain(gpu.utilisation_average_percent, 3), None),
+            numbers.plain(gpu.power_average_w),
+            numbers.plain(gpu.energy_wh),
+        )
+        for gpu in record.metrics.gpus
+    ]
 
 
 def _three(samples: Samples | None, digits: int) -> tuple[str | None, ...]:
