@@ -41,7 +41,7 @@ _TOO_LARGE = re.compile(
     r"|Invalid generic resource|Invalid gres",
     re.IGNORECASE,
 )
-#: (Slurm's words, ours, what to do). `{...}` are filled from the request; first match wins.
+#: (Slurm's words, ours, what to do or a quantity of `REMEDIES`). `{...}` are filled from the request; first match wins.
 _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
     (
         r"Invalid account|InvalidAccount|account .* appears to be invalid|Invalid job credential.*account",
@@ -57,7 +57,7 @@ _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
     (
         r"Requested time limit is invalid|PartitionTimeLimit",
         "{runtime} minutes are more than partition {slurm_partition!r} allows{max_time}",
-        "Lower site.runtime_min and site.max_runtime_min: a run that meets its limit is resumed from its checkpoint",
+        "time",
     ),
     (
         r"Node count specification invalid|PartitionNodeLimit",
@@ -154,7 +154,8 @@ def explain(
     for pattern, reason, remedy in _EXPLANATIONS:
         for line in lines:
             if re.search(pattern, line, re.IGNORECASE):
-                words, todo = reason.format(**values), remedy.format(**values)
+                todo = REMEDIES[remedy][for_ingest] if remedy in REMEDIES else remedy
+                words, todo = reason.format(**values), todo.format(**values)
                 return Refusal(reason=words, remedy=todo, line=line, transient=reason.startswith(_TRANSIENT))
     line = lines[-1] if lines else "nothing"
     return Refusal(
