@@ -251,6 +251,7 @@ def _add_logs(verb: AddVerb) -> None:
     batch = p.add_mutually_exclusive_group()
     batch.add_argument("--batch-per-rank", type=int, metavar="N", help="images per step on each rank")
     batch.add_argument("--global-batch", type=int, metavar="N", help="images per step over all ranks")
+    p.add_argument("--device", metavar="NAME", help="the GPUs' name, where the log has none: 'NVIDIA A100'")
     p.add_argument(
         "--warmup-steps", type=int, default=0, metavar="N", help="leave the first N steps out of step times"
     )

@@ -137,6 +137,7 @@ def import_logs(args: argparse.Namespace) -> int:
         global_batch=args.global_batch,
         warmup_steps=args.warmup_steps,
         warmup_epochs=args.warmup_epochs,
+        device=args.device,
     )
 
 

@@ -12,7 +12,8 @@ from .study import Study
 TITLE = "Speedup"
 CAPTION = (
     "Speedup over the baseline: the smallest layout of the scene that succeeded on the same hardware with the same "
-    "settings, whichever strategy ran it. Filled marks: ratio of images/s, named by its definition: strong scaling "
+    "settings, whichever strategy ran it. Filled marks: ratio of images/s (of epochs per hour where a "
+    "log shows no other), named by its definition: strong scaling "
     "where the global batch is the same at every size, throughput scaling where the batch per rank is. Hollow marks: "
     "ratio of the training times to equal quality (the baseline's final held-out PSNR less 0.1 dB). Whiskers: "
     "smallest and largest ratio of any two repeats. Dotted: ideal. Shaded: negative scaling, where more ranks are "

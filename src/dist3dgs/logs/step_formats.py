@@ -111,7 +111,7 @@ FORMATS: tuple[StepFormat, ...] = (
     ),
     StepFormat(
         "epochs",
-        re.compile(rb"[Ee]poch[:=]? *\[?(\d+)(?:/(\d+)\]?(?![^\n]*it/s)|(?!\d|\]?[\[/.])(?=[^\n]*?" + EPOCH_TIME + rb"[\d.]+ ?s\b)(?![^\n]*(?:it/s|[Bb]atch|[Ss]tep|[Ii]ter)))(?:[^\n]*?" + EPOCH_TIME + NUM + rb" ?s\b)?(?:[^\n]*?\b[Tt]hroughput[:=] *" + NUM + rb" *(img|images|samples|tokens)/s)?"),
+        re.compile(rb"[Ee]poch[:=]? *\[?(\d+)(?:/(\d+)\]?(?![^\n]*it/s)|(?!\d|\]?[\[/.])(?=[^\n]{0,400}?" + EPOCH_TIME + rb"[\d.]+ ?s\b)(?![^\n]{0,400}(?:it/s|[Bb]atch|[Ss]tep|[Ii]ter)))(?:[^\n]*?" + EPOCH_TIME + NUM + rb" ?s\b)?(?:[^\n]*?\b[Tt]hroughput[:=] *" + NUM + rb" *(img|images|samples|tokens)/s)?"),
         _epoch,
         rate_unit="img/s",
         epochs=True,

@@ -57,6 +57,7 @@ class Reading:
             workshops do, when caches are warm), or the mean or median over all.
         batch_per_rank, global_batch: images per step, on each rank or over all; at most one of them.
         warmup_steps, warmup_epochs: so many first ones are left out of step times, epoch times and throughput.
+        device: name of the devices, where the log has none; runs on hardware of other names are not compared.
     """
 
     epochs: EpochStatistic = "last"
@@ -64,6 +65,7 @@ class Reading:
     global_batch: int | None = None
     warmup_steps: int = 0
     warmup_epochs: int = 0
+    device: str | None = None
 
     def settings(self) -> dict[str, object]:
         """Return what was given, as a record's settings name it."""
@@ -182,6 +184,7 @@ def _record(
         )
     images = _images(found, summary, reading.batch(point.layout.world_size))
     seed = found.facts.get("seed")
+    devices = _devices(found, summary, point.layout.world_size, reading)
     metrics, wrong = _metrics(summary, images, reading, point.layout.world_size)
     return RunRecord(
         run=Run(
@@ -192,7 +195,7 @@ def _record(
         failure=_portable(failure),
         metrics=metrics,
         reasons=_reasons(summary, images) | reasons | wrong,
-        environment=Environment(hosts=summary.nodes, devices=_devices(found, summary, point.layout.world_size)),
+        environment=Environment(hosts=summary.nodes, devices=devices),
         provenance=Provenance(
             slurm_job_id=summary.job_id, source="imported", started_at=summary.started_at,
             finished_at=_finished_at(summary), evidence_sha256=_digests(summary),
@@ -316,9 +319,11 @@ def _gpu(g: GpuUse, total_s: float | None) -> GpuTotals:
     )
 
 
-def _devices(found: Scan, s: LogSummary, world: int) -> list[str]:
-    """Names as nvidia-smi gave them; `GPU` where the log only says that they are."""
-    named = [g.name for g in s.gpus if g.name]
+def _devices(found: Scan, s: LogSummary, world: int, reading: Reading) -> list[str]:
+    """Return names as nvidia-smi or a flag gave them; `GPU` where the log only says that they are."""
+    if named := [g.name for g in s.gpus if g.name]:
+        return named
     kind = found.facts.get("device_type")
     on_gpu = s.devices_asked is not None or kind == "cuda" or (s.trainer in GPU_TRAINERS and kind is None)
-    return named or (["GPU"] * min(s.devices_used or s.devices_asked or world, 4096) if on_gpu else [])
+    name = reading.device or ("GPU" if on_gpu or s.gpu_peak_gib is not None else None)
+    return [name] * min(s.devices_used or s.devices_asked or world, 4096) if name else []

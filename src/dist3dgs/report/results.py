@@ -9,6 +9,7 @@ from ..errors import snakemake
 from . import numbers, renders
 from .content import Content, Row
 from .markup import Html, join, picture, table, tag, without_empty
+from .study import SPLATTING, programs
 from .verdict import by_series
 
 _OWN_SECTION = ("journey",)
@@ -163,7 +164,8 @@ def _fits(content: Content) -> Html | None:
 
 def figures_section(content: Content) -> Html:
     """Narrow figures that follow each other stand side by side."""
-    drawn = [figure(content, name) for name in figures.NAMES if name not in _OWN_SECTION]
+    without = _OWN_SECTION if SPLATTING in programs(content.records) else (*_OWN_SECTION, "quality_time")
+    drawn = [figure(content, name) for name in figures.NAMES if name not in without]
     rows: list[list[Html]] = []
     for html in drawn:
         narrow = html.startswith(_NARROW)

@@ -219,7 +219,7 @@ def _cost(point: Row, baseline: Row) -> str:
     ratio = cost / reference
     share = f"{ratio:.2f} times the rank-hours" if ratio >= 1 else f"only {ratio:.2f} of the rank-hours"
     return (
-        f"From launch to end the same number of images took {numbers.seconds(point.get('total_s'))} instead of "
+        f"From launch to end the same work took {numbers.seconds(point.get('total_s'))} instead of "
         f"{numbers.seconds(baseline.get('total_s'))} ({point['speedup_total']:.2f} times faster), for {share}."
     )
 

@@ -1,6 +1,7 @@
 """Scaling studies of other programs: their logs become records, the records speedups, the page says whose they are."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,17 @@ def test_epoch_times_are_compared(
     assert rows["n1g4"]["negative_scaling"] == "yes"
 
 
+def test_a_device_is_named_where_the_logs_do_not(tmp_path: Path) -> None:
+    """A table on one GPU and a log on four: only the second shows that it ran on GPUs."""
+    one, four = write(tmp_path / "metrics.csv", table(19.53, 1)), write(tmp_path / "a.log", workshop(4))
+    apart = by_layout([put(tmp_path, one, "n1g1"), put(tmp_path, four, "n1g4")])
+    assert apart["n1g4"]["baseline_layout"] == "n1g4"
+    named = ("--device", "NVIDIA A100")
+    together = by_layout([put(tmp_path, one, "n1g1", *named), put(tmp_path, four, "n1g4", *named)])
+    assert together["n1g4"]["baseline_layout"] == "n1g1"
+    assert together["n1g4"]["hardware"] == "NVIDIA A100"
+
+
 def test_a_table_alone_says_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = put(tmp_path, write(tmp_path / "metrics.csv", table(19.53, 1)), "n1g1")
     assert "whether more were asked for" in record.reasons["status"]
@@ -286,6 +298,9 @@ def test_the_page_names_the_program(tmp_path: Path) -> None:
     assert "resnet50 on images: a scaling study" in page
     assert "Gaussian" not in page and "photograph" not in page.lower()
     assert "unknown" in page and "global batch unknown" in page
+    assert load_record(paths[0]).environment.devices == ["GPU"], "a log with a GPU's memory ran on one"
+    gpu_0 = re.search(r"n1g8[^>]*</td><td[^>]*>GPU 0</td>(.*?)</tr>", page)
+    assert gpu_0 is not None and re.findall(r">([\d.]+)<", gpu_0[1]) == ["25.9", "21.9", "25.9"]
     stats = "Step:  99 {'mem': 1.0, 'ellipse_time': 9.0, 'num_GS': 10}\n"
     log = write(tmp_path / "gs.log", f"python simple_trainer.py default\n{stats}")
     put(tmp_path, log, "n1g1", strategy="gsplat")
