@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from dist3dgs import figures as figures_module
-from dist3dgs import follow
+from dist3dgs.status import follow
 from dist3dgs.errors import UserError
 from dist3dgs.config.naming import NAME_PATTERN, Point
 from snakemake.exceptions import WorkflowError

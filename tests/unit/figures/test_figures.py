@@ -208,7 +208,7 @@ def test_unknown_figure_is_refused_with_the_known_ones(tmp_path):
 def test_analysis_side_never_imports_torch(tmp_path):
     study = Drawn(tmp_path, [make_record(), make_record(layout="n1g2")])
     code = (
-        "import sys; from pathlib import Path; from dist3dgs import figures, report, tabulate, scaling\n"
+        "import sys; from pathlib import Path; from dist3dgs import analysis, figures, report\n"
         "assert 'matplotlib' not in sys.modules and 'pandas' not in sys.modules\n"
         "f = Path(sys.argv[1]); paths = [Path(p) for p in sys.argv[2:]]\n"
         "figures.draw('phases', f/'runs.csv', f/'points.csv', paths, f/'x'/'phases')\n"

@@ -102,7 +102,7 @@ def test_a_rank_that_the_kernel_killed_is_a_lack_of_memory(tmp_path, monkeypatch
 
     (tmp_path / "scene").touch()
     monkeypatch.setattr(launcher, "OomWatch", Killed)
-    monkeypatch.setattr(launcher.plan, "launch_argv", lambda *a, **k: ["sh", "-c", "kill -9 $$"])
+    monkeypatch.setattr(launcher.commands, "launch_argv", lambda *a, **k: ["sh", "-c", "kill -9 $$"])
     assert launcher.launch(spec_json(tiny.spec("n1g1")), tmp_path / "scene", tmp_path / "out") == 0
     failure = tiny.judged(tmp_path / "out").failure
     assert failure is not None and failure.cause == "host_oom" and "mem_gib_per_gpu" in (failure.remedy or "")

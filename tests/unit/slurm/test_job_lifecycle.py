@@ -95,6 +95,6 @@ def test_such_an_srun_is_started_again(tmp_path, monkeypatch, answers, starts):
     script = f'cd "{tmp_path}"; echo >> starts; [ -e away ] && cat away >&2 && rm away && exit 1; echo else >&2; exit 2'
     monkeypatch.setattr(launcher.slurm_allocation, "current", lambda: given(nodes=2))
     monkeypatch.setattr(launcher.slurm_allocation, "wait_for_controller", lambda job, patience_s: answers)
-    monkeypatch.setattr(launcher.plan, "launch_argv", lambda *a, **k: ["sh", "-c", script])
+    monkeypatch.setattr(launcher.commands, "launch_argv", lambda *a, **k: ["sh", "-c", script])
     launcher.launch(spec_json(spec), tmp_path / "scene", tmp_path / "s/t/n2g1/r0")
     assert (tmp_path / "starts").read_text().count("\n") == starts
