@@ -186,7 +186,7 @@ def test_an_ingest_that_fails_says_why_and_names_its_log(clone: Clone):
     folder = clone.folder / "blank photographs"
     folder.mkdir()
     for i in range(4):
-        Image.fromarray(np.full((240, 320, 3), 127, np.uint8)).save(folder / f"{i}.jpg")
+        Image.fromarray(np.full((240, 320, 3), 100 + i, np.uint8)).save(folder / f"{i}.jpg")
     done = clone.snakemake("data/blank/scene.safetensors", options=AT_ONCE)
     assert done.returncode == 1
     (line,) = [line for line in last(done).splitlines() if "ingest blank failed" in line]
