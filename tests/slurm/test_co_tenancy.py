@@ -104,6 +104,16 @@ def test_who_came_and_went_between_two_looks_is_seen(on_cluster):
 GIVEN = Allocation(job_id=7, nodes=(Node(name="n1", address="n1"), Node(name="n2", address="n2")))
 
 
+def test_only_the_gpus_of_the_layout_stay_visible():
+    environ = {"CUDA_VISIBLE_DEVICES": "2,3,5", "SLURM_JOB_GPUS": "2,3,5", "SLURM_STEP_GPUS": "2,3,5"}
+    allocation.limit_gpus(environ, 2)
+    assert environ == {"CUDA_VISIBLE_DEVICES": "2,3"}
+    for listed in ({}, {"CUDA_VISIBLE_DEVICES": "1", "SLURM_JOB_GPUS": "1"}):
+        environ = dict(listed)
+        allocation.limit_gpus(environ, 2)
+        assert environ == listed
+
+
 class Fake:
     """squeue and scontrol that print what the real ones print to a user who may not see others' jobs."""
 

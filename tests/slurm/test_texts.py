@@ -11,8 +11,8 @@ from study import REPOSITORY, plain_bin
 from tests.texts import PLACES, Command, How, commands
 
 pytestmark = pytest.mark.slurm
-#: Nodes of the test cluster have 16 CPUs.
-SMALLER = {"--cpus-per-task=32": "--cpus-per-task=16"}
+#: Nodes of the test cluster have 16 CPUs, and its partition of GPUs allows four hours.
+SMALLER = {"--cpus-per-task=32": "--cpus-per-task=16", "--time=600": "--time=200"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shell(cluster: Cluster, folder: Path, command: str, exits: tuple[int, ...] = (0,)) -> None:
     """Run a line as a user of the cluster would."""
-    environment = cluster.environment(os.environ) | {"USER": "root", "SALLOC_PARTITION": "gpu"}
+    environment = cluster.environment(os.environ) | {"USER": "root"}
+    environment |= dict.fromkeys(("SALLOC_PARTITION", "SBATCH_PARTITION"), "gpu")
     environment["PATH"] = f"{plain_bin()}:{environment['PATH']}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120,

@@ -156,6 +156,14 @@ def test_a_folder_that_is_not_there_names_the_file_that_has_it(
     assert ("ffmpeg" if path == "clip.mp4" else "no such folder. Relative paths start") in rest
 
 
+def test_a_mistake_in_yaml_is_found_before_snakemake_stumbles_over_it(study: Path) -> None:
+    (study / "config").unlink()  # a link to the repository's
+    shutil.copytree(REPOSITORY / "config", study / "config")
+    (study / "config/scenes.yaml").write_text("scene_library:\n  mine: {builtin: {}\n")
+    text = snakemake(study, "-n", "--", "all", check=False)
+    assert "config/scenes.yaml, line 3" in text and "Traceback" not in text
+
+
 def test_a_study_in_the_shell_is_the_one_of_the_workflow(study: Path) -> None:
     files = ["config/journey.yaml", "docs/benchmarks/fox.yaml"]
     (study / "docs").symlink_to(REPOSITORY / "docs")

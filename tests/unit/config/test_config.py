@@ -65,6 +65,43 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message:
         load_yaml(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("seed: 1\nlayouts: [n1g1\nrepeats: 2\n", 3),
+        ("train:\n\tsteps: 3\n", 2),
+        ("a: 1\nb: 'open\n", 3),
+        ("a: 1\n\nb: *nobody\n", 3),
+        ("a: 1\nb: \x01\n", 2),
+        ("a: 1\nb: caf\xe9\n", 2),
+        ("a: 1\nb: 2026-13-45\n", 2),
+        ("a: 1\nb: !!timestamp soon\n", 2),
+        ("a: 1\n? [b, c]\n: 2\n", 2),
+        ("a: 1\na: 2\n", 2),
+        ("a: 1\n---\nb: 2\n", 2),
+    ],
+)
+def test_a_mistake_in_yaml_is_told_in_one_line_with_file_and_line(
+    tmp_path: Path, content: str, line: int
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"x\.yaml, line {line}\b.*: not valid YAML: ") as caught:
+        load_yaml(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_mistakes_that_have_no_line_are_told_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: &a\n  b: *a\n")
+    with pytest.raises(UserError, match=r"x\.yaml: not valid YAML: .*[Cc]ircular"):
+        load_yaml(path)
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1,\n"b" 2}')
+    with pytest.raises(UserError, match=r"x\.json, line 2, column 5"):
+        load_yaml(path)
+
+
 def test_merge_keys_of_yaml_are_no_duplicates(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")

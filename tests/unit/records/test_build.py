@@ -432,3 +432,30 @@ def test_an_attempt_that_was_not_continued_counts_in_neither(tmp_path: Path) -> 
     write_attempt(tmp_path, spec(), stepping(1100.0, 1870, True), status="stopped", signal="SIGTERM")
     m = judge(write_attempt(tmp_path, spec(), healthy())).metrics
     assert m.total_s == 100.0 and m.phases_s["step"] == pytest.approx(72.0)
+
+
+def judged(folder: Path, *attempts: dict[str, Any]) -> Any:
+    """The record of a run that was resumed once per further attempt."""
+    for i, facts in enumerate(attempts):
+        resumed = [{"t": 1004.0, "rank": 0, "event": "resume", "step": 10}] if i else []
+        path = write_attempt(folder, spec(), [*healthy(), *resumed], **facts)
+    return judge(path)
+
+
+def test_other_jobs_on_its_nodes_are_recorded(tmp_path: Path) -> None:
+    slurm = {"job_id": 1, "nodes": ["a"]}
+    alone = {"slurm": slurm, "co_tenancy": {"shared": False, "jobs": {}, "reason": None}}
+    company = {"slurm": slurm, "co_tenancy": {"shared": True, "jobs": {"a": ["12"]}, "reason": None}}
+    blind = {"slurm": slurm, "co_tenancy": {"shared": None, "jobs": {}, "reason": "no answer"}}
+    found = judged(tmp_path / "alone", alone)
+    assert found.environment.nodes_shared is False and "nodes_shared" not in found.reasons
+    # Company of an attempt that the last one continues counts: its steps are in the totals.
+    found = judged(tmp_path / "resumed", company, alone)
+    assert found.environment.nodes_shared is True and found.environment.neighbours == {"a": ["12"]}
+    for name, facts, reason in (
+        ("blind", blind, "no answer"),
+        ("killed", {"slurm": slurm}, "did not live"),
+        ("local", {}, "not a Slurm job"),
+    ):
+        found = judged(tmp_path / name, facts)
+        assert found.environment.nodes_shared is None and reason in found.reasons["nodes_shared"]

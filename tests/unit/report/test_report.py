@@ -345,3 +345,12 @@ def test_cards_count_runs_and_name_the_unit_of_cost(tmp_path):
     cards = headline(read_table(tmp_path / "points.csv"), read_table(tmp_path / "runs.csv"))
     assert ("1 of 2", "runs succeeded", "1 did not: see below") in cards
     assert any(value == "2.00" and label == "GPU-hours spent" for value, label, _ in cards)
+
+
+def test_runs_that_shared_their_nodes_are_marked_beside_the_numbers(report):
+    records = [make_record(layout=layout) for layout in ("n1g1", "n1g2")]
+    warning = "shared its node with other jobs: scaling numbers are not to be trusted"
+    assert warning not in report(records).text and "†" not in report(records).text
+    shared = records[1].environment.model_copy(update={"nodes_shared": True})
+    page = report([records[0], records[1].model_copy(update={"environment": shared})])
+    assert warning in page.text and "n1g2 †" in page.text and "n1g1 †" not in page.text
