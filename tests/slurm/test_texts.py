@@ -1,6 +1,7 @@
 """Commands of the texts that ask or change a cluster, on the test cluster: tests/texts.py lists them."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -38,6 +39,8 @@ def shell(cluster: Cluster, folder: Path, command: str, exits: tuple[int, ...] =
     )  # fmt: skip
     assert done.returncode in exits, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
     assert "Traceback" not in done.stderr
+    for job in re.findall(r"Submitted batch job (\d+)", done.stdout):
+        cluster("scancel", job, check=False)  # what it would train is not of interest here
 
 
 @pytest.fixture
