@@ -74,7 +74,7 @@ WAYS = (
     Way(r"dist3dgs (site init|partitions|preflight)( .+)?", How.ON_SLURM),
     # -- Python
     Way(r"python -m dist3dgs\.cli\.logs .+", How.RUN),
-    Way(r"python -m dist3dgs\.launch\.gsplat_build", How.RUN, exits=(0, 2)),  # 2: what is missing for a build, said in a line
+    Way(r"python -m dist3dgs\.launch\.gsplat_build", How.RUN, exits=(0, 2)),  # 2: says what is missing
     Way(r"python -m dist3dgs\.bench\..+", How.OPTIONS, "a measurement of minutes"),
     Way(r"python scripts/slurm/.+", How.OPTIONS, "a measurement of minutes on the test cluster"),
     Way(r"python -X .+", How.SHELL, "an option of Python itself"),
