@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from ..errors import UserError
 from ..logs.lines import CONTROL
+from ..runs.causes import CauseOfFailure
 
 
 def run_read(paths: Sequence[Path | str], as_json: bool) -> int:
@@ -113,10 +112,6 @@ def _print(text: str) -> None:
     print("\n".join(CONTROL.sub("", line) for line in text.splitlines()))
 
 
-def _json(value: BaseModel) -> str:
-    return json.dumps(value.model_dump(mode="json"), indent=1, ensure_ascii=False)
-
-
 def _verdict_lines(d: Any, verbose: bool) -> list[str]:
     lines = [d.status if d.cause in (None, d.status) else f"{d.status}: {d.cause}"]
     place = [
@@ -145,6 +140,7 @@ def troubleshooting() -> str:
     """docs/troubleshooting.md, made from the table of rules."""
     from ..diagnosis.rules import RULES, Tier
     from ..diagnosis.rules.remedies import REMEDIES
+    from ..runs.causes import CAUSES
 
     causes = list(dict.fromkeys(r.cause for r in RULES))
     out = [
@@ -167,7 +163,7 @@ def troubleshooting() -> str:
         "",
     ]
     for cause in causes:
-        out += [f"## {cause}", ""]
+        out += [f"## {cause}", "", f"{CAUSES[cause].description} {_retries(CAUSES[cause])}", ""]
         for r in (r for r in RULES if r.cause == cause):
             nearness = {Tier.PROOF: "proof", Tier.NOTE: "a hint only", Tier.SYMPTOM: "a symptom"}.get(
                 r.tier, ""
@@ -185,6 +181,17 @@ def troubleshooting() -> str:
                 if r.name in remedies:
                     out += [f"**With {trainer}.** {remedies[r.name]}", ""]
     return "\n".join(out).rstrip() + "\n"
+
+
+def _retries(cause: CauseOfFailure) -> str:
+    times = "once" if cause.tries == 1 else f"up to {cause.tries} times"
+    more = [
+        what for what, factor in (("memory", cause.mem_factor), ("time", cause.runtime_factor)) if factor > 1
+    ]
+    asks = f", each time with more {' and '.join(more)}" if more else ""
+    return (
+        f"A run of ours is tried again {times}{asks}." if cause.tries else "A run of ours is not tried again."
+    )
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from pydantic import Field
 from ..logs.facts import Line
 from ..logs.jobs import Job
 from ..logs.log_pairs import missing_halves
-from ..runs.record import Cause, Evidence, Failure, Model, Status
+from ..runs.causes import Cause
+from ..runs.record import Evidence, Failure, Model, Status
 from . import own_run, root_cause
 from .hang import only_alive, silent_before
 from .root_cause import BY_NAME, Choice, collectives
-from .rules import RULES, Hit, Rule, Tier, takers
+from .rules import Hit, Rule, Tier, all_rules, takers
 from .run_timeline import main_series
 from .scan import scan
 from .scan_result import Scan
@@ -345,8 +346,10 @@ def _what_to_give(found: Scan, choice: Choice, rank: int | None, node: str | Non
 
 
 def _looked_for() -> list[str]:
-    causes = dict.fromkeys(r.cause for r in RULES if r.cause != "unknown")
-    return [f"{cause}: {next(r.looks for r in RULES if r.cause == cause)}" for cause in causes]
+    looks: dict[str, str] = {}
+    for rule in all_rules():
+        looks.setdefault(rule.cause, rule.looks)
+    return [f"{cause}: {look}" for cause, look in looks.items() if cause != "unknown"]
 
 
 def _mismatch(

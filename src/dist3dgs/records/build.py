@@ -8,7 +8,8 @@ from typing import Any
 
 from ..files import sha256
 from ..runs.attempts import Attempt
-from ..runs.record import Cause, EarlierAttempt, Environment, Provenance, Run, RunRecord
+from ..runs.causes import Cause
+from ..runs.record import EarlierAttempt, Environment, Provenance, Run, RunRecord
 from .evidence import Case
 from .failure import failure, verdict
 from .metrics import measure

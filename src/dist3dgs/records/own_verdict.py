@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..diagnosis.rules import RULES
+from ..diagnosis.rules import all_rules
 from ..diagnosis.verdict import Diagnosis
 from ..runs.attempts import ATTEMPTS, Attempt
 from ..runs.record import Failure, Status, load_record
@@ -29,5 +29,5 @@ def verdict_of_run(path: Path) -> Diagnosis:
 def _diagnosis(status: Status, failure: Failure | None) -> Diagnosis:
     if failure is None:
         return Diagnosis(status=status)
-    why = next((r.why for r in RULES if r.cause == failure.cause), None)
+    why = next((r.why for r in all_rules() if r.cause == failure.cause), None)
     return Diagnosis(status=status, explanation=why, **failure.model_dump())

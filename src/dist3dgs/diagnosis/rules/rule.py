@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...logs.facts import Line
-from ...runs.record import Cause
+from ...runs.causes import Cause
 from .remedies import REMEDIES
 
 
