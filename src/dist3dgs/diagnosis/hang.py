@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..logs.readers.events import RunDiary
+from ..logs.readers.events import RunEvents
 from ..runs.record import Evidence
 from .rules import Hit
 from .scan_result import Scan
@@ -22,8 +22,8 @@ def silent_before(stop: Hit, scan: Scan) -> Sequence[Evidence] | None:
 
     The last step's time is that on its own line or, at the latest, that of the next line which has one.
     """
-    if scan.diary is not None and scan.diary.last_step_t is not None:
-        return _by_diary(scan.diary)
+    if scan.events is not None and scan.events.last_step_t is not None:
+        return _by_events(scan.events)
     if stop.line.time is None:
         return None
     steps = [p for p in scan.progress.values() if p.last is not None]
@@ -68,15 +68,15 @@ def only_alive(scan: Scan) -> Sequence[Evidence] | None:
     return None
 
 
-def _by_diary(diary: RunDiary) -> Sequence[Evidence] | None:
+def _by_events(events: RunEvents) -> Sequence[Evidence] | None:
     """Our own events alone: their clock is Unix time, that of the lines around the stop is local.
 
     The ranks' last words (a signal, an error) are at or before the stop.
     """
-    line = diary.last_step_line
-    if line is None or diary.last_t is None or diary.last_step_t is None:
+    line = events.last_step_line
+    if line is None or events.last_t is None or events.last_step_t is None:
         return None
-    step_s = max((s.get("mean", 0.0) for s in diary.step_s.values()), default=0.0)
-    if diary.last_t - diary.last_step_t < max(SILENCE_S, SILENCE_STEPS * step_s):
+    step_s = max((s.get("mean", 0.0) for s in events.step_s.values()), default=0.0)
+    if events.last_t - events.last_step_t < max(SILENCE_S, SILENCE_STEPS * step_s):
         return None
     return [Evidence(file=line.file, line=line.number, text=line.text[:1000])]

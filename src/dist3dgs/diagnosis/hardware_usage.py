@@ -4,7 +4,7 @@ from collections import Counter
 
 from pydantic import Field
 
-from ..logs.readers.nvidia_smi import GpuSamples
+from ..logs.samples import GpuSamples
 from ..runs.record import Model
 from .scan_result import Scan
 
@@ -43,7 +43,7 @@ class HostUse(Model):
 def nodes(scan: Scan) -> list[str]:
     """As Slurm lists them; else those that ran our ranks; else every host that a line names."""
     names = scan.facts.get("nodes")
-    hosts = scan.diary.hosts.values() if scan.diary is not None else ()
+    hosts = scan.events.hosts.values() if scan.events is not None else ()
     found = list(names) if names else list(dict.fromkeys(hosts))
     for name in scan.facts.all("worker_host") if not found else []:
         if name.split(".")[0] not in {known.split(".")[0] for known in found}:
@@ -65,8 +65,8 @@ def devices_asked(scan: Scan) -> int | None:
 
 def devices_used(scan: Scan) -> int | None:
     """Devices that took part in the training, as the trainer says."""
-    if scan.diary is not None and scan.diary.world_size:
-        return scan.diary.world_size
+    if scan.events is not None and scan.events.world_size:
+        return scan.events.world_size
     f = scan.facts
     stated = max([x for x in (f.get("devices_used"), f.get("world_size")) if x], default=0)
     named = _ranks(scan)
@@ -95,14 +95,16 @@ def host_peak(scan: Scan) -> float | None:
 
 def gpu_peak(scan: Scan, gpus: list[GpuUse]) -> float | None:
     peaks = [scan.facts.get("gpu_peak_gib"), *(g.memory_peak_gib for g in gpus)]
-    peaks += scan.diary.peak_gpu_gib.values() if scan.diary else []
+    peaks += scan.events.peak_gpu_gib.values() if scan.events else []
     return max((p for p in peaks if p is not None), default=None)
 
 
 def gpus_of_logs(scan: Scan) -> list[tuple[str, GpuSamples]]:
     """All GPUs of nvidia-smi logs; of several files each with its file's name, since every node has a GPU 0."""
-    several = len(scan.smi) > 1
-    return [(f"{stem}:{key}" if several else key, g) for stem, gpus in scan.smi for key, g in gpus.items()]
+    several = len(scan.gpu_logs) > 1
+    return [
+        (f"{stem}:{key}" if several else key, g) for stem, gpus in scan.gpu_logs for key, g in gpus.items()
+    ]
 
 
 def gpus(scan: Scan) -> list[GpuUse]:

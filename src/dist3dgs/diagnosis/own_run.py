@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..logs.facts import Line
-from ..logs.readers.events import RunDiary
+from ..logs.readers.events import RunEvents
 from .rules import RULES, Hit, error_hit
 from .scan_result import Scan
 
@@ -39,47 +39,49 @@ def launch_context(paths: Sequence[Path]) -> dict[str, Any]:
 
 def add_hits(scan: Scan, context: Mapping[str, Any]) -> None:
     """Turn `error` events into hits, in order of time, and a signal from the launcher into one."""
-    diary = scan.diary
-    if diary is None:
+    events = scan.events
+    if events is None:
         return
     index = next((i for i, f in enumerate(scan.files) if f.format == "events"), 0)
-    if diary.end is not None and diary.end[0].get("status") == "ok":
+    if events.end is not None and events.end[0].get("status") == "ok":
         return
-    errors = sorted(diary.errors, key=lambda e: e[0]["t"] if isinstance(e[0].get("t"), int | float) else 0.0)
+    errors = sorted(events.errors, key=lambda e: e[0]["t"] if isinstance(e[0].get("t"), int | float) else 0.0)
     for order, (event, line) in enumerate(errors):
-        hit = match_error(event, line, index, order, diary)
+        hit = match_error(event, line, index, order, events)
         if hit is not None:
             scan.hits.append(hit)
-    if diary.num_events and context.get("signal") == 9 and not errors:
-        scan.hits.append(_killed(diary, context, index))
+    if events.num_events and context.get("signal") == 9 and not errors:
+        scan.hits.append(_killed(events, context, index))
 
 
-def match_error(event: Mapping[str, Any], line: Line, index: int, order: int, diary: RunDiary) -> Hit | None:
+def match_error(
+    event: Mapping[str, Any], line: Line, index: int, order: int, events: RunEvents
+) -> Hit | None:
     """The rule that takes an `error` event (type, message, traceback), as a hit; None if none does."""
     text = f"{event.get('type') or 'Error'}: {event.get('message') or ''}"[:4096].strip()
     trace = str(event.get("traceback") or "")[-20_000:].splitlines()
-    hit = error_hit(Line(line.file, line.number, text), trace, diary.last_step)
+    hit = error_hit(Line(line.file, line.number, text), trace, events.last_step)
     if hit is None:
         return None
-    hit.file_index, hit.order = index, order - len(diary.errors)
+    hit.file_index, hit.order = index, order - len(events.errors)
     rank = event.get("rank")
     hit.rank = rank if isinstance(rank, int) else None
-    hit.node = diary.hosts.get(hit.rank) if hit.rank is not None else None
+    hit.node = events.hosts.get(hit.rank) if hit.rank is not None else None
     hit.phase = event.get("phase") if isinstance(event.get("phase"), str) else None
     hit.step = event.get("step") if isinstance(event.get("step"), int) else None
     return hit
 
 
-def _killed(diary: RunDiary, context: Mapping[str, Any], index: int) -> Hit:
+def _killed(events: RunEvents, context: Mapping[str, Any], index: int) -> Hit:
     rule = next(r for r in RULES if r.name == "killed-by-signal")
     text = f"rank {context.get('rank')} ended by signal 9 (SIGKILL)"
-    last = diary.last_step_line
+    last = events.last_step_line
     hit = Hit(
         rule, 0, Line(last.file if last else "launch.json", last.number if last else None, text), index, 0
     )
     rank = context.get("rank")
     hit.rank = rank if isinstance(rank, int) else None
-    hit.node = diary.hosts.get(hit.rank) if hit.rank is not None else None
-    hit.steps_before, hit.step = diary.last_step, diary.last_step or None
-    hit.phase = diary.phase.get(hit.rank) if hit.rank is not None else None
+    hit.node = events.hosts.get(hit.rank) if hit.rank is not None else None
+    hit.steps_before, hit.step = events.last_step, events.last_step or None
+    hit.phase = events.phase.get(hit.rank) if hit.rank is not None else None
     return hit

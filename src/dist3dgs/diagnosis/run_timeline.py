@@ -57,8 +57,8 @@ def main_series(scan: Scan) -> StepSeries | None:
 def iterations(scan: Scan, series: StepSeries | None) -> tuple[int | None, int | None]:
     """Training steps done and asked for."""
     asked = scan.facts.get("iterations_asked")
-    if scan.diary is not None and scan.diary.num_events:
-        return max([scan.diary.last_step, *scan.diary.steps.values()]), asked
+    if scan.events is not None and scan.events.num_events:
+        return max([scan.events.last_step, *scan.events.steps.values()]), asked
     if series is None or series.format.name == "trainer dict":
         return scan.facts.get("steps_done"), asked
     total = (
@@ -90,9 +90,9 @@ class Pace(NamedTuple):
 
 
 def pace(scan: Scan, series: StepSeries | None) -> Pace:
-    diary = scan.diary
-    if diary is not None and diary.step_s:
-        slowest = max(diary.step_s.values(), key=lambda s: s.get("mean", 0.0))
+    events = scan.events
+    if events is not None and events.step_s:
+        slowest = max(events.step_s.values(), key=lambda s: s.get("mean", 0.0))
         if {"median", "mean", "p5", "p95"} <= slowest.keys():
             return Pace(StepTime(**slowest), "per step")
     if series is not None and (step_s := series.step_time()) is not None:
@@ -106,13 +106,13 @@ def pace(scan: Scan, series: StepSeries | None) -> Pace:
 
 def phases(scan: Scan, series: StepSeries | None) -> tuple[dict[str, float], float | None]:
     """Seconds of each phase that the log tells, and of the whole job."""
-    diary, f = scan.diary, scan.facts
-    if diary is not None and diary.phases_s:
-        names = dict.fromkeys(name for phases in diary.phases_s.values() for name in phases)
-        slowest = {n: max(p.get(n, 0.0) for p in diary.phases_s.values()) for n in names}
+    events, f = scan.events, scan.facts
+    if events is not None and events.phases_s:
+        names = dict.fromkeys(name for phases in events.phases_s.values() for name in phases)
+        slowest = {n: max(p.get(n, 0.0) for p in events.phases_s.values()) for n in names}
         span = (
-            diary.last_t - diary.started_at
-            if diary.last_t is not None and diary.started_at is not None
+            events.last_t - events.started_at
+            if events.last_t is not None and events.started_at is not None
             else None
         )
         return slowest, span
@@ -148,7 +148,7 @@ def phases(scan: Scan, series: StepSeries | None) -> tuple[dict[str, float], flo
 
 def samples_s(scan: Scan) -> float | None:
     """Seconds over which the resources of the job were sampled."""
-    times = [(g.first_t, g.last_t) for _, gpus in scan.smi for g in gpus.values()]
+    times = [(g.first_t, g.last_t) for _, gpus in scan.gpu_logs for g in gpus.values()]
     times += [(n.first_t, n.last_t) for n in scan.nodes]
     spans = [p.elapsed_s for p in scan.processes]
     spans += [last - first for first, last in times if first is not None and last is not None]
@@ -216,10 +216,10 @@ def epoch_time(scan: Scan) -> EpochTime | None:
 
 def finished(scan: Scan, series: StepSeries | None) -> Evidence | None:
     """The trainer's own word that it came to its end: its banner, our `end` event, a display at its total."""
-    if scan.diary is not None and scan.diary.end is not None:
-        event, line = scan.diary.end
+    if scan.events is not None and scan.events.end is not None:
+        event, line = scan.events.end
         return _evidence(line) if event.get("status") == "ok" else None
-    if scan.diary is not None and scan.diary.num_events:
+    if scan.events is not None and scan.events.num_events:
         return None
     if (state := scan.facts.one.get("job_state")) and str(state.value).startswith("COMPLETED"):
         return _evidence(state.line)

@@ -1,4 +1,4 @@
-"""One text log, block by block: which lines are looked at, what they state, which rule takes them."""
+"""Read one text log block by block: choose lines, take the facts they state, find the rule that takes them."""
 
 import re
 from bisect import bisect_left, bisect_right
@@ -7,19 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..logs import attribution
-from ..logs.facts import FactPattern, FactTable, Line
+from ..logs.facts import FactPattern, Line
 from ..logs.lines import Block, clean
-from ..logs.readers import elastic, ends, epochs, gsplat, nerfstudio, sacct, slurm
+from ..logs.readers import fact_table
 from ..logs.timestamps import Clock
 from . import heartbeats
 from .progress_parser import Displays
 from .rules import Hit, Tier, candidates, takers
 from .scan_result import Scan
 
-#: Text patterns of all readers; every new line shape is shown to them.
-FACTS = FactTable(
-    p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs, ends) for p in module.FACTS
-)
 #: How often lines of one shape are looked at after any rule or reader cared for the first. Of a shape whose numbers
 #: matter (a metric that is printed again and again) the last one in each block is read after that.
 REPEATS = 8
@@ -73,7 +69,13 @@ class TextReader:
         self.num_hits: dict[str, int] = {}
         self.late: dict[str, Hit] = {}  # of a rule with more hits than are kept, the last one
 
+    @property
+    def num_lines(self) -> int:
+        """Lines read so far."""
+        return self.last_block.number(len(self.last_block.lines) - 1) if self.last_block else 0
+
     def read(self, block: Block) -> None:
+        """Take one block of the file."""
         self.cleaned, self.row_places = {}, (0, [])
         hits = self._look_at(block, self._choose(block))
         self.result.loss.read(self.path, block)
@@ -101,7 +103,7 @@ class TextReader:
         for begin in range(0, len(chosen), BATCH):
             batch = [i for i in chosen[begin : begin + BATCH] if block.shapes[i] not in self.seen]
             texts = [self._clean(block, i) for i in batch]
-            for i, facts, rules in zip(batch, FACTS.candidates(texts), candidates(texts), strict=True):
+            for i, facts, rules in zip(batch, fact_table().candidates(texts), candidates(texts), strict=True):
                 hits += self._look(block, i, facts, rules)
         return hits
 

@@ -97,7 +97,7 @@ def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagn
 
 def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
     own_run.add_hits(found, context)
-    if context.get("own_run") or (found.diary is not None and found.diary.num_events):
+    if context.get("own_run") or (found.events is not None and found.events.num_events):
         found.facts.add("trainer", "dist3dgs", Line("", None, ""), keep="last")
     finished = summary.finished is not None
     collapse = _collapsed(found)
@@ -129,7 +129,7 @@ def _failed(found: Scan, choice: Choice) -> Diagnosis:
         silence = silent_before(root, found)
         # Who cancels a program that shows no step need not have waited for one: a service is silent when it is well.
         hung = rule.cause == "time_limit" and _nothing_below(root, found)
-        if silence is not None and (found.diary or _stepped(found) or hung):
+        if silence is not None and (found.events or _stepped(found) or hung):
             rule, extra = BY_NAME["no-step"], silence
         elif rule.cause == "time_limit" and (alive := only_alive(found)) is not None:
             rule, extra = BY_NAME["no-step"], alive

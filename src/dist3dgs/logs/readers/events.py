@@ -10,6 +10,7 @@ from typing import Any
 
 from ..facts import Line
 from ..lines import clean, looks_binary
+from ..log_data import Added, LogData
 
 #: An event line is one `write` and small; a longer one is no event.
 MAX_EVENT_BYTES = 1 << 20
@@ -19,7 +20,7 @@ _TIME = re.compile(rb'"t": ?(\d{1,15}(?:\.\d+)?)[,}]')
 
 
 @dataclass
-class RunDiary:
+class RunEvents:
     """What the events of one run add up to."""
 
     world_size: int | None = None
@@ -50,17 +51,26 @@ class RunDiary:
     """Number of events by file."""
 
 
+FORMAT = "events"
+
+
 def sniff(head: str) -> bool:
     first = next((line for line in head.splitlines() if line.strip()), "")
     return first.startswith("{") and '"event"' in first and '"rank"' in first
 
 
-def read(paths: Sequence[Path]) -> RunDiary:
+def add(path: Path, index: int, log: LogData) -> Added:
+    """Note the file: those of all nodes are read together, merged by time."""
+    log.event_files.append(path)
+    return Added()
+
+
+def read(paths: Sequence[Path]) -> RunEvents:
     """Read a run's events, those of several nodes merged by time; torn and foreign lines are skipped.
 
     Of steps that follow each other only the last one is looked at: a run has a million.
     """
-    d = RunDiary()
+    d = RunEvents()
     files = [_lines(path) for path in paths]
     # One file is in order by itself, whatever its times.
     lines = files[0] if len(files) == 1 else heapq.merge(*map(_timed, files), key=lambda line: line[0])
@@ -103,7 +113,7 @@ def _timed(lines: Iterator[_RawLine]) -> Iterator[_RawLine]:
         yield latest, path, raw, number
 
 
-def _take(d: RunDiary, path: str, raw: bytes, number: int) -> None:
+def _take(d: RunEvents, path: str, raw: bytes, number: int) -> None:
     try:
         event = json.loads(raw)
     except (ValueError, RecursionError):
@@ -122,7 +132,7 @@ def _num(event: dict[str, Any], key: str) -> float | None:
     )
 
 
-def _note(d: RunDiary, e: dict[str, Any], line: Line) -> None:
+def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
     rank = e["rank"] if isinstance(e.get("rank"), int) and 0 <= e["rank"] < 1 << 20 else 0
     t, kind = _num(e, "t"), e["event"]
     d.num_events += 1

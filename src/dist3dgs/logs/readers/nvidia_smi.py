@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,15 +10,12 @@ from numpy.typing import NDArray
 
 from ..lines import Block, clean, read_blocks
 from ..csv_columns import Table, cells
+from ..log_data import Added, LogData
+from ..samples import MAX_GPUS, GpuSamples
 
-MAX_GPUS = 1024
-#: After so many differing values of one GPU's memory, in MiB, no more are counted; a GPU has fewer than 300,000.
-MAX_VALUES = 1 << 19
 MEASURED = frozenset({"memory.used", "utilization.gpu", "power.draw"})
 #: Rows that are no further apart are of one sample of all GPUs; nvidia-smi asks them one after the other.
 ONE_SAMPLE_S = 0.25
-#: Power is taken as that of the last sample for so long; what was between later ones is not known.
-MAX_GAP_S = 600.0
 STAMP = re.compile(r"^20\d\d/\d\d/\d\d \d\d:\d\d:\d\d\.\d{3},")
 #: Of a log that names no GPU and has no times, by which its rows could be told apart.
 ALL = "all GPUs"
@@ -28,64 +24,7 @@ NO_HEADER = (
 )
 
 
-@dataclass
-class GpuSamples:
-    """Running statistics of one GPU; memory in MiB, utilisation in %, power in W."""
-
-    name: str | None = None
-    memory_mib: Counter[int] = field(default_factory=Counter)
-    utilisation: Counter[int] = field(default_factory=Counter)
-    power_sum: float = 0.0
-    power_count: int = 0
-    first_t: float | None = None
-    last_t: float | None = None
-    energy_j: float = 0.0
-    _power_w: float | None = None  # of the last sample
-
-    @property
-    def num_samples(self) -> int:
-        return max(self.memory_mib.total(), self.utilisation.total(), self.power_count)
-
-    def add(self, columns: Mapping[str, NDArray[np.float64]]) -> None:
-        """Take samples in order of time: `t` (s), `memory` (MiB), `busy` (%), `power` (W); NaN where unknown."""
-        if (memory := columns.get("memory")) is not None and len(self.memory_mib) < MAX_VALUES:
-            _count(self.memory_mib, memory, 1e9)
-        if (busy := columns.get("busy")) is not None:
-            _count(self.utilisation, busy, 100)
-        power = columns.get("power")
-        if power is not None:
-            known = power[np.isfinite(power)]
-            self.power_sum, self.power_count = (
-                self.power_sum + float(known.sum()),
-                self.power_count + len(known),
-            )
-        if (t := columns.get("t")) is not None:
-            self._take_times(t, power)
-
-    def _take_times(self, t: NDArray[np.float64], power: NDArray[np.float64] | None) -> None:
-        known = np.isfinite(t)
-        t = t[known]
-        if not len(t):
-            return
-        if power is not None:
-            # Trapezoids between neighbouring samples, the last one of the block before included.
-            watts = power[known]
-            if self._power_w is not None and self.last_t is not None:
-                t, watts = np.append(self.last_t, t), np.append(self._power_w, watts)
-            gaps = np.diff(t)
-            area = gaps * (watts[1:] + watts[:-1]) / 2
-            self.energy_j += float(area[(gaps > 0) & (gaps <= MAX_GAP_S) & np.isfinite(area)].sum())
-            self._power_w = float(watts[-1])
-        self.first_t = float(t.min()) if self.first_t is None else min(self.first_t, float(t.min()))
-        self.last_t = float(t[-1])
-
-
-def _count(counts: Counter[int], values: NDArray[np.float64], largest: float) -> None:
-    """Add how often each whole value up to `largest` stands in `values`."""
-    known = values[(values >= 0) & (values <= largest)].astype(np.int64)
-    found, times = np.unique(known, return_counts=True)
-    for value, n in zip(found.tolist(), times.tolist(), strict=True):
-        counts[value] = counts.get(value, 0) + n
+FORMAT = "nvidia-smi"
 
 
 def sniff(head: str) -> bool:
@@ -105,8 +44,16 @@ def _bare(row: str) -> bool:
     )
 
 
+def add(path: Path, index: int, log: LogData) -> Added:
+    """Add the GPUs of one log under the file's name: every node has a GPU 0."""
+    gpus, note = read(path)
+    if gpus:
+        log.gpu_logs.append((log.name_of_gpu_log(path), gpus))
+    return Added(note)
+
+
 def read(path: Path) -> tuple[dict[str, GpuSamples], str | None]:
-    """Samples per GPU, and what is to be said of the file.
+    """Return samples per GPU, and a note about the file.
 
     They are keyed by index, UUID or bus; else numbered by their order within one sample. Torn rows are skipped.
     """

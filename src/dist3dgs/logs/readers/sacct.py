@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..facts import FactPattern, Facts, Line, expand_nodes, number
 from ..lines import Block, clean, read_blocks
+from ..log_data import Added, LogData
 
 MAX_ROWS = 100_000
 UNIT_GIB = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 1024.0, "": 2.0**-30}
@@ -44,6 +45,9 @@ FACTS = (
     FactPattern("num_nodes", _C(r"\bNumNodes=(\d+)"), lambda m: int(m[1])),
     FactPattern("host_peak_gib", _C(r"^Memory Utilized: ([\d.]+) ([KMGT])B"), lambda m: number(m[1]) * UNIT_GIB[m[2]], "max"),
 )  # fmt: skip
+
+
+FORMAT = "sacct"
 
 
 def sniff(head: str) -> bool:
@@ -104,6 +108,12 @@ def jobs(path: Path) -> list[str]:
     except OSError:
         return []
     return [job for job in found if job[:1].isdigit()]
+
+
+def add(path: Path, index: int, log: LogData) -> Added:
+    """Add the rows of the job that the log data is about; its lines are judged like text."""
+    blocks, note = read(path, log.facts, log.job_id)
+    return Added(note, blocks)
 
 
 def read(path: Path, facts: Facts, job: str | None = None) -> tuple[Iterator[Block], str | None]:
