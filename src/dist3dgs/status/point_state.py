@@ -48,6 +48,7 @@ TAIL_BYTES = 65536
 #: Characters of a line of evidence that are quoted.
 QUOTED = 90
 
+
 @dataclass(frozen=True, kw_only=True)
 class PointState:
     """One point's state."""

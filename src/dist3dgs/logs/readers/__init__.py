@@ -17,7 +17,18 @@ from typing import Any
 from ...runs import plugins
 from ..facts import FactTable
 from . import (
-    elastic, ends, epochs, events, gsplat, metrics_csv, nerfstudio, nvidia_smi, psrecord, resources, sacct, slurm,
+    elastic,
+    ends,
+    epochs,
+    events,
+    gsplat,
+    metrics_csv,
+    nerfstudio,
+    nvidia_smi,
+    psrecord,
+    resources,
+    sacct,
+    slurm,
 )  # fmt: skip
 
 #: A file is of the first format whose `sniff` accepts it; of a line that two patterns read, the first one counts.

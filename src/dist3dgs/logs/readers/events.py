@@ -1,27 +1,22 @@
 """Our own event files, `events.NODE.jsonl` (vocabulary: dist3dgs.runs.events)."""
 
-import heapq
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...runs.events import parse_event, read_lines
 from ..facts import Line
-from ..lines import clean, looks_binary
+from ..lines import clean
 from ..log_data import Added, LogData
 
-#: An event line is one `write` and small; a longer one is no event.
-MAX_EVENT_BYTES = 1 << 20
 #: As `dist3dgs.runs.events` writes them; written otherwise they are read one by one.
 STEP, FIRST_RANK = b'"event": "step"', b'"rank": 0,'
-_TIME = re.compile(rb'"t": ?(\d{1,15}(?:\.\d+)?)[,}]')
 
 
 @dataclass
 class RunEvents:
-    """What the events of one run add up to."""
+    """Totals and the last state of one run, from its events."""
 
     world_size: int | None = None
     hosts: dict[int, str] = field(default_factory=dict)
@@ -68,59 +63,30 @@ def add(path: Path, index: int, log: LogData) -> Added:
 def read(paths: Sequence[Path]) -> RunEvents:
     """Read a run's events, those of several nodes merged by time; torn and foreign lines are skipped.
 
-    Of steps that follow each other only the last one is looked at: a run has a million.
+    Of consecutive steps only the last one of rank 0 is parsed: a run has a million.
     """
-    d = RunEvents()
-    files = [_lines(path) for path in paths]
-    # One file is in order by itself, whatever its times.
-    lines = files[0] if len(files) == 1 else heapq.merge(*map(_timed, files), key=lambda line: line[0])
-    step: _RawLine | None = None
-    for _, path, raw, number in lines:
+    found = RunEvents()
+    step: tuple[Path, int, bytes] | None = None
+    for path, number, raw in read_lines(paths):
         if STEP in raw and raw.endswith(b"}\n"):
             if FIRST_RANK in raw:
-                step = 0.0, path, raw, number
+                step = path, number, raw
             continue
         if step is not None:
-            _take(d, *step[1:])
+            _take(found, *step)
             step = None
-        _take(d, path, raw, number)
+        _take(found, path, number, raw)
     if step is not None:
-        _take(d, *step[1:])
-    return d
+        _take(found, *step)
+    return found
 
 
-#: Time, file, text and number of a line.
-_RawLine = tuple[float, str, bytes, int]
-
-
-def _lines(path: Path) -> Iterator[_RawLine]:
-    with Path(path).open("rb") as f:
-        if looks_binary(f.read(4096)):
-            return
-        f.seek(0)
-        number = 0
-        while raw := f.readline(MAX_EVENT_BYTES):
-            number += raw.endswith(b"\n")
-            yield 0.0, str(path), raw, number
-
-
-def _timed(lines: Iterator[_RawLine]) -> Iterator[_RawLine]:
-    """The lines with their times, never decreasing, so that merging keeps each file's order."""
-    latest = 0.0
-    for _, path, raw, number in lines:
-        if found := _TIME.search(raw, 0, 200):
-            latest = max(latest, float(found[1]))
-        yield latest, path, raw, number
-
-
-def _take(d: RunEvents, path: str, raw: bytes, number: int) -> None:
-    try:
-        event = json.loads(raw)
-    except (ValueError, RecursionError):
-        return
-    if isinstance(event, dict) and isinstance(event.get("event"), str):
-        d.events_of[path] = d.events_of.get(path, 0) + 1
-        _note(d, event, Line(path, number, clean(raw)))
+def _take(found: RunEvents, path: Path, number: int, raw: bytes) -> None:
+    event = parse_event(raw)
+    if event is not None:
+        name = str(path)
+        found.events_of[name] = found.events_of.get(name, 0) + 1
+        _note(found, event, Line(name, number, clean(raw)))
 
 
 def _num(event: dict[str, Any], key: str) -> float | None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..csv_columns import Table
 from ..facts import Facts, Line
 from ..lines import clean, read_blocks
 from ..log_data import Added, LogData
 from ..step_series import Progress, StepFormat, StepSeries
-from ..csv_columns import Table
 
 EPOCHS = StepFormat("metrics.csv", re.compile(rb"$^"), lambda g: Progress(0), rate_unit="img/s", epochs=True)
 STEPS = StepFormat("metrics.csv steps", re.compile(rb"$^"), lambda g: Progress(0), rate_unit="img/s")

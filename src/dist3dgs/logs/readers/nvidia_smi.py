@@ -1,15 +1,14 @@
 """`nvidia-smi --query-gpu=... --format=csv -l N` logs, with a header or, where the units tell the columns, without."""
 
 import re
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..lines import Block, clean, read_blocks
 from ..csv_columns import Table, cells
+from ..lines import Block, clean, read_blocks
 from ..log_data import Added, LogData
 from ..samples import MAX_GPUS, GpuSamples
 

@@ -12,7 +12,6 @@ from ..lines import clean, read_blocks
 from ..log_data import Added, LogData
 from ..samples import ProcessSamples
 
-
 FORMAT = "psrecord"
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..lines import read_blocks
 from ..csv_columns import Table, cells
+from ..lines import read_blocks
 from ..log_data import Added, LogData
 from ..samples import MAX_GPUS, GpuSamples, NodeSamples
-
 
 FORMAT = "resources"
 
