@@ -7,7 +7,7 @@ from ..diagnosis.verdict import Diagnosis
 from ..runs.attempts import ATTEMPTS, Attempt
 from ..runs.record import Failure, Status, load_record
 from .build import judge, verdict
-from .evidence import Case
+from .evidence import RunEvidence
 
 
 def verdict_of_run(path: Path) -> Diagnosis:
@@ -21,7 +21,7 @@ def verdict_of_run(path: Path) -> Diagnosis:
     if path.parent.parent.name == ATTEMPTS:
         attempt = Attempt(path.parent)
         launch = attempt.launch()
-        return _diagnosis(*verdict(Case(launch, launch["spec"], [attempt])))
+        return _diagnosis(*verdict(RunEvidence(launch, launch["spec"], [attempt])))
     record = judge(path)
     return _diagnosis(record.status, record.failure)
 
