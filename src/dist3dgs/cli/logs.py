@@ -1,7 +1,7 @@
 """What `dist3dgs read`, `dist3dgs diagnose` and `dist3dgs import` do."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ def run_read(paths: Sequence[Path | str], as_json: bool) -> int:
 def run_diagnose(
     paths: Sequence[Path | str],
     as_json: bool,
-    context: Mapping[str, Any] | None = None,
     verbose: bool = False,
     verdict_of_run: Callable[[Path], Any] | None = None,
 ) -> int:
@@ -51,7 +50,7 @@ def run_diagnose(
                 f"nothing to read{notes}; give the job's files: dist3dgs diagnose job.out job.err"
             )
         verdicts = [(str(run), verdict_of_run(run)) for run in found.runs if verdict_of_run is not None]
-        verdicts += [(" ".join(map(str, job)), diagnose(job, context)) for job in by_job(found.logs)]
+        verdicts += [(" ".join(map(str, job)), diagnose(job)) for job in by_job(found.logs)]
         verdicts[0][1].notes[:0] = found.notes
         if as_json:
             values = [v.model_dump(mode="json") for _, v in verdicts]

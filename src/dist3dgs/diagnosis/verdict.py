@@ -73,7 +73,7 @@ class Diagnosis(Model):
 def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = None) -> Diagnosis:
     """Judge one job from all its files.
 
-    `context` is what the caller knows besides them: `devices_asked` (int), `steps_asked` (int), `exit_code`, `signal`
+    `context` is what the caller knows besides them: `devices_asked` (int), `exit_code`, `signal`
     (int), `own_run` (bool: started by our launcher). A launch.json is context too, never text. The other of a .out
     and .err is read where it lies beside the one given. Raises `UserError` if nothing can be read.
     """

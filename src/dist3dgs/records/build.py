@@ -6,15 +6,24 @@ Fast and without torch, so that all runs can be judged again whenever the judge 
 from pathlib import Path
 from typing import Any
 
+from ..diagnosis.rules import all_rules
+from ..diagnosis.verdict import Diagnosis
 from ..files import sha256
-from ..runs.attempts import Attempt
+from ..runs.attempts import ATTEMPTS, Attempt
 from ..runs.causes import Cause
-from ..runs.record import EarlierAttempt, Environment, Provenance, Run, RunRecord
+from ..runs.record import (
+    EarlierAttempt,
+    Environment,
+    Failure,
+    Provenance,
+    Run,
+    RunRecord,
+    Status,
+    load_record,
+)
 from .evidence import RunEvidence
 from .failure import failure, verdict
 from .metrics import measure
-
-__all__ = ["RunEvidence", "cause_of", "judge", "verdict"]
 
 
 def judge(launch_json: Path) -> RunRecord:
@@ -36,6 +45,29 @@ def judge(launch_json: Path) -> RunRecord:
         environment=_environment(run).model_copy(update={"nodes_shared": shared, "neighbours": neighbours}),
         provenance=_provenance(run),
     )
+
+
+def verdict_of_run(path: Path) -> Diagnosis:
+    """The judge's verdict on the run, or the one attempt, whose launch.json or record.json this is.
+
+    Raises `UserError` if it cannot be read.
+    """
+    if path.name == "record.json":
+        record = load_record(path)
+        return _diagnosis(record.status, record.failure)
+    if path.parent.parent.name == ATTEMPTS:
+        attempt = Attempt(path.parent)
+        launch = attempt.launch()
+        return _diagnosis(*verdict(RunEvidence(launch, launch["spec"], [attempt])))
+    record = judge(path)
+    return _diagnosis(record.status, record.failure)
+
+
+def _diagnosis(status: Status, failure: Failure | None) -> Diagnosis:
+    if failure is None:
+        return Diagnosis(status=status)
+    why = next((r.why for r in all_rules() if r.cause == failure.cause), None)
+    return Diagnosis(status=status, explanation=why, **failure.model_dump())
 
 
 def cause_of(launch: dict[str, Any], attempt: Attempt) -> Cause:

@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from ..diagnosis import diagnose
 from ..diagnosis.hang import patience_s
-from ..diagnosis.rules import classify, remedy
+from ..diagnosis.own_run import judge_error
+from ..diagnosis.rules import Hit, error_hit, remedy
 from ..errors import UserError
+from ..logs.facts import Line
 from ..runs.record import Evidence, Failure, Status
 from .evidence import RunEvidence
 
@@ -174,7 +175,8 @@ def _own_words(run: RunEvidence, error: dict[str, Any] | None, phase: str) -> Fa
     if error is not None:
         return _by_rule(run, error, phase)
     if (full := run.launch.get("disk_full")) is not None:  # no rank could write what became of it
-        return _named(full, Evidence(file=run.name("launch.json"), text=full), phase)
+        hit = error_hit(Line("", None, full), (), 0)
+        return _of_hit(hit, Evidence(file=run.name("launch.json"), text=full), phase)
     if run.launch.get("status") == "stopped":
         text = f"stopped by {run.launch.get('signal') or 'a signal'}"
         evidence = [Evidence(file=run.name("launch.json"), text=text)]
@@ -209,20 +211,19 @@ def _by_log(run: RunEvidence, phase: str) -> Failure | None:
 
 
 def _by_rule(run: RunEvidence, error: dict[str, Any], phase: str) -> Failure:
-    """An error event, named by the table of rules that foreign logs are judged by too."""
-    text = f"{error['type']}: {error['message']}"
-    evidence = run.evidence_of(error, text)
-    return _named(text, evidence, phase, str(error.get("traceback") or "").splitlines(), run.last_step)
+    """Judge an error event by the table of rules."""
+    cited = run.evidence_of(error)
+    hit = judge_error(error, Line(cited.file, cited.line, cited.text), run.last_step)
+    return _of_hit(hit, cited, phase)
 
 
-def _named(
-    text: str, evidence: Evidence, phase: str, traceback: Sequence[str] = (), steps: int = 0
-) -> Failure:
-    rule = classify(text, traceback, steps)
-    if rule is None:
+def _of_hit(hit: Hit | None, cited: Evidence, phase: str) -> Failure:
+    if hit is None:
         what = "read the traceback in train.log"
-        return Failure(cause="code_error", phase=phase, evidence=[evidence], remedy=what)
-    return Failure(cause=rule.cause, phase=phase, evidence=[evidence], remedy=rule.remedy_for(_OURS, text))
+        return Failure(cause="code_error", phase=phase, evidence=[cited], remedy=what)
+    shown = cited.model_copy(update={"text": hit.line.text})
+    what = hit.rule.remedy_for(_OURS, hit.line.text)
+    return Failure(cause=hit.rule.cause, phase=phase, evidence=[shown], remedy=what)
 
 
 def _no_progress(run: RunEvidence) -> Failure | None:

@@ -21,8 +21,7 @@ from dist3dgs.diagnosis import diagnose
 from dist3dgs.diagnosis.rules import RULES
 from dist3dgs.diagnosis.rules.remedies import REMEDIES
 from dist3dgs.errors import UserError
-from dist3dgs.records.build import judge
-from dist3dgs.records.own_verdict import verdict_of_run
+from dist3dgs.records.build import judge, verdict_of_run
 from dist3dgs.runs.record import save_record
 from dist3dgs.slurm.site import Site
 from tests.unit.helpers.evidence import healthy, phase, spec, start, step, write_attempt
