@@ -1,4 +1,4 @@
-"""What `dist3dgs read`, `dist3dgs diagnose` and `dist3dgs import` do."""
+"""Run `dist3dgs read`, `dist3dgs diagnose` and `dist3dgs import`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -107,7 +107,7 @@ UNREAD = (
 
 
 def _print(text: str) -> None:
-    """Text from logs goes to the terminal without control characters."""
+    """Print text from logs without control characters."""
     print("\n".join(CONTROL.sub("", line) for line in text.splitlines()))
 
 
@@ -121,7 +121,7 @@ def _verdict_lines(d: Any, verbose: bool) -> list[str]:
     if place:
         lines.append("  " + ", ".join(place))
     lines += [f"  {e.file}{'' if e.line is None else f':{e.line}'}: {e.text}" for e in d.evidence]
-    for name, text in (("why", d.explanation), ("mend", d.remedy if d.status != "ok" else None)):
+    for name, text in (("why", d.explanation), ("fix", d.remedy if d.status != "ok" else None)):
         if text:
             lines.append(f"  {name}: {text}")
     lines += [f"  note: {note}" for note in d.notes]
@@ -136,7 +136,7 @@ def _verdict_lines(d: Any, verbose: bool) -> list[str]:
 
 
 def troubleshooting() -> str:
-    """docs/troubleshooting.md, made from the table of rules."""
+    """Generate docs/troubleshooting.md from the tables of causes and rules."""
     from ..diagnosis.rules import RULES, Tier
     from ..diagnosis.rules.remedies import REMEDIES
     from ..runs.causes import CAUSES

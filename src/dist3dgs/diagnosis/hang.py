@@ -1,4 +1,4 @@
-"""Detect a job that stood still before it was stopped."""
+"""Detect a hang that ended in a time limit or a cancellation."""
 
 from collections.abc import Sequence
 
@@ -47,7 +47,7 @@ def silent_before(stop: Hit, scan: Scan) -> Sequence[Evidence] | None:
 
 
 def only_alive(scan: Scan) -> Sequence[Evidence] | None:
-    """Return the first and the last of the heartbeats that a job ends in, if they go on for long without a step."""
+    """Return the first and the last heartbeat at a job's end, if they went on for long without a step."""
     for index, beats in scan.heartbeats.items():
         stepped = {i for i, p in scan.progress.items() if p.last is not None} | {
             key[0] for key in scan.series

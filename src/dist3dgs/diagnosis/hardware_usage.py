@@ -1,4 +1,4 @@
-"""What a job ran on and used there, from one pass over its logs: job, nodes, devices, memory."""
+"""Nodes and devices of a job, and their memory and load, from one pass over its logs."""
 
 from collections import Counter
 
@@ -41,7 +41,7 @@ class HostUse(Model):
 
 
 def nodes(scan: Scan) -> list[str]:
-    """As Slurm lists them; else those that ran our ranks; else every host that a line names."""
+    """List the nodes as Slurm does; else the hosts of our ranks; else every host that a line names."""
     names = scan.facts.get("nodes")
     hosts = scan.events.hosts.values() if scan.events is not None else ()
     found = list(names) if names else list(dict.fromkeys(hosts))
@@ -52,7 +52,7 @@ def nodes(scan: Scan) -> list[str]:
 
 
 def devices_asked(scan: Scan) -> int | None:
-    """GPUs of the allocation, as the job's environment, script or accounting says."""
+    """Return the GPUs of the allocation as the job's environment, script or accounting states."""
     f = scan.facts
     if (total := f.get("gpus_asked")) is not None:
         return total
@@ -64,7 +64,7 @@ def devices_asked(scan: Scan) -> int | None:
 
 
 def devices_used(scan: Scan) -> int | None:
-    """Devices that took part in the training, as the trainer says."""
+    """Return the devices that took part in the training."""
     if scan.events is not None and scan.events.world_size:
         return scan.events.world_size
     f = scan.facts
@@ -79,7 +79,7 @@ def devices_used(scan: Scan) -> int | None:
 
 
 def _ranks(scan: Scan) -> int:
-    """How many ranks there are at least. Alone it is no proof that others idled: they may have had nothing to say."""
+    """Return the least number of ranks. Alone it does not prove that others idled: they may have printed nothing."""
     ranks = scan.facts.all("rank")
     return max(ranks) + 1 if len(ranks) > 1 else 0
 
@@ -100,7 +100,7 @@ def gpu_peak(scan: Scan, gpus: list[GpuUse]) -> float | None:
 
 
 def gpus_of_logs(scan: Scan) -> list[tuple[str, GpuSamples]]:
-    """All GPUs of nvidia-smi logs; of several files each with its file's name, since every node has a GPU 0."""
+    """List the GPUs of nvidia-smi logs; those of several files by file name too, since every node has a GPU 0."""
     several = len(scan.gpu_logs) > 1
     return [
         (f"{stem}:{key}" if several else key, g) for stem, gpus in scan.gpu_logs for key, g in gpus.items()
@@ -114,7 +114,7 @@ def gpus(scan: Scan) -> list[GpuUse]:
 
 
 def _stated(scan: Scan) -> list[GpuUse]:
-    """Memory of each GPU as the last line about it states it."""
+    """Take the memory of each GPU from the last line about it."""
     last = {fact.value[0]: fact.value for fact in scan.facts.many.get("gpu_memory", [])}
     return [
         GpuUse(
@@ -129,7 +129,7 @@ def _stated(scan: Scan) -> list[GpuUse]:
 
 
 def hosts(scan: Scan) -> list[HostUse]:
-    """From our own resource samples and psrecord."""
+    """List CPU and memory from our own resource samples and psrecord."""
     found = [
         HostUse(
             host=n.node, num_samples=n.num_samples, memory_peak_gib=n.peak_pss_gib,

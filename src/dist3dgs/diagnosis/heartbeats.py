@@ -1,4 +1,4 @@
-"""Lines that show a process alive and nothing else: heartbeats, `still waiting`, a status that does not change."""
+"""Recognise lines that only show a process alive: heartbeats, `still waiting`, an unchanging status."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -71,7 +71,7 @@ def at_the_end(lines: Iterable[Line]) -> Heartbeats | None:
 
 
 def _seconds_between(first: str, last: str) -> float | None:
-    """Seconds from one line to another by their times of day, else by the durations that both state."""
+    """Return the seconds between two lines by their times of day, else by the durations that both state."""
     clock = Clock()
     begin, end = clock.read(first), clock.read(last)
     if begin is not None and end is not None:

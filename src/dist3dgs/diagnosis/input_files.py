@@ -1,4 +1,4 @@
-"""What was given on the command line, brought to files that can be read: pipes, gzip, folders, our own runs."""
+"""Turn arguments of the command line into readable files: pipes, gzip, folders, our own runs."""
 
 import gzip
 import os
@@ -30,7 +30,7 @@ EVIDENCE = ("launch.json", "train.log")
 
 @dataclass
 class Given:
-    """Text files to read, runs of our own, and what else is to be said of what was given."""
+    """Text files to read, runs of our own, and notes about the arguments."""
 
     logs: list[Path] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Given:
     """path of a temporary copy -> what it was given as"""
 
     def named(self, text: str) -> str:
-        """`text` with the names as they were given instead of those of temporary copies."""
+        """Replace names of temporary copies in `text` by the names given."""
         for path, name in self.names.items():
             text = text.replace(path, name)
         return text
@@ -113,7 +113,7 @@ def _take_folder(folder: Path, found: Given) -> None:
 
 
 def _spool(stream: BinaryIO, shown: str, name: str, found: Given, scratch: Path) -> None:
-    """Copy a stream to a file; where it breaks off, what came is kept."""
+    """Copy a stream to a file; if it breaks off, keep what arrived."""
     folder = scratch / str(len(found.names))
     folder.mkdir()
     copy = folder / (name or "stdin")

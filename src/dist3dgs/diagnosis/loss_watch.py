@@ -1,4 +1,4 @@
-"""Whether the loss and the gradient's norm are numbers, over a whole log, from line shapes alone."""
+"""Find where losses and gradient norms become NaN or infinite for good, from line shapes alone."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -25,7 +25,7 @@ MAX_SHAPES = 20_000
 
 
 class NanWatch:
-    """The first of the values of one name that are not finite and that no finite one follows."""
+    """Finds where a metric becomes NaN or infinite for good."""
 
     def __init__(self, word: bytes, pattern: re.Pattern[bytes]) -> None:
         self.word, self.pattern = word, pattern
@@ -96,12 +96,12 @@ class LossWatch:
         self.norms = NanWatch(b"norm", NORM)
 
     def read(self, path: str, block: Block) -> None:
-        """Take what one block says."""
+        """Take the losses and norms of one block."""
         self.losses.read(path, block)
         self.norms.read(path, block)
 
     def lost(self) -> Line | None:
-        """The row from which on nothing is a number any more, if the log ends in enough of them."""
+        """Return the row where losses or norms become NaN or infinite for good, if enough such rows follow."""
         if self.losses.num_bad >= NAN_ROWS or (self.losses.num_bad and self.losses.twice):
             return self.losses.first_bad
         enough = SCALER_ROWS if self.losses.num_good else NORM_ROWS

@@ -1,4 +1,4 @@
-"""How a job went, from one pass over its logs: steps and their times, phases, throughput, its end."""
+"""Course of a job from one pass over its logs: steps and their times, phases, throughput, its end."""
 
 import re
 import statistics
@@ -39,7 +39,7 @@ class EpochTime(Model):
 
 
 def main_series(scan: Scan) -> StepSeries | None:
-    """The training's own progress display: the most telling format, then the one that ran longest."""
+    """Choose the training's own progress display: by format, then the one that ran longest."""
     able = [
         s
         for s in scan.series.values()
@@ -55,7 +55,7 @@ def main_series(scan: Scan) -> StepSeries | None:
 
 
 def iterations(scan: Scan, series: StepSeries | None) -> tuple[int | None, int | None]:
-    """Training steps done and asked for."""
+    """Return training steps done and requested."""
     asked = scan.facts.get("iterations_asked")
     if scan.events is not None and scan.events.num_events:
         return max([scan.events.last_step, *scan.events.steps.values()]), asked
@@ -72,12 +72,12 @@ def iterations(scan: Scan, series: StepSeries | None) -> tuple[int | None, int |
 
 
 def epochs(scan: Scan) -> int | None:
-    """Epochs done."""
+    """Return the number of epochs done."""
     return max((s.num_steps for s in scan.series.values() if s.format.epochs and s.last >= 0), default=None)
 
 
 class Pace(NamedTuple):
-    """Seconds per step, and of how much of the run."""
+    """Seconds per step, and the share of the run that they cover."""
 
     step_s: StepTime | None = None
     kind: str | None = None
@@ -85,7 +85,7 @@ class Pace(NamedTuple):
 
     @property
     def shown(self) -> tuple[int, int] | None:
-        """First and last step shown, where those are less than the run."""
+        """Return the first and last step shown, if they are less than the run."""
         return self.series.range_shown if self.series is not None and not self.series.covers_run else None
 
 
@@ -105,7 +105,7 @@ def pace(scan: Scan, series: StepSeries | None) -> Pace:
 
 
 def phases(scan: Scan, series: StepSeries | None) -> tuple[dict[str, float], float | None]:
-    """Seconds of each phase that the log tells, and of the whole job."""
+    """Return the seconds of each phase that the log states, and of the whole job."""
     events, f = scan.events, scan.facts
     if events is not None and events.phases_s:
         names = dict.fromkeys(name for phases in events.phases_s.values() for name in phases)
@@ -147,7 +147,7 @@ def phases(scan: Scan, series: StepSeries | None) -> tuple[dict[str, float], flo
 
 
 def samples_s(scan: Scan) -> float | None:
-    """Seconds over which the resources of the job were sampled."""
+    """Return the seconds over which the job's resources were sampled."""
     times = [(g.first_t, g.last_t) for _, gpus in scan.gpu_logs for g in gpus.values()]
     times += [(n.first_t, n.last_t) for n in scan.nodes]
     spans = [p.elapsed_s for p in scan.processes]
@@ -156,7 +156,7 @@ def samples_s(scan: Scan) -> float | None:
 
 
 def _evaluation(scan: Scan) -> float | None:
-    """Seconds that progress bars of evaluations show, where all of them were read, or that lines state."""
+    """Return the seconds of evaluations: from progress bars, if all were read, or as lines state."""
     bars = [s for s in scan.series.values() if EVALUATION.search(s.description) and s.elapsed_s is not None]
     if not bars:
         return _stated_evaluation(scan)
@@ -166,7 +166,7 @@ def _evaluation(scan: Scan) -> float | None:
 
 
 def _stated_evaluation(scan: Scan) -> float | None:
-    """The sum of one wording on one rank: others tell of the same evaluations."""
+    """Add up one wording on one rank: others state the same evaluations."""
     stated = scan.facts.many.get("evaluation_s", [])
     if len(stated) >= REPEATS_RANKS:  # of so many not each was read
         return None
@@ -178,14 +178,14 @@ def _stated_evaluation(scan: Scan) -> float | None:
 
 
 def _stepping(scan: Scan, series: StepSeries | None) -> float | None:
-    """Seconds of all training steps; None if this log shows only a part of them."""
+    """Return the seconds of all training steps; None if this log shows only some of them."""
     if series is None:
         series = next((s for s in scan.series.values() if s.format.epochs and s.seconds), None)
     return series.stepping_s() if series is not None and series.covers_run else None
 
 
 def rates(scan: Scan, pace: Pace) -> list[Rate]:
-    """As displays show them, and steps per second where the mean is that of the run."""
+    """List the rates that displays show, and steps per second where the mean is that of the run."""
     rates = [
         Rate(
             unit=s.rate_unit,
@@ -205,7 +205,7 @@ def rates(scan: Scan, pace: Pace) -> list[Rate]:
 
 
 def epoch_time(scan: Scan) -> EpochTime | None:
-    """Seconds per epoch, where the log shows those of all."""
+    """Return the seconds per epoch, if the log shows them for all."""
     for s in scan.series.values():
         if s.format.epochs and s.seconds and s.covers_run:
             return EpochTime(
@@ -215,7 +215,7 @@ def epoch_time(scan: Scan) -> EpochTime | None:
 
 
 def finished(scan: Scan, series: StepSeries | None) -> Evidence | None:
-    """The trainer's own word that it came to its end: its banner, our `end` event, a display at its total."""
+    """Find the trainer's statement that it completed: its banner, our `end` event, a display at its total."""
     if scan.events is not None and scan.events.end is not None:
         event, line = scan.events.end
         return _evidence(line) if event.get("status") == "ok" else None
@@ -254,7 +254,7 @@ def ended(scan: Scan) -> Evidence | None:
 
 
 def _loop_ended(scan: Scan, left: Line) -> bool:
-    """The loop was left at its end, and what began below that gave its results."""
+    """Find the end of a loop that was not left early and whose evaluation gave results."""
     begun, results = _place(scan, "begun"), _place(scan, "results")
     return not _time_was_left(scan, left.file) and begun <= max(left.number or 0, results)
 
@@ -264,7 +264,7 @@ def _place(scan: Scan, key: str) -> int:
 
 
 def _time_was_left(scan: Scan, file: str) -> bool:
-    """The last progress line of that file says that the training was not at its end."""
+    """Return True if the file's last progress line shows that the training was not complete."""
     last = next((p.last for p in scan.progress.values() if p.last and p.last.file == file), None)
     m = ETA.search(last.text) if last is not None else None
     return m is not None and re.search(r"[1-9]", m[0]) is not None

@@ -12,7 +12,7 @@ from .rules import Hit
 
 @dataclass
 class FileInfo:
-    """One file that was read, or not."""
+    """One input file and the result of reading it."""
 
     path: str
     format: str
@@ -23,7 +23,7 @@ class FileInfo:
 
 @dataclass
 class Progress:
-    """Where progress lines stand in one text file."""
+    """Positions of progress lines in one text file."""
 
     count: int = 0
     bytes: int = 0

@@ -1,4 +1,4 @@
-"""A job in numbers, from whatever its files say. What they do not say is null, with the reason."""
+"""Summarise a job in numbers from its files. Unknown numbers are null, with the reason."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +85,7 @@ def read_logs(paths: Sequence[Path | str]) -> LogSummary:
 
 
 def summarise(scan: Scan) -> LogSummary:
-    """Facts and statistics of one pass as a summary."""
+    """Summarise facts and statistics of one pass."""
     f = scan.facts
     series = run_timeline.main_series(scan)
     iterations, asked = run_timeline.iterations(scan, series)

@@ -88,7 +88,7 @@ class TextReader:
         self.last_block = block
 
     def _keep(self, hits: Sequence[Hit]) -> None:
-        """Of each rule the first hits and the very last one."""
+        """Keep the first hits of each rule and the very last one."""
         for hit in hits:
             name = hit.rule.name
             self.num_hits[name] = self.num_hits.get(name, 0) + 1
@@ -98,7 +98,7 @@ class TextReader:
                 self.late[name] = hit
 
     def _look_at(self, block: Block, chosen: Sequence[int]) -> list[Hit]:
-        """Look at some segments in their order. What they may be is found out for many of them at once."""
+        """Examine segments in their order; the prefilters run on a batch of them at once."""
         hits: list[Hit] = []
         for begin in range(0, len(chosen), BATCH):
             batch = [i for i in chosen[begin : begin + BATCH] if block.shapes[i] not in self.seen]
@@ -120,7 +120,7 @@ class TextReader:
             self.result.facts.read(Line(self.path, number, clean(block.line(i))), patterns)
 
     def _choose(self, block: Block) -> list[int]:
-        """Indices of the segments that may have to be looked at."""
+        """Choose the segments to examine; return their indices."""
         wanted = block.last.keys() - self.seen
         if not wanted or self.close_lines > MAX_CLOSE_LINES + MAX_ALARMS:
             return []
@@ -177,7 +177,7 @@ class TextReader:
         return None
 
     def _around(self, block: Block, i: int) -> tuple[Callable[[int], list[str]], Callable[[int], list[str]]]:
-        """The lines above and below a segment, without a hold on the block."""
+        """Return accessors for the lines above and below a segment that do not keep the block in memory."""
         known = self.cleaned.get
         above = [known(j) or self._clean(block, j) for j in range(max(0, i - NUM_ABOVE), i)]
         below = [self._clean(block, j) for j in range(i + 1, min(i + 1 + NUM_BELOW, len(block.lines)))]

@@ -1,4 +1,4 @@
-"""The verdict over a job's logs."""
+"""Diagnose a job: one verdict from the facts, progress and matched lines of its logs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from ..logs.facts import Line
-from ..logs.jobs import Job
-from ..logs.log_pairs import missing_halves
+from ..logs.jobs import Job, missing_halves
 from ..runs.causes import Cause
 from ..runs.record import Evidence, Failure, Model, Status
 from . import own_run, root_cause
@@ -35,7 +34,7 @@ MAX_EVIDENCE_TEXT = 1000
 
 
 class RuledOut(Model):
-    """A cause that a line spoke for and that was not taken."""
+    """A cause that a line suggested, and the reason against it."""
 
     cause: Cause
     reason: str
@@ -43,7 +42,7 @@ class RuledOut(Model):
 
 
 class Diagnosis(Model):
-    """What happened to a job, and the lines that show it."""
+    """Verdict on a job, and the lines that prove it."""
 
     status: Status
     cause: Cause | None = Field(None, description="null if and only if the status is ok")
@@ -61,7 +60,7 @@ class Diagnosis(Model):
     )
 
     def failure(self) -> Failure | None:
-        """The same for a run record; None if the status is ok."""
+        """Convert to the failure of a run record; None if the status is ok."""
         if self.cause is None:
             return None
         return Failure(
@@ -89,7 +88,7 @@ def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = No
 
 
 def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
-    """The verdict over what one pass over the files found."""
+    """Judge what one pass over the files found."""
     verdict = _verdict(found, summary, context)
     notes = [f"{f.path}: {f.note}" for f in found.files if f.note]
     return verdict.model_copy(update={"notes": notes}) if notes else verdict
@@ -141,7 +140,7 @@ def _stepped(found: Scan) -> bool:
 
 
 def _nothing_below(stop: Hit, found: Scan) -> bool:
-    """No text without a time stands between the last line with one and the stop: it could be of any moment."""
+    """Return True if no line without a time stands between the last one with a time and the stop."""
     number = stop.line.number
     return not any(
         line.text.strip() and not line.text.startswith((" ", "\t")) and not NO_LIFE.search(line.text)
@@ -172,7 +171,7 @@ def _diagnosis(
 
 
 def _stated_reason(stop: Hit) -> list[Evidence]:
-    """Slurm's `*** REASON: ... ***` below the line with which it ended the job."""
+    """Find Slurm's `*** REASON: ... ***` below the line with which it ended the job."""
     if stop.rule.tier != Tier.STOP or stop.line.number is None:
         return []
     return [
@@ -193,7 +192,7 @@ def _phase(rule: Rule, root: Hit) -> str | None:
 
 
 def _telling(root: Hit, choice: Choice) -> list[Hit]:
-    """Further lines: other collectives that ranks wait in, other wordings of the cause, who exited first."""
+    """Choose further evidence: other collectives that ranks wait in, other wordings, the task that exited first."""
     lines: list[Hit] = []
     if root.rule.name == "collective-timeout":
         lines += list(collectives([root, *choice.others]).values())
@@ -215,7 +214,7 @@ def _wording(hit: Hit) -> str:
 
 
 def _first_failing(found: Scan) -> dict[str, Any]:
-    """torchelastic's `Root Cause (first observed failure)` block: rank and host."""
+    """Read rank and host from torchelastic's `Root Cause (first observed failure)` block."""
     for hit in found.hits:
         if hit.rule.name == "worker-failed" and hit.rank is not None:
             return {"rank": hit.rank, "node": hit.node}
@@ -225,7 +224,7 @@ def _first_failing(found: Scan) -> dict[str, Any]:
 
 
 def _nan_loss(found: Scan) -> Hit | None:
-    """A hit for the row from which on losses or gradients are no numbers, if no finite one follows."""
+    """Return a hit for the row where losses or gradients become NaN or infinite for good."""
     line = found.loss.lost()
     if line is None:
         return None
@@ -237,7 +236,7 @@ def _nan_loss(found: Scan) -> Hit | None:
 
 
 def _collapsed(found: Scan) -> Hit | None:
-    """Return a hit for the last count of Gaussians, if next to nothing is left of a model."""
+    """Return a hit for the last count of Gaussians, if almost none are left."""
     last, most = found.facts.one.get("num_gaussians"), found.facts.one.get("most_gaussians")
     if last is None or most is None or re.search(r"(?i)\binitiali[sz]", last.line.text):
         return None
@@ -263,7 +262,7 @@ def _signal_of(context: Mapping[str, Any], found: Scan) -> Hit | None:
 
 
 def _stall_without_stop(found: Scan, choice: Choice) -> None:
-    """Symptoms alone: an exit code may still say how it ended."""
+    """Take an exit code among the symptoms as the root."""
     for hit in choice.symptoms:
         if hit.rule.tier == Tier.SIGNAL:
             choice.root = hit
@@ -282,14 +281,14 @@ def _ended_well(found: Scan, summary: LogSummary, choice: Choice, context: Mappi
 
 
 def _failed_below(hit: Hit, finished: Evidence) -> bool:
-    """A process is reported as failed below the trainer's end: what came after the training did not end well."""
+    """Return True if a process failed after the training had completed."""
     if hit.rule.name not in ("worker-failed", "loader-worker-gone") or hit.line.file != finished.file:
         return False
     return (hit.line.number or 0) > (finished.line or 0) > 0
 
 
 def _went_on(end: Evidence, found: Scan) -> bool:
-    """Training went on below the words taken for an end: `model saved` is printed after every epoch too."""
+    """Return True if training continued below the supposed end: `model saved` is printed after every epoch too."""
     return any(
         p.last is not None and p.last.file == end.file and (p.last.number or 0) > (end.line or 0)
         for p in found.progress.values()
@@ -297,12 +296,12 @@ def _went_on(end: Evidence, found: Scan) -> bool:
 
 
 def _silent_trainer(found: Scan) -> bool:
-    """A trainer that always prints its end and steps, started, and printed neither: only its wrapper spoke."""
+    """Return True if the trainer started but printed neither steps nor its end, as it always does."""
     return found.facts.get("trainer") == "nerfstudio" and not found.series
 
 
 def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Mapping[str, Any]) -> Diagnosis:
-    """Failed without a cause, or nothing at all is known."""
+    """Return the verdict on a failure without a cause, or on files that prove nothing."""
     failed = bool(choice.symptoms) or context.get("exit_code") not in (None, 0) or bool(context.get("signal"))
     evidence = [_evidence(h) for h in choice.symptoms[:MAX_EVIDENCE]]
     explanation = "Nothing in these files says how the job ended."
@@ -329,7 +328,7 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
 
 
 def _missing_halves(found: Scan) -> list[str]:
-    """The other of a job's .out and .err, where it is not beside the one that was given."""
+    """List the job's other .out or .err where it was not found."""
     return [
         f"the job's other half, {other.name} (not found)"
         for other in missing_halves([Path(f.path) for f in found.files])
@@ -337,7 +336,7 @@ def _missing_halves(found: Scan) -> list[str]:
 
 
 def _what_to_give(found: Scan, choice: Choice, rank: int | None, node: str | None) -> str:
-    """Where a cause may stand that is not in these files."""
+    """Name the files that may state a cause which these do not."""
     halves = [f"Give also {other.name}." for other in missing_halves([Path(f.path) for f in found.files])]
     place = " on ".join(x for x in (None if rank is None else f"rank {rank}", node) if x)
     wanted = [*halves, *([f"Look in the log of {place}."] if place else [])]
@@ -355,7 +354,7 @@ def _looked_for() -> list[str]:
 def _mismatch(
     found: Scan, summary: LogSummary, choice: Choice, context: Mapping[str, Any]
 ) -> Diagnosis | None:
-    """A run that ended well on fewer devices than it was given."""
+    """Return the verdict on a run that ended well on fewer devices than allocated."""
     asked, used = context.get("devices_asked") or summary.devices_asked, summary.devices_used
     if not asked or not used or used >= asked:
         return None

@@ -1,4 +1,4 @@
-"""What a log states: job id, nodes, devices, phases, quality. Readers say which line states what."""
+"""Facts that log lines state: job id, nodes, devices, phases, quality. The patterns are the readers'."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -43,14 +43,14 @@ class FactPattern:
 
 
 class FactTable:
-    """All patterns, and which of them a line may have."""
+    """All patterns, with a prefilter for the lines that they may match."""
 
     def __init__(self, patterns: Iterable[FactPattern]) -> None:
         self._patterns = tuple(patterns)
         self._index = WordIndex([p.pattern for p in self._patterns])
 
     def candidates(self, texts: Sequence[str]) -> list[list[FactPattern]]:
-        """For each line the patterns that it may have."""
+        """List for each line the patterns that may match it."""
         return [[self._patterns[i] for i in found] for found in self._index.candidates_of(texts)]
 
 
@@ -83,7 +83,7 @@ class Facts:
         return [f.value for f in self.many.get(key, [])]
 
     def read(self, line: Line, patterns: Iterable[FactPattern]) -> list[FactPattern]:
-        """Take what `line` states. Returns the patterns for which a line like it must be read again."""
+        """Read the facts of `line`. Returns the patterns for which lines of its shape must be read again."""
         again = []
         for p in patterns:
             if m := p.pattern.search(line.text):
@@ -98,14 +98,14 @@ class Facts:
 
 
 def _above(line: Line, other: Line) -> bool:
-    """True if it is known that `line` stands above `other`: lines of one shape are read after the others of a block."""
+    """Return True if `line` surely stands above `other`: lines of one shape are read after the others of a block."""
     if line.number is None or other.number is None or line.file != other.file:
         return False
     return line.number < other.number
 
 
 def number(text: str) -> float:
-    """A finite number with optional thousands separators. Raises ValueError."""
+    """Parse a finite number with optional thousands separators. Raises ValueError."""
     value = float(text.replace(",", ""))
     if not abs(value) < 1e18:
         raise ValueError(text)

@@ -1,7 +1,7 @@
-"""Which of many files belong to one job: by the job id in a file's name or content, or the other half of a pair."""
+"""Group files by job: by the job id in a file's name or content, or as the other half of a pair."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .lines import clean, looks_binary
@@ -20,10 +20,12 @@ IN_TEXT = re.compile(
     r"\*\*\* (?:JOB|STEP) (\d{1,12})(?:\.\w+)? ON |^JobId=(\d+)|^Subject: Job (\d{1,12}):",
     re.M,
 )
+#: Names of the two files of one Slurm job.
+_PAIRS = ((".out", ".err"), (".err", ".out"), ("_out.", "_err."), ("_err.", "_out."))
 
 
 class Job(list[Path]):
-    """The files of one job. `scan` reads of a table of many jobs the rows of this one alone."""
+    """The files of one job. Of a table of many jobs `scan` reads only the rows of this one."""
 
     def __init__(self, paths: Iterable[Path] = (), job_id: str | None = None) -> None:
         super().__init__(paths)
@@ -31,14 +33,14 @@ class Job(list[Path]):
 
 
 def id_in_name(path: Path) -> str | None:
-    """The job id that a file's name has; a date is none."""
+    """Return the job id in a file's name, if any; a date is none."""
     m = IN_NAME.search(path.name)
     found = next((g for g in m.groups() if g), None) if m else None
     return None if found is None or DATE.fullmatch(found) else found
 
 
 def by_job(paths: Sequence[Path | str]) -> list[Job]:
-    """The files, job by job, in the order in which the jobs first appear.
+    """Group files by job, in the order in which the jobs first appear.
 
     A file without an id belongs to the job whose other half it is (`a.out`, `a.err`), or to the only one there is.
     Files of which none has an id are of one job. Nothing is refused here: what cannot be read is for `scan` to say.
@@ -94,5 +96,22 @@ def _head(path: Path) -> str:
 
 
 def _jobs_of_table(path: Path) -> list[str]:
-    """The jobs of a `sacct` table; none if the file is no such table."""
+    """List the jobs of a `sacct` table; [] if the file is none."""
     return sacct.jobs(path) if sacct.sniff(_head(path)[:4096]) else []
+
+
+def other_half(path: Path) -> Path | None:
+    """Return `job.err` for `job.out` and vice versa, existing or not; None for other names."""
+    for a, b in _PAIRS:
+        if a in path.name:
+            return path.with_name(b.join(path.name.rsplit(a, 1)))
+    return None
+
+
+def missing_halves(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield the other halves that are not among `paths`."""
+    given = set(paths)
+    for path in paths:
+        other = other_half(path)
+        if other is not None and other not in given:
+            yield other

@@ -67,7 +67,7 @@ class GpuSamples:
 
 
 def _count(counts: Counter[int], values: NDArray[np.float64], largest: float) -> None:
-    """Add how often each whole value up to `largest` stands in `values`."""
+    """Count each whole value up to `largest` in `values`."""
     known = values[(values >= 0) & (values <= largest)].astype(np.int64)
     found, times = np.unique(known, return_counts=True)
     for value, n in zip(found.tolist(), times.tolist(), strict=True):

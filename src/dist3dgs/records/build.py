@@ -1,6 +1,6 @@
-"""From evidence to verdict: what the attempts of one point left behind becomes its record.
+"""Make the record of a point from the evidence of its attempts.
 
-Fast and without torch, so that all runs can be judged again whenever the judge gets better.
+Fast and without torch, so that all runs can be judged again after the rules improve.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ def judge(launch_json: Path) -> RunRecord:
 
 
 def verdict_of_run(path: Path) -> Diagnosis:
-    """The judge's verdict on the run, or the one attempt, whose launch.json or record.json this is.
+    """Return the verdict on the run, or the one attempt, whose launch.json or record.json this is.
 
     Raises `UserError` if it cannot be read.
     """
@@ -71,12 +71,12 @@ def _diagnosis(status: Status, failure: Failure | None) -> Diagnosis:
 
 
 def cause_of(launch: dict[str, Any], attempt: Attempt) -> Cause:
-    """The cause of an attempt that has just failed, for the decision whether to try again."""
+    """Return the cause of an attempt that has just failed, to decide about a retry."""
     return failure(RunEvidence(launch, launch["spec"], [attempt])).cause
 
 
 def _earlier(run: RunEvidence, attempt: Attempt) -> EarlierAttempt:
-    """What became of an attempt that was followed by another."""
+    """Describe the end of an attempt that was followed by another."""
     launch = attempt.launch()
     alone = RunEvidence(launch, run.spec, [attempt])
     last_t = max((e["t"] for e in alone.events if isinstance(e.get("t"), int | float)), default=None)
@@ -89,7 +89,7 @@ def _earlier(run: RunEvidence, attempt: Attempt) -> EarlierAttempt:
 
 
 def _co_tenancy(run: RunEvidence) -> tuple[bool | None, dict[str, list[str]], str]:
-    """Whether other jobs were on the run's nodes, in any attempt that it continues; which; why that is not known."""
+    """Return True if other jobs shared the run's nodes in any of its attempts, those jobs, and why it is unknown."""
     launches = [run.launch if a == run.last else a.launch() for a in run.attempts]
     told = [launch.get("co_tenancy") or {} for launch in launches]
     jobs: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Status and, where it is not ok, the root cause: the rank that failed first, not the ranks that noticed."""
+"""Find the status and root cause of our own runs: the rank that failed first, not those that noticed."""
 
 import math
 import re
@@ -40,7 +40,7 @@ def _tells_of_a_kill(line: str) -> bool:
 
 
 def verdict(run: RunEvidence) -> tuple[Status, Failure | None]:
-    """ok; degraded where not all it was given was used; failed with the root cause."""
+    """Return ok; degraded if it left devices of its allocation idle; failed with the root cause."""
     world = run.world_size
     if run.launch.get("status") == "ok":
         joined = {e["rank"] for e in run.of_kind("start")}
@@ -81,7 +81,7 @@ def failure(run: RunEvidence) -> Failure:
 
 
 def _node(run: RunEvidence, rank: int | None) -> str | None:
-    """Where a rank ran; of a run on one host that host, whichever rank it was."""
+    """Return the host of a rank; of a run on one host that host, whichever rank it was."""
     hosts = {e["rank"]: e.get("host") for e in run.of_kind("start")}
     if rank in hosts:
         return hosts[rank]
@@ -89,7 +89,7 @@ def _node(run: RunEvidence, rank: int | None) -> str | None:
 
 
 def _first_error(run: RunEvidence) -> dict[str, Any] | None:
-    """The error that came first, not those of ranks which noticed that another was gone."""
+    """Return the first error, not those of ranks which noticed that another was gone."""
     errors = sorted(run.of_kind("error"), key=lambda e: e["t"])
     own = [e for e in errors if not _NOTICED.search(str(e.get("message")))]
     if errors and not own and run.line_with(_tells_of_a_kill):
@@ -99,7 +99,7 @@ def _first_error(run: RunEvidence) -> dict[str, Any] | None:
 
 
 def _where(run: RunEvidence, error: dict[str, Any] | None) -> tuple[str, int | None, int | None]:
-    """Phase, step and rank of the failure; without an error event, of the rank that fell silent first."""
+    """Locate the failure: phase, step and rank; without an error event, those of the rank that stopped first."""
     rank = _silent_rank(run, error)
     noticed = error or next(iter(sorted(run.of_kind("error"), key=lambda e: e["t"])), None)
     if rank is not None and noticed is not None:
@@ -119,7 +119,7 @@ def _where(run: RunEvidence, error: dict[str, Any] | None) -> tuple[str, int | N
 
 
 def _silent_rank(run: RunEvidence, error: dict[str, Any] | None) -> int | None:
-    """The rank that was killed, or that the others waited for in vain, if that was the failure.
+    """Return the rank that was killed, or that the others waited for, if that was the failure.
 
     Where NCCL aborted those who waited, its watchdog's lines name them.
     """
@@ -170,8 +170,8 @@ def _own_words(run: RunEvidence, error: dict[str, Any] | None, phase: str) -> Fa
         return Failure(cause=ended["cause"], phase=phase, evidence=evidence, remedy=what_to_do)
     if run.launch.get("refused"):
         evidence = [Evidence(file=log, line=1, text=run.launch["refused"])]
-        mend = remedy("duplicate-gpu", _OURS)
-        return Failure(cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=mend)
+        what = remedy("duplicate-gpu", _OURS)
+        return Failure(cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=what)
     if error is not None:
         return _by_rule(run, error, phase)
     if (full := run.launch.get("disk_full")) is not None:  # no rank could write what became of it
@@ -180,14 +180,14 @@ def _own_words(run: RunEvidence, error: dict[str, Any] | None, phase: str) -> Fa
     if run.launch.get("status") == "stopped":
         text = f"stopped by {run.launch.get('signal') or 'a signal'}"
         evidence = [Evidence(file=run.name("launch.json"), text=text)]
-        note = "nothing to mend; the next attempt resumes from the last checkpoint"
+        note = "nothing to do; the next attempt resumes from the last checkpoint"
         return Failure(cause="cancelled", phase=phase, evidence=evidence, remedy=note)
     killed = run.line_with(_tells_of_a_kill)
     if killed or run.launch.get("returncode") in (-9, 137):
         number, text = killed or (None, f"exit status {run.launch.get('returncode')}")
         evidence = [Evidence(file=log, line=number, text=text)]
-        mend = remedy("killed-by-signal", _OURS)
-        return Failure(cause="killed", phase=phase, evidence=evidence, remedy=mend)
+        what = remedy("killed-by-signal", _OURS)
+        return Failure(cause="killed", phase=phase, evidence=evidence, remedy=what)
     if (said := _by_log(run, phase)) is not None:
         return said
     text = f"exit status {run.launch.get('returncode')} and no error event"
@@ -196,7 +196,7 @@ def _own_words(run: RunEvidence, error: dict[str, Any] | None, phase: str) -> Fa
 
 
 def _by_log(run: RunEvidence, phase: str) -> Failure | None:
-    """What the ranks and torchrun printed, where no rank came so far as to write an event; None if it says nothing."""
+    """Judge the output of ranks and torchrun where no rank wrote an `error` event; None if it proves nothing."""
     try:
         verdict = diagnose([run.last.log_path], {"own_run": True, "exit_code": run.launch.get("returncode")})
     except UserError:

@@ -1,4 +1,4 @@
-"""What was measured, from the ranks' own totals."""
+"""Measure a run from the ranks' own totals."""
 
 from collections import defaultdict
 from typing import Any
@@ -15,7 +15,7 @@ _SHARES = ("compute_s", "comm_s", "exposed_comm_s")
 
 
 def measure(run: RunEvidence) -> tuple[Metrics, dict[str, str]]:
-    """The run's metrics, and for each null its reason."""
+    """Return the run's metrics, and a reason for each null."""
     timing = {e["rank"]: e for e in run.of_kind("timing")}
     slowest = max(timing.values(), key=lambda e: e["train_s"], default=None)
     evals = [e for e in run.events_of_attempts if e["event"] == "eval"]
@@ -63,7 +63,7 @@ def _speed(run: RunEvidence, slowest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shares(run: RunEvidence, timing: dict[str, Any]) -> dict[str, float | None]:
-    """What one rank's seconds in steps were: computing, collectives, and those of them that computing did not hide."""
+    """Split one rank's seconds in steps into computing, collectives, and collectives not hidden by computing."""
     parts_s = sum(timing["parts_s"].values())
     comm = [e for e in run.of_kind("comm") if e["rank"] == timing["rank"] and e.get("phase") == "step"]
     known = bool(comm) and all(e["s"] is not None for e in comm)
@@ -80,7 +80,7 @@ def _shares(run: RunEvidence, timing: dict[str, Any]) -> dict[str, float | None]
 
 
 def _reasons(run: RunEvidence, values: dict[str, Any], slowest: dict[str, Any] | None) -> dict[str, str]:
-    """Why a null is null, and what a number leaves out."""
+    """Explain each null, and what a number leaves out."""
     reasons: dict[str, str] = {}
     if slowest is None:
         for name in ("train_s", "steps", "step_s", "images_per_s", "peak_rss_gib"):
@@ -103,7 +103,7 @@ def _reasons(run: RunEvidence, values: dict[str, Any], slowest: dict[str, Any] |
 
 
 def _why_no_share(name: str, run: RunEvidence, slowest: dict[str, Any] | None) -> str:
-    """Why seconds in steps are not told apart into computing and collectives."""
+    """Explain why seconds in steps are not split into computing and collectives."""
     if name != "compute_s" and _num_ranks(run) == 1:
         return "one rank: nothing to communicate"
     if slowest is None:
@@ -118,7 +118,7 @@ def _num_ranks(run: RunEvidence) -> int:
 
 
 def _collectives(run: RunEvidence, rank: int) -> list[Collective]:
-    """One rank's totals, and beside its bytes those of all ranks."""
+    """List one rank's totals, with the bytes of all ranks."""
     events = run.of_kind("comm")
     sent: dict[tuple[str | None, str], int] = defaultdict(int)
     for e in events:
@@ -229,7 +229,7 @@ def _total_s(run: RunEvidence) -> float | None:
 
 
 def _times(run: RunEvidence, attempt: Attempt) -> tuple[float | None, float | None]:
-    """Unix seconds of an attempt's start and end; of one whose launcher was killed, of its last event."""
+    """Return start and end of an attempt in Unix seconds; if its launcher was killed, the end is the last event."""
     launch = run.launch if attempt == run.last else attempt.launch()
     last = [e["t"] for e in attempt.events() if isinstance(e.get("t"), int | float)][-1:]
     return launch.get("started_at"), launch.get("finished_at") or next(iter(last), None)

@@ -67,17 +67,17 @@ class EventWriter:
 
 
 def events_path(folder: Path, node: str) -> Path:
-    """Where the ranks on `node` write their events."""
+    """Return the file that the ranks on `node` append their events to."""
     return Path(folder, f"events.{node}.jsonl")
 
 
 def is_event_file(name: str) -> bool:
-    """Whether a file's name is that of events: of one node, or of all nodes of an older run."""
+    """Return True for the name of an event file: of one node, or of all nodes of an older run."""
     return name == "events.jsonl" or (name.startswith("events.") and name.endswith(".jsonl"))
 
 
 def event_files(folder: Path) -> list[Path]:
-    """All event files of a run's folder, sorted by name."""
+    """List all event files of a run's folder, sorted by name."""
     try:
         return sorted(p for p in Path(folder).iterdir() if is_event_file(p.name))
     except (FileNotFoundError, NotADirectoryError):

@@ -56,7 +56,7 @@ def test_unknown_says_first_what_to_give(tmp_path: Path, capsys: pytest.CaptureF
     log.write_text("loading\n")
     code, text = out_of(capsys, log)
     assert code == 3 and text.startswith("unknown\n") and len(text.splitlines()) < 8
-    assert "mend: Give also job_7.err." in text and "named here" not in text
+    assert "fix: Give also job_7.err." in text and "named here" not in text
     assert run_diagnose([log], False, verbose=True) == 3
     assert "gpu_oom: `CUDA out of memory" in capsys.readouterr().out
     run_diagnose([log], True)

@@ -318,7 +318,7 @@ def test_import_makes_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_diagnose([LOGS / "gpu_oom" / "gsplat.log"], False) == 1
     text = capsys.readouterr().out
-    assert text.startswith("failed: gpu_oom") and "Tried to allocate" in text and "mend:" in text
+    assert text.startswith("failed: gpu_oom") and "Tried to allocate" in text and "fix:" in text
     assert run_diagnose([LOGS / "ok" / "torchrun.log"], True) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "ok"
     assert run_read([LOGS / "ok" / "workshop-epochs.log"], False) == 0

@@ -1,4 +1,4 @@
-"""Between ranks: rendezvous, collectives, ports."""
+"""Rules for communication between ranks: rendezvous, collectives, ports."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -15,7 +15,7 @@ PORT_WARNING = r"server socket has failed to (?:listen|bind)[^\n]*(?:\berrno: 98
 
 
 def _last_words(hit: Hit) -> bool:
-    """Nothing but such warnings stands below: the process did not get past them."""
+    """Return True if only such warnings stand below: the process did not get past them."""
     return all(not text.strip() or re.search(PORT_WARNING, text) for text in hit.below(8))
 
 

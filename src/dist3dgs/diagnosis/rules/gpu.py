@@ -1,4 +1,4 @@
-"""The GPU: memory and faults."""
+"""Rules for the GPU: memory and faults."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -38,13 +38,13 @@ def _in_own_kernel(hit: Hit) -> bool:
 
 
 def _size(pattern: str, text: str) -> float | None:
-    """MiB of the size that `pattern` finds, or None."""
+    """Return the MiB that `pattern` finds, or None."""
     m = re.search(pattern, text)
     return float(m[1]) * MIB[m[2]] if m and m[2] in MIB else None
 
 
 def is_broken_gpu(hit: Hit) -> bool:
-    """Out of memory where nothing can have used it up: at the first touch of the device, or a tiny request on an empty one."""
+    """Accept out of memory only where nothing can have used it: at the first access, or a tiny request on an empty GPU."""
     if hit.steps_before or hit.steps_above():
         return False
     text = hit.line.text

@@ -1,4 +1,4 @@
-"""The host: memory, shared memory, disk."""
+"""Rules for the host: memory, shared memory, disk."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -41,7 +41,7 @@ CACHE_VARIABLES = (
 
 
 def _variable_first(line: str) -> str:
-    """Name the variable that moves the cache of which the line speaks."""
+    """Name the variable that moves the cache in the line."""
     name = next((name for path, name in CACHE_VARIABLES if re.search(path, line)), "XDG_CACHE_HOME")
     return f"`export {name}=FOLDER` in the job script, FOLDER on a file system that the node may write to. "
 

@@ -1,4 +1,4 @@
-"""The program, its environment and its build."""
+"""Rules for the program, its environment and its build."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -28,7 +28,7 @@ BUILTIN = (
 
 
 def ends_traceback(hit: Hit) -> bool:
-    """A frame of a traceback stands just above, and it is not one that the interpreter ignored."""
+    """Accept a line just below a traceback, unless the interpreter ignored that exception."""
     if re.search(REPORTS, hit.line.text):
         return False
     above = hit.before(40)
@@ -44,7 +44,7 @@ def is_uncaught(hit: Hit) -> bool:
 
 
 def _told_by_hydra(hit: Hit) -> bool:
-    """The line above names the object that Hydra could not make, and the launcher gave the job up for it."""
+    """Accept an error below Hydra's `Error instantiating`, where the launcher then gave up."""
     above = hit.context(8)
     return (
         bool(above)

@@ -1,4 +1,4 @@
-"""How programs say that they came to their end: totals, final results, early stopping."""
+"""Lines that programs print at their end: totals, final results, early stopping."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 

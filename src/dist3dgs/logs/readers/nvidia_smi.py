@@ -37,7 +37,7 @@ def sniff(head: str) -> bool:
 
 
 def _bare(row: str) -> bool:
-    """A row of `--format=csv,noheader,nounits`: a time, then numbers and names only."""
+    """Recognise a row of `--format=csv,noheader,nounits`: a time, then numbers and names only."""
     return bool(STAMP.match(row)) and all(
         re.fullmatch(r"[\d.]+|\[[^\]]*\]|NVIDIA .*|GPU-[\w-]+", cell) for cell in cells(row.encode())[1:]
     )
@@ -73,7 +73,7 @@ def read(path: Path) -> tuple[dict[str, GpuSamples], str | None]:
 
 
 def _layout(block: Block) -> tuple[dict[str, int], int]:
-    """Column name -> its place, and how many there are, from the header or the units of the first rows."""
+    """Map column names to indices, and count columns, from the header or the units of the first rows."""
     for raw in block.lines[:20]:
         row = cells(raw)
         names = {re.sub(r"\s*\[.*?\]$", "", c): i for i, c in enumerate(row)}
@@ -86,7 +86,7 @@ def _layout(block: Block) -> tuple[dict[str, int], int]:
 
 
 def _guess(rows: list[list[str]]) -> dict[str, int]:
-    """Columns of a log without header, from the units of its first rows."""
+    """Guess the columns of a log without header from the units of its first rows."""
     columns: dict[str, int] = {}
     sizes: list[int] = []
     for i, cell in enumerate(rows[0]):
@@ -110,7 +110,7 @@ def _guess(rows: list[list[str]]) -> dict[str, int]:
 
 
 def _used(rows: list[list[str]], sizes: list[int]) -> int:
-    """Of several columns in MiB the largest is the total, and of used and free the first one is used."""
+    """Choose the column of used memory: the largest is the total, and `used` stands before `free`."""
     if len(sizes) == 1:
         return sizes[0]
 
@@ -166,7 +166,7 @@ def _take(table: Table, columns: dict[str, int], number: _Numbering, gpus: dict[
 def _keys(
     table: Table, columns: dict[str, int], t: NDArray[np.float64] | None, number: _Numbering
 ) -> tuple[NDArray[np.int64], list[str] | None]:
-    """A code for each row's GPU, and the codes' names; None: the codes are themselves the names; []: not known."""
+    """Return a code for each row's GPU, and the codes' names; None: the codes are the names; []: unknown."""
     if "index" in columns:
         index = table.numbers(columns["index"])
         return np.where((index >= 0) & (index < 1 << 40), index, -1).astype(np.int64), None

@@ -44,7 +44,7 @@ def read(path: Path) -> ProcessSamples:
 
 
 def _rows(data: bytes) -> NDArray[np.float64]:
-    """N x 3 of the first three columns: all rows at once where they all have as many numbers, else one by one."""
+    """Parse the first three columns, N x 3 float64: all rows at once where their widths agree, else one by one."""
     text = data[data.index(b"\n") + 1 :] if data.startswith(b"#") and b"\n" in data else data
     lines = text.split(b"\n")
     widths = {len(line.split()) for line in lines if line}
