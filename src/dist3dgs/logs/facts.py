@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, product
 from typing import Any, Literal
 
 from .regex_prefilter import WordIndex
@@ -55,6 +56,7 @@ class FactTable:
 
 
 MAX_LIST = 1000
+MAX_NODES = 4096
 
 
 @dataclass
@@ -113,17 +115,28 @@ def number(text: str) -> float:
 
 
 def expand_nodes(text: str) -> list[str]:
-    """`sciml[2301-2302,2305],gpu7` -> names, at most 4096. Text that is no host list gives itself."""
+    """Expand a host list, `sciml[2301-2302,2305],gpu7` or `rack[1-2]n[1-4]`, to at most 4096 names.
+
+    Of several brackets the last one counts fastest, as in Slurm. Text that is no host list gives itself.
+    """
     names: list[str] = []
-    for part in re.findall(r"[^,\[\]\s]+(?:\[[^\]]*\][^,\s]*)?", text)[:4096]:
-        m = re.fullmatch(r"([^\[\]]*)\[([\d,-]+)\]([^\[\]]*)", part)
-        if not m:
+    for part in re.findall(r"(?:[^,\[\]\s]|\[[^\]]*\])+", text)[:MAX_NODES]:
+        if re.fullmatch(r"(?:[^\[\]]*\[[\d,-]+\]){1,4}[^\[\]]*", part):
+            pieces = [
+                _numbers(p[1:-1]) if p[0] == "[" else [p] for p in re.findall(r"\[[^\]]*\]|[^\[\]]+", part)
+            ]
+            names += map("".join, islice(product(*pieces), MAX_NODES - len(names)))
+        else:
             names.append(part)
-            continue
-        for item in m[2].split(","):
-            low, _, high = item.partition("-")
-            if not low.isdigit() or (high and not high.isdigit()):
-                continue
-            for i in range(int(low), min(int(high or low), int(low) + 4095) + 1):
-                names.append(f"{m[1]}{i:0{len(low)}d}{m[3]}")
-    return names[:4096]
+    return names[:MAX_NODES]
+
+
+def _numbers(ranges: str) -> list[str]:
+    """Expand `01-03,7` to numbers of the same width."""
+    found: list[str] = []
+    for item in ranges.split(","):
+        low, _, high = item.partition("-")
+        if low.isdigit() and (high or low).isdigit():
+            last = min(int(high or low), int(low) + MAX_NODES - 1)
+            found += [f"{i:0{len(low)}d}" for i in range(int(low), last + 1)]
+    return found[:MAX_NODES]

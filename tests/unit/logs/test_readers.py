@@ -258,6 +258,13 @@ def test_clocks() -> None:
 
 def test_host_lists() -> None:
     assert expand_nodes("sciml[2301-2302,2305],gpu7") == ["sciml2301", "sciml2302", "sciml2305", "gpu7"]
+    assert expand_nodes("rack[1-2]n[1-4],login")[3:] == [
+        "rack1n4",
+        *(f"rack2n{i}" for i in range(1, 5)),
+        "login",
+    ]
+    assert len(expand_nodes("a[0-99999]b[0-99999]c[0-99999]")) == 4096
+    assert expand_nodes("[rank0]:") == ["[rank0]:"]
     assert expand_nodes("n[08-10]") == ["n08", "n09", "n10"]
     assert len(expand_nodes("n[0-999999999]")) == 4096
 
