@@ -39,11 +39,11 @@ def run_diagnose(
     Of several the first of failed, missing, unknown, ok that there is. verdict_of_run: what the record says of a run of
     our own (`judge.told`). Raises `UserError` if nothing can be read.
     """
-    from ..diagnosis.input_files import given
+    from ..diagnosis.input_files import open_inputs
     from ..diagnosis.verdict import diagnose
     from ..logs.jobs import by_job
 
-    with given(paths) as found:
+    with open_inputs(paths) as found:
         if not found.logs and not found.runs:
             notes = f" ({'; '.join(found.notes)})" if found.notes else ""
             raise UserError(

@@ -29,7 +29,7 @@ EVIDENCE = ("launch.json", "train.log")
 
 
 @dataclass
-class Given:
+class InputFiles:
     """Text files to read, runs of our own, and notes about the arguments."""
 
     logs: list[Path] = field(default_factory=list)
@@ -49,9 +49,9 @@ class Given:
 
 
 @contextmanager
-def given(paths: Sequence[Path | str]) -> Iterator[Given]:
+def open_inputs(paths: Sequence[Path | str]) -> Iterator[InputFiles]:
     """Sort out `paths`: a log, `-`, a pipe, a .gz, a folder, or a run of our own (folder or JSON)."""
-    found = Given()
+    found = InputFiles()
     with tempfile.TemporaryDirectory(prefix="dist3dgs-") as scratch:
         for path in dict.fromkeys(Path(p) for p in paths):
             _take(path, found, Path(scratch))
@@ -68,7 +68,7 @@ def given(paths: Sequence[Path | str]) -> Iterator[Given]:
         yield found
 
 
-def _take(path: Path, found: Given, scratch: Path) -> None:
+def _take(path: Path, found: InputFiles, scratch: Path) -> None:
     if str(path) == "-":
         _spool(sys.stdin.buffer, "-", "stdin", found, scratch)
         return
@@ -97,7 +97,7 @@ def _take(path: Path, found: Given, scratch: Path) -> None:
         found.notes.append(f"{path}: {getattr(e, 'strerror', None) or 'cannot be unpacked whole'}")
 
 
-def _take_folder(folder: Path, found: Given) -> None:
+def _take_folder(folder: Path, found: InputFiles) -> None:
     run = next((folder / n for n in ("launch.json", "record.json") if is_summary(folder / n)), None)
     if run is not None:
         found.runs.append(run)
@@ -112,7 +112,7 @@ def _take_folder(folder: Path, found: Given) -> None:
     found.logs += texts
 
 
-def _spool(stream: BinaryIO, shown: str, name: str, found: Given, scratch: Path) -> None:
+def _spool(stream: BinaryIO, shown: str, name: str, found: InputFiles, scratch: Path) -> None:
     """Copy a stream to a file; if it breaks off, keep what arrived."""
     folder = scratch / str(len(found.names))
     folder.mkdir()

@@ -23,7 +23,7 @@ NO_TRAINING = re.compile(
 )
 
 
-class Displays:
+class ProgressParser:
     """Knows a log's progress lines by their shapes, and adds their rows to the scan's series."""
 
     def __init__(self, index: int, result: Scan) -> None:

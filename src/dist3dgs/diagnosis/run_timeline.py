@@ -66,7 +66,7 @@ def iterations(scan: Scan, series: StepSeries | None) -> tuple[int | None, int |
         or series.stated_total
         or next((o.total for o in scan.series.values() if o.total == series.last + 1), None)
     )
-    # Displays that count from 0 end at total - 1.
+    # ProgressParser that count from 0 end at total - 1.
     done = total if total and series.last == total - 1 else series.num_steps
     return done, total
 

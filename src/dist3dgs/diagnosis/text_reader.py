@@ -12,7 +12,7 @@ from ..logs.lines import Block, clean
 from ..logs.readers import fact_table
 from ..logs.timestamps import Clock
 from . import heartbeats
-from .progress_parser import Displays
+from .progress_parser import ProgressParser
 from .rules import Hit, Tier, candidates, takers
 from .scan_result import Scan
 
@@ -53,7 +53,7 @@ class TextReader:
         self.seen: set[bytes] = set()  # shapes that nobody needs to see again
         self.repeats: dict[bytes, int] = {}  # shapes that somebody cares for -> how often still
         self.often: dict[bytes, list[FactPattern]] = {}
-        self.displays = Displays(index, result)
+        self.parser = ProgressParser(index, result)
         self.last_row: tuple[Block, int] | None = None
         self.tail = b""
         self.progress = result.progress_of(index)
@@ -142,7 +142,7 @@ class TextReader:
             self.result.first_time.setdefault(self.index, line.time)
         often = self.result.facts.read(line, facts)
         again = max((REPEATS_RANKS if p.often else REPEATS for p in often), default=0)
-        self.displays.know(block.lines[i], shape)
+        self.parser.know(block.lines[i], shape)
         hit = self._judge(block, line, i, rules)
         if hit is not None:
             again = max(again, REPEATS_RANKS if hit.rule.tier == Tier.COMMUNICATION else REPEATS)
@@ -192,17 +192,17 @@ class TextReader:
 
     def _steps_above(self, block: Block, i: int) -> int:
         known, places = self.row_places
-        if known != len(self.displays.training):
-            places = [j for j, shape in enumerate(block.shapes) if shape in self.displays.training]
-            self.row_places = len(self.displays.training), places
+        if known != len(self.parser.training):
+            places = [j for j, shape in enumerate(block.shapes) if shape in self.parser.training]
+            self.row_places = len(self.parser.training), places
         return bisect_left(places, i) - bisect_left(places, i - 400)
 
     def _steps(self, block: Block, hits: list[Hit]) -> None:
         """Run the active step formats over the block, and note how much progress stands before each hit."""
-        self.displays.read(block, self.close_lines > MAX_CLOSE_LINES)
+        self.parser.read(block, self.close_lines > MAX_CLOSE_LINES)
         rows: list[int] = []
-        if hits and not self.displays.training.isdisjoint(block.last):
-            rows = [i for i, shape in enumerate(block.shapes) if shape in self.displays.training]
+        if hits and not self.parser.training.isdisjoint(block.last):
+            rows = [i for i, shape in enumerate(block.shapes) if shape in self.parser.training]
         for hit in hits:
             hit.steps_before = self.progress.count + bisect_right(rows, hit.order - self.order)
             hit.bytes_before = self.offset + block.offset(hit.order - self.order)
@@ -211,8 +211,8 @@ class TextReader:
     def _note_progress(self, block: Block, num_rows: int) -> None:
         p = self.progress
         below = 0
-        if not self.displays.training.isdisjoint(block.last):
-            last = max(block.last[shape] for shape in self.displays.training & block.last.keys())
+        if not self.parser.training.isdisjoint(block.last):
+            last = max(block.last[shape] for shape in self.parser.training & block.last.keys())
             at = block.offset(last)
             below = at + len(block.line(last))
             p.count += max(num_rows, 1)
@@ -233,8 +233,8 @@ class TextReader:
         if self.last_row is not None and self.progress.last is not None:
             block, row = self.last_row
             self.progress.last = replace(self.progress.last, number=block.number(row))
-        if not self.displays.is_read:
-            self.displays.take(self.last_block, self.close_lines > MAX_CLOSE_LINES)
+        if not self.parser.is_read:
+            self.parser.take(self.last_block, self.close_lines > MAX_CLOSE_LINES)
         if self.close_lines > MAX_CLOSE_LINES + MAX_ALARMS:
             self._look_at_the_end(self.last_block)
         self.result.hits.extend(self.late.values())

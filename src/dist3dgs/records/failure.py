@@ -10,6 +10,7 @@ from ..diagnosis.own_run import judge_error
 from ..diagnosis.rules import Hit, error_hit, remedy
 from ..errors import UserError
 from ..logs.facts import Line
+from ..runs.events import PROGRESS
 from ..runs.record import Evidence, Failure, Status
 from .evidence import RunEvidence
 
@@ -23,7 +24,6 @@ _ENDED_RULES = {
 }
 #: Ends from outside that a hanging run comes to.
 _STOPS = ("time_limit", "cancelled")
-_PROGRESS = ("step", "progress", "densify", "eval", "checkpoint", "export")
 #: Remedies name our own settings.
 _OURS = "dist3dgs"
 
@@ -238,7 +238,7 @@ def _no_progress(run: RunEvidence) -> Failure | None:
         return None
     if not run.events:
         return _never_began(run, end_t) if stalled else None
-    progress = [e for e in run.events if e["event"] in _PROGRESS]
+    progress = [e for e in run.events if e["event"] in PROGRESS]
     last = progress[-1] if progress else run.events[-1]
     silence_s = end_t - last["t"]
     if not stalled and silence_s < patience_s(_step_s(progress) if progress else None):

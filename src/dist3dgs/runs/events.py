@@ -45,6 +45,8 @@ from typing import Any
 PHASES = ("startup", "load", "init", "step", "densify", "evaluate", "checkpoint", "export")
 
 
+#: Events that show a run going on.
+PROGRESS = ("step", "progress", "densify", "eval", "checkpoint", "export")
 #: An event is one `write` and small; a longer line is none.
 MAX_EVENT_BYTES = 1 << 22
 _TIME = re.compile(rb'"t": ?(\d{1,15}(?:\.\d+)?)[,}]')

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...runs.events import parse_event, read_lines
+from ...runs.events import PROGRESS, parse_event, read_lines
 from ..facts import Line
 from ..lines import clean
 from ..log_data import Added, LogData
@@ -105,6 +105,8 @@ def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
     if t is not None:
         d.started_at = t if d.started_at is None else d.started_at
         d.last_t = t
+        if kind in PROGRESS and d.last_step_t is not None:
+            d.last_step_t = t
     if kind == "start":
         world = _num(e, "world_size")
         d.world_size = int(world) if world else d.world_size
@@ -128,8 +130,6 @@ def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
             d.last_step, d.last_step_t, d.last_step_line = int(step), t, line
             d.loss = _num(e, "loss")
         d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
-    elif kind == "progress":
-        d.last_step_t = t if d.last_step_t is not None else None
     elif kind == "densify":
         d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
     elif kind == "eval":
