@@ -36,8 +36,8 @@ def run_diagnose(
 ) -> int:
     """Print one verdict for each job and run. Returns 0: ok, 1: failed or degraded, 2: a file is missing, 3: unknown.
 
-    Of several the first of failed, missing, unknown, ok that there is. verdict_of_run: what the record says of a run of
-    our own (`judge.told`). Raises `UserError` if nothing can be read.
+    Of several the first of failed, missing, unknown, ok that there is. verdict_of_run: judges a run of
+    our own (`records.build.verdict_of_run`). Raises `UserError` if nothing can be read.
     """
     from ..diagnosis.input_files import open_inputs
     from ..diagnosis.verdict import diagnose

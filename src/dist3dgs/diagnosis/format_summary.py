@@ -7,7 +7,7 @@ from .hardware_usage import GpuUse, HostUse
 from .summary import LogSummary, ReadFile
 
 LABELS = (16, 28)  # width of the first column, at least and at most
-#: What consoles draw around a banner.
+#: Characters that consoles draw around a banner.
 BOX = " ─╭╮╰╯│═=#*-"
 
 

@@ -7,12 +7,12 @@ from ..runs.record import Evidence
 from .rules import Hit
 from .scan_result import Scan
 
-#: Half an hour, and ten times a step, without a step is no progress.
+#: Half an hour and ten times a step without a step is a hang.
 SILENCE_S = 1800.0
 SILENCE_STEPS = 10
-#: Without any step: an hour.
+#: If there was no step at all: an hour.
 NO_STEP_S = 3600.0
-#: Heartbeats alone prove more than silence does: so long without a step, or so many where they state no time.
+#: Heartbeats prove more than silence: so long without a step, or so many if they state no time.
 ALIVE_S = 600.0
 ALIVE_BEATS = 20
 
@@ -53,7 +53,7 @@ def only_alive(scan: Scan) -> Sequence[Evidence] | None:
             key[0] for key in scan.series
         }
         if stepped - {index}:
-            continue  # the steps stand in another file
+            continue  # the steps are in another file
         enough = ALIVE_S
         lines = [beats.first, beats.last]
         if index in stepped:

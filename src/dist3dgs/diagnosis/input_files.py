@@ -20,11 +20,11 @@ from .own_run import is_summary
 GZIP = b"\x1f\x8b"
 #: A stream without an end must not fill the disk.
 MAX_SPOOLED_BYTES = 4 << 30
-#: A pipe that nobody writes to for so long is taken as ended.
+#: A pipe without data for so long is taken as ended.
 PIPE_PATIENCE_S = 60.0
 MAX_FILES_OF_FOLDER = 1000
 CHUNK = 1 << 20
-#: What the launcher writes into an attempt's folder, see dist3dgs.runs.attempts.
+#: Files that the launcher writes into an attempt's folder, see dist3dgs.runs.attempts.
 EVIDENCE = ("launch.json", "train.log")
 
 
@@ -58,9 +58,9 @@ def open_inputs(paths: Sequence[Path | str]) -> Iterator[InputFiles]:
         found.runs = list(dict.fromkeys(found.runs))
         named = {Path(p) for p in paths} | {Path(p) / "launch.json" for p in paths}
         found.notes += [
-            f"{run} is read too: what the launcher knew" for run in found.runs if run not in named
+            f"{run} is read too: the launcher's summary" for run in found.runs if run not in named
         ]
-        # An attempt's own files are evidence of that attempt, judged with what its launcher knew.
+        # An attempt's files are judged together with its launch.json.
         ours = {run.parent for run in found.runs}
         found.logs = [
             log for log in dict.fromkeys(found.logs) if not (log.parent in ours and _is_evidence(log))
@@ -130,7 +130,7 @@ def _spool(stream: BinaryIO, shown: str, name: str, found: InputFiles, scratch: 
 
 def _next(stream: BinaryIO) -> bytes:
     while True:
-        # read1: of a file that is cut short, all that can be unpacked.
+        # read1 returns all that can be unpacked of a truncated file.
         chunk = getattr(stream, "read1", stream.read)(CHUNK)
         if chunk is not None:  # None: a pipe whose writer has not written yet
             return chunk

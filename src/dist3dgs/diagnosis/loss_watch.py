@@ -15,11 +15,11 @@ NORM = re.compile(
 )
 #: Transformers prints a skipped loss as 0.
 ZERO_LOSS = re.compile(rb"(?i)\bloss['\"]?: *0\.0+\b")
-#: So many rows with a NaN loss are no accident. Norm and loss NaN in one row are two signs.
+#: Rows with a NaN loss that prove divergence. NaN norm and loss in one row count twice.
 NAN_ROWS = 2
-#: So many rows with a NaN norm where no loss is printed.
+#: Rows with a NaN norm that prove it where no loss is printed.
 NORM_ROWS = 3
-#: While the loss is finite: a gradient scaler that starts at 2^16 skips up to 16 steps until it fits.
+#: The same while the loss is finite: a gradient scaler starting at 2^16 may skip 16 steps until it fits.
 SCALER_ROWS = 20
 MAX_SHAPES = 20_000
 
@@ -30,11 +30,11 @@ class NanWatch:
     def __init__(self, word: bytes, pattern: re.Pattern[bytes]) -> None:
         self.word, self.pattern = word, pattern
         self.kinds: dict[bytes, bool] = {}  # shape -> the value is finite
-        self.without: set[bytes] = set()  # shapes that do not state it
+        self.without: set[bytes] = set()  # shapes without it
         self.num_bad = 0
         self.num_good = 0
         self.first_bad: Line | None = None
-        self.twice = False  # the last bad row says so in two ways
+        self.twice = False  # the last bad row has two NaN values
 
     def read(self, path: str, block: Block) -> None:
         """Take the values of one block."""

@@ -16,7 +16,7 @@ SAMPLE_BYTES = 1 << 17
 ROWS_PER_BLOCK = 1000
 MAX_SERIES = 32
 MAX_SHAPES = 200_000
-#: Progress bars that are no training.
+#: Progress bars of other work than training.
 NO_TRAINING = re.compile(
     r"(?i)load|map\b|map \(|token|download|fetch|eval|valid|\btest|render|shard|extract|cach|generat|filter|truncat|"
     r"process|reading|undistort|match|convert|copy|upload|sanity|predict|creating|saving|packing|caption|sampling"

@@ -10,26 +10,26 @@ from itertools import pairwise
 from .rules import RULES, Hit, Rule, Tier
 from .scan_result import Scan
 
-#: Text printed by a process that goes on after an error is more than what a dying one still had in its buffer.
+#: A process that survived an error prints more text than a dying one had left in its buffer.
 SURVIVED_BYTES = 1 << 14
-#: After a warning, which need not have ended anything, so many progress lines are enough.
+#: Progress lines after a mere warning that refute it.
 WARNED_ROWS = 2
 #: Lines with which Slurm begins to end a job; what follows them is an echo of the end.
 ENDING = re.compile(
     r"srun: Job step aborted|srun: (?:got|Force Terminated|forcing job termination)|\bgot signal: ?15|received SIGTERM|SIGTERM"
 )
-#: Which rules' lines tell of a worker's own failure, so that a lost rendezvous elsewhere is its echo.
+#: Reports of a worker's own failure, of which a lost rendezvous elsewhere is an echo.
 REPORT = re.compile(
     r"ChildFailedError|failed \(exitcode|Root Cause|terminated with the following error|FAILED|return code = -?[1-9]"
 )
 
-#: Where a job is over, and which.
+#: The end of a job, with its id.
 JOB_END = re.compile(r"\*\*\* (?:JOB|STEP) (\d+)\S* (?:ON \S+ )?CANCELLED AT")
 TASK_FAILED = re.compile(r"error: \S+: tasks? [\d,-]+: ")
-#: A process that ended by itself, and not by SIGTERM (15, in a shell 143).
+#: A process that failed by itself, not by SIGTERM (15, in a shell 143).
 FAILED_CODE = re.compile(r"(?:exit ?code|return code|exit status)[ :=]*-?(?!0\b|15\b|143\b)\d")
 
-#: What NCCL says to a rank that its world has no place for.
+#: NCCL's message to a rank beyond its world.
 INVALID_RANK = re.compile(r"(?i)invalid (?:argument|usage)|ncclInvalid(?:Argument|Usage)")
 MAX_TASKS = 65536
 
@@ -195,7 +195,7 @@ def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
             and hit.rule.name == "oom-killer"
             and hit.order > begin
         ):
-            # Slurm counts kills when the step ends; that others needed the node does not come from memory.
+            # Slurm counts kills when the step ends; preemption is not caused by memory.
             choice.ruled_out.append((hit, f"the job was ended for another one (line {stop.line.number})"))
         elif stop is None or hit is stop or hit.rule.tier in (Tier.PROOF, Tier.STOP):
             kept.append(hit)

@@ -12,11 +12,11 @@ from .progress_parser import NO_TRAINING
 from .scan_result import Scan
 from .text_reader import REPEATS_RANKS
 
-#: What stands before the progress bar of an evaluation.
+#: Text before the progress bar of an evaluation.
 EVALUATION = re.compile(r"(?i)\beval|\bvalid|\btest|\brender")
-#: So many lines of results may follow a program's word of its own time; below more of them something else runs.
+#: Lines of results that may follow a program's own run time; below more of them something else runs.
 MAX_RESULT_LINES = 64
-#: What a progress line says is still to do: `eta: 0:12:04`, `eta: 1 day, 2:00:01`.
+#: Time left in a progress line: `eta: 0:12:04`, `eta: 1 day, 2:00:01`.
 ETA = re.compile(r"(?i)\beta:? +(?:\d+ days?, )?\d+(?::\d\d)+")
 
 
@@ -66,7 +66,7 @@ def iterations(scan: Scan, series: StepSeries | None) -> tuple[int | None, int |
         or series.stated_total
         or next((o.total for o in scan.series.values() if o.total == series.last + 1), None)
     )
-    # ProgressParser that count from 0 end at total - 1.
+    # Displays that count from 0 end at total - 1.
     done = total if total and series.last == total - 1 else series.num_steps
     return done, total
 
@@ -81,7 +81,7 @@ class Pace(NamedTuple):
 
     step_s: StepTime | None = None
     kind: str | None = None
-    series: StepSeries | None = None  # None: of all steps, as the trainer itself added them up
+    series: StepSeries | None = None  # None: of all steps, as the trainer states it
 
     @property
     def shown(self) -> tuple[int, int] | None:
@@ -140,7 +140,7 @@ def phases(scan: Scan, series: StepSeries | None) -> tuple[dict[str, float], flo
     if not stated and total is not None and total < max(phases.values(), default=0.0):
         total = None  # the lines with times of day are not from the whole job
     if total is not None and not phases and not scan.series and marks and f.get("trainer") == "nerfstudio":
-        phases["environment"] = total  # it prints its first step at once: it never came so far
+        phases["environment"] = total  # it prints its first step at once, so it never got there
     if total is not None and "stepping" in phases and total >= sum(phases.values()):
         phases["other"] = total - sum(phases.values())
     return phases, total
@@ -168,7 +168,7 @@ def _evaluation(scan: Scan) -> float | None:
 def _stated_evaluation(scan: Scan) -> float | None:
     """Add up one wording on one rank: others state the same evaluations."""
     stated = scan.facts.many.get("evaluation_s", [])
-    if len(stated) >= REPEATS_RANKS:  # of so many not each was read
+    if len(stated) >= REPEATS_RANKS:  # not every one of so many was read
         return None
     sums: dict[str, float] = {}
     for fact in stated:

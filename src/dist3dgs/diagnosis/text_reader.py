@@ -16,21 +16,21 @@ from .progress_parser import ProgressParser
 from .rules import Hit, Tier, candidates, takers
 from .scan_result import Scan
 
-#: How often lines of one shape are looked at after any rule or reader cared for the first. Of a shape whose numbers
-#: matter (a metric that is printed again and again) the last one in each block is read after that.
+#: Lines of one shape examined after a rule or a reader took the first one. Of a shape whose numbers
+#: matter (a metric printed repeatedly) the last one in each block is read after that.
 REPEATS = 8
 REPEATS_RANKS = 64
 MAX_SHAPES = 200_000
-#: After this many differing shapes in one file (a dump, not a log) only lines with an alarming word are looked at.
+#: After so many different shapes in one file (a dump, not a log) only lines with an alarming word are examined,
 MAX_CLOSE_LINES = 20_000
-#: And after this many of those only the end of the file.
+#: and after so many of those only the end of the file.
 MAX_ALARMS = 5_000
 LAST_ALARMS = 300
-#: Of one rule in one file so many hits are kept, and the last.
+#: Hits kept of one rule in one file, besides the last.
 MAX_RULE_HITS = 200
-#: Lines that are cleaned and looked through for words together.
+#: Lines that are cleaned and prefiltered together.
 BATCH = 256
-#: Lines around a hit that its rule may ask for.
+#: Lines around a hit that its rule may inspect.
 NUM_ABOVE, NUM_BELOW = 80, 8
 MAX_OFTEN = 32
 ALARMING = re.compile(
@@ -38,7 +38,7 @@ ALARMING = re.compile(
 )
 #: What torch's C++ side and torchrun call a warning: retries of a connection, a port that was taken at first, ...
 TORCH_WARNING = re.compile(r"(?:\[rank\d+\]:)?(?:\[W[ \d]|W\d{4} [\d:.]+ \d+ )")
-#: Lines of the job's script, shown by `set -x` or printed for the record: what might happen, not what did.
+#: Lines of the job's script, by `set -x` or printed for the record: they state what might happen, not what did.
 SCRIPT = re.compile(r"\++ |#(?:SBATCH|BSUB|PBS|!|\s)|(?:echo|export|if|then|fi|trap) ")
 TAIL_BYTES = 1 << 14
 SLURM_LINE = re.compile(r"slurmstepd|srun:|CANCELLED")
@@ -50,8 +50,8 @@ class TextReader:
     def __init__(self, path: Path, index: int, result: Scan) -> None:
         self.path, self.index, self.result = str(path), index, result
         self.clock = Clock()
-        self.seen: set[bytes] = set()  # shapes that nobody needs to see again
-        self.repeats: dict[bytes, int] = {}  # shapes that somebody cares for -> how often still
+        self.seen: set[bytes] = set()  # shapes that need not be examined again
+        self.repeats: dict[bytes, int] = {}  # shapes that matter -> examinations left
         self.often: dict[bytes, list[FactPattern]] = {}
         self.parser = ProgressParser(index, result)
         self.last_row: tuple[Block, int] | None = None
@@ -67,7 +67,7 @@ class TextReader:
             [],
         )  # how many shapes of progress lines, and where those lines are
         self.num_hits: dict[str, int] = {}
-        self.late: dict[str, Hit] = {}  # of a rule with more hits than are kept, the last one
+        self.late: dict[str, Hit] = {}  # last hit of rules with more than are kept
 
     @property
     def num_lines(self) -> int:
@@ -152,7 +152,7 @@ class TextReader:
         else:
             self.repeats.pop(shape, None)
             self.seen.add(shape)
-            # Of what is added up no line may be read again.
+            # A line whose values are added up must not be read twice.
             latest = [p for p in often if p.often and p.keep != "list"]
             if latest and len(self.often) < MAX_OFTEN:
                 self.often[shape] = latest
@@ -172,7 +172,7 @@ class TextReader:
                 hit.rank, hit.node = attribution.of(hit)
             hit.rule, hit.pattern = rule, found
             if rule.accept is None or rule.accept(hit):
-                hit.steps_above = _none  # the other one holds the whole block
+                hit.steps_above = _none  # releases the block that the closure holds
                 return hit
         return None
 

@@ -20,12 +20,12 @@ from .scan import scan
 from .scan_result import Scan
 from .summary import LogSummary, summarise
 
-#: Lines that a job prints while it stands still, or while it is being ended.
+#: Lines that a job prints while it hangs or is being ended.
 NO_LIFE = re.compile(
     r"not responding|[Ss]till (?:trying|waiting)|[Ww]aiting (?:for|in)\b|blocked for more than|"
     + root_cause.ENDING.pattern
 )
-#: A model is gone when so few Gaussians are left, and so small a part, of at least so many.
+#: A model has vanished when at most so many Gaussians are left, and so small a part, of once so many.
 GONE = 100
 GONE_PART = 0.01
 ONCE_MANY = 1000
@@ -79,7 +79,7 @@ def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = No
     summaries = [p for p in map(Path, paths) if own_run.is_summary(p)]
     logs = [p for p in map(Path, paths) if p not in summaries]
     context = own_run.launch_context(summaries) | dict(context or {})
-    # One half alone says `complete` where the other has the traceback.
+    # One file may say `complete` while the other has the traceback.
     halves = [other for other in missing_halves(logs) if other.is_file()]
     found = scan(Job([*logs, *halves], paths.job_id) if isinstance(paths, Job) else [*logs, *halves])
     for file in found.files[len(found.files) - len(halves) :] if halves else ():
@@ -126,7 +126,7 @@ def _failed(found: Scan, choice: Choice) -> Diagnosis:
     extra: Sequence[Evidence] = ()
     if rule.cause in ("time_limit", "cancelled"):
         silence = silent_before(root, found)
-        # Who cancels a program that shows no step need not have waited for one: a service is silent when it is well.
+        # A cancelled program without steps need not have hung: a healthy service prints nothing.
         hung = rule.cause == "time_limit" and _nothing_below(root, found)
         if silence is not None and (found.events or _stepped(found) or hung):
             rule, extra = BY_NAME["no-step"], silence
@@ -244,7 +244,7 @@ def _collapsed(found: Scan) -> Hit | None:
         return None
     line = last.line
     index = next((i for i, f in enumerate(found.files) if f.path == line.file), 0)
-    # Steps below it do not speak against it: nothing is trained that is not there.
+    # Steps below it refute nothing: there are no Gaussians left to train.
     hit = Hit(BY_NAME["collapsed"], 0, line, index, line.number or 0, steps_before=1, bytes_before=1 << 62)
     m = re.search(r"(?i)(?:step|iter(?:ation)?)[ :=\[]*(\d{1,12})", line.text)
     hit.step = int(m[1]) if m else None

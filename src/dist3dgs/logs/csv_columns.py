@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from .lines import clean
 
 COMMA, NEWLINE, BLANK, DOT = b",\n ."
-#: Digits of a number that are read; the rest of a longer one makes it no measurement.
+#: A number with more digits is no measurement.
 MAX_DIGITS = 15
-#: A cell that does not end here with one of these (`1e-05`, `nan`) is read alone.
+#: Cells whose digits end otherwise (`1e-05`, `nan`) are parsed one by one.
 PLAIN_END = np.isin(np.arange(256), np.frombuffer(b', \n\r%MWG"', np.uint8))
 
 

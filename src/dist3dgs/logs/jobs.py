@@ -8,13 +8,13 @@ from .lines import clean, looks_binary
 from .readers import sacct
 
 HEAD_BYTES = 1 << 16
-#: slurm-%j.out, %x_%j.err, %x-%A_%a.log; of a name that is not Slurm's usual one only a long number counts.
+#: slurm-%j.out, %x_%j.err, %x-%A_%a.log. In other names only a long number counts as a job id.
 IN_NAME = re.compile(
     r"(?:^slurm-(\d{1,12}(?:_\d{1,6})?)|(?:^|[-_.])([1-9]\d{3,11}(?:_\d{1,6})?)(?=\.(?:out|err)$)|"
     r"[-_.]([1-9]\d{4,11}(?:_\d{1,6})?)(?=\.(?:log|txt|csv)$))"
 )
 DATE = re.compile(r"20\d\d[01]\d[0-3]\d(?:_\d{1,6})?")
-#: What a job prints of itself. (`Submitted batch job` is said by another one.)
+#: A job's own id in its output. (`Submitted batch job` is about another one.)
 IN_TEXT = re.compile(
     r"\bSLURM_JOB_?ID[=:]\s*(\d{1,12})\b|^\s*Job ?ID\s*[:=]\s*(\d{1,12}(?:_\d+)?)\b|"
     r"\*\*\* (?:JOB|STEP) (\d{1,12})(?:\.\w+)? ON |^JobId=(\d+)|^Subject: Job (\d{1,12}):",

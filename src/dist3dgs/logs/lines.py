@@ -22,9 +22,9 @@ from pathlib import Path
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 17
 MAX_TEXT = 4096
-#: After so many questions about one block the places of all its segments are worked out at once.
+#: After so many queries the offsets of all segments of a block are computed at once.
 FEW = 8
-#: So many segments from the end of a block, one is cut out alone rather than all of them.
+#: Within so many segments of a block's end, single segments are cut out instead of splitting it.
 NEAR_END = 256
 #: Removed to get a line's shape: digits, blanks, signs, and bytes of the bars that progress displays draw with.
 NOT_SHAPE = b"0123456789.,:+- \t#=*" + bytes(range(0x80, 0x90)) + b"\x96\xe2"

@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 
 from ..runs.record import StepTime
 
-#: Beyond this many samples every second one is dropped and the rest weigh double: 2 MiB per series at most.
+#: Beyond so many samples every second one is dropped and the rest count twice: at most 2 MiB per series.
 MAX_SAMPLES = 1 << 17
-#: Of a table with more rows than this, so many evenly spaced ones of each block are taken.
+#: From blocks with more rows than this, so many evenly spaced ones are taken.
 EXACT_ROWS = 1 << 17
 ROWS_PER_BLOCK = 1000
 #: A step this many steps and rows below the highest seen is a restart, not an echo of another rank or a redrawn row.
 RESTART_GAP = 64
 RESTART_ROWS = 32
-#: So many times the usual distance between two rows, and more than `RESTART_GAP`, is a hole in the log.
+#: A gap of so many times the usual distance between rows, and over `RESTART_GAP`, is a hole in the log.
 HOLE_STRIDES = 10
 MAX_HOLES = 8
-#: Of a run of which fewer of its steps are shown no time is stated.
+#: With fewer of its steps shown, no time of a run is stated.
 COVERED = 0.9
 
 
-@dataclass(slots=True)  # not frozen: a log has a million, and freezing makes each three times as dear
+@dataclass(slots=True)  # not frozen: a log has a million, and freezing triples the cost of each
 class Progress:
     """One progress line. `step` counts from 0 or 1 as the trainer does."""
 
@@ -51,7 +51,7 @@ class StepFormat:
     pattern: re.Pattern[bytes]
     parse: Callable[[Sequence[bytes]], Progress]
     rate_unit: str = ""
-    redrawn: bool = False  # the same rows stand in the file many times
+    redrawn: bool = False  # the same rows are printed many times
     smoothed: bool = False  # the time is a moving average: its percentiles are too narrow
     epochs: bool = False  # counts epochs, not steps
     from_zero: bool = False  # the first step is 0, so that N steps end at N - 1
@@ -77,12 +77,12 @@ class StepSeries:
     elapsed_s: float | None = None
     first_elapsed_s: float | None = None
     earlier_s: float = 0.0  # shown by the same display before it was started again
-    earlier_steps: int = 0  # of rounds that came to their end
+    earlier_steps: int = 0  # of completed rounds
     earlier_shown: int = 0  # steps that were shown before the current round
     began_at: int | None = None  # the very first step shown
     loss: float | None = None
-    warmup: int = 0  # so many first steps count in no statistic, only in the time of all
-    warmup_rows: int = 0  # those that showed how fast it went
+    warmup: int = 0  # first steps left out of statistics, but not of the total time
+    warmup_rows: int = 0  # those of them that showed a speed
     warmup_s: array = field(default_factory=lambda: array("d"))
     seconds: array = field(default_factory=lambda: array("d"))
     rates: array = field(default_factory=lambda: array("d"))

@@ -27,15 +27,15 @@ _STOPS = ("time_limit", "cancelled")
 #: Remedies name our own settings.
 _OURS = "dist3dgs"
 
-#: What a rank says when another one has gone.
+#: Errors of a rank whose peer has gone.
 _NOTICED = re.compile(
     r"connection (reset|closed)|closed by peer|broken pipe|remote (worker|process)", re.IGNORECASE
 )
-#: What NCCL's watchdog says on a rank that waited, before it aborts the process.
+#: NCCL's watchdog on a rank that waited, before it aborts the process.
 _WATCHDOG = re.compile(r"\bRank (\d+)\]\s+Watchdog caught collective operation timeout")
 
 
-def _tells_of_a_kill(line: str) -> bool:
+def _reports_sigkill(line: str) -> bool:
     return "exitcode" in line and "-9" in line
 
 
@@ -68,7 +68,7 @@ def verdict(run: RunEvidence) -> tuple[Status, Failure | None]:
 def failure(run: RunEvidence) -> Failure:
     first = _first_error(run)
     phase, step, rank = _where(run, first)
-    chosen = _own_words(run, first, phase)
+    chosen = _explain(run, first, phase)
     rank = rank if rank is not None else chosen.rank
     return chosen.model_copy(
         update={
@@ -92,8 +92,8 @@ def _first_error(run: RunEvidence) -> dict[str, Any] | None:
     """Return the first error, not those of ranks which noticed that another was gone."""
     errors = sorted(run.of_kind("error"), key=lambda e: e["t"])
     own = [e for e in errors if not _NOTICED.search(str(e.get("message")))]
-    if errors and not own and run.line_with(_tells_of_a_kill):
-        return None  # a rank that could not write an event any more was first
+    if errors and not own and run.line_with(_reports_sigkill):
+        return None  # a killed rank, which could write no event, was first
     first = own or errors
     return first[0] if first else None
 
@@ -103,7 +103,7 @@ def _where(run: RunEvidence, error: dict[str, Any] | None) -> tuple[str, int | N
     rank = _silent_rank(run, error)
     noticed = error or next(iter(sorted(run.of_kind("error"), key=lambda e: e["t"])), None)
     if rank is not None and noticed is not None:
-        # Nobody knows better how far the one got that fell silent than those who worked in step with it.
+        # The silent rank got as far as those that worked in step with it.
         return _open_phase(run, rank), noticed.get("step"), rank
     if error is not None and error.get("phase"):
         return error["phase"], error.get("step"), error["rank"]
@@ -125,12 +125,12 @@ def _silent_rank(run: RunEvidence, error: dict[str, Any] | None) -> int | None:
     """
     started = {e["rank"]: e.get("pid") for e in run.of_kind("start")}
     if error is not None and error["type"] == "CollectiveTimeout":
-        # All who wait for it give up before it is heard of again, if it ever is (woken up to write its stacks).
+        # The ranks that wait time out before the silent one writes an event, if it ever does.
         heard = {e["rank"]: e["t"] for e in reversed(run.of_kind("error"))}
         return max(started, key=lambda r: heard.get(r, math.inf), default=None)
     if error is None and (waited := run.matches(_WATCHDOG)):
         return min(started.keys() - {int(rank) for rank in waited}, default=None)
-    killed = run.line_with(_tells_of_a_kill) if error is None else None
+    killed = run.line_with(_reports_sigkill) if error is None else None
     pid = re.search(r"pid: (\d+)", killed[1]) if killed else None
     return next((r for r, p in started.items() if pid and p == int(pid[1])), None)
 
@@ -158,12 +158,12 @@ def _open_phase(run: RunEvidence, rank: int) -> str:
     return stack[-1] if stack else at_signal or last
 
 
-def _own_words(run: RunEvidence, error: dict[str, Any] | None, phase: str) -> Failure:
+def _explain(run: RunEvidence, error: dict[str, Any] | None, phase: str) -> Failure:
     log = run.name("train.log")
     ended = run.launch.get("ended")
     if (still := _no_progress(run)) is not None:
         return still
-    if ended and ended.get("cause"):  # killed or stopped from outside: the scheduler's own words
+    if ended and ended.get("cause"):  # killed or stopped from outside, as the scheduler states it
         evidence = [Evidence(file=run.name("launch.json"), text=ended["note"])]
         rule = _ENDED_RULES.get(ended["cause"])
         what_to_do = remedy(rule, _OURS) if rule else run.launch.get("closing_note")
@@ -174,7 +174,7 @@ def _own_words(run: RunEvidence, error: dict[str, Any] | None, phase: str) -> Fa
         return Failure(cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=what)
     if error is not None:
         return _by_rule(run, error, phase)
-    if (full := run.launch.get("disk_full")) is not None:  # no rank could write what became of it
+    if (full := run.launch.get("disk_full")) is not None:  # no rank could write an event
         hit = error_hit(Line("", None, full), (), 0)
         return _of_hit(hit, Evidence(file=run.name("launch.json"), text=full), phase)
     if run.launch.get("status") == "stopped":
@@ -182,7 +182,7 @@ def _own_words(run: RunEvidence, error: dict[str, Any] | None, phase: str) -> Fa
         evidence = [Evidence(file=run.name("launch.json"), text=text)]
         note = "nothing to do; the next attempt resumes from the last checkpoint"
         return Failure(cause="cancelled", phase=phase, evidence=evidence, remedy=note)
-    killed = run.line_with(_tells_of_a_kill)
+    killed = run.line_with(_reports_sigkill)
     if killed or run.launch.get("returncode") in (-9, 137):
         number, text = killed or (None, f"exit status {run.launch.get('returncode')}")
         evidence = [Evidence(file=log, line=number, text=text)]
@@ -205,7 +205,7 @@ def _by_log(run: RunEvidence, phase: str) -> Failure | None:
     if found is None or found.cause == "unknown":
         return None
     evidence = [e.model_copy(update={"file": run.name("train.log")}) for e in found.evidence]
-    # How far the ranks got their events know better than a reader of the log.
+    # Events locate the failure better than the log.
     where = phase if run.events else found.phase or phase
     return found.model_copy(update={"evidence": evidence, "phase": where})
 

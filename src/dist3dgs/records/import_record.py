@@ -40,9 +40,9 @@ PHASES = {
 }
 
 
-#: What a table of epochs, or samples of resources, may be alone.
+#: Formats that state no end of a job.
 _TABLES = {"metrics.csv", "nvidia-smi", "psrecord", "resources"}
-#: An example that a program trains on counts as an image.
+#: A sample counts as an image.
 _IMAGE_RATES = ("img/s", "samples/s")
 
 EpochStatistic = Literal["last", "mean", "median"]

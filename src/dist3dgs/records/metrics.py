@@ -10,7 +10,7 @@ from .evidence import RunEvidence
 #: Seconds by phase.
 Phases = dict[str, float]
 
-#: What a rank's steps are split into.
+#: Parts of a rank's time in steps.
 _SHARES = ("compute_s", "comm_s", "exposed_comm_s")
 
 

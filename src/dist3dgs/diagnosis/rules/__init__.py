@@ -32,7 +32,7 @@ RULES: tuple[Rule, ...] = tuple(
     )
 )  # fmt: skip
 assert len(RULES) == len(_BY_NAME), "every rule has its place in the order"
-#: Rules from here on are of lines around an error, not of the error's own text.
+#: Rules from here on match lines around an error, not its own text.
 _NO_ERRORS = {r.name for r in RULES[RULES.index(_BY_NAME["torch-misuse"]) :]}
 
 

@@ -14,9 +14,9 @@ FIRST_TOUCH = re.compile(
 MIB = {"bytes": 2.0**-20, "KiB": 2.0**-10, "MiB": 1.0, "GiB": 1024.0}
 
 
-#: CUDA's words for a kernel that went wrong while it ran.
+#: CUDA's messages about a kernel that failed while it ran.
 KERNEL_FAULT = r"an illegal (?:memory access|instruction) was encountered|misaligned address|unspecified launch failure|invalid program counter|hardware stack error"
-#: Kernels that are no part of torch: those of splatting trainers, other compiled extensions, kernels in Python.
+#: Kernels outside torch: of splatting trainers, other compiled extensions, kernels in Python.
 OWN_KERNEL = re.compile(
     r"(?i)gsplat|diff[-_]\w*(?:gauss|surfel|raster)|simple[-_]knn|distCUDA2|fused[-_]ssim|_?Rasterize(?:Gaussians|ToPixels)\w*|rasterize_\w+|cuda_rasterizer|fully_fused_projection|"
     r"isect_tiles|render(?:CUDA|kernel)|torch_extensions|nerfacc|tinycudann|\btcnn\b|nvdiffrast|kaolin|pytorch3d|spconv|MinkowskiEngine|torchsparse|torch_scatter|"

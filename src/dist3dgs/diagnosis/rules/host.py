@@ -14,7 +14,7 @@ CACHE = (
 )
 HOME = r"(?:/[\w.-]+){0,4}?(?:/[\w.-]*home\w*|/[Uu]sers|/u)/[\w.-]+"
 NOT_WRITABLE = r"(?i:permission denied|read-only file system|disk quota exceeded|not (?:a )?writ(?:e)?able|\[Errno (?:13|30|122)\]|os error (?:13|30|122)\b|\b(?:EACCES|EROFS|EDQUOT)\b)"
-#: What stands in a path -> the variable that moves that cache.
+#: Part of a path -> the variable that moves that cache.
 CACHE_VARIABLES = (
     (r"torch_extensions", "TORCH_EXTENSIONS_DIR"),
     (r"triton", "TRITON_CACHE_DIR"),

@@ -97,7 +97,7 @@ def patterns(*sources: str) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(source) for source in sources)
 
 
-#: Lines that speak of a signal without one having been sent: a handler, a test's name.
+#: Lines that mention a signal although none was sent: a handler, a test's name.
 SIGNAL_TALK = r"(?i:\b(?:un)?(?:register|install|enabl|disabl|ignor)\w*\b|\bhandlers?\b|\btest\w*[_ :.]|\bPASSED\b|\.\.\. ok\b)"
 
 

@@ -12,7 +12,7 @@ REPORTS = (
     r"WorkflowError|RayTaskError|FailedJobError|subprocess\.TimeoutExpired|ConnectionResetError|EOFError(?!: EOF when reading a line)|GeneratorExit|WorkerError|Actor(?:Unavailable|Died)Error|RayActorError|WorkerCrashedError|NodeDiedError|LocalRayletDiedError|UncompletedJobError|StopIteration|"
     r"DataLoader worker \(pid\(s\)"
 )
-#: A report that lists what might have happened (Ray's, of a worker that died) says nothing of what did.
+#: A report that lists what might have happened (Ray's, of a dead worker) proves nothing.
 GUESSES = r"(?:common|potential root|possible) causes"
 #: The last line of a traceback: `pkg.module.SomeError: message`, also behind a prefix that a launcher puts before it.
 EXCEPTION = r"^(?:\[[^\]]{0,40}\]:?\s*|\S{1,40}[:|>]\s+|│\s*)?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Failure|Violation|NotFound|Missing\w*|Invalid\w*|Timeout|Unsupported\w*)(?: ?:\s|:?\s*$)|^Exception(?: ?:\s|:?\s*$)"
@@ -151,7 +151,7 @@ RULES = (
             r"ninja: (?:build stopped|error|fatal)|Command '\['ninja'[^\n]*non-zero|error: command '[^']*(?:gcc|g\+\+|nvcc|cl\.exe|cmake|ninja|clang)[^']*' failed|CMake Error|make(?:\[\d+\])?: \*\*\* [^\n]*Error \d+|No such file or directory: '[^']*nvcc'|nvcc: (?:command )?not found",
             r"(?:Failed|ERROR: Failed|Could not) build(?:ing)? (?:wheels?|editable) for|subprocess-exited-with-error|Failed to build installable wheels|triton\.compiler\.errors|Failed to (?:compile|build) (?:CUDA|the )?(?:extension|kernel)s?",
         ),
-        # pip's own words; the compiler's stand above them where a build was what failed.
+        # pip's message; if a build failed, the compiler's messages stand above it.
         complaint=re.compile(r": (?:command )?not found|subprocess-exited-with-error|(?:Failed|Could not) build(?:ing)? (?:wheels?|editable) for|Failed to build installable wheels"),
         unless=re.compile(r"warning #|-Werror|cv2\.error|OpenCV\("),
     ),

@@ -31,7 +31,7 @@ from . import (
     slurm,
 )  # fmt: skip
 
-#: A file is of the first format whose `sniff` accepts it; of a line that two patterns read, the first one counts.
+#: The first format whose `sniff` accepts a file wins; so does the first of two patterns that read a line.
 READERS: tuple[ModuleType, ...] = (
     events, resources, nvidia_smi, psrecord, metrics_csv, nerfstudio, gsplat, elastic, slurm, sacct, epochs, ends,
 )  # fmt: skip

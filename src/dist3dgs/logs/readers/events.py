@@ -10,7 +10,7 @@ from ..facts import Line
 from ..lines import clean
 from ..log_data import Added, LogData
 
-#: As `dist3dgs.runs.events` writes them; written otherwise they are read one by one.
+#: As `dist3dgs.runs.events` writes them; other spellings are parsed one by one.
 STEP, FIRST_RANK = b'"event": "step"', b'"rank": 0,'
 
 

@@ -13,10 +13,10 @@ from ..log_data import Added, LogData
 from ..samples import MAX_GPUS, GpuSamples
 
 MEASURED = frozenset({"memory.used", "utilization.gpu", "power.draw"})
-#: Rows that are no further apart are of one sample of all GPUs; nvidia-smi asks them one after the other.
+#: Rows no further apart are one sample of all GPUs; nvidia-smi queries them one after the other.
 ONE_SAMPLE_S = 0.25
 STAMP = re.compile(r"^20\d\d/\d\d/\d\d \d\d:\d\d:\d\d\.\d{3},")
-#: Of a log that names no GPU and has no times, by which its rows could be told apart.
+#: Name in a log without names of GPUs and times, whose rows cannot be told apart.
 ALL = "all GPUs"
 NO_HEADER = (
     "rows of nvidia-smi without header and units, so what its columns are is not known; log with --format=csv"
@@ -135,7 +135,7 @@ class _Numbering:
         at = np.arange(len(t))
         starts = np.where(new, at, -1)
         start = np.maximum.accumulate(starts)
-        # Rows before the first new sample go on with the one that the last block ended in.
+        # Rows before the first new sample continue the last one of the block before.
         position = np.where(start >= 0, at - start, at + self.position + 1)
         self.last_t, self.position = float(t[-1]), int(position[-1])
         return position
@@ -148,7 +148,7 @@ def _take(table: Table, columns: dict[str, int], number: _Numbering, gpus: dict[
         values["t"] = table.clock(columns["timestamp"])
     there = np.any([np.isfinite(v) for key, v in values.items() if key != "t"], axis=0)
     codes, keys = _keys(table, columns, values.get("t"), number)
-    if keys == [] and "name" in columns:  # all that tells them apart, if it does
+    if keys == [] and "name" in columns:  # the only possible distinction
         codes, names = _codes(table.texts(columns["name"]))
         several = len(np.unique(codes[there])) > 1
         keys = [f"all {name}" if several else ALL for name in names]

@@ -50,7 +50,7 @@ def _take(s: NodeSamples, table: Table, columns: dict[str, int]) -> None:
         return
     if not s.node:
         s.node = table.texts(columns["node"])[int(np.flatnonzero(valid)[0])]
-    # All rows of a sample have its time, and what the node used stands in each of them.
+    # All rows of a sample repeat its time and the node's usage.
     before = np.append(np.nan if s.last_t is None else s.last_t, t[valid][:-1])
     new = t[valid] != before
     pss = column("pss_gib")[valid]
