@@ -67,7 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["hardware"]["device"] = "cpu"
     (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
     for job in ("job", "slurm-123"):
-        shutil.copy(REPOSITORY / "tests/unit/fixtures/diagnose/gpu_oom-torch26.log", folder / f"{job}.out")
+        shutil.copy(REPOSITORY / "tests/data/logs/gpu_oom/torch26.log", folder / f"{job}.out")
         (folder / f"{job}.err").write_text("srun: error: gpu01: task 0: Exited with exit code 1\n")
     point = PLACES["POINT"]
     shutil.copytree(REPOSITORY / "results/reference" / point, folder / "results" / point)

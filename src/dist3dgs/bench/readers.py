@@ -72,7 +72,7 @@ def progress_bar() -> Iterator[bytes]:
 
 def failed_jobs(folder: Path) -> Iterator[bytes]:
     """All logs of a folder, one after the other, over and over: hardly a line that is like the one before."""
-    logs = [path.read_bytes() for path in sorted(folder.glob("*.log"))]
+    logs = [path.read_bytes() for path in sorted(folder.rglob("*.log"))]
     while True:
         yield from logs
 
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         kinds = dict(KINDS)
         if args.logs:
-            kinds[f"the {len(list(args.logs.glob('*.log')))} logs of {args.logs}"] = lambda: failed_jobs(
+            kinds[f"the {len(list(args.logs.rglob('*.log')))} logs of {args.logs}"] = lambda: failed_jobs(
                 args.logs
             )
         for name, make in kinds.items():

@@ -1,14 +1,13 @@
-"""What `dist3dgs read`, `dist3dgs diagnose` and `dist3dgs import` do."""
+"""Run `dist3dgs read`, `dist3dgs diagnose` and `dist3dgs import`."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from ..errors import UserError
 from ..logs.lines import CONTROL
+from ..runs.causes import CauseOfFailure
 
 
 def run_read(paths: Sequence[Path | str], as_json: bool) -> int:
@@ -32,27 +31,26 @@ def run_read(paths: Sequence[Path | str], as_json: bool) -> int:
 def run_diagnose(
     paths: Sequence[Path | str],
     as_json: bool,
-    context: Mapping[str, Any] | None = None,
     verbose: bool = False,
     verdict_of_run: Callable[[Path], Any] | None = None,
 ) -> int:
     """Print one verdict for each job and run. Returns 0: ok, 1: failed or degraded, 2: a file is missing, 3: unknown.
 
-    Of several the first of failed, missing, unknown, ok that there is. verdict_of_run: what the record says of a run of
-    our own (`judge.told`). Raises `UserError` if nothing can be read.
+    Of several the first of failed, missing, unknown, ok that there is. verdict_of_run: judges a run of
+    our own (`records.build.verdict_of_run`). Raises `UserError` if nothing can be read.
     """
-    from ..diagnosis.input_files import given
+    from ..diagnosis.input_files import open_inputs
     from ..diagnosis.verdict import diagnose
     from ..logs.jobs import by_job
 
-    with given(paths) as found:
+    with open_inputs(paths) as found:
         if not found.logs and not found.runs:
             notes = f" ({'; '.join(found.notes)})" if found.notes else ""
             raise UserError(
                 f"nothing to read{notes}; give the job's files: dist3dgs diagnose job.out job.err"
             )
         verdicts = [(str(run), verdict_of_run(run)) for run in found.runs if verdict_of_run is not None]
-        verdicts += [(" ".join(map(str, job)), diagnose(job, context)) for job in by_job(found.logs)]
+        verdicts += [(" ".join(map(str, job)), diagnose(job)) for job in by_job(found.logs)]
         verdicts[0][1].notes[:0] = found.notes
         if as_json:
             values = [v.model_dump(mode="json") for _, v in verdicts]
@@ -109,12 +107,8 @@ UNREAD = (
 
 
 def _print(text: str) -> None:
-    """Text from logs goes to the terminal without control characters."""
+    """Print text from logs without control characters."""
     print("\n".join(CONTROL.sub("", line) for line in text.splitlines()))
-
-
-def _json(value: BaseModel) -> str:
-    return json.dumps(value.model_dump(mode="json"), indent=1, ensure_ascii=False)
 
 
 def _verdict_lines(d: Any, verbose: bool) -> list[str]:
@@ -127,7 +121,7 @@ def _verdict_lines(d: Any, verbose: bool) -> list[str]:
     if place:
         lines.append("  " + ", ".join(place))
     lines += [f"  {e.file}{'' if e.line is None else f':{e.line}'}: {e.text}" for e in d.evidence]
-    for name, text in (("why", d.explanation), ("mend", d.remedy if d.status != "ok" else None)):
+    for name, text in (("why", d.explanation), ("fix", d.remedy if d.status != "ok" else None)):
         if text:
             lines.append(f"  {name}: {text}")
     lines += [f"  note: {note}" for note in d.notes]
@@ -142,9 +136,10 @@ def _verdict_lines(d: Any, verbose: bool) -> list[str]:
 
 
 def troubleshooting() -> str:
-    """docs/troubleshooting.md, made from the table of rules."""
+    """Generate docs/troubleshooting.md from the tables of causes and rules."""
     from ..diagnosis.rules import RULES, Tier
     from ..diagnosis.rules.remedies import REMEDIES
+    from ..runs.causes import CAUSES
 
     causes = list(dict.fromkeys(r.cause for r in RULES))
     out = [
@@ -167,7 +162,7 @@ def troubleshooting() -> str:
         "",
     ]
     for cause in causes:
-        out += [f"## {cause}", ""]
+        out += [f"## {cause}", "", f"{CAUSES[cause].description} {_retries(CAUSES[cause])}", ""]
         for r in (r for r in RULES if r.cause == cause):
             nearness = {Tier.PROOF: "proof", Tier.NOTE: "a hint only", Tier.SYMPTOM: "a symptom"}.get(
                 r.tier, ""
@@ -185,6 +180,17 @@ def troubleshooting() -> str:
                 if r.name in remedies:
                     out += [f"**With {trainer}.** {remedies[r.name]}", ""]
     return "\n".join(out).rstrip() + "\n"
+
+
+def _retries(cause: CauseOfFailure) -> str:
+    times = "once" if cause.tries == 1 else f"up to {cause.tries} times"
+    more = [
+        what for what, factor in (("memory", cause.mem_factor), ("time", cause.runtime_factor)) if factor > 1
+    ]
+    asks = f", each time with more {' and '.join(more)}" if more else ""
+    return (
+        f"A run of ours is tried again {times}{asks}." if cause.tries else "A run of ours is not tried again."
+    )
 
 
 if __name__ == "__main__":

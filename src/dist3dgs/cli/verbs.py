@@ -115,7 +115,7 @@ def read(args: argparse.Namespace) -> int:
 
 
 def diagnose(args: argparse.Namespace) -> int:
-    from ..records.own_verdict import verdict_of_run
+    from ..records.build import verdict_of_run
     from .logs import run_diagnose
 
     return run_diagnose(args.logs, args.json, verbose=args.verbose, verdict_of_run=verdict_of_run)

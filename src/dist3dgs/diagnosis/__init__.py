@@ -1,4 +1,4 @@
-"""Evidence in, verdict out: what a job's logs say, and why it failed.
+"""Diagnose jobs from their logs.
 
     from dist3dgs.diagnosis import diagnose
     diagnose([Path("job.out"), Path("job.err")]).cause

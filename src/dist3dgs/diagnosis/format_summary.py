@@ -1,4 +1,4 @@
-"""The summary of a job as text for a terminal."""
+"""Format the summary of a job for a terminal."""
 
 import time
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from .hardware_usage import GpuUse, HostUse
 from .summary import LogSummary, ReadFile
 
 LABELS = (16, 28)  # width of the first column, at least and at most
-#: What consoles draw around a banner.
+#: Characters that consoles draw around a banner.
 BOX = " ─╭╮╰╯│═=#*-"
 
 
 def lines(s: LogSummary) -> list[str]:
-    """What the files tell, one topic a line; below it what they do not tell, and why."""
+    """List the summary, one topic a line; below it what is unknown, and why."""
     topics = list(_topics(s))
     width = min(max([LABELS[0], *(len(name) for name, _ in topics)]), LABELS[1])
     shown = [
@@ -139,7 +139,7 @@ def _or_unknown(value: int | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`617 s (10 min 17 s)`."""
+    """Format seconds: `617 s (10 min 17 s)`."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -149,7 +149,7 @@ def duration(seconds: float) -> str:
 
 
 def _short(seconds: float) -> str:
-    """Three digits and the unit that suits them."""
+    """Format seconds with three digits and a fitting unit."""
     return (
         f"{seconds * 1e3:.3g} ms"
         if seconds < 0.9995

@@ -1,10 +1,10 @@
-"""What a job ran on and used there, from one pass over its logs: job, nodes, devices, memory."""
+"""Nodes and devices of a job, and their memory and load, from one pass over its logs."""
 
 from collections import Counter
 
 from pydantic import Field
 
-from ..logs.readers.nvidia_smi import GpuSamples
+from ..logs.samples import GpuSamples
 from ..runs.record import Model
 from .scan_result import Scan
 
@@ -41,9 +41,9 @@ class HostUse(Model):
 
 
 def nodes(scan: Scan) -> list[str]:
-    """As Slurm lists them; else those that ran our ranks; else every host that a line names."""
+    """List the nodes as Slurm does; else the hosts of our ranks; else every host that a line names."""
     names = scan.facts.get("nodes")
-    hosts = scan.diary.hosts.values() if scan.diary is not None else ()
+    hosts = scan.events.hosts.values() if scan.events is not None else ()
     found = list(names) if names else list(dict.fromkeys(hosts))
     for name in scan.facts.all("worker_host") if not found else []:
         if name.split(".")[0] not in {known.split(".")[0] for known in found}:
@@ -52,7 +52,7 @@ def nodes(scan: Scan) -> list[str]:
 
 
 def devices_asked(scan: Scan) -> int | None:
-    """GPUs of the allocation, as the job's environment, script or accounting says."""
+    """Return the GPUs of the allocation as the job's environment, script or accounting states."""
     f = scan.facts
     if (total := f.get("gpus_asked")) is not None:
         return total
@@ -64,9 +64,9 @@ def devices_asked(scan: Scan) -> int | None:
 
 
 def devices_used(scan: Scan) -> int | None:
-    """Devices that took part in the training, as the trainer says."""
-    if scan.diary is not None and scan.diary.world_size:
-        return scan.diary.world_size
+    """Return the devices that took part in the training."""
+    if scan.events is not None and scan.events.world_size:
+        return scan.events.world_size
     f = scan.facts
     stated = max([x for x in (f.get("devices_used"), f.get("world_size")) if x], default=0)
     named = _ranks(scan)
@@ -79,7 +79,7 @@ def devices_used(scan: Scan) -> int | None:
 
 
 def _ranks(scan: Scan) -> int:
-    """How many ranks there are at least. Alone it is no proof that others idled: they may have had nothing to say."""
+    """Return the least number of ranks. Alone it does not prove that others idled: they may have printed nothing."""
     ranks = scan.facts.all("rank")
     return max(ranks) + 1 if len(ranks) > 1 else 0
 
@@ -95,14 +95,16 @@ def host_peak(scan: Scan) -> float | None:
 
 def gpu_peak(scan: Scan, gpus: list[GpuUse]) -> float | None:
     peaks = [scan.facts.get("gpu_peak_gib"), *(g.memory_peak_gib for g in gpus)]
-    peaks += scan.diary.peak_gpu_gib.values() if scan.diary else []
+    peaks += scan.events.peak_gpu_gib.values() if scan.events else []
     return max((p for p in peaks if p is not None), default=None)
 
 
 def gpus_of_logs(scan: Scan) -> list[tuple[str, GpuSamples]]:
-    """All GPUs of nvidia-smi logs; of several files each with its file's name, since every node has a GPU 0."""
-    several = len(scan.smi) > 1
-    return [(f"{stem}:{key}" if several else key, g) for stem, gpus in scan.smi for key, g in gpus.items()]
+    """List the GPUs of nvidia-smi logs; those of several files by file name too, since every node has a GPU 0."""
+    several = len(scan.gpu_logs) > 1
+    return [
+        (f"{stem}:{key}" if several else key, g) for stem, gpus in scan.gpu_logs for key, g in gpus.items()
+    ]
 
 
 def gpus(scan: Scan) -> list[GpuUse]:
@@ -112,7 +114,7 @@ def gpus(scan: Scan) -> list[GpuUse]:
 
 
 def _stated(scan: Scan) -> list[GpuUse]:
-    """Memory of each GPU as the last line about it states it."""
+    """Take the memory of each GPU from the last line about it."""
     last = {fact.value[0]: fact.value for fact in scan.facts.many.get("gpu_memory", [])}
     return [
         GpuUse(
@@ -127,7 +129,7 @@ def _stated(scan: Scan) -> list[GpuUse]:
 
 
 def hosts(scan: Scan) -> list[HostUse]:
-    """From our own resource samples and psrecord."""
+    """List CPU and memory from our own resource samples and psrecord."""
     found = [
         HostUse(
             host=n.node, num_samples=n.num_samples, memory_peak_gib=n.peak_pss_gib,

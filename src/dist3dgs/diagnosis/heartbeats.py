@@ -1,4 +1,4 @@
-"""Lines that show a process alive and nothing else: heartbeats, `still waiting`, a status that does not change."""
+"""Recognise lines that only show a process alive: heartbeats, `still waiting`, an unchanging status."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -15,7 +15,7 @@ BEAT = re.compile(
     r"\bwaiting\b|\bblocked (?:for|in|on|inside|at)\b|\bno (?:step|progress|output|iteration)s? (?:yet|so far|completed|done|finished)\b|\b0 (?:steps|iterations)\b|\b(?:GPU|CPU|SM)[ _]?(?:util\w*|usage|load)\b|"
     r"\b(?:status|state)[ =:]+(?:alive|running|waiting|idle|ok|init\w*|starting)\b|\b(?:status|monitor|watch(?:dog|er)?)\b[^\n]{0,60}\b(?:step|iter(?:ation)?)s?[ =:]+0\b"
 )
-#: What counts work in such a line: it must stand still.
+#: Counters of work in such a line, which must not change.
 COUNTER = re.compile(
     r"(?i)\b(?:global_?)?(?:steps?|iter(?:ation)?s?|epochs?|processed|done|samples|images|batch(?:es)?|tokens|files|bytes|progress|loss)\b[ =:#]*(\d[\d.]*)|(\d[\d.]*) ?%|\b(\d+)/\d+\b"
 )
@@ -29,11 +29,11 @@ DURATION = re.compile(
     r"(?:\b\d+(?:\.\d+)? ?(?:seconds|secs?|s|minutes|mins?|m|hours?|hrs?|h)\b[, ]{0,2})+|\b(?:\d+:)?\d{1,2}:\d\d\b"
 )
 UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
-#: Where a job begins to be ended.
+#: The first line of a job's end from outside.
 STOPPED = re.compile(
     r"CANCELLED AT|DUE TO TIME LIMIT|Job step aborted|TIME ?LIMIT|walltime \d+ exceeded|TERM_RUNLIMIT"
 )
-#: So many lines at a file's end may belong to the ending.
+#: Lines at a file's end that may belong to the job's end.
 MAX_ENDING = 400
 MAX_BEATS = 50_000
 
@@ -71,7 +71,7 @@ def at_the_end(lines: Iterable[Line]) -> Heartbeats | None:
 
 
 def _seconds_between(first: str, last: str) -> float | None:
-    """Seconds from one line to another by their times of day, else by the durations that both state."""
+    """Return the seconds between two lines by their times of day, else by the durations that both state."""
     clock = Clock()
     begin, end = clock.read(first), clock.read(last)
     if begin is not None and end is not None:

@@ -1,4 +1,4 @@
-"""What was given on the command line, brought to files that can be read: pipes, gzip, folders, our own runs."""
+"""Turn arguments of the command line into readable files: pipes, gzip, folders, our own runs."""
 
 import gzip
 import os
@@ -20,17 +20,17 @@ from .own_run import is_summary
 GZIP = b"\x1f\x8b"
 #: A stream without an end must not fill the disk.
 MAX_SPOOLED_BYTES = 4 << 30
-#: A pipe that nobody writes to for so long is taken as ended.
+#: A pipe without data for so long is taken as ended.
 PIPE_PATIENCE_S = 60.0
 MAX_FILES_OF_FOLDER = 1000
 CHUNK = 1 << 20
-#: What the launcher writes into an attempt's folder, see dist3dgs.runs.attempts.
+#: Files that the launcher writes into an attempt's folder, see dist3dgs.runs.attempts.
 EVIDENCE = ("launch.json", "train.log")
 
 
 @dataclass
-class Given:
-    """Text files to read, runs of our own, and what else is to be said of what was given."""
+class InputFiles:
+    """Text files to read, runs of our own, and notes about the arguments."""
 
     logs: list[Path] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
@@ -42,25 +42,25 @@ class Given:
     """path of a temporary copy -> what it was given as"""
 
     def named(self, text: str) -> str:
-        """`text` with the names as they were given instead of those of temporary copies."""
+        """Replace names of temporary copies in `text` by the names given."""
         for path, name in self.names.items():
             text = text.replace(path, name)
         return text
 
 
 @contextmanager
-def given(paths: Sequence[Path | str]) -> Iterator[Given]:
+def open_inputs(paths: Sequence[Path | str]) -> Iterator[InputFiles]:
     """Sort out `paths`: a log, `-`, a pipe, a .gz, a folder, or a run of our own (folder or JSON)."""
-    found = Given()
+    found = InputFiles()
     with tempfile.TemporaryDirectory(prefix="dist3dgs-") as scratch:
         for path in dict.fromkeys(Path(p) for p in paths):
             _take(path, found, Path(scratch))
         found.runs = list(dict.fromkeys(found.runs))
         named = {Path(p) for p in paths} | {Path(p) / "launch.json" for p in paths}
         found.notes += [
-            f"{run} is read too: what the launcher knew" for run in found.runs if run not in named
+            f"{run} is read too: the launcher's summary" for run in found.runs if run not in named
         ]
-        # An attempt's own files are evidence of that attempt, judged with what its launcher knew.
+        # An attempt's files are judged together with its launch.json.
         ours = {run.parent for run in found.runs}
         found.logs = [
             log for log in dict.fromkeys(found.logs) if not (log.parent in ours and _is_evidence(log))
@@ -68,7 +68,7 @@ def given(paths: Sequence[Path | str]) -> Iterator[Given]:
         yield found
 
 
-def _take(path: Path, found: Given, scratch: Path) -> None:
+def _take(path: Path, found: InputFiles, scratch: Path) -> None:
     if str(path) == "-":
         _spool(sys.stdin.buffer, "-", "stdin", found, scratch)
         return
@@ -97,7 +97,7 @@ def _take(path: Path, found: Given, scratch: Path) -> None:
         found.notes.append(f"{path}: {getattr(e, 'strerror', None) or 'cannot be unpacked whole'}")
 
 
-def _take_folder(folder: Path, found: Given) -> None:
+def _take_folder(folder: Path, found: InputFiles) -> None:
     run = next((folder / n for n in ("launch.json", "record.json") if is_summary(folder / n)), None)
     if run is not None:
         found.runs.append(run)
@@ -112,8 +112,8 @@ def _take_folder(folder: Path, found: Given) -> None:
     found.logs += texts
 
 
-def _spool(stream: BinaryIO, shown: str, name: str, found: Given, scratch: Path) -> None:
-    """Copy a stream to a file; where it breaks off, what came is kept."""
+def _spool(stream: BinaryIO, shown: str, name: str, found: InputFiles, scratch: Path) -> None:
+    """Copy a stream to a file; if it breaks off, keep what arrived."""
     folder = scratch / str(len(found.names))
     folder.mkdir()
     copy = folder / (name or "stdin")
@@ -130,7 +130,7 @@ def _spool(stream: BinaryIO, shown: str, name: str, found: Given, scratch: Path)
 
 def _next(stream: BinaryIO) -> bytes:
     while True:
-        # read1: of a file that is cut short, all that can be unpacked.
+        # read1 returns all that can be unpacked of a truncated file.
         chunk = getattr(stream, "read1", stream.read)(CHUNK)
         if chunk is not None:  # None: a pipe whose writer has not written yet
             return chunk

@@ -1,4 +1,4 @@
-"""Whether the loss and the gradient's norm are numbers, over a whole log, from line shapes alone."""
+"""Find where losses and gradient norms become NaN or infinite for good, from line shapes alone."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -15,26 +15,26 @@ NORM = re.compile(
 )
 #: Transformers prints a skipped loss as 0.
 ZERO_LOSS = re.compile(rb"(?i)\bloss['\"]?: *0\.0+\b")
-#: So many rows with a NaN loss are no accident. Norm and loss NaN in one row are two signs.
+#: Rows with a NaN loss that prove divergence. NaN norm and loss in one row count twice.
 NAN_ROWS = 2
-#: So many rows with a NaN norm where no loss is printed.
+#: Rows with a NaN norm that prove it where no loss is printed.
 NORM_ROWS = 3
-#: While the loss is finite: a gradient scaler that starts at 2^16 skips up to 16 steps until it fits.
+#: The same while the loss is finite: a gradient scaler starting at 2^16 may skip 16 steps until it fits.
 SCALER_ROWS = 20
 MAX_SHAPES = 20_000
 
 
 class NanWatch:
-    """The first of the values of one name that are not finite and that no finite one follows."""
+    """Finds where a metric becomes NaN or infinite for good."""
 
     def __init__(self, word: bytes, pattern: re.Pattern[bytes]) -> None:
         self.word, self.pattern = word, pattern
         self.kinds: dict[bytes, bool] = {}  # shape -> the value is finite
-        self.without: set[bytes] = set()  # shapes that do not state it
+        self.without: set[bytes] = set()  # shapes without it
         self.num_bad = 0
         self.num_good = 0
         self.first_bad: Line | None = None
-        self.twice = False  # the last bad row says so in two ways
+        self.twice = False  # the last bad row has two NaN values
 
     def read(self, path: str, block: Block) -> None:
         """Take the values of one block."""
@@ -96,12 +96,12 @@ class LossWatch:
         self.norms = NanWatch(b"norm", NORM)
 
     def read(self, path: str, block: Block) -> None:
-        """Take what one block says."""
+        """Take the losses and norms of one block."""
         self.losses.read(path, block)
         self.norms.read(path, block)
 
     def lost(self) -> Line | None:
-        """The row from which on nothing is a number any more, if the log ends in enough of them."""
+        """Return the row where losses or norms become NaN or infinite for good, if enough such rows follow."""
         if self.losses.num_bad >= NAN_ROWS or (self.losses.num_bad and self.losses.twice):
             return self.losses.first_bad
         enough = SCALER_ROWS if self.losses.num_good else NORM_ROWS

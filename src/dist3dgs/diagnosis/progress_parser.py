@@ -1,4 +1,4 @@
-"""The progress displays of one text log: which formats it has, and the rows of each."""
+"""Read the progress displays of one text log: its formats, and the rows of each."""
 
 import re
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ SAMPLE_BYTES = 1 << 17
 ROWS_PER_BLOCK = 1000
 MAX_SERIES = 32
 MAX_SHAPES = 200_000
-#: Progress bars that are no training.
+#: Progress bars of other work than training.
 NO_TRAINING = re.compile(
     r"(?i)load|map\b|map \(|token|download|fetch|eval|valid|\btest|render|shard|extract|cach|generat|filter|truncat|"
     r"process|reading|undistort|match|convert|copy|upload|sanity|predict|creating|saving|packing|caption|sampling"
 )
 
 
-class Displays:
+class ProgressParser:
     """Knows a log's progress lines by their shapes, and adds their rows to the scan's series."""
 
     def __init__(self, index: int, result: Scan) -> None:
@@ -35,7 +35,7 @@ class Displays:
         self.is_read = False  # the last block
 
     def know(self, raw: bytes, shape: bytes) -> None:
-        """Take note of a progress line's format and shape at first sight."""
+        """Record a progress line's format and shape when it first appears."""
         for fmt in FORMATS:
             m = fmt.pattern.search(raw)
             if m is None:
@@ -51,7 +51,7 @@ class Displays:
             return
 
     def read(self, block: Block, all_alike: bool) -> None:
-        """Take a block's rows, of a long log only some. `all_alike`: not every line of it was looked at."""
+        """Take a block's rows; of a long log only a sample. `all_alike`: not every line of it was classified."""
         self.is_read = self.num_blocks < FULL_BLOCKS
         if self.is_read:
             self.take(block, all_alike)
@@ -100,7 +100,7 @@ def _is_training(fmt: StepFormat, data: bytes, at: int) -> bool:
 
 
 def _before(data: bytes, at: int) -> str:
-    """What stands before a progress bar on its line: `Loading checkpoint shards:`."""
+    """Return the text before a progress bar on its line: `Loading checkpoint shards:`."""
     start = max(data.rfind(b"\n", 0, at), at - 120)
     return clean(data[start + 1 : at])
 

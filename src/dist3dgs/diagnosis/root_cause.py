@@ -1,4 +1,4 @@
-"""From the lines that rules took to the one that explains the others."""
+"""Choose, among the lines that rules matched, the one that explains the others."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -10,26 +10,26 @@ from itertools import pairwise
 from .rules import RULES, Hit, Rule, Tier
 from .scan_result import Scan
 
-#: Text printed by a process that goes on after an error is more than what a dying one still had in its buffer.
+#: A process that survived an error prints more text than a dying one had left in its buffer.
 SURVIVED_BYTES = 1 << 14
-#: After a warning, which need not have ended anything, so many progress lines are enough.
+#: Progress lines after a mere warning that refute it.
 WARNED_ROWS = 2
 #: Lines with which Slurm begins to end a job; what follows them is an echo of the end.
 ENDING = re.compile(
     r"srun: Job step aborted|srun: (?:got|Force Terminated|forcing job termination)|\bgot signal: ?15|received SIGTERM|SIGTERM"
 )
-#: Which rules' lines tell of a worker's own failure, so that a lost rendezvous elsewhere is its echo.
+#: Reports of a worker's own failure, of which a lost rendezvous elsewhere is an echo.
 REPORT = re.compile(
     r"ChildFailedError|failed \(exitcode|Root Cause|terminated with the following error|FAILED|return code = -?[1-9]"
 )
 
-#: Where a job is over, and which.
+#: The end of a job, with its id.
 JOB_END = re.compile(r"\*\*\* (?:JOB|STEP) (\d+)\S* (?:ON \S+ )?CANCELLED AT")
 TASK_FAILED = re.compile(r"error: \S+: tasks? [\d,-]+: ")
-#: A process that ended by itself, and not by SIGTERM (15, in a shell 143).
+#: A process that failed by itself, not by SIGTERM (15, in a shell 143).
 FAILED_CODE = re.compile(r"(?:exit ?code|return code|exit status)[ :=]*-?(?!0\b|15\b|143\b)\d")
 
-#: What NCCL says to a rank that its world has no place for.
+#: NCCL's message to a rank beyond its world.
 INVALID_RANK = re.compile(r"(?i)invalid (?:argument|usage)|ncclInvalid(?:Argument|Usage)")
 MAX_TASKS = 65536
 
@@ -38,7 +38,7 @@ BY_NAME = {r.name: r for r in RULES}
 
 @dataclass
 class Choice:
-    """The root and why not the others."""
+    """The root cause, and reasons against the other candidates."""
 
     root: Hit | None = None
     others: list[Hit] = field(default_factory=list)  # of the same cause, further evidence
@@ -48,7 +48,7 @@ class Choice:
 
 
 def choose(scan: Scan, finished: bool) -> Choice:
-    """Pick the root among `scan.hits`. `finished`: the log says itself that the training came to its end."""
+    """Pick the root among `scan.hits`. `finished`: the log itself states that the training completed."""
     choice = Choice()
     live: list[Hit] = []
     for hit in scan.hits:
@@ -83,7 +83,7 @@ def choose(scan: Scan, finished: bool) -> Choice:
 
 
 def _of_the_last_job(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit]:
-    """A file to which one job after the other was appended is judged by the last one."""
+    """Keep the hits of the last job in a file to which several jobs were appended."""
     kept, symptoms = live, choice.symptoms
     for index in {h.file_index for h in live}:
         mine = sorted((h for h in scan.hits if h.file_index == index), key=lambda h: h.order)
@@ -106,7 +106,7 @@ def _job_of(end: Hit) -> str | None:
 
 
 def _without_complaints(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit]:
-    """What conda or pip could not do before the program began matters only if the program could not do without."""
+    """Drop failures of conda or pip before the program began, unless the program failed for want of them."""
     kept = []
     for hit in live:
         if hit.rule.complaint is None or not hit.rule.complaint.search(hit.line.text):
@@ -129,7 +129,7 @@ def _without_complaints(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit
 
 
 def _later_error(hit: Hit, complaint: Hit) -> bool:
-    """An error below in the same file that is not of the environment itself: a module that is missing may be why."""
+    """Return True for an error below in the same file, unless it may follow from the environment (a missing module)."""
     return (
         hit.file_index == complaint.file_index
         and hit.order > complaint.order
@@ -139,7 +139,7 @@ def _later_error(hit: Hit, complaint: Hit) -> bool:
 
 
 def survived(hit: Hit, scan: Scan, finished: bool) -> bool:
-    """True if the same file shows training going on after the line."""
+    """Return True if the same file shows that training continued after the line."""
     progress = scan.progress.get(hit.file_index)
     if progress is None or progress.last is None:
         went_on = False
@@ -154,13 +154,13 @@ def survived(hit: Hit, scan: Scan, finished: bool) -> bool:
 
 
 def _finish_below(hit: Hit, scan: Scan) -> bool:
-    """The trainer's own word that it finished stands below the line in the same file (a wrapper's does not count)."""
+    """Return True if the trainer (not a wrapper) states below the line in the same file that it finished."""
     done = scan.facts.one.get("finish")
     return bool(done and done.line.file == hit.line.file and (done.line.number or 0) > (hit.line.number or 0))
 
 
 def _counts(hit: Hit, scan: Scan, choice: Choice) -> bool:
-    """An exception that did not itself end the process counts if something did fail, or nothing ended well."""
+    """Count an exception that did not itself end the process if something failed, or nothing ended well."""
     if hit.rule.name == "port-warned" and any(p.count for p in scan.progress.values()):
         return False
     if choice.symptoms:
@@ -174,7 +174,7 @@ def _nearness(hit: Hit) -> tuple[int, bool, int, int]:
 
 
 def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
-    """What a stopped job prints while it is killed is an echo; an error before that is why it had to be stopped."""
+    """Drop lines printed while a job was being killed; keep errors before that, which explain why it was stopped."""
     kept = []
     stops = {
         h.file_index: h for h in reversed(live) if h.rule.tier == Tier.STOP and h.rule.name != "cancelled"
@@ -195,7 +195,7 @@ def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
             and hit.rule.name == "oom-killer"
             and hit.order > begin
         ):
-            # Slurm counts kills when the step ends; that others needed the node does not come from memory.
+            # Slurm counts kills when the step ends; preemption is not caused by memory.
             choice.ruled_out.append((hit, f"the job was ended for another one (line {stop.line.number})"))
         elif stop is None or hit is stop or hit.rule.tier in (Tier.PROOF, Tier.STOP):
             kept.append(hit)
@@ -218,7 +218,7 @@ def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
 
 
 def _ending_begins(stop: Hit) -> int:
-    """Order of the first line of the run of lines above `stop` with which the job is being ended."""
+    """Return the order of the first of the lines above `stop` that were printed while the job was being ended."""
     begin = stop.order
     for back, text in enumerate(reversed(stop.context(40)), 1):
         if ENDING.search(text):
@@ -227,7 +227,7 @@ def _ending_begins(stop: Hit) -> int:
 
 
 def _without_echoes(live: list[Hit], choice: Choice) -> list[Hit]:
-    """A rendezvous or connection lost after a worker somewhere failed is that failure's echo."""
+    """Drop rendezvous and connection errors that follow the failure of a worker."""
     reports = [h for h in choice.symptoms if REPORT.search(h.line.text)]
     kept = []
     for hit in live:
@@ -250,7 +250,7 @@ def _precedes(a: Hit, b: Hit) -> bool:
 
 
 def _after_timeouts(live: list[Hit], choice: Choice) -> list[Hit]:
-    """Whatever made ranks wait until the timeout stands above it; errors below come from the broken collective."""
+    """Drop errors below a collective's timeout: they come from the broken collective."""
     first = {h.file_index: h for h in reversed(live) if h.rule.name == "collective-timeout"}
     kept = []
     for hit in live:
@@ -269,7 +269,7 @@ def _after_timeouts(live: list[Hit], choice: Choice) -> list[Hit]:
 
 
 def _desynchronised(live: list[Hit], choice: Choice) -> list[Hit]:
-    """Ranks that time out in different collectives are themselves what a mismatch on the wire comes from."""
+    """Drop network errors where ranks timed out in different collectives, which causes such errors."""
     timeouts = [h for h in live if h.rule.name == "collective-timeout"]
     if len(collectives(timeouts)) < 2:
         # One collective and a network fault before it: the fault is why it never ended.
@@ -288,7 +288,7 @@ def _desynchronised(live: list[Hit], choice: Choice) -> list[Hit]:
 
 
 def _the_program_first(live: list[Hit], choice: Choice) -> list[Hit]:
-    """Drop what accuses the GPU where a kernel of the program was caught; a broken GPU's own word outranks both."""
+    """Drop suspicions against the GPU where a kernel of the program faulted; hardware errors outrank both."""
     caught = next((h for h in live if h.rule.name == "kernel-fault"), None)
     if caught is None:
         return live
@@ -318,7 +318,7 @@ def _name_ranks_beyond_the_world(live: list[Hit], scan: Scan, choice: Choice) ->
 
 
 def _failed_tasks(text: str) -> set[int]:
-    """Task numbers of `srun: error: node01: tasks 8-13,15: Exited with exit code 1`."""
+    """Parse the task numbers of `srun: error: node01: tasks 8-13,15: Exited with exit code 1`."""
     m = re.search(r"error: \S+: tasks? ([\d,-]+): ", text)
     tasks: set[int] = set()
     for part in m[1].split(",") if m else ():
@@ -329,7 +329,7 @@ def _failed_tasks(text: str) -> set[int]:
 
 
 def collectives(timeouts: Sequence[Hit]) -> dict[str, Hit]:
-    """`OpType SeqNum` -> the first line that names it."""
+    """Map each `OpType SeqNum` to the first line that names it."""
     found: dict[str, Hit] = {}
     for hit in timeouts:
         if m := re.search(r"SeqNum=(\d+), OpType=(\w+)", hit.line.text):
@@ -338,7 +338,7 @@ def collectives(timeouts: Sequence[Hit]) -> dict[str, Hit]:
 
 
 def _best_evidence(root: Hit, same: Sequence[Hit]) -> Hit:
-    """Of the lines of one rule around the root in its file, the one with the most telling wording."""
+    """Choose the most specific wording among lines of the same rule near the root."""
     near = [
         h
         for h in same

@@ -1,4 +1,4 @@
-"""How a job went, from one pass over its logs: steps and their times, phases, throughput, its end."""
+"""Course of a job from one pass over its logs: steps and their times, phases, throughput, its end."""
 
 import re
 import statistics
@@ -12,11 +12,11 @@ from .progress_parser import NO_TRAINING
 from .scan_result import Scan
 from .text_reader import REPEATS_RANKS
 
-#: What stands before the progress bar of an evaluation.
+#: Text before the progress bar of an evaluation.
 EVALUATION = re.compile(r"(?i)\beval|\bvalid|\btest|\brender")
-#: So many lines of results may follow a program's word of its own time; below more of them something else runs.
+#: Lines of results that may follow a program's own run time; below more of them something else runs.
 MAX_RESULT_LINES = 64
-#: What a progress line says is still to do: `eta: 0:12:04`, `eta: 1 day, 2:00:01`.
+#: Time left in a progress line: `eta: 0:12:04`, `eta: 1 day, 2:00:01`.
 ETA = re.compile(r"(?i)\beta:? +(?:\d+ days?, )?\d+(?::\d\d)+")
 
 
@@ -39,7 +39,7 @@ class EpochTime(Model):
 
 
 def main_series(scan: Scan) -> StepSeries | None:
-    """The training's own progress display: the most telling format, then the one that ran longest."""
+    """Choose the training's own progress display: by format, then the one that ran longest."""
     able = [
         s
         for s in scan.series.values()
@@ -55,10 +55,10 @@ def main_series(scan: Scan) -> StepSeries | None:
 
 
 def iterations(scan: Scan, series: StepSeries | None) -> tuple[int | None, int | None]:
-    """Training steps done and asked for."""
+    """Return training steps done and requested."""
     asked = scan.facts.get("iterations_asked")
-    if scan.diary is not None and scan.diary.num_events:
-        return max([scan.diary.last_step, *scan.diary.steps.values()]), asked
+    if scan.events is not None and scan.events.num_events:
+        return max([scan.events.last_step, *scan.events.steps.values()]), asked
     if series is None or series.format.name == "trainer dict":
         return scan.facts.get("steps_done"), asked
     total = (
@@ -72,27 +72,27 @@ def iterations(scan: Scan, series: StepSeries | None) -> tuple[int | None, int |
 
 
 def epochs(scan: Scan) -> int | None:
-    """Epochs done."""
+    """Return the number of epochs done."""
     return max((s.num_steps for s in scan.series.values() if s.format.epochs and s.last >= 0), default=None)
 
 
 class Pace(NamedTuple):
-    """Seconds per step, and of how much of the run."""
+    """Seconds per step, and the share of the run that they cover."""
 
     step_s: StepTime | None = None
     kind: str | None = None
-    series: StepSeries | None = None  # None: of all steps, as the trainer itself added them up
+    series: StepSeries | None = None  # None: of all steps, as the trainer states it
 
     @property
     def shown(self) -> tuple[int, int] | None:
-        """First and last step shown, where those are less than the run."""
+        """Return the first and last step shown, if they are less than the run."""
         return self.series.range_shown if self.series is not None and not self.series.covers_run else None
 
 
 def pace(scan: Scan, series: StepSeries | None) -> Pace:
-    diary = scan.diary
-    if diary is not None and diary.step_s:
-        slowest = max(diary.step_s.values(), key=lambda s: s.get("mean", 0.0))
+    events = scan.events
+    if events is not None and events.step_s:
+        slowest = max(events.step_s.values(), key=lambda s: s.get("mean", 0.0))
         if {"median", "mean", "p5", "p95"} <= slowest.keys():
             return Pace(StepTime(**slowest), "per step")
     if series is not None and (step_s := series.step_time()) is not None:
@@ -105,14 +105,14 @@ def pace(scan: Scan, series: StepSeries | None) -> Pace:
 
 
 def phases(scan: Scan, series: StepSeries | None) -> tuple[dict[str, float], float | None]:
-    """Seconds of each phase that the log tells, and of the whole job."""
-    diary, f = scan.diary, scan.facts
-    if diary is not None and diary.phases_s:
-        names = dict.fromkeys(name for phases in diary.phases_s.values() for name in phases)
-        slowest = {n: max(p.get(n, 0.0) for p in diary.phases_s.values()) for n in names}
+    """Return the seconds of each phase that the log states, and of the whole job."""
+    events, f = scan.events, scan.facts
+    if events is not None and events.phases_s:
+        names = dict.fromkeys(name for phases in events.phases_s.values() for name in phases)
+        slowest = {n: max(p.get(n, 0.0) for p in events.phases_s.values()) for n in names}
         span = (
-            diary.last_t - diary.started_at
-            if diary.last_t is not None and diary.started_at is not None
+            events.last_t - events.started_at
+            if events.last_t is not None and events.started_at is not None
             else None
         )
         return slowest, span
@@ -140,15 +140,15 @@ def phases(scan: Scan, series: StepSeries | None) -> tuple[dict[str, float], flo
     if not stated and total is not None and total < max(phases.values(), default=0.0):
         total = None  # the lines with times of day are not from the whole job
     if total is not None and not phases and not scan.series and marks and f.get("trainer") == "nerfstudio":
-        phases["environment"] = total  # it prints its first step at once: it never came so far
+        phases["environment"] = total  # it prints its first step at once, so it never got there
     if total is not None and "stepping" in phases and total >= sum(phases.values()):
         phases["other"] = total - sum(phases.values())
     return phases, total
 
 
 def samples_s(scan: Scan) -> float | None:
-    """Seconds over which the resources of the job were sampled."""
-    times = [(g.first_t, g.last_t) for _, gpus in scan.smi for g in gpus.values()]
+    """Return the seconds over which the job's resources were sampled."""
+    times = [(g.first_t, g.last_t) for _, gpus in scan.gpu_logs for g in gpus.values()]
     times += [(n.first_t, n.last_t) for n in scan.nodes]
     spans = [p.elapsed_s for p in scan.processes]
     spans += [last - first for first, last in times if first is not None and last is not None]
@@ -156,7 +156,7 @@ def samples_s(scan: Scan) -> float | None:
 
 
 def _evaluation(scan: Scan) -> float | None:
-    """Seconds that progress bars of evaluations show, where all of them were read, or that lines state."""
+    """Return the seconds of evaluations: from progress bars, if all were read, or as lines state."""
     bars = [s for s in scan.series.values() if EVALUATION.search(s.description) and s.elapsed_s is not None]
     if not bars:
         return _stated_evaluation(scan)
@@ -166,9 +166,9 @@ def _evaluation(scan: Scan) -> float | None:
 
 
 def _stated_evaluation(scan: Scan) -> float | None:
-    """The sum of one wording on one rank: others tell of the same evaluations."""
+    """Add up one wording on one rank: others state the same evaluations."""
     stated = scan.facts.many.get("evaluation_s", [])
-    if len(stated) >= REPEATS_RANKS:  # of so many not each was read
+    if len(stated) >= REPEATS_RANKS:  # not every one of so many was read
         return None
     sums: dict[str, float] = {}
     for fact in stated:
@@ -178,14 +178,14 @@ def _stated_evaluation(scan: Scan) -> float | None:
 
 
 def _stepping(scan: Scan, series: StepSeries | None) -> float | None:
-    """Seconds of all training steps; None if this log shows only a part of them."""
+    """Return the seconds of all training steps; None if this log shows only some of them."""
     if series is None:
         series = next((s for s in scan.series.values() if s.format.epochs and s.seconds), None)
     return series.stepping_s() if series is not None and series.covers_run else None
 
 
 def rates(scan: Scan, pace: Pace) -> list[Rate]:
-    """As displays show them, and steps per second where the mean is that of the run."""
+    """List the rates that displays show, and steps per second where the mean is that of the run."""
     rates = [
         Rate(
             unit=s.rate_unit,
@@ -205,7 +205,7 @@ def rates(scan: Scan, pace: Pace) -> list[Rate]:
 
 
 def epoch_time(scan: Scan) -> EpochTime | None:
-    """Seconds per epoch, where the log shows those of all."""
+    """Return the seconds per epoch, if the log shows them for all."""
     for s in scan.series.values():
         if s.format.epochs and s.seconds and s.covers_run:
             return EpochTime(
@@ -215,11 +215,11 @@ def epoch_time(scan: Scan) -> EpochTime | None:
 
 
 def finished(scan: Scan, series: StepSeries | None) -> Evidence | None:
-    """The trainer's own word that it came to its end: its banner, our `end` event, a display at its total."""
-    if scan.diary is not None and scan.diary.end is not None:
-        event, line = scan.diary.end
+    """Find the trainer's statement that it completed: its banner, our `end` event, a display at its total."""
+    if scan.events is not None and scan.events.end is not None:
+        event, line = scan.events.end
         return _evidence(line) if event.get("status") == "ok" else None
-    if scan.diary is not None and scan.diary.num_events:
+    if scan.events is not None and scan.events.num_events:
         return None
     if (state := scan.facts.one.get("job_state")) and str(state.value).startswith("COMPLETED"):
         return _evidence(state.line)
@@ -254,7 +254,7 @@ def ended(scan: Scan) -> Evidence | None:
 
 
 def _loop_ended(scan: Scan, left: Line) -> bool:
-    """The loop was left at its end, and what began below that gave its results."""
+    """Find the end of a loop that was not left early and whose evaluation gave results."""
     begun, results = _place(scan, "begun"), _place(scan, "results")
     return not _time_was_left(scan, left.file) and begun <= max(left.number or 0, results)
 
@@ -264,7 +264,7 @@ def _place(scan: Scan, key: str) -> int:
 
 
 def _time_was_left(scan: Scan, file: str) -> bool:
-    """The last progress line of that file says that the training was not at its end."""
+    """Return True if the file's last progress line shows that the training was not complete."""
     last = next((p.last for p in scan.progress.values() if p.last and p.last.file == file), None)
     m = ETA.search(last.text) if last is not None else None
     return m is not None and re.search(r"[1-9]", m[0]) is not None

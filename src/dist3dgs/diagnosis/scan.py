@@ -1,13 +1,13 @@
-"""One pass over a job's files: facts, progress and the lines that rules take. Both reading and judging stand on it."""
+"""Read a job's files in one pass: facts, progress and the lines that rules take, for summary and verdict alike."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
 from ..logs.jobs import Job, by_job
-from ..logs.lines import Block, clean, looks_binary, read_blocks
-from ..logs.readers import events as own_events
-from ..logs.readers import gsplat, metrics_csv, nvidia_smi, psrecord, resources, sacct
+from ..logs.lines import clean, looks_binary, read_blocks
+from ..logs.log_data import Added
+from ..logs.readers import all_readers, events, format_of
 from .scan_result import FileInfo, Scan
 from .text_reader import TextReader
 
@@ -38,11 +38,10 @@ def scan(paths: Sequence[Path | str], warmup_steps: int = 0, warmup_epochs: int 
 
 def _read_events(result: Scan) -> None:
     """Read the event files together: each node of a run has its own."""
-    files = [f for f in result.files if f.format == "events"]
-    if files:
-        result.diary = own_events.read([Path(f.path) for f in files])
-        for f in files:
-            f.lines = result.diary.events_of.get(f.path, 0)
+    if result.event_files:
+        result.events = events.read(result.event_files)
+        for f in result.files:
+            f.lines = result.events.events_of.get(f.path, f.lines)
 
 
 def _scan_file(path: Path, index: int, result: Scan) -> FileInfo:
@@ -65,38 +64,17 @@ def _scan_file(path: Path, index: int, result: Scan) -> FileInfo:
     if looks_binary(head[:4096]):
         return FileInfo(str(path), "binary", size, note="not a text file")
     text = "\n".join(clean(raw) for raw in head[:8192].replace(b"\0", b"").splitlines()[:20])
-    if own_events.sniff(text):
-        return FileInfo(str(path), "events", size)
-    if resources.sniff(text):
-        result.nodes.append(resources.read(path))
-        return FileInfo(str(path), "resources", size)
-    if nvidia_smi.sniff(text):
-        gpus, note = nvidia_smi.read(path)
-        if gpus:
-            result.smi.append((_name(path, result), gpus))
-        return FileInfo(str(path), "nvidia-smi", size, note=note)
-    if psrecord.sniff(text):
-        result.processes.append(psrecord.read(path))
-        return FileInfo(str(path), "psrecord", size)
-    if metrics_csv.sniff(text):
-        metrics_csv.read(path, result.facts, lambda fmt: result.series_of(index, fmt))
-        return FileInfo(str(path), "metrics.csv", size)
-    blocks: Iterable[Block] = read_blocks(path)
-    kind, note = "text", None
-    if sacct.sniff(text):
-        kind = "sacct"
-        blocks, note = sacct.read(path, result.facts, result.job_id)
-    gsplat.read_name(path, result.facts)
-    reader = TextReader(path, index, result)
-    for block in blocks:
-        reader.read(block)
-    reader.close()
-    lines = reader.last_block.number(len(reader.last_block.lines) - 1) if reader.last_block else 0
-    return FileInfo(str(path), kind, size, lines, note)
-
-
-def _name(path: Path, result: Scan) -> str:
-    """What tells a file's GPUs from another's: its name, with the folder or a number where that is taken."""
-    taken = {name for name, _ in result.smi}
-    choices = [path.stem, f"{path.parent.name}/{path.stem}", *(f"{path.stem}.{i}" for i in range(2, 10_000))]
-    return next(name for name in choices if name not in taken)
+    reader = format_of(text)
+    kind, added = ("text", Added(blocks=read_blocks(path))) if reader is None else (
+        reader.FORMAT, reader.add(path, index, result)
+    )  # fmt: skip
+    if added.blocks is None:
+        return FileInfo(str(path), kind, size, note=added.note)
+    for named in all_readers():
+        if hasattr(named, "read_name"):
+            named.read_name(path, result.facts)
+    text_reader = TextReader(path, index, result)
+    for block in added.blocks:
+        text_reader.read(block)
+    text_reader.close()
+    return FileInfo(str(path), kind, size, text_reader.num_lines, added.note)

@@ -1,4 +1,4 @@
-"""A job in numbers, from whatever its files say. What they do not say is null, with the reason."""
+"""Summarise a job in numbers from its files. Unknown numbers are null, with the reason."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +85,7 @@ def read_logs(paths: Sequence[Path | str]) -> LogSummary:
 
 
 def summarise(scan: Scan) -> LogSummary:
-    """Facts and statistics of one pass as a summary."""
+    """Summarise facts and statistics of one pass."""
     f = scan.facts
     series = run_timeline.main_series(scan)
     iterations, asked = run_timeline.iterations(scan, series)
@@ -94,13 +94,13 @@ def summarise(scan: Scan) -> LogSummary:
     gpus = hardware_usage.gpus(scan)
     fields: dict[str, Any] = {
         "files": [_file(x) for x in scan.files],
-        "trainer": f.get("trainer") or ("dist3dgs" if scan.diary and scan.diary.num_events else None),
+        "trainer": f.get("trainer") or ("dist3dgs" if scan.events and scan.events.num_events else None),
         "job_id": f.get("job_id") or scan.job_id,
         "job_name": f.get("job_name"),
         "nodes": hardware_usage.nodes(scan),
         "devices_asked": hardware_usage.devices_asked(scan),
         "devices_used": hardware_usage.devices_used(scan),
-        "started_at": scan.diary.started_at if scan.diary else min(scan.first_time.values(), default=None),
+        "started_at": scan.events.started_at if scan.events else min(scan.first_time.values(), default=None),
         "total_s": total,
         "iterations": iterations,
         "iterations_asked": asked,
@@ -113,7 +113,7 @@ def summarise(scan: Scan) -> LogSummary:
         "step_s_kind": pace.kind,
         "step_s_sampled": pace.series is not None and pace.series.sampled,
         "throughput": run_timeline.rates(scan, pace),
-        "num_gaussians": (scan.diary.num_gaussians if scan.diary else None) or f.get("num_gaussians"),
+        "num_gaussians": (scan.events.num_gaussians if scan.events else None) or f.get("num_gaussians"),
         "quality": _quality(scan),
         "gpus": gpus,
         "gpu_peak_gib": hardware_usage.gpu_peak(scan, gpus),
@@ -132,10 +132,10 @@ def _quality(scan: Scan) -> dict[str, float]:
     }
     if (triple := scan.facts.get("quality_json")) is not None:
         found |= dict(zip(("psnr", "ssim", "lpips"), triple, strict=True))
-    if scan.diary is not None:
-        found["loss"] = scan.diary.loss
+    if scan.events is not None:
+        found["loss"] = scan.events.loss
         for key in ("psnr", "ssim", "lpips"):
-            values = [e[key] for e in scan.diary.evals if isinstance(e.get(key), int | float)]
+            values = [e[key] for e in scan.events.evals if isinstance(e.get(key), int | float)]
             found[key] = float(values[-1]) if values else None
     return {k: float(v) for k, v in found.items() if v is not None and abs(v) < 1e18}  # no NaN either
 

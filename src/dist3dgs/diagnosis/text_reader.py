@@ -1,4 +1,4 @@
-"""One text log, block by block: which lines are looked at, what they state, which rule takes them."""
+"""Read one text log block by block: choose lines, take the facts they state, find the rule that takes them."""
 
 import re
 from bisect import bisect_left, bisect_right
@@ -7,34 +7,30 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..logs import attribution
-from ..logs.facts import FactPattern, FactTable, Line
+from ..logs.facts import FactPattern, Line
 from ..logs.lines import Block, clean
-from ..logs.readers import elastic, ends, epochs, gsplat, nerfstudio, sacct, slurm
+from ..logs.readers import fact_table
 from ..logs.timestamps import Clock
 from . import heartbeats
-from .progress_parser import Displays
+from .progress_parser import ProgressParser
 from .rules import Hit, Tier, candidates, takers
 from .scan_result import Scan
 
-#: Text patterns of all readers; every new line shape is shown to them.
-FACTS = FactTable(
-    p for module in (nerfstudio, gsplat, elastic, slurm, sacct, epochs, ends) for p in module.FACTS
-)
-#: How often lines of one shape are looked at after any rule or reader cared for the first. Of a shape whose numbers
-#: matter (a metric that is printed again and again) the last one in each block is read after that.
+#: Lines of one shape examined after a rule or a reader took the first one. Of a shape whose numbers
+#: matter (a metric printed repeatedly) the last one in each block is read after that.
 REPEATS = 8
 REPEATS_RANKS = 64
 MAX_SHAPES = 200_000
-#: After this many differing shapes in one file (a dump, not a log) only lines with an alarming word are looked at.
+#: After so many different shapes in one file (a dump, not a log) only lines with an alarming word are examined,
 MAX_CLOSE_LINES = 20_000
-#: And after this many of those only the end of the file.
+#: and after so many of those only the end of the file.
 MAX_ALARMS = 5_000
 LAST_ALARMS = 300
-#: Of one rule in one file so many hits are kept, and the last.
+#: Hits kept of one rule in one file, besides the last.
 MAX_RULE_HITS = 200
-#: Lines that are cleaned and looked through for words together.
+#: Lines that are cleaned and prefiltered together.
 BATCH = 256
-#: Lines around a hit that its rule may ask for.
+#: Lines around a hit that its rule may inspect.
 NUM_ABOVE, NUM_BELOW = 80, 8
 MAX_OFTEN = 32
 ALARMING = re.compile(
@@ -42,7 +38,7 @@ ALARMING = re.compile(
 )
 #: What torch's C++ side and torchrun call a warning: retries of a connection, a port that was taken at first, ...
 TORCH_WARNING = re.compile(r"(?:\[rank\d+\]:)?(?:\[W[ \d]|W\d{4} [\d:.]+ \d+ )")
-#: Lines of the job's script, shown by `set -x` or printed for the record: what might happen, not what did.
+#: Lines of the job's script, by `set -x` or printed for the record: they state what might happen, not what did.
 SCRIPT = re.compile(r"\++ |#(?:SBATCH|BSUB|PBS|!|\s)|(?:echo|export|if|then|fi|trap) ")
 TAIL_BYTES = 1 << 14
 SLURM_LINE = re.compile(r"slurmstepd|srun:|CANCELLED")
@@ -54,10 +50,10 @@ class TextReader:
     def __init__(self, path: Path, index: int, result: Scan) -> None:
         self.path, self.index, self.result = str(path), index, result
         self.clock = Clock()
-        self.seen: set[bytes] = set()  # shapes that nobody needs to see again
-        self.repeats: dict[bytes, int] = {}  # shapes that somebody cares for -> how often still
+        self.seen: set[bytes] = set()  # shapes that need not be examined again
+        self.repeats: dict[bytes, int] = {}  # shapes that matter -> examinations left
         self.often: dict[bytes, list[FactPattern]] = {}
-        self.displays = Displays(index, result)
+        self.parser = ProgressParser(index, result)
         self.last_row: tuple[Block, int] | None = None
         self.tail = b""
         self.progress = result.progress_of(index)
@@ -71,9 +67,15 @@ class TextReader:
             [],
         )  # how many shapes of progress lines, and where those lines are
         self.num_hits: dict[str, int] = {}
-        self.late: dict[str, Hit] = {}  # of a rule with more hits than are kept, the last one
+        self.late: dict[str, Hit] = {}  # last hit of rules with more than are kept
+
+    @property
+    def num_lines(self) -> int:
+        """Lines read so far."""
+        return self.last_block.number(len(self.last_block.lines) - 1) if self.last_block else 0
 
     def read(self, block: Block) -> None:
+        """Take one block of the file."""
         self.cleaned, self.row_places = {}, (0, [])
         hits = self._look_at(block, self._choose(block))
         self.result.loss.read(self.path, block)
@@ -86,7 +88,7 @@ class TextReader:
         self.last_block = block
 
     def _keep(self, hits: Sequence[Hit]) -> None:
-        """Of each rule the first hits and the very last one."""
+        """Keep the first hits of each rule and the very last one."""
         for hit in hits:
             name = hit.rule.name
             self.num_hits[name] = self.num_hits.get(name, 0) + 1
@@ -96,12 +98,12 @@ class TextReader:
                 self.late[name] = hit
 
     def _look_at(self, block: Block, chosen: Sequence[int]) -> list[Hit]:
-        """Look at some segments in their order. What they may be is found out for many of them at once."""
+        """Examine segments in their order; the prefilters run on a batch of them at once."""
         hits: list[Hit] = []
         for begin in range(0, len(chosen), BATCH):
             batch = [i for i in chosen[begin : begin + BATCH] if block.shapes[i] not in self.seen]
             texts = [self._clean(block, i) for i in batch]
-            for i, facts, rules in zip(batch, FACTS.candidates(texts), candidates(texts), strict=True):
+            for i, facts, rules in zip(batch, fact_table().candidates(texts), candidates(texts), strict=True):
                 hits += self._look(block, i, facts, rules)
         return hits
 
@@ -118,7 +120,7 @@ class TextReader:
             self.result.facts.read(Line(self.path, number, clean(block.line(i))), patterns)
 
     def _choose(self, block: Block) -> list[int]:
-        """Indices of the segments that may have to be looked at."""
+        """Choose the segments to examine; return their indices."""
         wanted = block.last.keys() - self.seen
         if not wanted or self.close_lines > MAX_CLOSE_LINES + MAX_ALARMS:
             return []
@@ -140,7 +142,7 @@ class TextReader:
             self.result.first_time.setdefault(self.index, line.time)
         often = self.result.facts.read(line, facts)
         again = max((REPEATS_RANKS if p.often else REPEATS for p in often), default=0)
-        self.displays.know(block.lines[i], shape)
+        self.parser.know(block.lines[i], shape)
         hit = self._judge(block, line, i, rules)
         if hit is not None:
             again = max(again, REPEATS_RANKS if hit.rule.tier == Tier.COMMUNICATION else REPEATS)
@@ -150,7 +152,7 @@ class TextReader:
         else:
             self.repeats.pop(shape, None)
             self.seen.add(shape)
-            # Of what is added up no line may be read again.
+            # A line whose values are added up must not be read twice.
             latest = [p for p in often if p.often and p.keep != "list"]
             if latest and len(self.often) < MAX_OFTEN:
                 self.often[shape] = latest
@@ -170,12 +172,12 @@ class TextReader:
                 hit.rank, hit.node = attribution.of(hit)
             hit.rule, hit.pattern = rule, found
             if rule.accept is None or rule.accept(hit):
-                hit.steps_above = _none  # the other one holds the whole block
+                hit.steps_above = _none  # releases the block that the closure holds
                 return hit
         return None
 
     def _around(self, block: Block, i: int) -> tuple[Callable[[int], list[str]], Callable[[int], list[str]]]:
-        """The lines above and below a segment, without a hold on the block."""
+        """Return accessors for the lines above and below a segment that do not keep the block in memory."""
         known = self.cleaned.get
         above = [known(j) or self._clean(block, j) for j in range(max(0, i - NUM_ABOVE), i)]
         below = [self._clean(block, j) for j in range(i + 1, min(i + 1 + NUM_BELOW, len(block.lines)))]
@@ -190,17 +192,17 @@ class TextReader:
 
     def _steps_above(self, block: Block, i: int) -> int:
         known, places = self.row_places
-        if known != len(self.displays.training):
-            places = [j for j, shape in enumerate(block.shapes) if shape in self.displays.training]
-            self.row_places = len(self.displays.training), places
+        if known != len(self.parser.training):
+            places = [j for j, shape in enumerate(block.shapes) if shape in self.parser.training]
+            self.row_places = len(self.parser.training), places
         return bisect_left(places, i) - bisect_left(places, i - 400)
 
     def _steps(self, block: Block, hits: list[Hit]) -> None:
         """Run the active step formats over the block, and note how much progress stands before each hit."""
-        self.displays.read(block, self.close_lines > MAX_CLOSE_LINES)
+        self.parser.read(block, self.close_lines > MAX_CLOSE_LINES)
         rows: list[int] = []
-        if hits and not self.displays.training.isdisjoint(block.last):
-            rows = [i for i, shape in enumerate(block.shapes) if shape in self.displays.training]
+        if hits and not self.parser.training.isdisjoint(block.last):
+            rows = [i for i, shape in enumerate(block.shapes) if shape in self.parser.training]
         for hit in hits:
             hit.steps_before = self.progress.count + bisect_right(rows, hit.order - self.order)
             hit.bytes_before = self.offset + block.offset(hit.order - self.order)
@@ -209,8 +211,8 @@ class TextReader:
     def _note_progress(self, block: Block, num_rows: int) -> None:
         p = self.progress
         below = 0
-        if not self.displays.training.isdisjoint(block.last):
-            last = max(block.last[shape] for shape in self.displays.training & block.last.keys())
+        if not self.parser.training.isdisjoint(block.last):
+            last = max(block.last[shape] for shape in self.parser.training & block.last.keys())
             at = block.offset(last)
             below = at + len(block.line(last))
             p.count += max(num_rows, 1)
@@ -231,8 +233,8 @@ class TextReader:
         if self.last_row is not None and self.progress.last is not None:
             block, row = self.last_row
             self.progress.last = replace(self.progress.last, number=block.number(row))
-        if not self.displays.is_read:
-            self.displays.take(self.last_block, self.close_lines > MAX_CLOSE_LINES)
+        if not self.parser.is_read:
+            self.parser.take(self.last_block, self.close_lines > MAX_CLOSE_LINES)
         if self.close_lines > MAX_CLOSE_LINES + MAX_ALARMS:
             self._look_at_the_end(self.last_block)
         self.result.hits.extend(self.late.values())

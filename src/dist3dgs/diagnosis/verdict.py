@@ -1,4 +1,4 @@
-"""The verdict over a job's logs."""
+"""Diagnose a job: one verdict from the facts, progress and matched lines of its logs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,24 +8,24 @@ from typing import Any
 from pydantic import Field
 
 from ..logs.facts import Line
-from ..logs.jobs import Job
-from ..logs.log_pairs import missing_halves
-from ..runs.record import Cause, Evidence, Failure, Model, Status
+from ..logs.jobs import Job, missing_halves
+from ..runs.causes import Cause
+from ..runs.record import Evidence, Failure, Model, Status
 from . import own_run, root_cause
 from .hang import only_alive, silent_before
 from .root_cause import BY_NAME, Choice, collectives
-from .rules import RULES, Hit, Rule, Tier, takers
+from .rules import Hit, Rule, Tier, all_rules, takers
 from .run_timeline import main_series
 from .scan import scan
 from .scan_result import Scan
 from .summary import LogSummary, summarise
 
-#: Lines that a job prints while it stands still, or while it is being ended.
+#: Lines that a job prints while it hangs or is being ended.
 NO_LIFE = re.compile(
     r"not responding|[Ss]till (?:trying|waiting)|[Ww]aiting (?:for|in)\b|blocked for more than|"
     + root_cause.ENDING.pattern
 )
-#: A model is gone when so few Gaussians are left, and so small a part, of at least so many.
+#: A model has vanished when at most so many Gaussians are left, and so small a part, of once so many.
 GONE = 100
 GONE_PART = 0.01
 ONCE_MANY = 1000
@@ -34,7 +34,7 @@ MAX_EVIDENCE_TEXT = 1000
 
 
 class RuledOut(Model):
-    """A cause that a line spoke for and that was not taken."""
+    """A cause that a line suggested, and the reason against it."""
 
     cause: Cause
     reason: str
@@ -42,7 +42,7 @@ class RuledOut(Model):
 
 
 class Diagnosis(Model):
-    """What happened to a job, and the lines that show it."""
+    """Verdict on a job, and the lines that prove it."""
 
     status: Status
     cause: Cause | None = Field(None, description="null if and only if the status is ok")
@@ -60,7 +60,7 @@ class Diagnosis(Model):
     )
 
     def failure(self) -> Failure | None:
-        """The same for a run record; None if the status is ok."""
+        """Convert to the failure of a run record; None if the status is ok."""
         if self.cause is None:
             return None
         return Failure(
@@ -72,14 +72,14 @@ class Diagnosis(Model):
 def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = None) -> Diagnosis:
     """Judge one job from all its files.
 
-    `context` is what the caller knows besides them: `devices_asked` (int), `steps_asked` (int), `exit_code`, `signal`
+    `context` is what the caller knows besides them: `devices_asked` (int), `exit_code`, `signal`
     (int), `own_run` (bool: started by our launcher). A launch.json is context too, never text. The other of a .out
     and .err is read where it lies beside the one given. Raises `UserError` if nothing can be read.
     """
     summaries = [p for p in map(Path, paths) if own_run.is_summary(p)]
     logs = [p for p in map(Path, paths) if p not in summaries]
     context = own_run.launch_context(summaries) | dict(context or {})
-    # One half alone says `complete` where the other has the traceback.
+    # One file may say `complete` while the other has the traceback.
     halves = [other for other in missing_halves(logs) if other.is_file()]
     found = scan(Job([*logs, *halves], paths.job_id) if isinstance(paths, Job) else [*logs, *halves])
     for file in found.files[len(found.files) - len(halves) :] if halves else ():
@@ -88,7 +88,7 @@ def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = No
 
 
 def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
-    """The verdict over what one pass over the files found."""
+    """Judge what one pass over the files found."""
     verdict = _verdict(found, summary, context)
     notes = [f"{f.path}: {f.note}" for f in found.files if f.note]
     return verdict.model_copy(update={"notes": notes}) if notes else verdict
@@ -96,7 +96,7 @@ def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagn
 
 def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
     own_run.add_hits(found, context)
-    if context.get("own_run") or (found.diary is not None and found.diary.num_events):
+    if context.get("own_run") or (found.events is not None and found.events.num_events):
         found.facts.add("trainer", "dist3dgs", Line("", None, ""), keep="last")
     finished = summary.finished is not None
     collapse = _collapsed(found)
@@ -126,9 +126,9 @@ def _failed(found: Scan, choice: Choice) -> Diagnosis:
     extra: Sequence[Evidence] = ()
     if rule.cause in ("time_limit", "cancelled"):
         silence = silent_before(root, found)
-        # Who cancels a program that shows no step need not have waited for one: a service is silent when it is well.
+        # A cancelled program without steps need not have hung: a healthy service prints nothing.
         hung = rule.cause == "time_limit" and _nothing_below(root, found)
-        if silence is not None and (found.diary or _stepped(found) or hung):
+        if silence is not None and (found.events or _stepped(found) or hung):
             rule, extra = BY_NAME["no-step"], silence
         elif rule.cause == "time_limit" and (alive := only_alive(found)) is not None:
             rule, extra = BY_NAME["no-step"], alive
@@ -140,7 +140,7 @@ def _stepped(found: Scan) -> bool:
 
 
 def _nothing_below(stop: Hit, found: Scan) -> bool:
-    """No text without a time stands between the last line with one and the stop: it could be of any moment."""
+    """Return True if no line without a time stands between the last one with a time and the stop."""
     number = stop.line.number
     return not any(
         line.text.strip() and not line.text.startswith((" ", "\t")) and not NO_LIFE.search(line.text)
@@ -171,7 +171,7 @@ def _diagnosis(
 
 
 def _stated_reason(stop: Hit) -> list[Evidence]:
-    """Slurm's `*** REASON: ... ***` below the line with which it ended the job."""
+    """Find Slurm's `*** REASON: ... ***` below the line with which it ended the job."""
     if stop.rule.tier != Tier.STOP or stop.line.number is None:
         return []
     return [
@@ -192,7 +192,7 @@ def _phase(rule: Rule, root: Hit) -> str | None:
 
 
 def _telling(root: Hit, choice: Choice) -> list[Hit]:
-    """Further lines: other collectives that ranks wait in, other wordings of the cause, who exited first."""
+    """Choose further evidence: other collectives that ranks wait in, other wordings, the task that exited first."""
     lines: list[Hit] = []
     if root.rule.name == "collective-timeout":
         lines += list(collectives([root, *choice.others]).values())
@@ -214,7 +214,7 @@ def _wording(hit: Hit) -> str:
 
 
 def _first_failing(found: Scan) -> dict[str, Any]:
-    """torchelastic's `Root Cause (first observed failure)` block: rank and host."""
+    """Read rank and host from torchelastic's `Root Cause (first observed failure)` block."""
     for hit in found.hits:
         if hit.rule.name == "worker-failed" and hit.rank is not None:
             return {"rank": hit.rank, "node": hit.node}
@@ -224,7 +224,7 @@ def _first_failing(found: Scan) -> dict[str, Any]:
 
 
 def _nan_loss(found: Scan) -> Hit | None:
-    """A hit for the row from which on losses or gradients are no numbers, if no finite one follows."""
+    """Return a hit for the row where losses or gradients become NaN or infinite for good."""
     line = found.loss.lost()
     if line is None:
         return None
@@ -236,7 +236,7 @@ def _nan_loss(found: Scan) -> Hit | None:
 
 
 def _collapsed(found: Scan) -> Hit | None:
-    """Return a hit for the last count of Gaussians, if next to nothing is left of a model."""
+    """Return a hit for the last count of Gaussians, if almost none are left."""
     last, most = found.facts.one.get("num_gaussians"), found.facts.one.get("most_gaussians")
     if last is None or most is None or re.search(r"(?i)\binitiali[sz]", last.line.text):
         return None
@@ -244,7 +244,7 @@ def _collapsed(found: Scan) -> Hit | None:
         return None
     line = last.line
     index = next((i for i, f in enumerate(found.files) if f.path == line.file), 0)
-    # Steps below it do not speak against it: nothing is trained that is not there.
+    # Steps below it refute nothing: there are no Gaussians left to train.
     hit = Hit(BY_NAME["collapsed"], 0, line, index, line.number or 0, steps_before=1, bytes_before=1 << 62)
     m = re.search(r"(?i)(?:step|iter(?:ation)?)[ :=\[]*(\d{1,12})", line.text)
     hit.step = int(m[1]) if m else None
@@ -262,7 +262,7 @@ def _signal_of(context: Mapping[str, Any], found: Scan) -> Hit | None:
 
 
 def _stall_without_stop(found: Scan, choice: Choice) -> None:
-    """Symptoms alone: an exit code may still say how it ended."""
+    """Take an exit code among the symptoms as the root."""
     for hit in choice.symptoms:
         if hit.rule.tier == Tier.SIGNAL:
             choice.root = hit
@@ -281,14 +281,14 @@ def _ended_well(found: Scan, summary: LogSummary, choice: Choice, context: Mappi
 
 
 def _failed_below(hit: Hit, finished: Evidence) -> bool:
-    """A process is reported as failed below the trainer's end: what came after the training did not end well."""
+    """Return True if a process failed after the training had completed."""
     if hit.rule.name not in ("worker-failed", "loader-worker-gone") or hit.line.file != finished.file:
         return False
     return (hit.line.number or 0) > (finished.line or 0) > 0
 
 
 def _went_on(end: Evidence, found: Scan) -> bool:
-    """Training went on below the words taken for an end: `model saved` is printed after every epoch too."""
+    """Return True if training continued below the supposed end: `model saved` is printed after every epoch too."""
     return any(
         p.last is not None and p.last.file == end.file and (p.last.number or 0) > (end.line or 0)
         for p in found.progress.values()
@@ -296,12 +296,12 @@ def _went_on(end: Evidence, found: Scan) -> bool:
 
 
 def _silent_trainer(found: Scan) -> bool:
-    """A trainer that always prints its end and steps, started, and printed neither: only its wrapper spoke."""
+    """Return True if the trainer started but printed neither steps nor its end, as it always does."""
     return found.facts.get("trainer") == "nerfstudio" and not found.series
 
 
 def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Mapping[str, Any]) -> Diagnosis:
-    """Failed without a cause, or nothing at all is known."""
+    """Return the verdict on a failure without a cause, or on files that prove nothing."""
     failed = bool(choice.symptoms) or context.get("exit_code") not in (None, 0) or bool(context.get("signal"))
     evidence = [_evidence(h) for h in choice.symptoms[:MAX_EVIDENCE]]
     explanation = "Nothing in these files says how the job ended."
@@ -328,7 +328,7 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
 
 
 def _missing_halves(found: Scan) -> list[str]:
-    """The other of a job's .out and .err, where it is not beside the one that was given."""
+    """List the job's other .out or .err where it was not found."""
     return [
         f"the job's other half, {other.name} (not found)"
         for other in missing_halves([Path(f.path) for f in found.files])
@@ -336,7 +336,7 @@ def _missing_halves(found: Scan) -> list[str]:
 
 
 def _what_to_give(found: Scan, choice: Choice, rank: int | None, node: str | None) -> str:
-    """Where a cause may stand that is not in these files."""
+    """Name the files that may state a cause which these do not."""
     halves = [f"Give also {other.name}." for other in missing_halves([Path(f.path) for f in found.files])]
     place = " on ".join(x for x in (None if rank is None else f"rank {rank}", node) if x)
     wanted = [*halves, *([f"Look in the log of {place}."] if place else [])]
@@ -345,14 +345,16 @@ def _what_to_give(found: Scan, choice: Choice, rank: int | None, node: str | Non
 
 
 def _looked_for() -> list[str]:
-    causes = dict.fromkeys(r.cause for r in RULES if r.cause != "unknown")
-    return [f"{cause}: {next(r.looks for r in RULES if r.cause == cause)}" for cause in causes]
+    looks: dict[str, str] = {}
+    for rule in all_rules():
+        looks.setdefault(rule.cause, rule.looks)
+    return [f"{cause}: {look}" for cause, look in looks.items() if cause != "unknown"]
 
 
 def _mismatch(
     found: Scan, summary: LogSummary, choice: Choice, context: Mapping[str, Any]
 ) -> Diagnosis | None:
-    """A run that ended well on fewer devices than it was given."""
+    """Return the verdict on a run that ended well on fewer devices than allocated."""
     asked, used = context.get("devices_asked") or summary.devices_asked, summary.devices_used
     if not asked or not used or used >= asked:
         return None

@@ -33,12 +33,12 @@ from ..monitoring.sampler import Monitor, peak_pss_gib, resources_path
 from ..records.build import cause_of
 from ..runs import resume
 from ..runs.attempts import Attempt, attempts, new_attempt
+from ..runs.causes import tries_after
 from ..runs.provenance import code_digest, git_state
 from ..slurm import allocation as slurm_allocation
 from ..slurm import job_lifecycle
 from ..slurm.allocation import GPUS_PER_NODE, Allocation, limit_gpus, node_name
 from ..slurm.cotenancy import CoTenancy
-from ..slurm.retry import TRIES_AFTER
 from ..slurm.site import Site, current_site
 from . import commands, gsplat_build, node
 from .disk_reserve import PROBE, RESERVE, Reserve
@@ -271,7 +271,7 @@ class _Run:
         self.summary |= {"status": status, "returncode": returncode, "finished_at": time.time()}
         if status != "ok" and "ended" not in self.summary and status != "stopped":
             self.summary["cause"] = cause_of(self.summary, self.attempt)
-        self.restarts = self.may_restart and self.summary.get("cause") in TRIES_AFTER
+        self.restarts = self.may_restart and tries_after(self.summary.get("cause")) > 0
         self._save()
         if self.restarts:
             print(

@@ -18,7 +18,7 @@ class Place(Protocol):
     def before(self, num_lines: int) -> str: ...
 
 
-#: What launchers and notebooks put before each line of a worker.
+#: Prefixes that launchers and notebooks put before each line of a worker.
 PREFIX = re.compile(
     r"^(?:\d{4}-\d\d-\d\dT[\d:.]+Z:? ?)?(?:\[\d+,\d+\](?:<std(?:err|out)>)?: ?|\(\w+ (?:pid|ip)=[^)]{1,80}\) ?|"
     r"[\d.]+s\t\d+\t|\[rank\d{1,6}\]:? ?|\[default\d{1,6}\]: ?|\d{1,6}: )"

@@ -1,4 +1,4 @@
-"""Numbers out of CSV logs, a block at a time: all rows of a column at once instead of row by row.
+"""Parse numbers in CSV logs a block at a time: all rows of a column at once instead of row by row.
 
 A cell counts as a number if it begins with one (`1024 MiB`, `90 %`, `12.5`); anything else is NaN. Rows with another
 number of cells than the header, or with quotes, are torn or foreign and dropped.
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from .lines import clean
 
 COMMA, NEWLINE, BLANK, DOT = b",\n ."
-#: Digits of a number that are read; the rest of a longer one makes it no measurement.
+#: A number with more digits is no measurement.
 MAX_DIGITS = 15
-#: A cell that does not end here with one of these (`1e-05`, `nan`) is read alone.
+#: Cells whose digits end otherwise (`1e-05`, `nan`) are parsed one by one.
 PLAIN_END = np.isin(np.arange(256), np.frombuffer(b', \n\r%MWG"', np.uint8))
 
 
 def cells(raw: bytes) -> list[str]:
-    """The cells of one line of a CSV, stripped; none of a line that is not one."""
+    """Split one line of a CSV into stripped cells; [] for a line that is none."""
     text = clean(raw)
     if '"' in text:
         try:
@@ -56,13 +56,13 @@ class Table:
         return cls(data, a, rows, starts[rows], ends[rows], commas, first[rows], num_columns)
 
     def span(self, column: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the cells of a column begin and end."""
+        """Return the offsets of the begin and the end of a column's cells."""
         start = self.line_starts if column == 0 else self.commas[self.first + column - 1] + 1
         last = column == self.num_columns - 1
         return start, self.line_ends if last else self.commas[self.first + column]
 
     def texts(self, column: int) -> list[str]:
-        """The cells of a column as text."""
+        """Return the cells of a column as text."""
         spans = zip(*(x.tolist() for x in self.span(column)), strict=True)
         known: dict[bytes, str] = {}
         found = []
@@ -75,7 +75,7 @@ class Table:
         return found
 
     def numbers(self, column: int) -> NDArray[np.float64]:
-        """The numbers that the cells of a column begin with; NaN where there is none."""
+        """Parse the numbers that the cells of a column begin with; NaN where there is none."""
         a = self.bytes_
         start, end = self.span(column)
         at = start.copy()
@@ -93,7 +93,7 @@ class Table:
         return value
 
     def clock(self, column: int) -> NDArray[np.float64]:
-        """Seconds of `YYYY/MM/DD HH:MM:SS.mmm` since 1970 (as UTC); NaN where a cell is no such time."""
+        """Parse `YYYY/MM/DD HH:MM:SS.mmm` into seconds since 1970 (as UTC); NaN where a cell is no such time."""
         a = self.bytes_
         start, end = self.span(column)
         fits = end - start >= len("YYYY/MM/DD HH:MM:SS")
@@ -120,7 +120,7 @@ class Table:
 def _digits(
     a: NDArray[np.uint8], at: NDArray[np.int64], alive: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Value and number of the digits from `at` on, and where they end."""
+    """Return value and number of the digits from `at` on, and where they end."""
     value = np.zeros(len(at))
     at = at.copy()
     begin = at.copy()
@@ -143,7 +143,7 @@ def _day(text: bytes) -> float:
 
 
 def number(text: bytes | str) -> float:
-    """A finite number, `%` after it allowed; NaN for anything else."""
+    """Parse a finite number, optionally with `%`; NaN for anything else."""
     try:
         value = float(text.strip().rstrip(b"%" if isinstance(text, bytes) else "%"))  # type: ignore[arg-type]
     except ValueError:

@@ -1,8 +1,9 @@
-"""What a log states: job id, nodes, devices, phases, quality. Readers say which line states what."""
+"""Facts that log lines state: job id, nodes, devices, phases, quality. The patterns are the readers'."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, product
 from typing import Any, Literal
 
 from .regex_prefilter import WordIndex
@@ -43,18 +44,19 @@ class FactPattern:
 
 
 class FactTable:
-    """All patterns, and which of them a line may have."""
+    """All patterns, with a prefilter for the lines that they may match."""
 
     def __init__(self, patterns: Iterable[FactPattern]) -> None:
         self._patterns = tuple(patterns)
         self._index = WordIndex([p.pattern for p in self._patterns])
 
     def candidates(self, texts: Sequence[str]) -> list[list[FactPattern]]:
-        """For each line the patterns that it may have."""
+        """List for each line the patterns that may match it."""
         return [[self._patterns[i] for i in found] for found in self._index.candidates_of(texts)]
 
 
 MAX_LIST = 1000
+MAX_NODES = 4096
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Facts:
         return [f.value for f in self.many.get(key, [])]
 
     def read(self, line: Line, patterns: Iterable[FactPattern]) -> list[FactPattern]:
-        """Take what `line` states. Returns the patterns for which a line like it must be read again."""
+        """Read the facts of `line`. Returns the patterns for which lines of its shape must be read again."""
         again = []
         for p in patterns:
             if m := p.pattern.search(line.text):
@@ -98,14 +100,14 @@ class Facts:
 
 
 def _above(line: Line, other: Line) -> bool:
-    """True if it is known that `line` stands above `other`: lines of one shape are read after the others of a block."""
+    """Return True if `line` surely stands above `other`: lines of one shape are read after the others of a block."""
     if line.number is None or other.number is None or line.file != other.file:
         return False
     return line.number < other.number
 
 
 def number(text: str) -> float:
-    """A finite number with optional thousands separators. Raises ValueError."""
+    """Parse a finite number with optional thousands separators. Raises ValueError."""
     value = float(text.replace(",", ""))
     if not abs(value) < 1e18:
         raise ValueError(text)
@@ -113,17 +115,28 @@ def number(text: str) -> float:
 
 
 def expand_nodes(text: str) -> list[str]:
-    """`sciml[2301-2302,2305],gpu7` -> names, at most 4096. Text that is no host list gives itself."""
+    """Expand a host list, `sciml[2301-2302,2305],gpu7` or `rack[1-2]n[1-4]`, to at most 4096 names.
+
+    Of several brackets the last one counts fastest, as in Slurm. Text that is no host list gives itself.
+    """
     names: list[str] = []
-    for part in re.findall(r"[^,\[\]\s]+(?:\[[^\]]*\][^,\s]*)?", text)[:4096]:
-        m = re.fullmatch(r"([^\[\]]*)\[([\d,-]+)\]([^\[\]]*)", part)
-        if not m:
+    for part in re.findall(r"(?:[^,\[\]\s]|\[[^\]]*\])+", text)[:MAX_NODES]:
+        if re.fullmatch(r"(?:[^\[\]]*\[[\d,-]+\]){1,4}[^\[\]]*", part):
+            pieces = [
+                _numbers(p[1:-1]) if p[0] == "[" else [p] for p in re.findall(r"\[[^\]]*\]|[^\[\]]+", part)
+            ]
+            names += map("".join, islice(product(*pieces), MAX_NODES - len(names)))
+        else:
             names.append(part)
-            continue
-        for item in m[2].split(","):
-            low, _, high = item.partition("-")
-            if not low.isdigit() or (high and not high.isdigit()):
-                continue
-            for i in range(int(low), min(int(high or low), int(low) + 4095) + 1):
-                names.append(f"{m[1]}{i:0{len(low)}d}{m[3]}")
-    return names[:4096]
+    return names[:MAX_NODES]
+
+
+def _numbers(ranges: str) -> list[str]:
+    """Expand `01-03,7` to numbers of the same width."""
+    found: list[str] = []
+    for item in ranges.split(","):
+        low, _, high = item.partition("-")
+        if low.isdigit() and (high or low).isdigit():
+            last = min(int(high or low), int(low) + MAX_NODES - 1)
+            found += [f"{i:0{len(low)}d}" for i in range(int(low), last + 1)]
+    return found[:MAX_NODES]

@@ -1,29 +1,31 @@
-"""Which of many files belong to one job: by the job id in a file's name or content, or the other half of a pair."""
+"""Group files by job: by the job id in a file's name or content, or as the other half of a pair."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .lines import clean, looks_binary
 from .readers import sacct
 
 HEAD_BYTES = 1 << 16
-#: slurm-%j.out, %x_%j.err, %x-%A_%a.log; of a name that is not Slurm's usual one only a long number counts.
+#: slurm-%j.out, %x_%j.err, %x-%A_%a.log. In other names only a long number counts as a job id.
 IN_NAME = re.compile(
     r"(?:^slurm-(\d{1,12}(?:_\d{1,6})?)|(?:^|[-_.])([1-9]\d{3,11}(?:_\d{1,6})?)(?=\.(?:out|err)$)|"
     r"[-_.]([1-9]\d{4,11}(?:_\d{1,6})?)(?=\.(?:log|txt|csv)$))"
 )
 DATE = re.compile(r"20\d\d[01]\d[0-3]\d(?:_\d{1,6})?")
-#: What a job prints of itself. (`Submitted batch job` is said by another one.)
+#: A job's own id in its output. (`Submitted batch job` is about another one.)
 IN_TEXT = re.compile(
     r"\bSLURM_JOB_?ID[=:]\s*(\d{1,12})\b|^\s*Job ?ID\s*[:=]\s*(\d{1,12}(?:_\d+)?)\b|"
     r"\*\*\* (?:JOB|STEP) (\d{1,12})(?:\.\w+)? ON |^JobId=(\d+)|^Subject: Job (\d{1,12}):",
     re.M,
 )
+#: Names of the two files of one Slurm job.
+_PAIRS = ((".out", ".err"), (".err", ".out"), ("_out.", "_err."), ("_err.", "_out."))
 
 
 class Job(list[Path]):
-    """The files of one job. `scan` reads of a table of many jobs the rows of this one alone."""
+    """The files of one job. Of a table of many jobs `scan` reads only the rows of this one."""
 
     def __init__(self, paths: Iterable[Path] = (), job_id: str | None = None) -> None:
         super().__init__(paths)
@@ -31,14 +33,14 @@ class Job(list[Path]):
 
 
 def id_in_name(path: Path) -> str | None:
-    """The job id that a file's name has; a date is none."""
+    """Return the job id in a file's name, if any; a date is none."""
     m = IN_NAME.search(path.name)
     found = next((g for g in m.groups() if g), None) if m else None
     return None if found is None or DATE.fullmatch(found) else found
 
 
 def by_job(paths: Sequence[Path | str]) -> list[Job]:
-    """The files, job by job, in the order in which the jobs first appear.
+    """Group files by job, in the order in which the jobs first appear.
 
     A file without an id belongs to the job whose other half it is (`a.out`, `a.err`), or to the only one there is.
     Files of which none has an id are of one job. Nothing is refused here: what cannot be read is for `scan` to say.
@@ -94,5 +96,22 @@ def _head(path: Path) -> str:
 
 
 def _jobs_of_table(path: Path) -> list[str]:
-    """The jobs of a `sacct` table; none if the file is no such table."""
+    """List the jobs of a `sacct` table; [] if the file is none."""
     return sacct.jobs(path) if sacct.sniff(_head(path)[:4096]) else []
+
+
+def other_half(path: Path) -> Path | None:
+    """Return `job.err` for `job.out` and vice versa, existing or not; None for other names."""
+    for a, b in _PAIRS:
+        if a in path.name:
+            return path.with_name(b.join(path.name.rsplit(a, 1)))
+    return None
+
+
+def missing_halves(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield the other halves that are not among `paths`."""
+    given = set(paths)
+    for path in paths:
+        other = other_half(path)
+        if other is not None and other not in given:
+            yield other

@@ -22,9 +22,9 @@ from pathlib import Path
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 17
 MAX_TEXT = 4096
-#: After so many questions about one block the places of all its segments are worked out at once.
+#: After so many queries the offsets of all segments of a block are computed at once.
 FEW = 8
-#: So many segments from the end of a block, one is cut out alone rather than all of them.
+#: Within so many segments of a block's end, single segments are cut out instead of splitting it.
 NEAR_END = 256
 #: Removed to get a line's shape: digits, blanks, signs, and bytes of the bars that progress displays draw with.
 NOT_SHAPE = b"0123456789.,:+- \t#=*" + bytes(range(0x80, 0x90)) + b"\x96\xe2"
@@ -36,7 +36,7 @@ BINARY_MAGIC = (b"\x7fELF", b"PK\x03\x04", b"\x1f\x8b", b"\x89PNG", b"\xff\xd8\x
 
 
 def clean(raw: bytes) -> str:
-    """Text of one raw line or segment, safe to show: no escape or control characters, at most 4096 characters."""
+    """Decode one raw line or segment for display: no escape or control characters, at most 4096 characters."""
     if len(raw) > MAX_TEXT:
         raw = raw[: MAX_TEXT // 2] + b" ... " + raw[-MAX_TEXT // 2 :]
     text = raw.decode("utf-8", "replace")
@@ -46,7 +46,7 @@ def clean(raw: bytes) -> str:
 
 
 class Block:
-    """Some consecutive whole lines of a file. The segments are split off only when somebody looks at them."""
+    """Some consecutive whole lines of a file, split into segments on demand."""
 
     def __init__(self, first_line: int, data: bytes) -> None:
         self.first_line = first_line  # number of the first segment's line, 1-based
@@ -69,14 +69,14 @@ class Block:
         return dict(zip(self.shapes, count()))
 
     def line(self, index: int) -> bytes:
-        """One segment; near the block's end without splitting the whole."""
+        """Return one segment; near the block's end without splitting the whole."""
         back = len(self.shapes) - index
         if back > NEAR_END or "lines" in self.__dict__:
             return self.lines[index]
         return self.data.rsplit(b"\n", back)[-back]
 
     def offset(self, index: int) -> int:
-        """Where segment `index` starts in `data`; near the block's ends without splitting up the rest."""
+        """Return the offset of segment `index` in `data`; near the block's ends without splitting the rest."""
         self._num_asked += 1
         if self._num_asked > FEW:
             return self._starts[index]
@@ -86,7 +86,7 @@ class Block:
         return sum(map(len, self.lines[:index])) + index
 
     def number(self, index: int) -> int:
-        """1-based line number of segment `index`."""
+        """Return the 1-based line number of segment `index`."""
         if b"\r" not in self.data:
             return self.first_line + index
         if self._num_asked > FEW:
@@ -99,12 +99,12 @@ class Block:
 
     @cached_property
     def _continued(self) -> list[int]:
-        """How many segments up to each one go on with the line of the one before."""
+        """Count, up to each segment, those that continue the line of the one before."""
         return [0, *accumulate(line.startswith(b"\r") for line in self.lines[1:])]
 
 
 def looks_binary(head: bytes) -> bool:
-    """True if a file's first bytes are not text in any encoding that logs come in."""
+    """Return True if a file's first bytes are not text in any encoding of logs."""
     if head.startswith(BINARY_MAGIC):
         return True
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or not head:

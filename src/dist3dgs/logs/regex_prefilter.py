@@ -1,4 +1,4 @@
-"""Which of many regular expressions can match a line at all, from the words that each of them needs.
+"""Prefilter regular expressions for a line by the words that each of them needs.
 
 Of `(?:CUDA|HIP) out of memory` every match contains ` out of memory`: a line without those letters need not be tried.
 Looking for some hundred words in a line takes a twentieth of the time of trying some hundred expressions on it.
@@ -16,12 +16,12 @@ Words = frozenset[str]
 
 
 def needed_words(pattern: re.Pattern[str]) -> Words | None:
-    """Lower-case words of which every match of `pattern` contains at least one; None if there are none such."""
+    """Return lower-case words of which every match of `pattern` contains at least one; None without such words."""
     return _of_sequence(_parser.parse(pattern.pattern, pattern.flags))
 
 
 def _of_sequence(items: Iterable[tuple[Any, Any]]) -> Words | None:
-    """The best choice among what the parts, one after the other, need."""
+    """Choose the best among the words that consecutive parts need."""
     found: list[Words] = []
     run = ""
     for kind, value in items:
@@ -67,11 +67,11 @@ class WordIndex:
         self._by_word = list(by_word.items())
 
     def candidates(self, text: str) -> list[int]:
-        """Indices of the patterns that may match `text`, ascending."""
+        """Return the indices of the patterns that may match `text`, ascending."""
         return self.candidates_of([text])[0]
 
     def candidates_of(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for many texts: a word is looked for in all of them at once, at little more than the cost of one."""
+        """Do the same for many texts: a word is searched in all of them at once, at about the cost of one."""
         low = [text.lower() for text in texts]
         whole = "\n".join(low)
         starts = list(accumulate((len(text) + 1 for text in low), initial=0))

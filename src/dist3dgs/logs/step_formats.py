@@ -1,4 +1,4 @@
-"""Step times from the consoles of many trainers: what a progress line looks like, and statistics over all of them.
+"""Parse progress lines of many trainers' consoles.
 
 A format is searched for in whole blocks of a log, and only after one of its lines was seen. Each step counts once:
 nerfstudio draws its table anew with every row, eight ranks print the same step, a progress bar is redrawn.
@@ -17,7 +17,7 @@ MULTIPLE = {b"": 1.0, b"K": 1e3, b"M": 1e6, b"B": 1e9}
 
 
 def parse_duration(text: bytes) -> float:
-    """Seconds of `4 m, 9 s`, `81.297 ms`, `1 d, 19 h, 58 m, 12 s`. Raises ValueError on anything else."""
+    """Parse `4 m, 9 s`, `81.297 ms`, `1 d, 19 h, 58 m, 12 s` into seconds. Raises ValueError on anything else."""
     parts = re.findall(rb"([\d.]+) (ms|[dhms])\b", text)
     if not parts:
         raise ValueError(text)
@@ -25,7 +25,7 @@ def parse_duration(text: bytes) -> float:
 
 
 def parse_clock(text: bytes) -> float:
-    """Seconds of `41`, `05:12`, `1:02:03` or `2 days, 1:02:03`."""
+    """Parse `41`, `05:12`, `1:02:03` or `2 days, 1:02:03` into seconds."""
     parts = text.split(b":")
     if len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit():
         return 60.0 * int(parts[0]) + int(parts[1])
@@ -70,7 +70,7 @@ def _epoch(g: Sequence[bytes]) -> Progress:
 
 
 def _stamped(g: Sequence[bytes]) -> Progress:
-    """A step on a line that begins with a date and a time: year, month, day, hour, minute, second, its fraction."""
+    """Parse a step on a line that begins with date and time: year, month, day, hour, minute, second, its fraction."""
     date = tuple(int(x) for x in g[:6])
     if not (1 <= date[1] <= 12 and 1 <= date[2] <= 31 and date[3] < 24 and date[4] < 60 and date[5] < 62):
         raise ValueError("no such time")

@@ -1,4 +1,4 @@
-"""One progress display over a whole log: how far it came, which steps it showed, how long they took."""
+"""Statistics of one progress display over a whole log: its last step, the steps shown, their times."""
 
 import heapq
 import math
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 
 from ..runs.record import StepTime
 
-#: Beyond this many samples every second one is dropped and the rest weigh double: 2 MiB per series at most.
+#: Beyond so many samples every second one is dropped and the rest count twice: at most 2 MiB per series.
 MAX_SAMPLES = 1 << 17
-#: Of a table with more rows than this, so many evenly spaced ones of each block are taken.
+#: From blocks with more rows than this, so many evenly spaced ones are taken.
 EXACT_ROWS = 1 << 17
 ROWS_PER_BLOCK = 1000
 #: A step this many steps and rows below the highest seen is a restart, not an echo of another rank or a redrawn row.
 RESTART_GAP = 64
 RESTART_ROWS = 32
-#: So many times the usual distance between two rows, and more than `RESTART_GAP`, is a hole in the log.
+#: A gap of so many times the usual distance between rows, and over `RESTART_GAP`, is a hole in the log.
 HOLE_STRIDES = 10
 MAX_HOLES = 8
-#: Of a run of which fewer of its steps are shown no time is stated.
+#: With fewer of its steps shown, no time of a run is stated.
 COVERED = 0.9
 
 
-@dataclass(slots=True)  # not frozen: a log has a million, and freezing makes each three times as dear
+@dataclass(slots=True)  # not frozen: a log has a million, and freezing triples the cost of each
 class Progress:
     """One progress line. `step` counts from 0 or 1 as the trainer does."""
 
@@ -45,13 +45,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class StepFormat:
-    """How one trainer prints progress. `parse` gets the pattern's groups and may raise ValueError to skip."""
+    """One trainer's progress lines. `parse` gets the pattern's groups and may raise ValueError to skip."""
 
     name: str
     pattern: re.Pattern[bytes]
     parse: Callable[[Sequence[bytes]], Progress]
     rate_unit: str = ""
-    redrawn: bool = False  # the same rows stand in the file many times
+    redrawn: bool = False  # the same rows are printed many times
     smoothed: bool = False  # the time is a moving average: its percentiles are too narrow
     epochs: bool = False  # counts epochs, not steps
     from_zero: bool = False  # the first step is 0, so that N steps end at N - 1
@@ -77,12 +77,12 @@ class StepSeries:
     elapsed_s: float | None = None
     first_elapsed_s: float | None = None
     earlier_s: float = 0.0  # shown by the same display before it was started again
-    earlier_steps: int = 0  # of rounds that came to their end
+    earlier_steps: int = 0  # of completed rounds
     earlier_shown: int = 0  # steps that were shown before the current round
     began_at: int | None = None  # the very first step shown
     loss: float | None = None
-    warmup: int = 0  # so many first steps count in no statistic, only in the time of all
-    warmup_rows: int = 0  # those that showed how fast it went
+    warmup: int = 0  # first steps left out of statistics, but not of the total time
+    warmup_rows: int = 0  # those of them that showed a speed
     warmup_s: array = field(default_factory=lambda: array("d"))
     seconds: array = field(default_factory=lambda: array("d"))
     rates: array = field(default_factory=lambda: array("d"))
@@ -173,7 +173,7 @@ class StepSeries:
         self._holes, self._rows, self._clock, self._clock_start = [], 0, None, None
 
     def _is_echo(self, p: Progress) -> bool:
-        """Another rank's last row of the round before, after the first row of this one."""
+        """Return True for another rank's last row of the round before, after the first row of this one."""
         return (
             self._last_round_s is not None
             and self._last_round_s >= 2
@@ -185,7 +185,7 @@ class StepSeries:
         )
 
     def _by_clock(self, p: Progress) -> tuple[float | None, float]:
-        """Seconds per step since the row before and since the first one, from the lines' times of day."""
+        """Return seconds per step since the row before and since the first one, from the lines' times of day."""
         assert p.clock_s is not None
         seconds = (
             (p.clock_s - self._clock) / (p.step - self.last)
@@ -210,7 +210,7 @@ class StepSeries:
 
     @property
     def stated_total(self) -> int | None:
-        """All steps that were asked for: as shown, or the one round number that the percentages leave."""
+        """Return the number of steps requested: as shown, or the one round number that fits the percentages."""
         if self.total is not None:
             return None if self.earlier_steps else self.total  # the total of one round
         low, high = math.ceil(self._total_range[0]), self._total_range[1]
@@ -224,12 +224,12 @@ class StepSeries:
 
     @property
     def num_steps(self) -> int:
-        """Steps (epochs) done: those of rounds that came to their end and the last one shown, counted from 1."""
+        """Return steps (epochs) done: those of completed rounds and the last one shown, counted from 1."""
         from_zero = self.format.from_zero or (self.format.epochs and self.began_at == 0)
         return self.earlier_steps + max(self.last + from_zero, 0)
 
     def _shown_in_round(self) -> int:
-        """Steps of the current round that its rows, or the display's own clock, cover."""
+        """Return the steps of the current round that its rows, or the display's own clock, cover."""
         if self.first is None:
             return 0
         if self.elapsed_s is not None and self.first_elapsed_s is not None:
@@ -252,12 +252,12 @@ class StepSeries:
 
     @property
     def steps_shown(self) -> int:
-        """Distinct steps whose time this log shows."""
+        """Return the number of distinct steps whose time this log shows."""
         return self.earlier_shown + self._shown_in_round()
 
     @property
     def timed(self) -> bool:
-        """The display shows how fast it goes."""
+        """True if the display shows its speed."""
         return bool(self.seconds or self.rates) or self.elapsed_s is not None
 
     @property
@@ -266,11 +266,11 @@ class StepSeries:
 
     @property
     def range_shown(self) -> tuple[int, int]:
-        """First and last step shown."""
+        """Return the first and the last step shown."""
         return self.began_at or 0, max(self.last, 0)
 
     def stepping_s(self) -> float | None:
-        """Seconds that the steps shown took: by the display's clock, or their mean times their number."""
+        """Return the seconds of the steps shown: by the display's clock, or their mean times their number."""
         if self.elapsed_s is not None:
             return self.earlier_s + self.elapsed_s
         if not self.warmup_s:
@@ -280,7 +280,7 @@ class StepSeries:
         return (sum(self.warmup_s) + self.thinned * sum(self.seconds)) / num * self.steps_shown
 
     def step_time(self) -> StepTime | None:
-        """Statistics of the seconds per step over the rows shown, or None if the display shows no times."""
+        """Return statistics of the seconds per step over the rows shown, or None if the display shows no times."""
         if not self.seconds:
             return None
         values = sorted(self.seconds)
@@ -289,7 +289,7 @@ class StepSeries:
         return StepTime(median=median, mean=mean, p5=p5, p95=p95)
 
     def span_mean(self) -> float | None:
-        """Mean from the display's own clock (1 s resolution), if it ran long enough to mean something."""
+        """Return the mean by the display's own clock (1 s resolution), if it ran long enough."""
         return None if self.restarts else self._clock_mean()
 
     def _clock_mean(self) -> float | None:
@@ -300,7 +300,7 @@ class StepSeries:
 
     @property
     def at_end(self) -> bool:
-        """A bar stands at its total."""
+        """True if a bar stands at its total."""
         return self.total is not None and self.last >= self.total - (not self.format.bar) > 0
 
     @property
@@ -309,7 +309,7 @@ class StepSeries:
 
 
 def _quantile(values: Sequence[float], q: float) -> float:
-    """Linear-interpolated quantile of sorted `values`."""
+    """Return the linearly interpolated quantile of sorted `values`."""
     at = q * (len(values) - 1)
     low = int(at)
     high = min(low + 1, len(values) - 1)

@@ -1,4 +1,4 @@
-"""Times of day as logs write them, as seconds on one naive time line per file."""
+"""Parse times of day in logs into seconds on one naive time line per file."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -34,7 +34,7 @@ class Clock:
         self.dated = False  # `now` is of a known year
 
     def read(self, text: str) -> float | None:
-        """Seconds of the first time in `text`, or None. Keeps it as the present."""
+        """Parse the first time in `text` into seconds, or None. Later times are relative to it."""
         t = self._parse(text)
         if t is not None:
             self.now = t

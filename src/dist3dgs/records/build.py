@@ -1,51 +1,84 @@
-"""From evidence to verdict: what the attempts of one point left behind becomes its record.
+"""Make the record of a point from the evidence of its attempts.
 
-Fast and without torch, so that all runs can be judged again whenever the judge gets better.
+Fast and without torch, so that all runs can be judged again after the rules improve.
 """
 
 from pathlib import Path
 from typing import Any
 
+from ..diagnosis.rules import all_rules
+from ..diagnosis.verdict import Diagnosis
 from ..files import sha256
-from ..runs.attempts import Attempt
-from ..runs.record import Cause, EarlierAttempt, Environment, Provenance, Run, RunRecord
-from .evidence import Case
+from ..runs.attempts import ATTEMPTS, Attempt
+from ..runs.causes import Cause
+from ..runs.record import (
+    EarlierAttempt,
+    Environment,
+    Failure,
+    Provenance,
+    Run,
+    RunRecord,
+    Status,
+    load_record,
+)
+from .evidence import RunEvidence
 from .failure import failure, verdict
 from .metrics import measure
-
-__all__ = ["Case", "cause_of", "judge", "verdict"]
 
 
 def judge(launch_json: Path) -> RunRecord:
     """Make the record of the point whose `launch.json` this is. Raises `UserError` if it cannot be read."""
-    case = Case.of(launch_json)
-    metrics, reasons = measure(case)
-    shared, neighbours, why = _co_tenancy(case)
+    run = RunEvidence.of(launch_json)
+    metrics, reasons = measure(run)
+    shared, neighbours, why = _co_tenancy(run)
     if shared is None:
         reasons["nodes_shared"] = why
-    status, found = verdict(case)
+    status, found = verdict(run)
     names = ("scene", "strategy", "layout", "repeat", "seed")
     return RunRecord(
-        run=Run(**{k: case.spec[k] for k in names}, settings=case.spec),
+        run=Run(**{k: run.spec[k] for k in names}, settings=run.spec),
         status=status,
         failure=found,
         metrics=metrics,
         reasons=reasons,
-        earlier=[_earlier(case, attempt) for attempt in case.earlier],
-        environment=_environment(case).model_copy(update={"nodes_shared": shared, "neighbours": neighbours}),
-        provenance=_provenance(case),
+        earlier=[_earlier(run, attempt) for attempt in run.earlier],
+        environment=_environment(run).model_copy(update={"nodes_shared": shared, "neighbours": neighbours}),
+        provenance=_provenance(run),
     )
 
 
+def verdict_of_run(path: Path) -> Diagnosis:
+    """Return the verdict on the run, or the one attempt, whose launch.json or record.json this is.
+
+    Raises `UserError` if it cannot be read.
+    """
+    if path.name == "record.json":
+        record = load_record(path)
+        return _diagnosis(record.status, record.failure)
+    if path.parent.parent.name == ATTEMPTS:
+        attempt = Attempt(path.parent)
+        launch = attempt.launch()
+        return _diagnosis(*verdict(RunEvidence(launch, launch["spec"], [attempt])))
+    record = judge(path)
+    return _diagnosis(record.status, record.failure)
+
+
+def _diagnosis(status: Status, failure: Failure | None) -> Diagnosis:
+    if failure is None:
+        return Diagnosis(status=status)
+    why = next((r.why for r in all_rules() if r.cause == failure.cause), None)
+    return Diagnosis(status=status, explanation=why, **failure.model_dump())
+
+
 def cause_of(launch: dict[str, Any], attempt: Attempt) -> Cause:
-    """The cause of an attempt that has just failed, for the decision whether to try again."""
-    return failure(Case(launch, launch["spec"], [attempt])).cause
+    """Return the cause of an attempt that has just failed, to decide about a retry."""
+    return failure(RunEvidence(launch, launch["spec"], [attempt])).cause
 
 
-def _earlier(case: Case, attempt: Attempt) -> EarlierAttempt:
-    """What became of an attempt that was followed by another."""
+def _earlier(run: RunEvidence, attempt: Attempt) -> EarlierAttempt:
+    """Describe the end of an attempt that was followed by another."""
     launch = attempt.launch()
-    alone = Case(launch, case.spec, [attempt])
+    alone = RunEvidence(launch, run.spec, [attempt])
     last_t = max((e["t"] for e in alone.events if isinstance(e.get("t"), int | float)), default=None)
     return EarlierAttempt(
         attempt=attempt.number,
@@ -55,9 +88,9 @@ def _earlier(case: Case, attempt: Attempt) -> EarlierAttempt:
     )
 
 
-def _co_tenancy(case: Case) -> tuple[bool | None, dict[str, list[str]], str]:
-    """Whether other jobs were on the run's nodes, in any attempt that it continues; which; why that is not known."""
-    launches = [case.launch if a == case.last else a.launch() for a in case.story]
+def _co_tenancy(run: RunEvidence) -> tuple[bool | None, dict[str, list[str]], str]:
+    """Return True if other jobs shared the run's nodes in any of its attempts, those jobs, and why it is unknown."""
+    launches = [run.launch if a == run.last else a.launch() for a in run.attempts]
     told = [launch.get("co_tenancy") or {} for launch in launches]
     jobs: dict[str, set[str]] = {}
     for facts in told:
@@ -65,43 +98,43 @@ def _co_tenancy(case: Case) -> tuple[bool | None, dict[str, list[str]], str]:
             jobs.setdefault(node, set()).update(ids)
     if any(facts.get("shared") for facts in told):
         return True, {node: sorted(ids) for node, ids in sorted(jobs.items())}, ""
-    if not case.launch.get("slurm"):
+    if not run.launch.get("slurm"):
         return None, {}, "not a Slurm job: what else ran on the machine was not looked at"
     return told[-1].get("shared"), {}, told[-1].get("reason") or "the launcher did not live to say"
 
 
-def _environment(case: Case) -> Environment:
-    starts = sorted(case.of_kind("start"), key=lambda e: e["rank"])
+def _environment(run: RunEvidence) -> Environment:
+    starts = sorted(run.of_kind("start"), key=lambda e: e["rank"])
     versions = dict(starts[0].get("versions", {})) if starts else {}
     return Environment(
-        hosts=sorted({e["host"] for e in starts if e.get("host")}) or [case.launch["host"]],
+        hosts=sorted({e["host"] for e in starts if e.get("host")}) or [run.launch["host"]],
         devices=[e.get("device_name") or e.get("device") or "unknown" for e in starts],
-        cpu=case.launch.get("cpu"),
-        cores=case.launch.get("cores"),
-        driver=case.launch.get("driver"),
-        python=case.launch.get("python"),
+        cpu=run.launch.get("cpu"),
+        cores=run.launch.get("cores"),
+        driver=run.launch.get("driver"),
+        python=run.launch.get("python"),
         versions=versions,
     )
 
 
-def _provenance(case: Case) -> Provenance:
-    scene_digest = next((e["digest"] for e in case.events if e["event"] == "scene"), None)
+def _provenance(run: RunEvidence) -> Provenance:
+    scene_digest = next((e["digest"] for e in run.events if e["event"] == "scene"), None)
     files = [
-        case.last.launch_path,
-        *case.last.event_files(),
-        case.last.log_path,
-        *case.last.resources_paths(),
+        run.last.launch_path,
+        *run.last.event_files(),
+        run.last.log_path,
+        *run.last.resources_paths(),
     ]
-    slurm = case.launch.get("slurm") or {}
+    slurm = run.launch.get("slurm") or {}
     return Provenance(
-        git_sha=case.launch.get("git_sha"),
-        git_dirty=case.launch.get("git_dirty"),
-        code_digest=case.launch.get("code_digest"),
+        git_sha=run.launch.get("git_sha"),
+        git_dirty=run.launch.get("git_dirty"),
+        code_digest=run.launch.get("code_digest"),
         scene_digest=scene_digest,
         slurm_job_id=str(slurm["job_id"]) if slurm.get("job_id") else None,
-        attempt=case.last.number,
-        argv=[str(a) for a in case.launch.get("argv", [])],
-        started_at=case.launch.get("started_at"),
-        finished_at=case.launch.get("finished_at"),
+        attempt=run.last.number,
+        argv=[str(a) for a in run.launch.get("argv", [])],
+        started_at=run.launch.get("started_at"),
+        finished_at=run.launch.get("finished_at"),
         evidence_sha256={p.name: sha256(p) for p in files if p.is_file()},
     )

@@ -1,4 +1,4 @@
-"""The evidence of one run, read once: the attempts that hang together, their events, what the launcher knew."""
+"""Read the evidence of one run once: attempts, their events, the launcher's summary."""
 
 import json
 import re
@@ -9,26 +9,40 @@ from typing import Any
 from ..config.naming import Layout, how_to_make
 from ..errors import UserError
 from ..runs.attempts import Attempt, attempts, since_fresh_start
+from ..runs.events import parse_event, read_lines
 from ..runs.record import Evidence
 
 Events = list[dict[str, Any]]
 
 
-class Case:
-    """launch: the newest launch.json. spec: the run spec. story: attempts under this spec, oldest first."""
+class RunEvidence:
+    """Evidence about the last attempt of a run, and the attempts before it.
 
-    def __init__(self, launch: dict[str, Any], spec: dict[str, Any], story: list[Attempt]) -> None:
+    Args:
+        launch: the newest launch.json.
+        spec: the run spec.
+        tried: attempts under this spec, oldest first.
+    """
+
+    def __init__(self, launch: dict[str, Any], spec: dict[str, Any], tried: list[Attempt]) -> None:
         self.launch, self.spec = launch, spec
-        self.last = story[-1]
-        self.earlier = story[:-1]
-        #: The attempts that the last one continues.
-        self.story = since_fresh_start(story)
-        self.diary: Events = [e for a in self.story for e in a.events()]
-        self.events: Events = list(self.last.events())
+        self.last = tried[-1]
+        self.earlier = tried[:-1]
+        #: The last attempt and those that it continues, oldest first.
+        self.attempts = since_fresh_start(tried)
+        #: Events of the last attempt, and of all of `attempts`.
+        self.events: Events = []
+        self._places: dict[int, tuple[Path, int, bytes]] = {}  # by the identity of an event in `events`
+        for path, number, raw in read_lines(self.last.event_files()):
+            if (event := parse_event(raw)) is not None:
+                self.events.append(event)
+                self._places[id(event)] = path, number, raw
+        before = [e for attempt in self.attempts[:-1] for e in attempt.events()]
+        self.events_of_attempts: Events = before + self.events
 
     @classmethod
-    def of(cls, launch_json: Path) -> "Case":
-        """The case of a point. Raises `UserError` if its `launch.json` cannot be read."""
+    def of(cls, launch_json: Path) -> "RunEvidence":
+        """Read the evidence of a point. Raises `UserError` if its `launch.json` cannot be read."""
         launch_json = Path(launch_json)
         try:
             launch = json.loads(launch_json.read_text(encoding="utf-8"))
@@ -49,17 +63,17 @@ class Case:
                 f"{launch_json}: not a launch summary ({what}); delete it"
                 f"{how_to_make(launch_json, ' and train the point again: ')}"
             ) from None
-        # Attempts under other settings tell another story.
-        story = [a for a in attempts(launch_json.parent) if a.launch().get("spec_digest") == digest]
-        if not story:
+        # Attempts under other settings are another run.
+        tried = [a for a in attempts(launch_json.parent) if a.launch().get("spec_digest") == digest]
+        if not tried:
             raise UserError(
-                f"{launch_json.parent}/attempts: no attempt of the run that {launch_json.name} tells of; delete that"
+                f"{launch_json.parent}/attempts: no attempt of the run recorded in {launch_json.name}; delete that file"
                 f"{how_to_make(launch_json, ' and train the point again: ')}"
             )
-        return cls(launch, spec, story)
+        return cls(launch, spec, tried)
 
     def of_kind(self, kind: str) -> Events:
-        """The last attempt's events of one kind, in file order."""
+        """List the last attempt's events of one kind, in order of time."""
         return [e for e in self.events if e["event"] == kind]
 
     @property
@@ -71,26 +85,17 @@ class Case:
         return max((e["step"] for e in self.events if isinstance(e.get("step"), int)), default=0)
 
     def name(self, file: str) -> str:
-        """Path of a file of the last attempt, as records give it: relative to the point's folder."""
+        """Return the path of a file of the last attempt relative to the point's folder, as records give it."""
         return f"attempts/{self.last.folder.name}/{file}"
 
     def evidence_of(self, event: dict[str, Any], text: str | None = None) -> Evidence:
-        """Where one of the last attempt's events stands: its node's file and line. text: in place of the line."""
-        for path in self.last.event_files():
-            try:
-                with path.open(encoding="utf-8", errors="replace") as f:
-                    for number, line in enumerate(f, 1):
-                        # The time tells most lines apart without reading them as JSON.
-                        if str(event.get("t")) in line and _is(event, line):
-                            shown = line.strip()[:1000] if text is None else text
-                            return Evidence(file=self.name(path.name), line=number, text=shown)
-            except OSError:
-                continue
-        shown = json.dumps(event)[:1000] if text is None else text
-        return Evidence(file=self.name("events.jsonl"), line=None, text=shown)
+        """Cite one of `events` by its node's file and line. text: in place of the line."""
+        path, number, raw = self._places[id(event)]
+        shown = raw.decode("utf-8", "replace").strip()[:1000] if text is None else text
+        return Evidence(file=self.name(path.name), line=number, text=shown)
 
     def matches(self, pattern: re.Pattern[str]) -> list[str]:
-        """What the pattern's group is in every line of the training log where it is found."""
+        """Collect the pattern's first group from each line of the training log that matches."""
         try:
             with self.last.log_path.open(encoding="utf-8", errors="replace") as f:
                 return [found[1] for line in f if (found := pattern.search(line))]
@@ -98,7 +103,7 @@ class Case:
             return []
 
     def line_with(self, wanted: Callable[[str], bool]) -> tuple[int, str] | None:
-        """Number and text of the first line of the training log that `wanted` accepts."""
+        """Find the first line of the training log that `wanted` accepts: its number and text."""
         try:
             with self.last.log_path.open(encoding="utf-8", errors="replace") as f:
                 for number, line in enumerate(f, 1):
@@ -107,10 +112,3 @@ class Case:
         except OSError:
             pass
         return None
-
-
-def _is(event: dict[str, Any], line: str) -> bool:
-    try:
-        return bool(json.loads(line) == event)
-    except (ValueError, RecursionError):
-        return False

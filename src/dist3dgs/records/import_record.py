@@ -1,4 +1,4 @@
-"""Foreign logs become records, which stand in tables and figures beside our own runs."""
+"""Import foreign logs as records, so that tables and figures compare them with our own runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,9 +40,9 @@ PHASES = {
 }
 
 
-#: What a table of epochs, or samples of resources, may be alone.
+#: Formats that state no end of a job.
 _TABLES = {"metrics.csv", "nvidia-smi", "psrecord", "resources"}
-#: An example that a program trains on counts as an image.
+#: A sample counts as an image.
 _IMAGE_RATES = ("img/s", "samples/s")
 
 EpochStatistic = Literal["last", "mean", "median"]
@@ -50,7 +50,7 @@ EpochStatistic = Literal["last", "mean", "median"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a log is read, and what it does not say.
+    """Options for importing a log, and facts that it does not state.
 
     Args:
         epochs: what stands for a run's seconds per epoch and throughput per epoch: the last epoch (as scaling
@@ -79,7 +79,7 @@ class Reading:
         return self.batch_per_rank * world_size if self.batch_per_rank else self.global_batch
 
     def check(self) -> None:
-        """Raise `UserError` for a value that cannot be."""
+        """Raise `UserError` for an impossible value."""
         for name in ("batch_per_rank", "global_batch"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: give a number of images of at least 1")
@@ -96,7 +96,7 @@ def import_record(
     paths: Sequence[Path | str], *, scene: str, layout: str, strategy: str = "imported", repeat: str = "r0",
     results: Path = Path("results"), force: bool = False, reading: Reading = Reading(),
 ) -> tuple[RunRecord, Path]:  # fmt: skip
-    """Record of one job from its logs and where it belongs.
+    """Make the record of one job from its logs; return it and its path.
 
     Raises `UserError` for a bad name, logs that cannot be read or have nothing in them, files of several jobs, a
     warm-up that leaves nothing, a record of one of our own runs in the same place, and, unless `force`, for a layout
@@ -127,7 +127,7 @@ def import_record(
 
 
 def _check_layout(point: Point, s: LogSummary) -> None:
-    """A record in the wrong place would count as another size's."""
+    """Refuse a layout that the log contradicts: the record would count for another size."""
     asked, world = s.devices_asked, point.layout.world_size
     if asked is not None and asked != world:
         said = f"{asked} devices were allocated"
@@ -166,7 +166,7 @@ def _check_place(path: Path, record: RunRecord, force: bool) -> None:
 
 
 def _free_repeat(folder: Path) -> int:
-    """The first number from this repeat's on that has no record."""
+    """Return the first number from this repeat's on that has no record."""
     number = int(folder.name[1:])
     while folder.with_name(f"r{number}").joinpath("record.json").exists():
         number += 1
@@ -209,7 +209,7 @@ def _digests(s: LogSummary) -> dict[str, str]:
 
 
 def _portable(failure: Failure | None) -> Failure | None:
-    """Evidence by file name alone: the folder is one machine's."""
+    """Cite evidence by file name alone: the folder is one machine's."""
     if failure is None:
         return None
     evidence = [Evidence(file=Path(e.file).name, line=e.line, text=e.text) for e in failure.evidence]
@@ -217,7 +217,7 @@ def _portable(failure: Failure | None) -> Failure | None:
 
 
 def _settings(found: Scan, s: LogSummary) -> dict[str, object]:
-    """What the log states of how the program was set."""
+    """Collect the program's settings as far as the log states them."""
     stated = {
         "trainer": s.trainer, "method": found.facts.get("method"), "steps": s.iterations_asked or s.iterations,
         "devices": s.devices_used,
@@ -226,7 +226,7 @@ def _settings(found: Scan, s: LogSummary) -> dict[str, object]:
 
 
 def _is_whole_table(s: LogSummary) -> bool:
-    """Return whether all there is is a table with a time for every epoch, which no end of a job can be read from."""
+    """Return True if there is only a table with a time for every epoch, which does not state how a job ended."""
     formats = {f.format for f in s.files if f.format not in ("missing", "empty")}
     return "metrics.csv" in formats and formats <= _TABLES and s.epoch_s is not None
 
@@ -237,7 +237,7 @@ def _read_as(s: LogSummary, reading: Reading) -> dict[str, object]:
 
 
 def _images(found: Scan, s: LogSummary, batch: int | None) -> int | None:
-    """Training images seen, where the trainer or a flag says how many a step takes."""
+    """Return the training images seen, if the trainer or a flag states how many a step takes."""
     if batch is not None:
         return None if s.iterations is None else batch * s.iterations
     per_step = found.facts.get("images_per_step")

@@ -1,73 +1,73 @@
-"""What was measured, from the ranks' own totals."""
+"""Measure a run from the ranks' own totals."""
 
 from collections import defaultdict
 from typing import Any
 
 from ..runs.attempts import Attempt
 from ..runs.record import Collective, Metrics, QualityPoint, RankMetrics, StepTime, ViewQuality
-from .evidence import Case
+from .evidence import RunEvidence
 
 #: Seconds by phase.
 Phases = dict[str, float]
 
-#: What a rank's steps are split into.
+#: Parts of a rank's time in steps.
 _SHARES = ("compute_s", "comm_s", "exposed_comm_s")
 
 
-def measure(case: Case) -> tuple[Metrics, dict[str, str]]:
-    """The run's metrics, and for each null its reason."""
-    timing = {e["rank"]: e for e in case.of_kind("timing")}
+def measure(run: RunEvidence) -> tuple[Metrics, dict[str, str]]:
+    """Return the run's metrics, and a reason for each null."""
+    timing = {e["rank"]: e for e in run.of_kind("timing")}
     slowest = max(timing.values(), key=lambda e: e["train_s"], default=None)
-    evals = [e for e in case.diary if e["event"] == "eval"]
+    evals = [e for e in run.events_of_attempts if e["event"] == "eval"]
     final = evals[-1] if evals else {}
-    by_attempt = [_booked(case, attempt) for attempt in case.story]
+    by_attempt = [_booked(run, attempt) for attempt in run.attempts]
     values: dict[str, Any] = {
-        "total_s": _total_s(case),
+        "total_s": _total_s(run),
         "phases_s": _phases(by_attempt),
         "curve": [_curve_point(e) for e in evals],
         "views": [_view(v) for v in final.get("views", [])],
-        "ranks": _ranks(case, timing, by_attempt),
+        "ranks": _ranks(run, timing, by_attempt),
         "psnr": final.get("psnr"),
         "ssim": final.get("ssim"),
         "lpips": final.get("lpips"),
         "num_gaussians": final.get("num_gaussians"),
-        "peak_host_gib": case.launch.get("peak_pss_gib"),
+        "peak_host_gib": run.launch.get("peak_pss_gib"),
     }
     if slowest:
-        values |= _speed(case, slowest)
-    memory = case.of_kind("memory")
+        values |= _speed(run, slowest)
+    memory = run.of_kind("memory")
     values["peak_rss_gib"] = max((e["peak_rss_gib"] for e in memory if e.get("peak_rss_gib")), default=None)
     values["peak_gpu_gib"] = max((e["peak_gpu_gib"] for e in memory if e.get("peak_gpu_gib")), default=None)
     metrics, wrong = Metrics.known(values)
-    return metrics, _reasons(case, values, slowest) | wrong
+    return metrics, _reasons(run, values, slowest) | wrong
 
 
-def _speed(case: Case, slowest: dict[str, Any]) -> dict[str, Any]:
-    images_per_step = slowest["images"] / max(1, case.last_step)
+def _speed(run: RunEvidence, slowest: dict[str, Any]) -> dict[str, Any]:
+    images_per_step = slowest["images"] / max(1, run.last_step)
     mean_s = slowest["step_s"]["mean"] if slowest["step_s"] else None
-    shares = _shares(case, slowest)
+    shares = _shares(run, slowest)
     compute_s, comm_s = shares["compute_s"], shares["comm_s"]
     return {
         **shares,
         "train_s": slowest["train_s"],
         "step_parts_s": slowest["parts_s"],
-        "steps": case.last_step,
+        "steps": run.last_step,
         "timed_steps": slowest["steps"],
         "images": slowest["images"],
         "step_s": StepTime(**slowest["step_s"]) if slowest["step_s"] else None,
         "steps_per_s": 1 / mean_s if mean_s else None,
         "images_per_s": images_per_step / mean_s if mean_s else None,
         "compute_to_comm": compute_s / comm_s if comm_s and compute_s is not None else None,
-        "collectives": _collectives(case, slowest["rank"]),
+        "collectives": _collectives(run, slowest["rank"]),
     }
 
 
-def _shares(case: Case, timing: dict[str, Any]) -> dict[str, float | None]:
-    """What one rank's seconds in steps were: computing, collectives, and those of them that computing did not hide."""
+def _shares(run: RunEvidence, timing: dict[str, Any]) -> dict[str, float | None]:
+    """Split one rank's seconds in steps into computing, collectives, and collectives not hidden by computing."""
     parts_s = sum(timing["parts_s"].values())
-    comm = [e for e in case.of_kind("comm") if e["rank"] == timing["rank"] and e.get("phase") == "step"]
+    comm = [e for e in run.of_kind("comm") if e["rank"] == timing["rank"] and e.get("phase") == "step"]
     known = bool(comm) and all(e["s"] is not None for e in comm)
-    if not parts_s or (_num_ranks(case) > 1 and not known):
+    if not parts_s or (_num_ranks(run) > 1 and not known):
         return dict.fromkeys(_SHARES)
     if not comm:
         return {**dict.fromkeys(_SHARES), "compute_s": parts_s}
@@ -79,8 +79,8 @@ def _shares(case: Case, timing: dict[str, Any]) -> dict[str, float | None]:
     }
 
 
-def _reasons(case: Case, values: dict[str, Any], slowest: dict[str, Any] | None) -> dict[str, str]:
-    """Why a null is null, and what a number leaves out."""
+def _reasons(run: RunEvidence, values: dict[str, Any], slowest: dict[str, Any] | None) -> dict[str, str]:
+    """Explain each null, and what a number leaves out."""
     reasons: dict[str, str] = {}
     if slowest is None:
         for name in ("train_s", "steps", "step_s", "images_per_s", "peak_rss_gib"):
@@ -91,20 +91,20 @@ def _reasons(case: Case, values: dict[str, Any], slowest: dict[str, Any] | None)
         reasons["psnr"] = "no evaluation was reached"
     for name in (*_SHARES, "compute_to_comm"):
         if values.get(name) is None:
-            reasons[name] = _why_no_share(name, case, slowest)
-        elif slowest and slowest["steps"] < case.last_step:
+            reasons[name] = _why_no_share(name, run, slowest)
+        elif slowest and slowest["steps"] < run.last_step:
             reasons[name] = (
-                f"of the {slowest['steps']} steps since the last resume, not of all {case.last_step}"
+                f"of the {slowest['steps']} steps since the last resume, not of all {run.last_step}"
             )
     if values["peak_gpu_gib"] is None:
-        cpu = all(e.get("device") == "cpu" for e in case.of_kind("start"))
+        cpu = all(e.get("device") == "cpu" for e in run.of_kind("start"))
         reasons["peak_gpu_gib"] = "trained on the CPU" if cpu else "the ranks did not report it"
     return reasons
 
 
-def _why_no_share(name: str, case: Case, slowest: dict[str, Any] | None) -> str:
-    """Why seconds in steps are not told apart into computing and collectives."""
-    if name != "compute_s" and _num_ranks(case) == 1:
+def _why_no_share(name: str, run: RunEvidence, slowest: dict[str, Any] | None) -> str:
+    """Explain why seconds in steps are not split into computing and collectives."""
+    if name != "compute_s" and _num_ranks(run) == 1:
         return "one rank: nothing to communicate"
     if slowest is None:
         return "no totals were written"
@@ -113,13 +113,13 @@ def _why_no_share(name: str, case: Case, slowest: dict[str, Any] | None) -> str:
     return "the evidence does not say in which phase a collective was"
 
 
-def _num_ranks(case: Case) -> int:
-    return len({e["rank"] for e in case.of_kind("start")})
+def _num_ranks(run: RunEvidence) -> int:
+    return len({e["rank"] for e in run.of_kind("start")})
 
 
-def _collectives(case: Case, rank: int) -> list[Collective]:
-    """One rank's totals, and beside its bytes those of all ranks."""
-    events = case.of_kind("comm")
+def _collectives(run: RunEvidence, rank: int) -> list[Collective]:
+    """List one rank's totals, with the bytes of all ranks."""
+    events = run.of_kind("comm")
     sent: dict[tuple[str | None, str], int] = defaultdict(int)
     for e in events:
         sent[e.get("phase"), e["op"]] += e["bytes"]
@@ -132,12 +132,12 @@ def _collectives(case: Case, rank: int) -> list[Collective]:
 
 
 def _ranks(
-    case: Case, timing: dict[int, dict[str, Any]], by_attempt: list[dict[int, Phases]]
+    run: RunEvidence, timing: dict[int, dict[str, Any]], by_attempt: list[dict[int, Phases]]
 ) -> list[RankMetrics]:
-    digests = [e["digests"] for e in case.of_kind("digest")]
-    memory = {e["rank"]: e for e in case.of_kind("memory")}
+    digests = [e["digests"] for e in run.of_kind("digest")]
+    memory = {e["rank"]: e for e in run.of_kind("memory")}
     ranks = []
-    for e in sorted(case.of_kind("start"), key=lambda e: e["rank"]):
+    for e in sorted(run.of_kind("start"), key=lambda e: e["rank"]):
         r = e["rank"]
         mine = timing.get(r)
         ranks.append(
@@ -147,7 +147,7 @@ def _ranks(
                 device=e.get("device"),
                 phases_s=_sum([booked[r] for booked in by_attempt if r in booked]),
                 step_parts_s=mine["parts_s"] if mine else {},
-                **(_shares(case, mine) if mine else {}),
+                **(_shares(run, mine) if mine else {}),
                 peak_rss_gib=memory.get(r, {}).get("peak_rss_gib"),
                 peak_gpu_gib=memory.get(r, {}).get("peak_gpu_gib"),
                 parameter_digest=digests[-1][r] if digests and r < len(digests[-1]) else None,
@@ -170,13 +170,13 @@ def _sum(parts: list[Phases]) -> Phases:
     return {name: sum(phases.get(name, 0.0) for phases in parts) for name in names}
 
 
-def _booked(case: Case, attempt: Attempt) -> dict[int, Phases]:
+def _booked(run: RunEvidence, attempt: Attempt) -> dict[int, Phases]:
     """Return each rank's seconds by phase in one attempt: as it wrote them at its end, else from its events.
 
     `startup` is from the launcher's start; the ranks' own clocks begin when torch is loaded. A phase that was open
     when the attempt ended lasted to that end.
     """
-    start, end = _times(case, attempt)
+    start, end = _times(run, attempt)
     walks: dict[int, _Walk] = {}
     written: dict[int, Phases] = {}
     for e in attempt.events():
@@ -222,15 +222,15 @@ class _Walk:
         self._since = t
 
 
-def _total_s(case: Case) -> float | None:
+def _total_s(run: RunEvidence) -> float | None:
     """Add up the attempts from start to end; waiting between them is not training and not counted."""
-    times = [_times(case, attempt) for attempt in case.story]
+    times = [_times(run, attempt) for attempt in run.attempts]
     return sum(end - start for start, end in times if start and end) or None
 
 
-def _times(case: Case, attempt: Attempt) -> tuple[float | None, float | None]:
-    """Unix seconds of an attempt's start and end; of one whose launcher was killed, of its last event."""
-    launch = case.launch if attempt == case.last else attempt.launch()
+def _times(run: RunEvidence, attempt: Attempt) -> tuple[float | None, float | None]:
+    """Return start and end of an attempt in Unix seconds; if its launcher was killed, the end is the last event."""
+    launch = run.launch if attempt == run.last else attempt.launch()
     last = [e["t"] for e in attempt.events() if isinstance(e.get("t"), int | float)][-1:]
     return launch.get("started_at"), launch.get("finished_at") or next(iter(last), None)
 

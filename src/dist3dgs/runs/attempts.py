@@ -1,4 +1,4 @@
-"""What a run leaves behind: one folder per attempt, and a summary that is there whether it went well or not.
+"""Files of a run: one folder per attempt, and a summary that exists however the run ended.
 
     results/{point}/launch.json                     the newest attempt's `launch.json`: the output of the train rule
     results/{point}/attempts/000/launch.json        what was asked, started and how it ended
@@ -41,7 +41,7 @@ class Attempt:
         return self.folder / "train.log"
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The events of all nodes, merged by time."""
+        """Read the events of all nodes, merged by time."""
         return read_events(self.folder)
 
     def event_files(self) -> list[Path]:
@@ -51,7 +51,7 @@ class Attempt:
         return sorted(self.folder.glob("resources.*.csv"))
 
     def launch(self) -> dict[str, Any]:
-        """Its launch.json; {} where the launcher itself was killed before writing one."""
+        """Read its launch.json; {} if the launcher was killed before writing one."""
         try:
             value = json.loads(self.launch_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -60,22 +60,22 @@ class Attempt:
 
 
 def attempts(point_folder: Path) -> list[Attempt]:
-    """All attempts of a point, oldest first."""
+    """List all attempts of a point, oldest first."""
     folder = Path(point_folder, ATTEMPTS)
     names = [p for p in folder.glob("[0-9]*") if p.is_dir() and p.name.isdigit()] if folder.is_dir() else []
     return [Attempt(p) for p in sorted(names, key=lambda p: int(p.name))]
 
 
-def since_fresh_start(story: Sequence[Attempt]) -> list[Attempt]:
-    """The attempts that the last one continues, and itself: resumed ones hang together through a checkpoint."""
-    first = len(story) - 1
-    while first > 0 and any(e["event"] == "resume" for e in story[first].events()):
+def since_fresh_start(tried: Sequence[Attempt]) -> list[Attempt]:
+    """Return the last attempt and those that it continues through checkpoints."""
+    first = len(tried) - 1
+    while first > 0 and any(e["event"] == "resume" for e in tried[first].events()):
         first -= 1
-    return list(story[max(first, 0) :])
+    return list(tried[max(first, 0) :])
 
 
 def chain(point_folder: Path) -> list[Attempt]:
-    """The newest attempt of a point and those before it, under the same settings, that it continues."""
+    """Return the newest attempt of a point and those under the same settings that it continues."""
     tried = attempts(point_folder)
     digest = tried[-1].launch().get("spec_digest") if tried else None
     return since_fresh_start([a for a in tried if a.launch().get("spec_digest") == digest])
@@ -95,5 +95,5 @@ def new_attempt(point_folder: Path) -> Attempt:
 
 
 def text_digest(text: str) -> str:
-    """Short digest of a text, such as a spec's JSON."""
+    """Return a short digest of a text, such as a spec's JSON."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

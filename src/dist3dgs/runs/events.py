@@ -35,13 +35,21 @@ end             status ("ok" or "stopped"), step
 import heapq
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 #: In the order in which a run passes through them; `step` and those after it alternate.
 PHASES = ("startup", "load", "init", "step", "densify", "evaluate", "checkpoint", "export")
+
+
+#: Events that show a run going on.
+PROGRESS = ("step", "progress", "densify", "eval", "checkpoint", "export")
+#: An event is one `write` and small; a longer line is none.
+MAX_EVENT_BYTES = 1 << 22
+_TIME = re.compile(rb'"t": ?(\d{1,15}(?:\.\d+)?)[,}]')
 
 
 class EventWriter:
@@ -61,17 +69,17 @@ class EventWriter:
 
 
 def events_path(folder: Path, node: str) -> Path:
-    """Where the ranks on `node` write their events."""
+    """Return the file that the ranks on `node` append their events to."""
     return Path(folder, f"events.{node}.jsonl")
 
 
 def is_event_file(name: str) -> bool:
-    """Whether a file's name is that of events: of one node, or of all nodes of an older run."""
+    """Return True for the name of an event file: of one node, or of all nodes of an older run."""
     return name == "events.jsonl" or (name.startswith("events.") and name.endswith(".jsonl"))
 
 
 def event_files(folder: Path) -> list[Path]:
-    """All event files of a run's folder, sorted by name."""
+    """List all event files of a run's folder, sorted by name."""
     try:
         return sorted(p for p in Path(folder).iterdir() if is_event_file(p.name))
     except (FileNotFoundError, NotADirectoryError):
@@ -83,31 +91,47 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
 
     Torn or foreign lines are skipped; a missing file or folder has no events.
     """
-    if Path(path).is_dir():
-        timed = [_timed(file) for file in event_files(path)]
-        yield from (event for _, event in heapq.merge(*timed, key=lambda pair: pair[0]))
+    files = event_files(path) if Path(path).is_dir() else [Path(path)]
+    for _, _, raw in read_lines(files):
+        if (event := parse_event(raw)) is not None:
+            yield event
+
+
+def read_lines(files: Sequence[Path]) -> Iterator[tuple[Path, int, bytes]]:
+    """Yield file, 1-based number and text of each line, those of several files merged by time.
+
+    For readers that name lines or need not parse all of them: a run may have a million steps.
+    """
+    if len(files) == 1:  # in order by itself, whatever its times
+        yield from _lines(files[0])
     else:
-        yield from _read_file(path)
+        for _, line in heapq.merge(*map(_timed, files), key=lambda pair: pair[0]):
+            yield line
 
 
-def _timed(path: Path) -> Iterator[tuple[float, dict[str, Any]]]:
-    """Events with the time they are sorted by; never decreasing, so that merging keeps each file's order."""
+def parse_event(raw: bytes) -> dict[str, Any] | None:
+    """Parse one line; None if it is torn or foreign."""
+    try:
+        event = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+def _timed(path: Path) -> Iterator[tuple[float, tuple[Path, int, bytes]]]:
+    """Yield lines with the time they are sorted by; never decreasing, so that merging keeps each file's order."""
     latest = 0.0
-    for event in _read_file(path):
-        t = event.get("t")
-        if isinstance(t, int | float):
-            latest = max(latest, t)
-        yield latest, event
+    for line in _lines(path):
+        if found := _TIME.search(line[2], 0, 200):
+            latest = max(latest, float(found[1]))
+        yield latest, line
 
 
-def _read_file(path: Path) -> Iterator[dict[str, Any]]:
-    if not Path(path).exists():
+def _lines(path: Path) -> Iterator[tuple[Path, int, bytes]]:
+    if not path.exists():
         return
-    with Path(path).open("rb") as f:
-        for line in f:
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                yield event
+    with path.open("rb") as f:
+        number = 1
+        while raw := f.readline(MAX_EVENT_BYTES):
+            yield path, number, raw
+            number += raw.endswith(b"\n")

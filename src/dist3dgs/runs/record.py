@@ -14,43 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from ..config.naming import Layout, Point, how_to_make
 from ..errors import UserError
 from ..files import write_json
+from .causes import Cause
 
 SCHEMA_VERSION = 1
 #: Metrics that may be negative.
 _SIGNED = {"psnr", "ssim", "lpips", "loss"}
 
 Status = Literal["ok", "failed", "degraded", "unknown"]
-
-Cause = Literal[
-    "allocation_mismatch",
-    "parameter_mismatch",
-    "host_oom",
-    "gpu_oom",
-    "rendezvous",
-    "collective_timeout",
-    "nccl_error",
-    "port_in_use",
-    "time_limit",
-    "preempted",
-    "node_failure",
-    "cancelled",
-    "disk_full",
-    "environment",
-    "extension_build",
-    "diverged",
-    "sfm_failed",
-    "dataset_corrupt",
-    "shared_memory",
-    "unused_parameters",
-    "gpu_fault",
-    "submission_rejected",
-    "code_error",
-    "no_progress",
-    "killed",
-    "crashed",
-    "misconfiguration",
-    "unknown",
-]
 
 
 class Model(BaseModel):

@@ -11,7 +11,7 @@ from typing import Any
 from ..config.matrix import run_digest
 from ..files import write_json, write_text
 from ..runs.attempts import Attempt, attempts, new_attempt
-from ..runs.record import Cause
+from ..runs.causes import Cause
 from .client import SlurmError
 from .outcome import CAUSE_OF_STATE, job_end, log_cause, read_tail
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..config.naming import Layout
 from ..files import write_json
 from ..runs.attempts import Attempt, attempts
-from ..runs.record import Cause
+from ..runs.causes import Cause
 from .client import SlurmError, blocks, rows, slurm
 
 #: Slurm's word for how a job ended -> our cause.

@@ -7,41 +7,17 @@ that is recorded. The last two need no GPU: they get a small job of their own ("
 never leaves a hole in the graph.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..runs.record import Cause
+from ..runs.causes import Cause, CauseOfFailure, find_cause
 from .outcome import Try
 
-#: How often a cause may be followed by another attempt. What is not listed is not retried: a code error, a wrong
-#: setting, an allocation that does not fit, a diverged run or a job the user cancelled ends the same way every time.
-TRIES_AFTER: dict[Cause, int] = {
-    "time_limit": 6,  # each attempt resumes: several limits in a row are progress (but see `stuck`)
-    "preempted": 20,
-    "node_failure": 4,
-    "host_oom": 3,
-    "shared_memory": 2,
-    "rendezvous": 2,
-    "collective_timeout": 2,
-    "nccl_error": 2,
-    "port_in_use": 3,
-    "gpu_fault": 2,
-    "killed": 2,
-    "crashed": 1,
-    "no_progress": 1,
-    "unknown": 1,
-}
 #: All causes together, requeues not counted. Less than the profile's `retries`, so that the last attempt of
 #: Snakemake is always the one that closes.
 MAX_FAILED = 9
-#: Slurm restarts these by itself: they use up none of Snakemake's retries.
-REQUEUED: frozenset[Cause] = frozenset({"preempted"})
-#: What these did is not lost but for what came after the last checkpoint: a run longer than its time limit, or one in a
-#: partition whose jobs are preempted, costs what it costs.
-RESUMED: frozenset[Cause] = frozenset({"time_limit", "preempted"})
-GROWING_MEMORY: frozenset[Cause] = frozenset({"host_oom"})
-
 Action = Literal["train", "close", "adopt", "wait"]
 
 
@@ -81,20 +57,27 @@ def decide(tries: Sequence[Try], *, retry_gpu_hours: float = 24.0) -> Decision:
         action="train",
         reason=f"attempt {last.number} ended with {cause}",
         cause=cause,
-        mem_factor=1.5 ** sum(1 for t in failed if t.cause in GROWING_MEMORY),
-        runtime_factor=1.5 ** sum(1 for t in failed if t.cause == "time_limit"),
+        mem_factor=math.prod(_policy(t).mem_factor for t in failed),
+        runtime_factor=math.prod(_policy(t).runtime_factor for t in failed),
     )
+
+
+def _policy(failed: Try) -> CauseOfFailure:
+    """Return the retry policy of an attempt's cause; no retries for a name that no table has."""
+    cause: Cause = failed.cause or "unknown"
+    return find_cause(cause) or CauseOfFailure(cause, "")
 
 
 def _give_up(failed: list[Try], cause: Cause, retry_gpu_hours: float) -> str | None:
     """Why no further attempt is made, or None."""
     same = sum(1 for t in failed if (t.cause or "unknown") == cause)
-    counted = sum(1 for t in failed if t.cause not in REQUEUED)
-    spent = sum(t.gpu_hours * (t.lost if t.cause in RESUMED else 1.0) for t in failed)
-    if cause not in TRIES_AFTER:
+    counted = sum(1 for t in failed if not _policy(t).requeued)
+    tries = _policy(failed[-1]).tries
+    spent = sum(t.gpu_hours * (t.lost if _policy(t).resumed else 1.0) for t in failed)
+    if not tries:
         return "trying again would end the same way"
-    if same > TRIES_AFTER[cause]:
-        return f"{same} attempts ended so; at most {TRIES_AFTER[cause]} are followed by another"
+    if same > tries:
+        return f"{same} attempts ended so; at most {tries} are followed by another"
     if counted >= MAX_FAILED:
         return f"{counted} attempts have failed, for several reasons; no more are made"
     if stuck(failed):

@@ -16,7 +16,8 @@ from ..config.models import RunSpec, validate
 from ..config.naming import Point, how_to_make
 from ..errors import UserError
 from ..runs.attempts import Attempt, attempts
-from ..runs.record import Cause, RunRecord, load_record
+from ..runs.causes import cause_words
+from ..runs.record import RunRecord, load_record
 from ..slurm.outcome import INTERRUPTED, read_try
 from ..slurm.queue import Job
 
@@ -46,18 +47,6 @@ SILENT_S = 600.0
 TAIL_BYTES = 65536
 #: Characters of a line of evidence that are quoted.
 QUOTED = 90
-#: Causes whose name is not yet what one would say.
-_CAUSE_WORDS: dict[str, str] = {
-    "host_oom": "out of memory",
-    "gpu_oom": "out of GPU memory",
-    "node_failure": "node lost",
-    "time_limit": "time limit reached",
-    "submission_rejected": "submission refused",
-    "sfm_failed": "structure from motion failed",
-    "nccl_error": "NCCL error",
-    "gpu_fault": "GPU fault",
-    "unknown": "unknown cause",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,11 +329,6 @@ def waiting_words(job: Job) -> str:
     start = "" if job.start in ("N/A", "") else f", expected to start {when}"
     never = f": will never start, {job.waits_for_ever}" if job.waits_for_ever else ""
     return f"Slurm job {job.id}{reason}{start}{never}"
-
-
-def cause_words(cause: Cause) -> str:
-    """A cause as one would say it."""
-    return _CAUSE_WORDS.get(cause, cause.replace("_", " "))
 
 
 def totals(states: Iterable[State]) -> str:

@@ -21,8 +21,7 @@ from dist3dgs.diagnosis import diagnose
 from dist3dgs.diagnosis.rules import RULES
 from dist3dgs.diagnosis.rules.remedies import REMEDIES
 from dist3dgs.errors import UserError
-from dist3dgs.records.build import judge
-from dist3dgs.records.own_verdict import verdict_of_run
+from dist3dgs.records.build import judge, verdict_of_run
 from dist3dgs.runs.record import save_record
 from dist3dgs.slurm.site import Site
 from tests.unit.helpers.evidence import healthy, phase, spec, start, step, write_attempt
@@ -57,7 +56,7 @@ def test_unknown_says_first_what_to_give(tmp_path: Path, capsys: pytest.CaptureF
     log.write_text("loading\n")
     code, text = out_of(capsys, log)
     assert code == 3 and text.startswith("unknown\n") and len(text.splitlines()) < 8
-    assert "mend: Give also job_7.err." in text and "named here" not in text
+    assert "fix: Give also job_7.err." in text and "named here" not in text
     assert run_diagnose([log], False, verbose=True) == 3
     assert "gpu_oom: `CUDA out of memory" in capsys.readouterr().out
     run_diagnose([log], True)

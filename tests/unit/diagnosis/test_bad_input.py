@@ -23,8 +23,8 @@ from dist3dgs.diagnosis.summary import read_logs
 from dist3dgs.errors import UserError
 from dist3dgs.logs.lines import read_blocks
 
-FOLDER = Path(__file__).parents[1] / "fixtures" / "diagnose"
-WHOLE = [p.read_bytes() for p in sorted(FOLDER.glob("*.log"))]
+FOLDER = Path(__file__).parents[2] / "data" / "logs"
+WHOLE = [p.read_bytes() for p in sorted(FOLDER.glob("*/*.log"))]
 HEADS = [
     b'{"t": 1.0, "rank": 0, "event": "start", "world_size": 2}\n',
     b'{"t": 1.0, "rank": 0, "event": "step", "step": 1000000}\n',

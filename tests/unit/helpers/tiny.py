@@ -55,8 +55,7 @@ def launch(run: RunSpec, scene: Path, out: Path, **options: Any) -> RunRecord:
 
 
 def judged(out: Path) -> RunRecord:
-    from dist3dgs.records.build import judge
-    from dist3dgs.records.own_verdict import verdict_of_run
+    from dist3dgs.records.build import judge, verdict_of_run
 
     record = judge(out / "launch.json")
     # `dist3dgs diagnose` of the run, and of its only attempt, says what the record says.

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dist3dgs.diagnosis.summary import read_logs
+from dist3dgs.logs.csv_columns import Table
 from dist3dgs.logs.facts import Facts
 from dist3dgs.logs.lines import BLOCK_BYTES
-from dist3dgs.diagnosis.summary import read_logs
 from dist3dgs.logs.readers import metrics_csv, nvidia_smi, psrecord, resources
-from dist3dgs.logs.csv_columns import Table
 from dist3dgs.monitoring.sampler import COLUMNS
 
 

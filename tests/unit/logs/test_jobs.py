@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dist3dgs.diagnosis import diagnose
 from dist3dgs.cli.logs import run_read
-from dist3dgs.logs.jobs import by_job, id_in_name
+from dist3dgs.diagnosis import diagnose
 from dist3dgs.diagnosis.summary import read_logs
+from dist3dgs.logs.jobs import by_job, id_in_name
 
 TABLE = (
     "JobID|JobName|State|ExitCode|Elapsed|MaxRSS|AllocTRES\n"

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from dist3dgs.logs.timestamps import Clock
 from dist3dgs.cli.logs import run_diagnose, run_import, run_read
+from dist3dgs.diagnosis.summary import read_logs
+from dist3dgs.errors import UserError
 from dist3dgs.logs.facts import expand_nodes
 from dist3dgs.logs.lines import clean, read_blocks
-from dist3dgs.diagnosis.summary import read_logs
 from dist3dgs.logs.step_formats import parse_clock, parse_duration
-from dist3dgs.errors import UserError
+from dist3dgs.logs.timestamps import Clock
 from dist3dgs.runs.record import load_record
+
+LOGS = Path(__file__).parents[2] / "data" / "logs"
 
 
 def write(path: Path, text: str) -> Path:
@@ -256,6 +258,13 @@ def test_clocks() -> None:
 
 def test_host_lists() -> None:
     assert expand_nodes("sciml[2301-2302,2305],gpu7") == ["sciml2301", "sciml2302", "sciml2305", "gpu7"]
+    assert expand_nodes("rack[1-2]n[1-4],login")[3:] == [
+        "rack1n4",
+        *(f"rack2n{i}" for i in range(1, 5)),
+        "login",
+    ]
+    assert len(expand_nodes("a[0-99999]b[0-99999]c[0-99999]")) == 4096
+    assert expand_nodes("[rank0]:") == ["[rank0]:"]
     assert expand_nodes("n[08-10]") == ["n08", "n09", "n10"]
     assert len(expand_nodes("n[0-999999999]")) == 4096
 
@@ -295,7 +304,7 @@ def test_numbers_across_blocks(tmp_path: Path) -> None:
 
 
 def test_import_makes_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = Path(__file__).parents[1] / "fixtures" / "diagnose" / "allocation_mismatch-nerfstudio-two-gpus.log"
+    log = LOGS / "allocation_mismatch" / "nerfstudio-two-gpus.log"
     assert run_import([log], scene="garden", layout="n1g2", results=tmp_path) == 0
     record = load_record(tmp_path / "garden" / "imported" / "n1g2" / "r0" / "record.json")
     assert (
@@ -314,15 +323,14 @@ def test_import_makes_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = Path(__file__).parents[1] / "fixtures" / "diagnose"
-    assert run_diagnose([folder / "gpu_oom-gsplat.log"], False) == 1
+    assert run_diagnose([LOGS / "gpu_oom" / "gsplat.log"], False) == 1
     text = capsys.readouterr().out
-    assert text.startswith("failed: gpu_oom") and "Tried to allocate" in text and "mend:" in text
-    assert run_diagnose([folder / "ok-torchrun.log"], True) == 0
+    assert text.startswith("failed: gpu_oom") and "Tried to allocate" in text and "fix:" in text
+    assert run_diagnose([LOGS / "ok" / "torchrun.log"], True) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "ok"
-    assert run_read([folder / "ok-workshop-epochs.log"], False) == 0
+    assert run_read([LOGS / "ok" / "workshop-epochs.log"], False) == 0
     assert "img/s" in capsys.readouterr().out
-    assert run_read([folder / "ok-workshop-epochs.log"], True) == 0
+    assert run_read([LOGS / "ok" / "workshop-epochs.log"], True) == 0
     assert json.loads(capsys.readouterr().out)["epochs"] == 3
 
 

@@ -3,9 +3,10 @@
 import pytest
 
 from dist3dgs.runs.attempts import Attempt
+from dist3dgs.runs.causes import CAUSES
 from dist3dgs.runs.events import EventWriter, events_path
 from dist3dgs.slurm.outcome import Try, read_try
-from dist3dgs.slurm.retry import MAX_FAILED, TRIES_AFTER, decide
+from dist3dgs.slurm.retry import MAX_FAILED, decide
 
 
 def failed(*causes: str, hours: float = 0.1, steps: list[int] | None = None) -> list[Try]:
@@ -33,10 +34,10 @@ def test_what_would_end_the_same_way_is_not_tried_again(cause):
     assert decision.action == "close" and cause in decision.reason
 
 
-@pytest.mark.parametrize("cause", sorted(TRIES_AFTER))
+@pytest.mark.parametrize("cause", sorted(c.name for c in CAUSES.values() if c.tries))
 def test_capacity_and_infrastructure_are_tried_again_but_not_for_ever(cause):
     assert decide(failed(cause)).action == "train"
-    assert decide(failed(*[cause] * (TRIES_AFTER[cause] + 1))).action == "close"
+    assert decide(failed(*[cause] * (CAUSES[cause].tries + 1))).action == "close"
 
 
 def test_resources_grow_with_the_reason():

@@ -1,10 +1,14 @@
-"""The one table of rules. What a line belongs to is decided by the first rule that takes it, so the order is from
-the most specific wording to the most general."""
+"""The one table of rules. A line belongs to the first rule that takes it: the most specific wordings come first.
+
+Rules of plug-ins (`runs/plugins.py`) come before ours.
+"""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 from ...logs.facts import Line
 from ...logs.regex_prefilter import WordIndex
+from ...runs import plugins
 from . import communication, data, gpu, host, scheduler, software
 from .rule import Hit, Rule, Tier
 
@@ -28,21 +32,34 @@ RULES: tuple[Rule, ...] = tuple(
     )
 )  # fmt: skip
 assert len(RULES) == len(_BY_NAME), "every rule has its place in the order"
+#: Rules from here on match lines around an error, not its own text.
+_NO_ERRORS = {r.name for r in RULES[RULES.index(_BY_NAME["torch-misuse"]) :]}
 
-_PATTERNS = [(rule, i) for rule in RULES for i in range(len(rule.patterns))]
-_INDEX = WordIndex([rule.patterns[i] for rule, i in _PATTERNS])
+
+@cache
+def all_rules() -> tuple[Rule, ...]:
+    """List the rules in their order, those of plug-ins first."""
+    return (*plugins.added("RULES"), *RULES)
+
+
+@cache
+def _patterns() -> tuple[list[tuple[Rule, int]], WordIndex]:
+    """Pair each pattern with its rule, and index the words that a line must have for it."""
+    found = [(rule, i) for rule in all_rules() for i in range(len(rule.patterns))]
+    return found, WordIndex([rule.patterns[i] for rule, i in found])
 
 
 def candidates(texts: Sequence[str]) -> list[list[int]]:
-    """For each text what `takers` has to try, found for all of them at once."""
-    return _INDEX.candidates_of(texts)
+    """For each text list what `takers` has to try; faster for many texts at once."""
+    return _patterns()[1].candidates_of(texts)
 
 
 def takers(text: str, tried: Sequence[int] | None = None) -> Iterator[tuple[Rule, int]]:
-    """The rules whose wording `text` has, in the table's order, each with its first pattern that is found."""
+    """Yield the rules whose wording `text` has, in the table's order, each with its first pattern that is found."""
     last: Rule | None = None
-    for at in _INDEX.candidates(text) if tried is None else tried:
-        rule, i = _PATTERNS[at]
+    patterns, index = _patterns()
+    for at in index.candidates(text) if tried is None else tried:
+        rule, i = patterns[at]
         if rule is last or not rule.patterns[i].search(text):
             continue
         last = rule
@@ -51,7 +68,7 @@ def takers(text: str, tried: Sequence[int] | None = None) -> Iterator[tuple[Rule
 
 
 def classify(text: str, frames: Sequence[str] = (), steps: int = 0) -> Rule | None:
-    """The rule that takes one uncaught error, e.g. `OSError: [Errno 28] No space left on device`.
+    """Find the rule that takes one uncaught error, e.g. `OSError: [Errno 28] No space left on device`.
 
     `frames` are the lines of its traceback, `steps` the training steps done before it. An error that no rule names is
     the code's own (`exception`); None only for text that is no error at all.
@@ -61,9 +78,9 @@ def classify(text: str, frames: Sequence[str] = (), steps: int = 0) -> Rule | No
 
 
 def error_hit(line: Line, frames: Sequence[str], steps: int) -> Hit | None:
-    """As `classify`, with the place where the text stands."""
+    """Classify an error, keeping the place where its text stands."""
     for rule, found in takers(line.text):
-        if RULES.index(rule) >= RULES.index(_BY_NAME["torch-misuse"]):
+        if rule.name in _NO_ERRORS:
             break
         hit = _hit_of_error(rule, found, line, frames, steps)
         if rule.accept is None or rule.accept(hit):
@@ -72,7 +89,7 @@ def error_hit(line: Line, frames: Sequence[str], steps: int) -> Hit | None:
 
 
 def remedy(rule_name: str, trainer: str | None) -> str:
-    """What mends what the rule of that name finds, in the words of the trainer's own settings where there are some."""
+    """Return the remedy of the rule of that name, in terms of the trainer's own settings where there are some."""
     return _BY_NAME[rule_name].remedy_for(trainer)
 
 
@@ -80,4 +97,15 @@ def _hit_of_error(rule: Rule, found: int, line: Line, frames: Sequence[str], ste
     return Hit(rule, found, line, 0, 0, lambda n: list(frames[-n:]), steps_before=steps)
 
 
-__all__ = ["RULES", "Hit", "Rule", "Tier", "candidates", "classify", "error_hit", "remedy", "takers"]
+__all__ = [
+    "RULES",
+    "Hit",
+    "Rule",
+    "Tier",
+    "all_rules",
+    "candidates",
+    "classify",
+    "error_hit",
+    "remedy",
+    "takers",
+]

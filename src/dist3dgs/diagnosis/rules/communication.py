@@ -1,4 +1,4 @@
-"""Between ranks: rendezvous, collectives, ports."""
+"""Rules for communication between ranks: rendezvous, collectives, ports."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -10,16 +10,16 @@ from .rule import Hit, Rule, Tier, patterns
 SIDE_SERVICE = re.compile(
     r"(?i)tensorboard|jupyter|viewer|viser|gradio|prometheus|wandb|dashboard|streamlit|metrics server"
 )
-#: torch's warning for each address on which it could not listen; the next one may still do.
+#: torch's warning for each address on which it could not listen; the next one may work.
 PORT_WARNING = r"server socket has failed to (?:listen|bind)[^\n]*(?:\berrno: 98\b|EADDRINUSE|already in use)"
 
 
 def _last_words(hit: Hit) -> bool:
-    """Nothing but such warnings stands below: the process did not get past them."""
+    """Return True if only such warnings stand below: the process did not get past them."""
     return all(not text.strip() or re.search(PORT_WARNING, text) for text in hit.below(8))
 
 
-#: What names a rank and the size of the world that it should be in, in this order or the other.
+#: A rank and the size of its world, in this order or the other.
 RANK_OF_WORLD = (
     r"(?i:(?<!node )(?<!local )(?<!group )\b(?:global[_ ])?rank\b['\"]?[ =:(]*(?P<rank>\d{1,6})\)?[^\w\n]{1,6}(?:\w+ ){0,6}world(?:[_ ]?size)?['\"]?[ =:(]*(?:of )?(?P<world>\d{1,6}))\b",
     r"(?i:\bworld[_ ]?size['\"]?[ =:(]*(?P<world>\d{1,6})\)?[^\w\n]{1,6}(?:\w+ ){0,3}(?:global[_ ])?rank['\"]?[ =:(]*(?P<rank>\d{1,6}))\b",

@@ -1,4 +1,4 @@
-"""Photographs, structure from motion, files that cannot be read."""
+"""Rules for photographs, structure from motion, unreadable files."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -8,7 +8,7 @@ from .rule import Hit, Rule, Tier, patterns
 
 
 def _is_of_points(hit: Hit) -> bool:
-    """Accept scikit-learn's words for an empty array only where neighbours of points are looked for."""
+    """Accept scikit-learn's message about an empty array only where neighbours of points are searched."""
     if not re.search("Found array with 0 sample|n_samples", hit.line.text):
         return True
     return re.search(r"(?i)\bknn\b|point|splat|gaussian", hit.before(20)) is not None

@@ -1,4 +1,4 @@
-"""The GPU: memory and faults."""
+"""Rules for the GPU: memory and faults."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -14,9 +14,9 @@ FIRST_TOUCH = re.compile(
 MIB = {"bytes": 2.0**-20, "KiB": 2.0**-10, "MiB": 1.0, "GiB": 1024.0}
 
 
-#: CUDA's words for a kernel that went wrong while it ran.
+#: CUDA's messages about a kernel that failed while it ran.
 KERNEL_FAULT = r"an illegal (?:memory access|instruction) was encountered|misaligned address|unspecified launch failure|invalid program counter|hardware stack error"
-#: Kernels that are no part of torch: those of splatting trainers, other compiled extensions, kernels in Python.
+#: Kernels outside torch: of splatting trainers, other compiled extensions, kernels in Python.
 OWN_KERNEL = re.compile(
     r"(?i)gsplat|diff[-_]\w*(?:gauss|surfel|raster)|simple[-_]knn|distCUDA2|fused[-_]ssim|_?Rasterize(?:Gaussians|ToPixels)\w*|rasterize_\w+|cuda_rasterizer|fully_fused_projection|"
     r"isect_tiles|render(?:CUDA|kernel)|torch_extensions|nerfacc|tinycudann|\btcnn\b|nvdiffrast|kaolin|pytorch3d|spconv|MinkowskiEngine|torchsparse|torch_scatter|"
@@ -38,13 +38,13 @@ def _in_own_kernel(hit: Hit) -> bool:
 
 
 def _size(pattern: str, text: str) -> float | None:
-    """MiB of the size that `pattern` finds, or None."""
+    """Return the MiB that `pattern` finds, or None."""
     m = re.search(pattern, text)
     return float(m[1]) * MIB[m[2]] if m and m[2] in MIB else None
 
 
 def is_broken_gpu(hit: Hit) -> bool:
-    """Out of memory where nothing can have used it up: at the first touch of the device, or a tiny request on an empty one."""
+    """Accept out of memory only where nothing can have used it: at the first access, or a tiny request on an empty GPU."""
     if hit.steps_before or hit.steps_above():
         return False
     text = hit.line.text

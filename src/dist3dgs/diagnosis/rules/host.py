@@ -1,4 +1,4 @@
-"""The host: memory, shared memory, disk."""
+"""Rules for the host: memory, shared memory, disk."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -14,7 +14,7 @@ CACHE = (
 )
 HOME = r"(?:/[\w.-]+){0,4}?(?:/[\w.-]*home\w*|/[Uu]sers|/u)/[\w.-]+"
 NOT_WRITABLE = r"(?i:permission denied|read-only file system|disk quota exceeded|not (?:a )?writ(?:e)?able|\[Errno (?:13|30|122)\]|os error (?:13|30|122)\b|\b(?:EACCES|EROFS|EDQUOT)\b)"
-#: What stands in a path -> the variable that moves that cache.
+#: Part of a path -> the variable that moves that cache.
 CACHE_VARIABLES = (
     (r"torch_extensions", "TORCH_EXTENSIONS_DIR"),
     (r"triton", "TRITON_CACHE_DIR"),
@@ -41,7 +41,7 @@ CACHE_VARIABLES = (
 
 
 def _variable_first(line: str) -> str:
-    """Name the variable that moves the cache of which the line speaks."""
+    """Name the variable that moves the cache in the line."""
     name = next((name for path, name in CACHE_VARIABLES if re.search(path, line)), "XDG_CACHE_HOME")
     return f"`export {name}=FOLDER` in the job script, FOLDER on a file system that the node may write to. "
 

@@ -1,6 +1,6 @@
-"""What mends a failure in the words of one trainer's own settings. `Rule.remedy` is what holds for any program.
+"""Remedies in terms of one trainer's own settings. `Rule.remedy` holds for any program.
 
-Records of our own runs and `dist3dgs diagnose` both take ours from here.
+Records of our own runs and `dist3dgs diagnose` take ours from here.
 """
 
 # ruff: noqa: E501 (one sentence, one line)
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 SITE = "profiles/slurm/site.yaml"
 
-#: trainer -> rule -> what to do there.
+#: trainer -> rule -> remedy.
 REMEDIES: Mapping[str, Mapping[str, str]] = {
     "dist3dgs": {
         "submission-refused": f"Change what the message names in {SITE} (`dist3dgs site init --force` writes one that fits the "
@@ -26,7 +26,7 @@ REMEDIES: Mapping[str, Mapping[str, str]] = {
         "time-limit": f"Raise `site.runtime_min` in {SITE} (attempts after a time limit ask for more, up to "
         "`site.max_runtime_min`), or lower `train.checkpoint_every` so that less is lost; the run resumes from its last "
         "checkpoint.",
-        "preempted": "Nothing to mend: the next attempt resumes from the checkpoint written on SIGTERM. `dist3dgs partitions` "
+        "preempted": "Nothing to do: the next attempt resumes from the checkpoint written on SIGTERM. `dist3dgs partitions` "
         "shows where nobody preempts.",
         "cancelled": "Train again with `dist3dgs retry POINT`: it "
         "resumes from the last checkpoint. Cancelled runs are not retried.",

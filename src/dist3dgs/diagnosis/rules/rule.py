@@ -1,4 +1,4 @@
-"""What a rule is."""
+"""Rules, and the lines that they match."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...logs.facts import Line
-from ...runs.record import Cause
+from ...runs.causes import Cause
 from .remedies import REMEDIES
 
 
 class Tier(enum.IntEnum):
-    """How near to the root a line is, whatever stands before it: lower explains higher.
+    """Distance of a line from the root cause, wherever it stands: lower explains higher.
 
     A node that died explains the CUDA error on it; an exception explains the collective that its peers wait in;
     what nobody explains is a symptom.
@@ -51,11 +51,11 @@ class Hit:
 
     @property
     def handled(self) -> bool:
-        """The program caught this exception and tried something else, which failed too."""
+        """True if the program caught this exception and then failed in its handler."""
         return any("During handling of the above exception" in text for text in self.below(4))
 
     def before(self, num_lines: int) -> str:
-        """The text of the lines before this one, oldest first."""
+        """Return the text of the lines before this one, oldest first."""
         return "\n".join(self.context(num_lines))
 
 
@@ -97,12 +97,12 @@ def patterns(*sources: str) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(source) for source in sources)
 
 
-#: Lines that speak of a signal without one having been sent: a handler, a test's name.
+#: Lines that mention a signal although none was sent: a handler, a test's name.
 SIGNAL_TALK = r"(?i:\b(?:un)?(?:register|install|enabl|disabl|ignor)\w*\b|\bhandlers?\b|\btest\w*[_ :.]|\bPASSED\b|\.\.\. ok\b)"
 
 
 def signal_exits(number: int) -> str:
-    """Source of a pattern for the exit statuses of a process that signal `number` ended.
+    """Return the source of a pattern for exit statuses of a process that signal `number` ended.
 
     The shell's 128 + n, Python's and torchrun's -n, Slurm's `0:n` of a failed job.
     """

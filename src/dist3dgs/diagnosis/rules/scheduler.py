@@ -1,4 +1,4 @@
-"""What the scheduler and the node say."""
+"""Rules for messages of the scheduler and the node."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -8,7 +8,7 @@ from .rule import Hit, Rule, Tier, patterns
 
 
 def _is_users_cancel(hit: Hit) -> bool:
-    """A step that srun cancels because one of its tasks failed was not cancelled by anybody."""
+    """Refuse a step that srun itself cancelled because one of its tasks failed."""
     if re.search(r"\*\*\* STEP ", hit.line.text):
         return not re.search(r"error: .*task[s]? [\d,-]+: (?:Exited|Out|Segm|Killed|Abort|Bus)|Terminating (?:job step|StepId)", hit.before(60))  # fmt: skip
     return True

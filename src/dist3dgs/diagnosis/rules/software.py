@@ -1,4 +1,4 @@
-"""The program, its environment and its build."""
+"""Rules for the program, its environment and its build."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -12,7 +12,7 @@ REPORTS = (
     r"WorkflowError|RayTaskError|FailedJobError|subprocess\.TimeoutExpired|ConnectionResetError|EOFError(?!: EOF when reading a line)|GeneratorExit|WorkerError|Actor(?:Unavailable|Died)Error|RayActorError|WorkerCrashedError|NodeDiedError|LocalRayletDiedError|UncompletedJobError|StopIteration|"
     r"DataLoader worker \(pid\(s\)"
 )
-#: A report that lists what might have happened (Ray's, of a worker that died) says nothing of what did.
+#: A report that lists what might have happened (Ray's, of a dead worker) proves nothing.
 GUESSES = r"(?:common|potential root|possible) causes"
 #: The last line of a traceback: `pkg.module.SomeError: message`, also behind a prefix that a launcher puts before it.
 EXCEPTION = r"^(?:\[[^\]]{0,40}\]:?\s*|\S{1,40}[:|>]\s+|│\s*)?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Failure|Violation|NotFound|Missing\w*|Invalid\w*|Timeout|Unsupported\w*)(?: ?:\s|:?\s*$)|^Exception(?: ?:\s|:?\s*$)"
@@ -28,7 +28,7 @@ BUILTIN = (
 
 
 def ends_traceback(hit: Hit) -> bool:
-    """A frame of a traceback stands just above, and it is not one that the interpreter ignored."""
+    """Accept a line just below a traceback, unless the interpreter ignored that exception."""
     if re.search(REPORTS, hit.line.text):
         return False
     above = hit.before(40)
@@ -44,7 +44,7 @@ def is_uncaught(hit: Hit) -> bool:
 
 
 def _told_by_hydra(hit: Hit) -> bool:
-    """The line above names the object that Hydra could not make, and the launcher gave the job up for it."""
+    """Accept an error below Hydra's `Error instantiating`, where the launcher then gave up."""
     above = hit.context(8)
     return (
         bool(above)
@@ -151,7 +151,7 @@ RULES = (
             r"ninja: (?:build stopped|error|fatal)|Command '\['ninja'[^\n]*non-zero|error: command '[^']*(?:gcc|g\+\+|nvcc|cl\.exe|cmake|ninja|clang)[^']*' failed|CMake Error|make(?:\[\d+\])?: \*\*\* [^\n]*Error \d+|No such file or directory: '[^']*nvcc'|nvcc: (?:command )?not found",
             r"(?:Failed|ERROR: Failed|Could not) build(?:ing)? (?:wheels?|editable) for|subprocess-exited-with-error|Failed to build installable wheels|triton\.compiler\.errors|Failed to (?:compile|build) (?:CUDA|the )?(?:extension|kernel)s?",
         ),
-        # pip's own words; the compiler's stand above them where a build was what failed.
+        # pip's message; if a build failed, the compiler's messages stand above it.
         complaint=re.compile(r": (?:command )?not found|subprocess-exited-with-error|(?:Failed|Could not) build(?:ing)? (?:wheels?|editable) for|Failed to build installable wheels"),
         unless=re.compile(r"warning #|-Werror|cv2\.error|OpenCV\("),
     ),

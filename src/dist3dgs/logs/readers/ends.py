@@ -1,4 +1,4 @@
-"""How programs say that they came to their end: totals, final results, early stopping."""
+"""Lines that programs print at their end: totals, final results, early stopping."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 
@@ -8,16 +8,16 @@ from ..facts import FactPattern
 
 _C = re.compile
 
-#: `2024-05-01 10:00:00,123 name INFO: `, `[INFO] `, `name | `: what loggers put before a message.
+#: Prefixes of loggers: `2024-05-01 10:00:00,123 name INFO: `, `[INFO] `, `name | `.
 LOGGER = r"(?:^|[:|\]>] +|INFO +| - )"
 
 FACTS = (
-    # Printed whether the loop came to its end or an exception or Ctrl-C left it; once per launch in a file.
+    # Printed at the loop's end as well as after an exception or Ctrl-C; once per launch in a file.
     FactPattern("loop_left", _C(r"\bTotal training time: [^\n]* on hooks\)|" + LOGGER + r"Training took \d+:\d\d:\d\d"), lambda m: m[0].strip(), "last", often=True, placed=True),
     # detectron2 evaluates below that, and the next launch may be appended: both begin with these words.
     FactPattern("begun", _C(r"\bStart inference on \d+ batches|\bStarting training from iteration \d|\bRank of current process: \d+\. World size"), lambda m: m[0], "last", often=True, placed=True),
     FactPattern("results", _C(r"\bcopypaste: (?:-?[\d.]+|nan)(?:,|$)"), lambda m: m[0], "last", often=True, placed=True),
-    # A program's word of its own time: at its end, if it says so once and is no loop.
+    # A program's own run time: its end, if printed once and not in a loop.
     FactPattern("own_time", _C(r"^(?:Execution time|Time (?:taken|elapsed)|Elapsed time|Wall(?:[- ]clock)? time|Run ?time)(?: \(s(?:ec(?:onds)?)?\))?\s*[:=]\s*[\d.]+ ?(?:s|sec|secs|seconds|min|minutes|h|hours)?\s*$", re.I), lambda m: m[0].strip(), "list", some=True),
     FactPattern("finish", _C(r"Signaling Trainer to stop\."), lambda m: "early stopping", "last"),
     FactPattern("wrapper_finish", _C(LOGGER + r"(?:Total |Overall )?(?:[Tt]raining|[Rr]un|[Ww]all(?:[- ]clock)?) time(?: was| is)?:? +\d(?![^\n]* on hooks\))"), lambda m: m[0].strip(" :|]>-"), "last"),

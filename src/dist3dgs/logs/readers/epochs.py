@@ -12,13 +12,13 @@ _C = re.compile
 
 
 def _evaluation(m: re.Match[str]) -> tuple[str, float]:
-    """Wording and rank, so that what is told twice counts once, and seconds."""
+    """Return wording and rank, so that repeated lines count once, and seconds."""
     rank = next((found[1] for p in attribution.RANK_IN_LINE if (found := p.search(m.string))), "")
     return re.sub(r"[\d\W]+", "", m[0]) + rank, number(m[1])
 
 
 def _gpu_memory(m: re.Match[str]) -> tuple[str, float, float, float]:
-    """Index of the GPU; peak, average and most frequent MiB."""
+    """Return the index of the GPU; peak, average and most frequent MiB."""
     return m[1], number(m[2]), number(m[3]), number(m[4])
 
 

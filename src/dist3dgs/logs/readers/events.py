@@ -1,26 +1,22 @@
 """Our own event files, `events.NODE.jsonl` (vocabulary: dist3dgs.runs.events)."""
 
-import heapq
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...runs.events import PROGRESS, parse_event, read_lines
 from ..facts import Line
-from ..lines import clean, looks_binary
+from ..lines import clean
+from ..log_data import Added, LogData
 
-#: An event line is one `write` and small; a longer one is no event.
-MAX_EVENT_BYTES = 1 << 20
-#: As `dist3dgs.runs.events` writes them; written otherwise they are read one by one.
+#: As `dist3dgs.runs.events` writes them; other spellings are parsed one by one.
 STEP, FIRST_RANK = b'"event": "step"', b'"rank": 0,'
-_TIME = re.compile(rb'"t": ?(\d{1,15}(?:\.\d+)?)[,}]')
 
 
 @dataclass
-class RunDiary:
-    """What the events of one run add up to."""
+class RunEvents:
+    """Totals and the last state of one run, from its events."""
 
     world_size: int | None = None
     hosts: dict[int, str] = field(default_factory=dict)
@@ -50,67 +46,47 @@ class RunDiary:
     """Number of events by file."""
 
 
+FORMAT = "events"
+
+
 def sniff(head: str) -> bool:
     first = next((line for line in head.splitlines() if line.strip()), "")
     return first.startswith("{") and '"event"' in first and '"rank"' in first
 
 
-def read(paths: Sequence[Path]) -> RunDiary:
+def add(path: Path, index: int, log: LogData) -> Added:
+    """Note the file: those of all nodes are read together, merged by time."""
+    log.event_files.append(path)
+    return Added()
+
+
+def read(paths: Sequence[Path]) -> RunEvents:
     """Read a run's events, those of several nodes merged by time; torn and foreign lines are skipped.
 
-    Of steps that follow each other only the last one is looked at: a run has a million.
+    Of consecutive steps only the last one of rank 0 is parsed: a run has a million.
     """
-    d = RunDiary()
-    files = [_lines(path) for path in paths]
-    # One file is in order by itself, whatever its times.
-    lines = files[0] if len(files) == 1 else heapq.merge(*map(_timed, files), key=lambda line: line[0])
-    step: _RawLine | None = None
-    for _, path, raw, number in lines:
+    found = RunEvents()
+    step: tuple[Path, int, bytes] | None = None
+    for path, number, raw in read_lines(paths):
         if STEP in raw and raw.endswith(b"}\n"):
             if FIRST_RANK in raw:
-                step = 0.0, path, raw, number
+                step = path, number, raw
             continue
         if step is not None:
-            _take(d, *step[1:])
+            _take(found, *step)
             step = None
-        _take(d, path, raw, number)
+        _take(found, path, number, raw)
     if step is not None:
-        _take(d, *step[1:])
-    return d
+        _take(found, *step)
+    return found
 
 
-#: Time, file, text and number of a line.
-_RawLine = tuple[float, str, bytes, int]
-
-
-def _lines(path: Path) -> Iterator[_RawLine]:
-    with Path(path).open("rb") as f:
-        if looks_binary(f.read(4096)):
-            return
-        f.seek(0)
-        number = 0
-        while raw := f.readline(MAX_EVENT_BYTES):
-            number += raw.endswith(b"\n")
-            yield 0.0, str(path), raw, number
-
-
-def _timed(lines: Iterator[_RawLine]) -> Iterator[_RawLine]:
-    """The lines with their times, never decreasing, so that merging keeps each file's order."""
-    latest = 0.0
-    for _, path, raw, number in lines:
-        if found := _TIME.search(raw, 0, 200):
-            latest = max(latest, float(found[1]))
-        yield latest, path, raw, number
-
-
-def _take(d: RunDiary, path: str, raw: bytes, number: int) -> None:
-    try:
-        event = json.loads(raw)
-    except (ValueError, RecursionError):
-        return
-    if isinstance(event, dict) and isinstance(event.get("event"), str):
-        d.events_of[path] = d.events_of.get(path, 0) + 1
-        _note(d, event, Line(path, number, clean(raw)))
+def _take(found: RunEvents, path: Path, number: int, raw: bytes) -> None:
+    event = parse_event(raw)
+    if event is not None:
+        name = str(path)
+        found.events_of[name] = found.events_of.get(name, 0) + 1
+        _note(found, event, Line(name, number, clean(raw)))
 
 
 def _num(event: dict[str, Any], key: str) -> float | None:
@@ -122,13 +98,15 @@ def _num(event: dict[str, Any], key: str) -> float | None:
     )
 
 
-def _note(d: RunDiary, e: dict[str, Any], line: Line) -> None:
+def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
     rank = e["rank"] if isinstance(e.get("rank"), int) and 0 <= e["rank"] < 1 << 20 else 0
     t, kind = _num(e, "t"), e["event"]
     d.num_events += 1
     if t is not None:
         d.started_at = t if d.started_at is None else d.started_at
         d.last_t = t
+        if kind in PROGRESS and d.last_step_t is not None:
+            d.last_step_t = t
     if kind == "start":
         world = _num(e, "world_size")
         d.world_size = int(world) if world else d.world_size
@@ -152,8 +130,6 @@ def _note(d: RunDiary, e: dict[str, Any], line: Line) -> None:
             d.last_step, d.last_step_t, d.last_step_line = int(step), t, line
             d.loss = _num(e, "loss")
         d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
-    elif kind == "progress":
-        d.last_step_t = t if d.last_step_t is not None else None
     elif kind == "densify":
         d.num_gaussians = int(_num(e, "num_gaussians") or 0) or d.num_gaussians
     elif kind == "eval":

@@ -48,7 +48,7 @@ STATS = re.compile(r"(train|val)_step(\d{1,9})(?:_rank(\d{1,5}))?\.json")
 
 
 def read_name(path: Path, facts: Facts) -> None:
-    """What the name of a file in gsplat's `stats` folder states: step, counted from 0, and rank."""
+    """Read step, counted from 0, and rank from the name of a file in gsplat's `stats` folder."""
     if m := STATS.fullmatch(path.name):
         line = Line(str(path), None, path.name)
         facts.add("trainer", "gsplat", line)

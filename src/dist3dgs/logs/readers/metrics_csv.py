@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..csv_columns import Table
 from ..facts import Facts, Line
 from ..lines import clean, read_blocks
+from ..log_data import Added, LogData
 from ..step_series import Progress, StepFormat, StepSeries
-from ..csv_columns import Table
 
 EPOCHS = StepFormat("metrics.csv", re.compile(rb"$^"), lambda g: Progress(0), rate_unit="img/s", epochs=True)
 STEPS = StepFormat("metrics.csv steps", re.compile(rb"$^"), lambda g: Progress(0), rate_unit="img/s")
@@ -32,6 +33,9 @@ COLUMNS = {
 SHOWN = ("loss", "val_loss", "accuracy", "train_accuracy", "psnr", "ssim", "world_size")
 
 
+FORMAT = "metrics.csv"
+
+
 def sniff(head: str) -> bool:
     first = next((line for line in head.splitlines() if line.strip()), "")
     names = set(_names(first).values())
@@ -51,6 +55,12 @@ def _names(header: str) -> dict[int, str]:
                 found[i] = what
                 break
     return found
+
+
+def add(path: Path, index: int, log: LogData) -> Added:
+    """Add the table's epochs as a series of the file, and its last values as facts."""
+    read(path, log.facts, lambda fmt: log.series_of(index, fmt))
+    return Added()
 
 
 def read(path: Path, facts: Facts, begin: Callable[[StepFormat], StepSeries] = StepSeries) -> StepSeries:

@@ -1,91 +1,29 @@
 """`nvidia-smi --query-gpu=... --format=csv -l N` logs, with a header or, where the units tell the columns, without."""
 
 import re
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..lines import Block, clean, read_blocks
 from ..csv_columns import Table, cells
+from ..lines import Block, clean, read_blocks
+from ..log_data import Added, LogData
+from ..samples import MAX_GPUS, GpuSamples
 
-MAX_GPUS = 1024
-#: After so many differing values of one GPU's memory, in MiB, no more are counted; a GPU has fewer than 300,000.
-MAX_VALUES = 1 << 19
 MEASURED = frozenset({"memory.used", "utilization.gpu", "power.draw"})
-#: Rows that are no further apart are of one sample of all GPUs; nvidia-smi asks them one after the other.
+#: Rows no further apart are one sample of all GPUs; nvidia-smi queries them one after the other.
 ONE_SAMPLE_S = 0.25
-#: Power is taken as that of the last sample for so long; what was between later ones is not known.
-MAX_GAP_S = 600.0
 STAMP = re.compile(r"^20\d\d/\d\d/\d\d \d\d:\d\d:\d\d\.\d{3},")
-#: Of a log that names no GPU and has no times, by which its rows could be told apart.
+#: Name in a log without names of GPUs and times, whose rows cannot be told apart.
 ALL = "all GPUs"
 NO_HEADER = (
     "rows of nvidia-smi without header and units, so what its columns are is not known; log with --format=csv"
 )
 
 
-@dataclass
-class GpuSamples:
-    """Running statistics of one GPU; memory in MiB, utilisation in %, power in W."""
-
-    name: str | None = None
-    memory_mib: Counter[int] = field(default_factory=Counter)
-    utilisation: Counter[int] = field(default_factory=Counter)
-    power_sum: float = 0.0
-    power_count: int = 0
-    first_t: float | None = None
-    last_t: float | None = None
-    energy_j: float = 0.0
-    _power_w: float | None = None  # of the last sample
-
-    @property
-    def num_samples(self) -> int:
-        return max(self.memory_mib.total(), self.utilisation.total(), self.power_count)
-
-    def add(self, columns: Mapping[str, NDArray[np.float64]]) -> None:
-        """Take samples in order of time: `t` (s), `memory` (MiB), `busy` (%), `power` (W); NaN where unknown."""
-        if (memory := columns.get("memory")) is not None and len(self.memory_mib) < MAX_VALUES:
-            _count(self.memory_mib, memory, 1e9)
-        if (busy := columns.get("busy")) is not None:
-            _count(self.utilisation, busy, 100)
-        power = columns.get("power")
-        if power is not None:
-            known = power[np.isfinite(power)]
-            self.power_sum, self.power_count = (
-                self.power_sum + float(known.sum()),
-                self.power_count + len(known),
-            )
-        if (t := columns.get("t")) is not None:
-            self._take_times(t, power)
-
-    def _take_times(self, t: NDArray[np.float64], power: NDArray[np.float64] | None) -> None:
-        known = np.isfinite(t)
-        t = t[known]
-        if not len(t):
-            return
-        if power is not None:
-            # Trapezoids between neighbouring samples, the last one of the block before included.
-            watts = power[known]
-            if self._power_w is not None and self.last_t is not None:
-                t, watts = np.append(self.last_t, t), np.append(self._power_w, watts)
-            gaps = np.diff(t)
-            area = gaps * (watts[1:] + watts[:-1]) / 2
-            self.energy_j += float(area[(gaps > 0) & (gaps <= MAX_GAP_S) & np.isfinite(area)].sum())
-            self._power_w = float(watts[-1])
-        self.first_t = float(t.min()) if self.first_t is None else min(self.first_t, float(t.min()))
-        self.last_t = float(t[-1])
-
-
-def _count(counts: Counter[int], values: NDArray[np.float64], largest: float) -> None:
-    """Add how often each whole value up to `largest` stands in `values`."""
-    known = values[(values >= 0) & (values <= largest)].astype(np.int64)
-    found, times = np.unique(known, return_counts=True)
-    for value, n in zip(found.tolist(), times.tolist(), strict=True):
-        counts[value] = counts.get(value, 0) + n
+FORMAT = "nvidia-smi"
 
 
 def sniff(head: str) -> bool:
@@ -99,14 +37,22 @@ def sniff(head: str) -> bool:
 
 
 def _bare(row: str) -> bool:
-    """A row of `--format=csv,noheader,nounits`: a time, then numbers and names only."""
+    """Recognise a row of `--format=csv,noheader,nounits`: a time, then numbers and names only."""
     return bool(STAMP.match(row)) and all(
         re.fullmatch(r"[\d.]+|\[[^\]]*\]|NVIDIA .*|GPU-[\w-]+", cell) for cell in cells(row.encode())[1:]
     )
 
 
+def add(path: Path, index: int, log: LogData) -> Added:
+    """Add the GPUs of one log under the file's name: every node has a GPU 0."""
+    gpus, note = read(path)
+    if gpus:
+        log.gpu_logs.append((log.name_of_gpu_log(path), gpus))
+    return Added(note)
+
+
 def read(path: Path) -> tuple[dict[str, GpuSamples], str | None]:
-    """Samples per GPU, and what is to be said of the file.
+    """Return samples per GPU, and a note about the file.
 
     They are keyed by index, UUID or bus; else numbered by their order within one sample. Torn rows are skipped.
     """
@@ -127,7 +73,7 @@ def read(path: Path) -> tuple[dict[str, GpuSamples], str | None]:
 
 
 def _layout(block: Block) -> tuple[dict[str, int], int]:
-    """Column name -> its place, and how many there are, from the header or the units of the first rows."""
+    """Map column names to indices, and count columns, from the header or the units of the first rows."""
     for raw in block.lines[:20]:
         row = cells(raw)
         names = {re.sub(r"\s*\[.*?\]$", "", c): i for i, c in enumerate(row)}
@@ -140,7 +86,7 @@ def _layout(block: Block) -> tuple[dict[str, int], int]:
 
 
 def _guess(rows: list[list[str]]) -> dict[str, int]:
-    """Columns of a log without header, from the units of its first rows."""
+    """Guess the columns of a log without header from the units of its first rows."""
     columns: dict[str, int] = {}
     sizes: list[int] = []
     for i, cell in enumerate(rows[0]):
@@ -164,7 +110,7 @@ def _guess(rows: list[list[str]]) -> dict[str, int]:
 
 
 def _used(rows: list[list[str]], sizes: list[int]) -> int:
-    """Of several columns in MiB the largest is the total, and of used and free the first one is used."""
+    """Choose the column of used memory: the largest is the total, and `used` stands before `free`."""
     if len(sizes) == 1:
         return sizes[0]
 
@@ -189,7 +135,7 @@ class _Numbering:
         at = np.arange(len(t))
         starts = np.where(new, at, -1)
         start = np.maximum.accumulate(starts)
-        # Rows before the first new sample go on with the one that the last block ended in.
+        # Rows before the first new sample continue the last one of the block before.
         position = np.where(start >= 0, at - start, at + self.position + 1)
         self.last_t, self.position = float(t[-1]), int(position[-1])
         return position
@@ -202,7 +148,7 @@ def _take(table: Table, columns: dict[str, int], number: _Numbering, gpus: dict[
         values["t"] = table.clock(columns["timestamp"])
     there = np.any([np.isfinite(v) for key, v in values.items() if key != "t"], axis=0)
     codes, keys = _keys(table, columns, values.get("t"), number)
-    if keys == [] and "name" in columns:  # all that tells them apart, if it does
+    if keys == [] and "name" in columns:  # the only possible distinction
         codes, names = _codes(table.texts(columns["name"]))
         several = len(np.unique(codes[there])) > 1
         keys = [f"all {name}" if several else ALL for name in names]
@@ -220,7 +166,7 @@ def _take(table: Table, columns: dict[str, int], number: _Numbering, gpus: dict[
 def _keys(
     table: Table, columns: dict[str, int], t: NDArray[np.float64] | None, number: _Numbering
 ) -> tuple[NDArray[np.int64], list[str] | None]:
-    """A code for each row's GPU, and the codes' names; None: the codes are themselves the names; []: not known."""
+    """Return a code for each row's GPU, and the codes' names; None: the codes are the names; []: unknown."""
     if "index" in columns:
         index = table.numbers(columns["index"])
         return np.where((index >= 0) & (index < 1 << 40), index, -1).astype(np.int64), None

@@ -3,33 +3,30 @@
 import re
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..lines import clean, read_blocks
+from ..log_data import Added, LogData
+from ..samples import ProcessSamples
 
-
-@dataclass
-class ProcessSamples:
-    """Running statistics of one process tree; MB as psrecord writes them are MiB."""
-
-    num_samples: int = 0
-    elapsed_s: float = 0.0
-    cpu_sum: float = 0.0
-    cpu_peak: float = 0.0
-    memory_sum_mib: float = 0.0
-    memory_peak_mib: float = 0.0
+FORMAT = "psrecord"
 
 
 def sniff(head: str) -> bool:
     return bool(re.search(r"^#\s*Elapsed time\s+CPU \(%\)\s+Real \(MB\)", head, re.M))
 
 
+def add(path: Path, index: int, log: LogData) -> Added:
+    """Add one process tree."""
+    log.processes.append(read(path))
+    return Added()
+
+
 def read(path: Path) -> ProcessSamples:
-    """Statistics of all whole rows; torn and foreign ones are skipped."""
+    """Add up all whole rows; torn and foreign ones are skipped."""
     s = ProcessSamples()
     for block in read_blocks(path):
         rows = _rows(block.data)
@@ -47,7 +44,7 @@ def read(path: Path) -> ProcessSamples:
 
 
 def _rows(data: bytes) -> NDArray[np.float64]:
-    """N x 3 of the first three columns: all rows at once where they all have as many numbers, else one by one."""
+    """Parse the first three columns, N x 3 float64: all rows at once where their widths agree, else one by one."""
     text = data[data.index(b"\n") + 1 :] if data.startswith(b"#") and b"\n" in data else data
     lines = text.split(b"\n")
     widths = {len(line.split()) for line in lines if line}

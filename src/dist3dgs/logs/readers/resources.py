@@ -1,28 +1,16 @@
 """Our own `resources.*.csv` (columns: dist3dgs.monitoring.sampler)."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..lines import read_blocks
 from ..csv_columns import Table, cells
-from .nvidia_smi import MAX_GPUS, GpuSamples
+from ..lines import read_blocks
+from ..log_data import Added, LogData
+from ..samples import MAX_GPUS, GpuSamples, NodeSamples
 
-
-@dataclass
-class NodeSamples:
-    """Running statistics of one node's samples."""
-
-    node: str = ""
-    num_samples: int = 0
-    peak_pss_gib: float | None = None
-    pss_sum_gib: float = 0.0
-    cpu_sum: float = 0.0
-    first_t: float | None = None
-    last_t: float | None = None
-    gpus: dict[str, GpuSamples] = field(default_factory=dict)
+FORMAT = "resources"
 
 
 def sniff(head: str) -> bool:
@@ -30,8 +18,14 @@ def sniff(head: str) -> bool:
     return {"t", "node", "pss_gib"} <= set(first.split(","))
 
 
+def add(path: Path, index: int, log: LogData) -> Added:
+    """Add the samples of one node."""
+    log.nodes.append(read(path))
+    return Added()
+
+
 def read(path: Path) -> NodeSamples:
-    """Statistics of all whole rows; on a node with GPUs there is one row per sample and GPU."""
+    """Add up all whole rows; on a node with GPUs there is one row per sample and GPU."""
     s = NodeSamples()
     header: list[str] = []
     for block in read_blocks(path):
@@ -56,7 +50,7 @@ def _take(s: NodeSamples, table: Table, columns: dict[str, int]) -> None:
         return
     if not s.node:
         s.node = table.texts(columns["node"])[int(np.flatnonzero(valid)[0])]
-    # All rows of a sample have its time, and what the node used stands in each of them.
+    # All rows of a sample repeat its time and the node's usage.
     before = np.append(np.nan if s.last_t is None else s.last_t, t[valid][:-1])
     new = t[valid] != before
     pss = column("pss_gib")[valid]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..facts import FactPattern, Facts, Line, expand_nodes, number
 from ..lines import Block, clean, read_blocks
+from ..log_data import Added, LogData
 
 MAX_ROWS = 100_000
 UNIT_GIB = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 1024.0, "": 2.0**-30}
@@ -18,7 +19,7 @@ _C = re.compile
 
 
 def size_gib(text: str) -> float:
-    """GiB of Slurm's `1234K`, `3.5G`, `123456` (bytes). Raises ValueError."""
+    """Parse Slurm's `1234K`, `3.5G`, `123456` (bytes) into GiB. Raises ValueError."""
     m = re.fullmatch(r"([\d.]+)([KMGT]?)[cn]?", text.strip())
     if not m:
         raise ValueError(text)
@@ -26,7 +27,7 @@ def size_gib(text: str) -> float:
 
 
 def elapsed_s(text: str) -> float:
-    """Seconds of Slurm's `[days-]hours:minutes:seconds`. Raises ValueError."""
+    """Parse Slurm's `[days-]hours:minutes:seconds` into seconds. Raises ValueError."""
     m = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):([\d.]+)", text.strip())
     if not m:
         raise ValueError(text)
@@ -46,6 +47,9 @@ FACTS = (
 )  # fmt: skip
 
 
+FORMAT = "sacct"
+
+
 def sniff(head: str) -> bool:
     first = next((line for line in head.splitlines() if line.strip()), "")
     words = set(re.split(r"[|,\s]+", first))
@@ -54,14 +58,14 @@ def sniff(head: str) -> bool:
 
 @dataclass
 class _Table:
-    """How one table's lines are cut into cells."""
+    """Cuts one table's lines into cells."""
 
     header: list[str] = field(default_factory=list)
     columns: list[tuple[int, int]] = field(default_factory=list)
     separator: str = ""
 
     def row(self, text: str) -> dict[str, str] | None:
-        """The cells by column; None for the header and what is no row."""
+        """Map columns to cells; None for the header and anything that is no row."""
         if not text.strip():
             return None
         if not self.header:
@@ -79,7 +83,7 @@ class _Table:
 
 
 def _job(row: Mapping[str, str]) -> tuple[str, str]:
-    """The job of a row and the step; `4410`, `4410_3`, `4410+1` are jobs."""
+    """Return job and step of a row; `4410`, `4410_3`, `4410+1` are jobs."""
     job, _, step = (row.get("JobID") or row.get("JobIDRaw") or "").partition(".")
     return job, step
 
@@ -96,7 +100,7 @@ def _rows(path: Path) -> Iterator[tuple[Block, list[dict[str, str] | None]]]:
 
 
 def jobs(path: Path) -> list[str]:
-    """The jobs that a table has rows of, in their order."""
+    """List the jobs that a table has rows of, in their order."""
     found: dict[str, None] = {}
     try:
         for _, rows in _rows(path):
@@ -106,8 +110,14 @@ def jobs(path: Path) -> list[str]:
     return [job for job in found if job[:1].isdigit()]
 
 
+def add(path: Path, index: int, log: LogData) -> Added:
+    """Add the rows of the job that the log data is about; its lines are judged like text."""
+    blocks, note = read(path, log.facts, log.job_id)
+    return Added(note, blocks)
+
+
 def read(path: Path, facts: Facts, job: str | None = None) -> tuple[Iterator[Block], str | None]:
-    """The lines of one job in a `sacct` table that a rule may judge, and what is to be said of the file.
+    """Return the lines of one job in a `sacct` table for the rules, and a note about the file.
 
     While they are taken, its facts are: state, time, nodes and devices from the job's own row, the peak memory of
     any step. How steps ended explains a job that did not complete and says nothing of one that did: `1.extern` is
@@ -142,7 +152,7 @@ def _judged(path: Path, facts: Facts, job: str | None, well: bool) -> Iterator[B
 
 
 def _named(job: str | None, found: Sequence[str]) -> str | None:
-    """The wanted job as the table writes it, or its first one."""
+    """Return the wanted job as the table writes it, or its first one."""
     if job is None:
         return next(iter(found), None)
     tasks = [name for name in found if re.split(r"[_+]", name)[0] == job]

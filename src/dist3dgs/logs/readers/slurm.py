@@ -14,7 +14,7 @@ def _gpu_list(m: re.Match[str]) -> int:
 
 
 def _num_nodes(m: re.Match[str]) -> int:
-    """Nodes of `4(x2),2`: two with 4 each and one with 2."""
+    """Count the nodes of `4(x2),2`: two with 4 each and one with 2."""
     parts = re.findall(r"\d+(?:\(x(\d{1,5})\))?", m[1])
     return sum(int(times or 1) for times in parts)
 

@@ -1,0 +1,1 @@
+"""Read logs of training jobs: lines, times, facts, step series, samples. Never imports torch."""
