@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.unit.helpers.colmap_files import Camera, ring_model, write_bin
+from tests.unit.helpers.colmap_files import ColmapCamera, ring_model, write_bin
 from tests.workflow.test_graph import ENVIRONMENT, REPOSITORY, job_table, snakemake
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def made(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for name in ("Snakefile", "workflow", "config", "profiles"):
         (folder / name).symlink_to(repository / name)
-    camera = Camera("PINHOLE", WIDTH, HEIGHT, (700.0, 700.0, WIDTH / 2, HEIGHT / 2))
+    camera = ColmapCamera("PINHOLE", WIDTH, HEIGHT, (700.0, 700.0, WIDTH / 2, HEIGHT / 2))
     model = ring_model(num_images=9, camera=camera)
     write_bin(model, folder / "model")
     for number, image in model.images.items():

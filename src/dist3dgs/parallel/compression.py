@@ -34,7 +34,7 @@ class Exchange(ABC):
         """Whether a parameter's gradient must travel alone, in its own shape."""
         return False
 
-    def forget(self) -> None:  # noqa: B027 (most carry nothing)
+    def reset_error_feedback(self) -> None:  # noqa: B027 (most carry nothing)
         """Drop what is carried from step to step."""
 
 
@@ -107,7 +107,7 @@ class PowerSgd(Exchange):
         self._error: dict[str, Tensor] = {}
         self._right: dict[str, Tensor] = {}
 
-    def forget(self) -> None:
+    def reset_error_feedback(self) -> None:
         self._error.clear()
         self._right.clear()
 

@@ -45,7 +45,7 @@ class Member:
     torch: str
 
 
-def meet(
+def verify_world(
     store: dist.Store,
     me: Member,
     world_size: int,

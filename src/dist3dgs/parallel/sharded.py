@@ -20,7 +20,6 @@ from ..splats.gaussians import Gaussians
 from ..splats.render import Projection, Renderer
 from .collectives import Communicator
 from .digests import compare_rows, gather_digests, parameter_digest, rows_checksum
-from .shards import even, plan_moves, strided
 from .strategy import Parallel, Rendered, RenderOptions, Rows, largest, travelling
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
@@ -164,7 +163,7 @@ class Sharded(Parallel):
     def share(self, gaussians: Gaussians) -> float:
         return 1.0 / self.total_gaussians
 
-    def strongest(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
+    def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         # Every rank sees all candidates and chooses alike; shorter shards are padded with ones that are not wanted.
         length = max(self._shards)
         both = pull.new_full((2, length), -1.0)
@@ -257,3 +256,32 @@ def _projection(floats: Tensor, radii: Tensor) -> Projection:
         colors=colors,
         opacities=opacities[:, 0],
     )
+
+
+def even(total: int, num_ranks: int) -> list[int]:
+    """Rows per rank, equal but for one."""
+    return [total // num_ranks + (r < total % num_ranks) for r in range(num_ranks)]
+
+
+def strided(total: int, num_ranks: int) -> Tensor:
+    """int64 [total]: order in which rank 0's even share comes first, and neighbours lie in different shares."""
+    index = torch.arange(total)
+    return torch.cat([index[r::num_ranks] for r in range(num_ranks)])
+
+
+def plan_moves(sizes: Sequence[int]) -> dict[tuple[int, int], int]:
+    """Rows to move between ranks, {(from, to): number}, to make the shares even with the fewest rows moved."""
+    targets = even(sum(sizes), len(sizes))
+    surplus = [[r, n - t] for r, (n, t) in enumerate(zip(sizes, targets, strict=True)) if n > t]
+    moves: dict[tuple[int, int], int] = {}
+    for taker, (n, t) in enumerate(zip(sizes, targets, strict=True)):
+        missing = t - n
+        while missing > 0:
+            giver, left = surplus[-1]
+            count = min(left, missing)
+            moves[giver, taker] = count
+            missing -= count
+            surplus[-1][1] -= count
+            if surplus[-1][1] == 0:
+                surplus.pop()
+    return moves

@@ -112,7 +112,7 @@ class Parallel(ABC):
         """Weight of this rank's sum over its Gaussians in a mean over all Gaussians, summed over ranks."""
 
     @abstractmethod
-    def strongest(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
+    def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         """bool [N]: the `count` most strongly pulled of all ranks' Gaussians that are `wanted`. Collective.
 
         pull: [N] float, wanted: [N] bool, of the Gaussians this rank holds. Equals in rank and index order.
@@ -146,7 +146,7 @@ class Parallel(ABC):
         travel, in `distribute`, `rebalance` and `whole`.
         """
 
-    def forget(self) -> None:  # noqa: B027 (most strategies remember nothing)
+    def reset_error_feedback(self) -> None:  # noqa: B027 (most strategies remember nothing)
         """Drop what is remembered from step to step but not saved in a checkpoint (called when one is made)."""
 
     def project(

@@ -17,7 +17,7 @@ from ..config.naming import check_name
 from ..errors import UserError
 from ..files import replacing, write_json
 from .builtin.scene import make_scene
-from .colmap.cameras import Camera
+from .colmap.cameras import ColmapCamera
 from .colmap.model import Model, reprojection_errors
 from .gather import (
     ROUNDING,
@@ -142,7 +142,7 @@ class _Views:
         return cls(ids=ids, names=[posed.files[i][0] for i in ids], paths=used, undistorters=chosen)
 
 
-def _rescaled(camera: Camera, width: int, height: int) -> Camera:
+def _rescaled(camera: ColmapCamera, width: int, height: int) -> ColmapCamera:
     """The camera for photographs of another size, e.g. of a scene's images_4 folder."""
     sx, sy = width / camera.width_px, height / camera.height_px
     if abs(width - camera.width_px * sy) > 2 and abs(height - camera.height_px * sx) > 2:

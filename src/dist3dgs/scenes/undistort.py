@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .colmap.cameras import Camera
+from .colmap.cameras import ColmapCamera
 
 Doubles = NDArray[np.float64]
 _BORDER_SAMPLES = 64
@@ -19,7 +19,7 @@ class Undistorter:
     camera: rescaled to the true size of the photographs. K [3, 3] and (width_px, height_px) describe the output.
     """
 
-    def __init__(self, camera: Camera, width_px: int, height_px: int) -> None:
+    def __init__(self, camera: ColmapCamera, width_px: int, height_px: int) -> None:
         self.camera, self.width_px, self.height_px = camera, width_px, height_px
         self._map: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
         full = camera.matrix()
@@ -60,14 +60,14 @@ def area_average(values: NDArray[np.floating], size: int, axis: int) -> NDArray[
 
 
 @np.errstate(over="ignore")
-def _distorted(camera: Camera, K: Doubles, u_px: Doubles, v_px: Doubles) -> tuple[Doubles, Doubles]:
+def _distorted(camera: ColmapCamera, K: Doubles, u_px: Doubles, v_px: Doubles) -> tuple[Doubles, Doubles]:
     """Where the photograph shows the ideal image points of pinhole `K`, px."""
     x, y = camera.distort((u_px - K[0, 2]) / K[0, 0], (v_px - K[1, 2]) / K[1, 1])
     (fx, fy), (cx, cy) = camera.focals_px, camera.centre_px
     return fx * x + cx, fy * y + cy
 
 
-def _smallest_zoom(camera: Camera) -> float:
+def _smallest_zoom(camera: ColmapCamera) -> float:
     """The widest view (smallest factor on the focal lengths) whose whole border lies inside the photograph.
 
     Zooms are tried from the narrow end, and the search stops at the first that fails: past that the distortion
@@ -92,7 +92,7 @@ def _smallest_zoom(camera: Camera) -> float:
     return best
 
 
-def _no_view(camera: Camera) -> NoReturn:
+def _no_view(camera: ColmapCamera) -> NoReturn:
     raise UserError(
         f"camera {camera.model} of {camera.width_px} x {camera.height_px} px with distortion {camera.distortion}: no "
         "pinhole view fits inside the photographs. Structure from motion went astray; try `sfm.camera_model: OPENCV`, "
@@ -100,7 +100,7 @@ def _no_view(camera: Camera) -> NoReturn:
     )
 
 
-def _source_pixels(camera: Camera, K: Doubles) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def _source_pixels(camera: ColmapCamera, K: Doubles) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """For each output pixel: the flat index of the upper left of four source pixels, and the bilinear fractions."""
     v, u = np.meshgrid(np.arange(camera.height_px) + 0.5, np.arange(camera.width_px) + 0.5, indexing="ij")
     x, y = _distorted(camera, K, u, v)

@@ -23,7 +23,6 @@ from torch import Tensor
 NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
 #: Value of the constant spherical-harmonics basis function, 1 / (2 sqrt(pi)).
 SH_C0 = 0.28209479177387814
-FLOATS_PER_GAUSSIAN = 59
 Inputs = dict[str, Tensor | tuple[Tensor, Tensor]]
 
 

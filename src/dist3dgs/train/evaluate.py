@@ -17,7 +17,7 @@ from ..files import replacing
 from ..parallel.strategy import Parallel
 from ..splats.gaussians import Gaussians
 from ..splats.loss import psnr, ssim
-from .cameras import Cameras
+from .data import SceneCameras
 
 #: Held-out renders stored beside their photographs for the report.
 NUM_STORED_RENDERS = 3
@@ -27,7 +27,7 @@ NUM_STORED_RENDERS = 3
 def evaluate(
     parallel: Parallel,
     gaussians: Gaussians,
-    cameras: Cameras,
+    cameras: SceneCameras,
     views: np.ndarray,
     *,
     sh_degree: int,

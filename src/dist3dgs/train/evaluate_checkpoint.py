@@ -18,7 +18,7 @@ from ..splats.gaussians import NAMES, Gaussians
 from ..splats.lpips import load_lpips
 from ..splats.render import get_renderer, set_threads
 from . import checkpoint
-from .cameras import Cameras
+from .data import SceneCameras
 from .evaluate import evaluate
 from .rng import background
 from .schedules import Schedule
@@ -46,7 +46,7 @@ def evaluate_checkpoint(path: Path, scene_path: Path) -> dict[str, Any]:
     quality = evaluate(
         make_parallel(alone, Communicator(), get_renderer("auto", device), device),
         Gaussians({name: found.rows[name].to(device) for name in NAMES}, requires_grad=False),
-        Cameras(scene, device),
+        SceneCameras(scene, device),
         scene.test_ids,
         sh_degree=Schedule(spec).sh_degree(found.header.step),
         background=background(spec, 0, device),

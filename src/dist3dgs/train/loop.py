@@ -20,16 +20,15 @@ from ..splats.export import write_ply
 from ..splats.gaussians import canonical_order, initial_gaussians, thinned
 from ..splats.loss import l1_ssim_loss
 from . import checkpoint
-from .cameras import Cameras
 from .checkpoint import Header
+from .data import SceneCameras, ViewSampler
 from .evaluate import evaluate
 from .fault_handling import StopPoll
 from .model import LINEAGE, Model
-from .progress import Progress
+from .progress import ProgressReporter
 from .rng import background, generator
 from .schedules import AdamRule, Schedule, learning_rates
 from .timing import Clock
-from .views import ViewOrder
 
 
 class Diverged(RuntimeError):
@@ -58,10 +57,12 @@ class Trainer:
         self.train = spec.train
         self.schedule = Schedule(spec)
         self.rule = AdamRule(spec.global_batch)
-        self.cameras = Cameras(scene, device)
-        self.order = ViewOrder(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
+        self.cameras = SceneCameras(scene, device)
+        self.order = ViewSampler(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
         self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
-        self.progress = Progress(self.schedule.num_steps, self.out, enabled=self.comm.rank == 0, spec=spec)
+        self.progress = ProgressReporter(
+            self.schedule.num_steps, self.out, enabled=self.comm.rank == 0, spec=spec
+        )
         self.lpips = _lpips(device) if spec.train.lpips else None
         self.stop_requested: str | None = None
         self.poll, self.stopping = StopPoll(self.comm, device), False
@@ -151,7 +152,7 @@ class Trainer:
         clock.part("backward")
         rates = learning_rates(self.train.lr, self.scene.extent, self.rule, step / self.schedule.num_steps)
         ready = clock.between(self.parallel.reduce_gradients(gaussians, degree), "communicate", "optimise")
-        self.model.optimiser.step(rates, ready)
+        self.model.optimizer.step(rates, ready)
         clock.part("optimise")
         if track:
             for projection, camera in rendered.projections:
@@ -212,7 +213,7 @@ class Trainer:
             d,
             extent=self.scene.extent,
             prune_large=self.step > self.schedule.steps(d.reset_every),
-            choose=lambda pull, wanted: self.parallel.strongest(pull, wanted, room),
+            choose=lambda pull, wanted: self.parallel.global_topk(pull, wanted, room),
             max_gaussians=self.parallel.limit(gaussians, d.max_gaussians),
             seed=self.spec.seed,
             step=self.step,
@@ -299,13 +300,13 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         with self.clock.enter("checkpoint"):
             started = time.perf_counter()
-            self.parallel.forget()
+            self.parallel.reset_error_feedback()
             rows = self.model.whole()
             if rows is not None:
                 header = Header(
                     step=self.step,
                     elapsed_s=self.clock.train_s,
-                    adam_steps=self.model.optimiser.steps(),
+                    adam_steps=self.model.optimizer.steps(),
                     shards=self.parallel.shards,
                     evaluated=self.evaluated,
                 )

@@ -6,7 +6,7 @@ from ..parallel.strategy import Parallel, Rows
 from ..splats.densify.change import Change
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import NAMES, Gaussians
-from .optimizer import Optimiser
+from .optimizer import Optimizer
 from .schedules import AdamRule
 
 LINEAGE, GRAD_SUM, COUNT = "lineage", "statistics/grad_sum", "statistics/count"
@@ -25,8 +25,8 @@ class Model:
 
     def _take(self, rows: Rows, adam_steps: Mapping[str, float]) -> None:
         self.gaussians = Gaussians({name: rows[name] for name in NAMES})
-        self.optimiser = Optimiser(self.gaussians, self.rule)
-        self.optimiser.load(
+        self.optimizer = Optimizer(self.gaussians, self.rule)
+        self.optimizer.load(
             {k.removeprefix("adam/"): t for k, t in rows.items() if k.startswith("adam/")}, adam_steps
         )
         self.lineage = rows[LINEAGE]
@@ -36,7 +36,7 @@ class Model:
 
     def rows(self) -> Rows:
         """Everything that has one row per Gaussian of this rank."""
-        moments = {f"adam/{k}": t for k, t in self.optimiser.moments().items()}
+        moments = {f"adam/{k}": t for k, t in self.optimizer.moments().items()}
         return {
             **self.gaussians,
             **moments,
@@ -53,15 +53,15 @@ class Model:
 
     def densify(self, change: Change) -> None:
         """Gaussians come and go; the statistics start afresh; shards that drifted apart are evened out. Collective."""
-        self.gaussians, self.lineage = self.optimiser.apply(change), change.lineage
+        self.gaussians, self.lineage = self.optimizer.apply(change), change.lineage
         self.statistics = self._no_statistics()
         moved = self.parallel.rebalance(self.rows())
         if moved is not None:
-            self._take(moved, self.optimiser.steps())
+            self._take(moved, self.optimizer.steps())
 
     def alter(self, change: Change) -> None:
         """Parameters change, the set of Gaussians does not."""
-        self.gaussians = self.optimiser.apply(change)
+        self.gaussians = self.optimizer.apply(change)
 
     def _no_statistics(self) -> Statistics:
         return Statistics.zeros(self.gaussians.num_gaussians, self.gaussians.device)

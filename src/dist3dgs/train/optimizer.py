@@ -21,7 +21,7 @@ class _State:
     """float32, 0-dim: updates so far."""
 
 
-class Optimiser:
+class Optimizer:
     """Adam (Kingma and Ba 2015), each parameter updated as soon as its gradient is there.
 
     Calls PyTorch's fused kernel itself: `torch.optim.Adam` would compute the same (a test holds them equal), but its

@@ -7,7 +7,7 @@ from typing import Any
 from ..config.models import RunSpec
 
 
-class Progress:
+class ProgressReporter:
     """Rank 0's voice; silent elsewhere. The launcher draws the live bar from the event file."""
 
     def __init__(self, num_steps: int, out: Path, *, enabled: bool, spec: RunSpec) -> None:

@@ -33,7 +33,7 @@ from ..parallel.rendezvous import (
     WorldMismatch,
     check_members,
     device_identity,
-    meet,
+    verify_world,
 )
 from ..runs.attempts import text_digest
 from ..runs.events import EventWriter, events_path
@@ -252,7 +252,7 @@ def join(spec: RunSpec, me: Member, world: int, layers: Layers) -> Communicator:
         raise RendezvousTimeoutError(
             f"rank {me.rank} found no store to join within {join_s:g} s (hardware.join_timeout_s): {e}"
         ) from None
-    meet(store, me, world, join_s, check)
+    verify_world(store, me, world, join_s, check)
     store.set_timeout(timeout)
     backend = spec.hardware.backend
     if backend == "auto":

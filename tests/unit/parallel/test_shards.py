@@ -14,8 +14,7 @@ from dist3dgs.parallel.collectives import Communicator
 from dist3dgs.parallel.compression import PowerSgd, _orthogonal
 from dist3dgs.parallel.digests import ReplicasDiffer, checksum, rows_checksum
 from dist3dgs.parallel.rendezvous import Member, WorldMismatch, check_members
-from dist3dgs.parallel.sharded import Sharded
-from dist3dgs.parallel.shards import even, plan_moves, strided
+from dist3dgs.parallel.sharded import Sharded, even, plan_moves, strided
 from dist3dgs.parallel.strategy import RenderOptions
 from dist3dgs.splats.render import get_renderer
 from tests.unit.helpers.ranks import run_ranks

@@ -27,7 +27,7 @@ SKY_HORIZON = np.array([0.72, 0.80, 0.88], np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Camera:
+class RaycastCamera:
     """COLMAP's SIMPLE_RADIAL camera: focal length and principal point in px, one radial distortion term."""
 
     width_px: int
@@ -148,7 +148,7 @@ class Court:
         light = sun[:, None] * SUN_COLOUR + (SKY_LIGHT * up + BOUNCE_LIGHT * (1 - up)) * sheltered[:, None]
         return albedo * light
 
-    def render(self, camera: Camera, cam_to_world: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def render(self, camera: RaycastCamera, cam_to_world: NDArray[np.float64]) -> NDArray[np.uint8]:
         """Photograph [H, W, 3] sRGB. `cam_to_world` [4, 4], OpenCV axes (x right, y down, z forward)."""
         image = np.empty((camera.height_px, camera.width_px, 3), np.float32)
         for top in range(0, camera.height_px, TILE_PX):
@@ -161,7 +161,13 @@ class Court:
         return np.clip(srgb * 255 + 0.5, 0, 255).astype(np.uint8)
 
     def _tile(
-        self, camera: Camera, cam_to_world: NDArray[np.float64], top: int, left: int, bottom: int, right: int
+        self,
+        camera: RaycastCamera,
+        cam_to_world: NDArray[np.float64],
+        top: int,
+        left: int,
+        bottom: int,
+        right: int,
     ) -> Floats:
         """Linear RGB of the pixels [top:bottom, left:right]: one ray each, and more where outlines pass."""
         origin, turn = cam_to_world[:3, 3].astype(np.float32), cam_to_world[:3, :3].astype(np.float32)

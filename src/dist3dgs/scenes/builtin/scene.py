@@ -14,7 +14,7 @@ from PIL import Image
 from ...files import replacing, write_json
 from . import textures as tx
 from .primitives import Box, Cylinder, Ground, Solid, Sphere, Torus
-from .raycast import Camera, Court, Thing
+from .raycast import Court, RaycastCamera, Thing
 
 COURT_RADIUS_M = 8.0
 WALL_HEIGHT_M = 3.2
@@ -157,9 +157,9 @@ def camera_path(num_images: int, seed: int) -> list[NDArray[np.float64]]:
     return poses
 
 
-def photograph_camera(width_px: int, height_px: int) -> Camera:
+def photograph_camera(width_px: int, height_px: int) -> RaycastCamera:
     """The one camera of all photographs: a lens with a little barrel distortion."""
-    return Camera(width_px=width_px, height_px=height_px, focal_px=0.82 * width_px, k1=-0.04)
+    return RaycastCamera(width_px=width_px, height_px=height_px, focal_px=0.82 * width_px, k1=-0.04)
 
 
 def make_scene(
@@ -181,7 +181,7 @@ def make_scene(
     write_truth(Path(folder, "truth.json"), camera, poses)
 
 
-def write_truth(path: Path, camera: Camera, poses: dict[str, NDArray[np.float64]]) -> None:
+def write_truth(path: Path, camera: RaycastCamera, poses: dict[str, NDArray[np.float64]]) -> None:
     """Camera-to-world poses [4, 4] (OpenCV axes) by photograph, in the layout of NeRF's transforms.json."""
     opengl = np.diag([1.0, -1.0, -1.0, 1.0])
     truth = {

@@ -58,7 +58,7 @@ def installed_models() -> dict[int, tuple[str, int]]:
 
 
 @dataclass(frozen=True)
-class Camera:
+class ColmapCamera:
     """A camera of a COLMAP model: `params` in COLMAP's order for `model`; px."""
 
     model: str
@@ -94,7 +94,7 @@ class Camera:
         (fx, fy), (cx, cy) = self.focals_px, self.centre_px
         return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
 
-    def resized(self, width_px: int, height_px: int) -> "Camera":
+    def resized(self, width_px: int, height_px: int) -> "ColmapCamera":
         """The same lens on photographs of another size: focal lengths and centre follow, distortion does not change."""
         if (width_px, height_px) == (self.width_px, self.height_px):
             return self
@@ -102,7 +102,7 @@ class Camera:
         (fx, fy), (cx, cy) = self.focals_px, self.centre_px
         # Rounding makes sx and sy differ a little, and a model with one focal length keeps their mean.
         focals = (fx * (sx + sy) / 2,) if self.model in _ONE_FOCAL else (fx * sx, fy * sy)
-        return Camera(self.model, width_px, height_px, (*focals, cx * sx, cy * sy, *self.distortion))
+        return ColmapCamera(self.model, width_px, height_px, (*focals, cx * sx, cy * sy, *self.distortion))
 
     @np.errstate(all="ignore")
     def distort(self, x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ..listing import name_problem, printable
-from .cameras import MODELS, NUM_PARAMS, Camera, installed_models
+from .cameras import MODELS, NUM_PARAMS, ColmapCamera, installed_models
 
 MAX_COORDINATE = 1e12
 NO_POINT = -1
@@ -47,7 +47,7 @@ class Model:
     notes: file name -> what was dropped from it, because training does not use it.
     """
 
-    cameras: dict[int, Camera]
+    cameras: dict[int, ColmapCamera]
     images: dict[int, Image]
     point_ids: NDArray[np.int64]
     points: NDArray[np.float64]
@@ -88,10 +88,10 @@ def _unknown_model(path: Path, camera_id: int, model: str) -> NoReturn:
     )
 
 
-def camera_of(path: Path, model: str, width: int, height: int, params: tuple[float, ...]) -> Camera:
+def camera_of(path: Path, model: str, width: int, height: int, params: tuple[float, ...]) -> ColmapCamera:
     if not (0 < width < 2**17 and 0 < height < 2**17):
         bad(path, f"a camera of {width} x {height} px")
-    camera = Camera(model, width, height, params)
+    camera = ColmapCamera(model, width, height, params)
     if not np.isfinite(params).all():
         bad(path, f"a camera with parameters {params}: all must be finite")
     if not camera.is_supported:  # its parameters mean something else

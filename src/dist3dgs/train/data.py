@@ -1,9 +1,17 @@
-"""Which rank sees which photograph at which step: a pure function of seed and step."""
+"""The training data of a rank: the order of the views, and their cameras with photographs."""
+
+import warnings
+from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from ..scenes.pack import PackedScene
+from ..splats.camera import Camera
 
 
-class ViewOrder:
+class ViewSampler:
     """Epochs of shuffled training views, cut into global batches, cut into ranks' parts.
 
     Over an epoch every view is seen once by exactly one rank, and no view twice in a step, also where a step spans the
@@ -50,3 +58,49 @@ class ViewOrder:
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(self.train_ids)
+
+
+class SceneCameras:
+    """Cameras by view index; photographs stay in the memory map (CPU) or on the device once seen (CUDA).
+
+    On CUDA photographs are kept on the device as long as all of them fit in a quarter of its memory.
+    """
+
+    def __init__(self, scene: PackedScene, device: torch.device) -> None:
+        self.scene, self.device = scene, device
+        self._cache: dict[tuple[int, bool], Camera] = {}
+        self._keeps = device.type == "cpu" or self._fits(device)
+
+    def _fits(self, device: torch.device) -> bool:
+        num_bytes = sum(int(w) * int(h) * 3 for w, h in self.scene.sizes)
+        return num_bytes < torch.cuda.get_device_properties(device).total_memory / 4
+
+    def get(self, view: int, *, photo: bool = True) -> Camera:
+        """Camera of a view; without its photograph where another rank renders it."""
+        key = (view, photo)
+        if key in self._cache:
+            return self._cache[key]
+        camera = (
+            self._bare(view) if not photo else replace(self.get(view, photo=False), photo=self._photo(view))
+        )
+        if self._keeps or not photo:
+            self._cache[key] = camera
+        return camera
+
+    def _bare(self, view: int) -> Camera:
+        scene = self.scene
+        width, height = scene.sizes[view]
+        return Camera(
+            name=scene.view_names[view],
+            viewmat=torch.tensor(scene.viewmats[view], dtype=torch.float32, device=self.device),
+            K=torch.tensor(scene.Ks[view], dtype=torch.float32, device=self.device),
+            width=int(width),
+            height=int(height),
+            photo=None,
+        )
+
+    def _photo(self, view: int) -> Tensor:
+        with warnings.catch_warnings():
+            # The map is read-only and torch has no read-only tensors; nobody writes to photographs.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(self.scene.image(view)).to(self.device, non_blocking=True)
