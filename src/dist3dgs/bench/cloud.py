@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..scenes.pack import scene_extent, write_packed
 from ..splats.gaussians import initial_gaussians
-from ..splats.render import get_renderer
+from ..splats.render import RenderSettings, get_renderer
 
 
 def ring_of_cameras(num_views: int, radius: float = 3.0) -> NDArray[np.float64]:
@@ -50,7 +50,7 @@ def write_cloud(
         projection = renderer.project(
             truth["means"], truth["quats"], truth["scales"].exp(), torch.sigmoid(truth["opacities"]),
             (truth["sh0"], truth["shN"]), torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(),
-            width, height, sh_degree=0,
+            width, height, RenderSettings(sh_degree=0),
         )  # fmt: skip
         image = renderer.rasterize(projection, width, height).colors
         photos.append((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())

@@ -30,7 +30,7 @@ from ..scenes.pack import PackedScene
 from ..splats.gaussians import NAMES, Gaussians, initial_gaussians
 from ..splats.loss import l1_ssim_loss
 from ..splats.precision import full_precision
-from ..splats.render import Renderer, get_renderer
+from ..splats.render import Renderer, RenderSettings, get_renderer
 from ..train.loop import Trainer
 from ..train.timing import Clock
 from .cloud import intrinsics, ring_of_cameras, write_cloud
@@ -170,16 +170,16 @@ def draw(
     gaussians = Gaussians({k: values[k].to(device) for k in NAMES})
     viewmat = torch.from_numpy(ring_of_cameras(8)[view]).float().to(device)
     K = torch.from_numpy(intrinsics(1, width, height)[0]).float().to(device)
+    settings = RenderSettings(sh_degree=sh_degree, antialiased=antialiased, absgrad=absgrad)
     projection = renderer.project(
         **gaussians.activated(),  # type: ignore[arg-type]
         viewmat=viewmat,
         K=K,
         width=width,
         height=height,
-        sh_degree=sh_degree,
-        antialiased=antialiased,
+        settings=settings,
     )
-    image = renderer.rasterize(projection, width, height, absgrad=absgrad).colors
+    image = renderer.rasterize(projection, width, height, settings).colors
     l1_ssim_loss(image, photo).backward()
     gradients = {f"d {k}": torch.zeros_like(t) if t.grad is None else t.grad for k, t in gaussians.items()}
     if absgrad:

@@ -22,7 +22,7 @@ from torch import Tensor
 from dist3dgs.bench.machine import describe_machine
 from dist3dgs.files import write_json, write_text
 from dist3dgs.splats.loss import l1_ssim_loss
-from dist3dgs.splats.render import Projection, Renderer, get_renderer, set_threads
+from dist3dgs.splats.render import Projection, Renderer, RenderSettings, get_renderer, set_threads
 
 SIZES = ((10_000, 480, 270), (50_000, 480, 270), (112_000, 480, 270))
 LARGE = (112_000, 960, 540)
@@ -50,7 +50,7 @@ class BenchCloud:
             self.K,
             self.width,
             self.height,
-            sh_degree=3,
+            RenderSettings(sh_degree=3),
         )
 
 
@@ -157,7 +157,16 @@ def training_step(runs: int) -> dict[str, Any]:
         scales, opacities = log_scales.exp(), logits.sigmoid()
         marks.append(time.perf_counter())
         p = cpu.project(
-            means, quats, scales, opacities, (sh0, shn), torch.eye(4), cloud.K, 480, 270, sh_degree=3
+            means,
+            quats,
+            scales,
+            opacities,
+            (sh0, shn),
+            torch.eye(4),
+            cloud.K,
+            480,
+            270,
+            RenderSettings(sh_degree=3),
         )
         image = cpu.rasterize(p, 480, 270)
         marks.append(time.perf_counter())

@@ -10,11 +10,11 @@ from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import NAMES, Gaussians
-from ..splats.render import Renderer
+from ..splats.render import Renderer, RenderSettings
 from .collectives import Communicator
 from .compression import make_exchange
 from .digests import ReplicasDiffer, gather_digests, parameter_digest
-from .strategy import Parallel, Rendered, RenderOptions, Rows, largest, travelling
+from .strategy import Parallel, Rendered, Rows, largest, travelling
 
 #: Gradients are put together up to this size: six small all-reduces take twice as long as one (gloo), and a copy of
 #: large ones would cost memory. PyTorch's DistributedDataParallel has the same default.
@@ -28,11 +28,11 @@ class Replicated(Parallel):
         self,
         comm: Communicator,
         renderer: Renderer,
-        options: RenderOptions,
+        settings: RenderSettings,
         strategy: Strategy,
         device: torch.device,
     ) -> None:
-        super().__init__(comm, renderer, options)
+        super().__init__(comm, renderer, settings)
         self.device, self.init = device, strategy.init
         self.exchange = make_exchange(strategy, comm)
         self._num_gaussians = 0

@@ -17,10 +17,10 @@ from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
-from ..splats.render import Projection, Renderer
+from ..splats.render import Projection, Renderer, RenderSettings
 from .collectives import Communicator
 from .digests import compare_rows, gather_digests, parameter_digest, rows_checksum
-from .strategy import Parallel, Rendered, RenderOptions, Rows, largest, travelling
+from .strategy import Parallel, Rendered, Rows, largest, travelling
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
 NUM_FLOATS, NUM_RADII = 10, 2
@@ -33,11 +33,11 @@ class Sharded(Parallel):
         self,
         comm: Communicator,
         renderer: Renderer,
-        options: RenderOptions,
+        settings: RenderSettings,
         strategy: Strategy,
         device: torch.device,
     ) -> None:
-        super().__init__(comm, renderer, options)
+        super().__init__(comm, renderer, settings)
         self.device, self.rebalance_above = device, strategy.rebalance_above
         self._shards: list[int] = []
 
@@ -138,7 +138,7 @@ class Sharded(Parallel):
         send = [sum(counts[comm.rank][c] for c, o in enumerate(owners) if o == r) for r in range(world)]
         receive = [sum(counts[r][c] for c in own) for r in range(world)]
         sources = [[counts[r][c] for r in range(world)] for c in own]
-        trip = _Trip(comm, send, receive, projections, sources, absgrad=track and self.options.absgrad)
+        trip = _Trip(comm, send, receive, projections, sources, absgrad=track and self.settings.absgrad)
         floats = torch.cat([_floats(p) for p in projections])
         radii = torch.cat([p.radii for p in projections])
         received, their_radii, anchor = _Travel.apply(floats, radii, trip)

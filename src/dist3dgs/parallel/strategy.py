@@ -2,34 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..config.models import TrainSettings
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
-from ..splats.render import Image, Projection, Renderer
+from ..splats.render import Image, Projection, Renderer, RenderSettings
 from .collectives import Communicator
 
 #: Tensors by name, all with one row per Gaussian: parameters, Adam's moments, statistics.
 Rows = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class RenderOptions:
-    """The renderer settings that stay the same over a run."""
-
-    near: float
-    far: float
-    antialiased: bool
-    absgrad: bool
-
-    @classmethod
-    def of(cls, settings: TrainSettings) -> "RenderOptions":
-        return cls(settings.near, settings.far, settings.antialiased, settings.densify.absgrad)
 
 
 @dataclass
@@ -61,8 +46,8 @@ class Parallel(ABC):
     #: draw the same random numbers.
     replicates: bool
 
-    def __init__(self, comm: Communicator, renderer: Renderer, options: RenderOptions) -> None:
-        self.comm, self.renderer, self.options = comm, renderer, options
+    def __init__(self, comm: Communicator, renderer: Renderer, settings: RenderSettings) -> None:
+        self.comm, self.renderer, self.settings = comm, renderer, settings
 
     @property
     @abstractmethod
@@ -158,10 +143,7 @@ class Parallel(ABC):
             K=camera.K,
             width=camera.width,
             height=camera.height,
-            sh_degree=sh_degree,
-            near=self.options.near,
-            far=self.options.far,
-            antialiased=self.options.antialiased,
+            settings=replace(self.settings, sh_degree=sh_degree),
         )
         if track and projection.means2d.requires_grad:
             projection.means2d.retain_grad()
@@ -170,11 +152,9 @@ class Parallel(ABC):
     def rasterize(
         self, projection: Projection, camera: Camera, background: Tensor | None, track: bool
     ) -> View:
-        absgrad = track and self.options.absgrad
+        settings = replace(self.settings, absgrad=track and self.settings.absgrad)
         size = (camera.width, camera.height)
-        return View(
-            self.renderer.rasterize(projection, *size, background=background, absgrad=absgrad), camera
-        )
+        return View(self.renderer.rasterize(projection, *size, settings, background=background), camera)
 
 
 def largest(values: Tensor, wanted: Tensor, count: int) -> Tensor:

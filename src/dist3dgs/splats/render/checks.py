@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dist3dgs.errors import UserError
-from dist3dgs.splats.render.api import COLOR_MAX, MAX_SIDE_PX, Colors
+from dist3dgs.splats.render.api import COLOR_MAX, MAX_SIDE_PX, Colors, RenderSettings
 
 
 def check_size(width: int, height: int) -> None:
@@ -90,8 +90,9 @@ def _check_colors(parts: tuple[Tensor, ...], n: int, sh_degree: int | None) -> N
         )
 
 
-def check_range(near: float, far: float, eps2d: float) -> None:
-    """Check the clipping planes and the blur."""
+def check_settings(settings: RenderSettings) -> None:
+    """Raise UserError for clipping planes or a blur that are out of range."""
+    near, far, eps2d = settings.near, settings.far, settings.eps2d
     if not (math.isfinite(near) and 0 < near < far):
         raise UserError(f"near is {near} and far is {far}: expected 0 < near < far")
     if not (math.isfinite(eps2d) and eps2d >= 0):
