@@ -1,4 +1,4 @@
-"""All ranks hold all Gaussians; each renders its own views; gradients are summed over ranks."""
+"""Data parallelism: all ranks hold all Gaussians, each renders its views, gradients are summed over ranks."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -83,7 +83,7 @@ class Replicated(Parallel):
                 yield name
 
     def _buckets(self, targets: dict[str, Tensor]) -> list[list[str]]:
-        """Which parameters travel together: small ones up to `BUCKET_BYTES`, in the given order."""
+        """Group parameters that travel together: small ones up to `BUCKET_BYTES`, in the given order."""
         buckets: list[list[str]] = []
         room = 0
         for name, target in targets.items():
@@ -138,7 +138,7 @@ class Replicated(Parallel):
 
 
 def _split(summed: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    """The parameters' parts of what travelled."""
+    """Split the concatenated sum back into the parameters' shapes."""
     if len(shapes) == 1:
         return [summed.reshape(shapes[0])]
     parts = summed.split([shape.numel() for shape in shapes])

@@ -1,8 +1,8 @@
-"""Every rank owns a part of the Gaussians; what a camera sees of them travels to the rank that renders it.
+"""Model parallelism: each rank owns a part of the Gaussians and sends their projections to the ranks that render.
 
-One step: each rank projects its Gaussians into the cameras of all ranks, sends each camera's owner the visible ones
-(12 numbers each), and renders its own cameras from what it received. The backward pass sends gradients of those numbers
-home (10 each, 12 with absolute gradients). No parameter and no parameter gradient ever travels in a step.
+In a step each rank projects its Gaussians into the cameras of all ranks, sends each camera's owner the visible ones
+(12 numbers each), and renders its own cameras from what it received. The backward pass returns the gradients of these
+numbers (10 each, 12 with absolute gradients). No parameter and no parameter gradient travels in a step.
 (Zhao et al., Grendel, 2024, section 4.)
 """
 
@@ -130,7 +130,9 @@ class Sharded(Parallel):
     def _exchange(
         self, projections: list[Projection], owners: list[int], track: bool
     ) -> tuple[list[Projection], Tensor]:
-        """Send every camera's owner what this rank has for it; the whole projections of this rank's cameras."""
+        """Send projections to the cameras' owners; return the complete projections of this rank's cameras, and the
+        anchor.
+        """
         comm, world = self.comm, self.comm.world_size
         numbers = torch.tensor([len(p.ids) for p in projections], device=self.device)
         counts = comm.all_gather(numbers, "all_gather(counts)").tolist()
@@ -183,7 +185,7 @@ class Sharded(Parallel):
 
 @dataclass
 class _Trip:
-    """What the backward pass must know of an exchange."""
+    """State of an exchange that its backward pass needs."""
 
     comm: Communicator
     send: list[int]
@@ -195,7 +197,7 @@ class _Trip:
     arrived: list[Projection] = field(default_factory=list)
 
     def absolute_gradients(self, like: Tensor) -> Tensor:
-        """[sum(receive), 2] in the order of arrival: by rank, then camera."""
+        """Concatenate the absolute gradients, [sum(receive), 2], in the order of arrival: by rank, then camera."""
         by_camera = []
         for p, sources in zip(self.arrived, self.sources, strict=True):
             absgrad = getattr(p.means2d, "absgrad", None)
@@ -205,13 +207,13 @@ class _Trip:
         )
 
     def deliver(self, absgrad: Tensor) -> None:
-        """Give the returned absolute gradients to the projections that were sent."""
+        """Assign the returned absolute gradients to the projections that were sent."""
         for p, part in zip(self.sent, absgrad.split([len(p.ids) for p in self.sent]), strict=True):
             p.means2d.absgrad = part  # type: ignore[attr-defined]
 
 
 class _Travel(torch.autograd.Function):
-    """There with the numbers, back with their gradients. One exchange for all cameras of a step."""
+    """Send projections forward and their gradients back, in one exchange for all cameras of a step."""
 
     @staticmethod
     def forward(ctx: Any, floats: Tensor, radii: Tensor, trip: _Trip) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,7 +246,7 @@ def _floats(p: Projection) -> Tensor:
 
 
 def _projection(floats: Tensor, radii: Tensor) -> Projection:
-    """One camera's Gaussians, as they arrived."""
+    """Make the projection of one camera from the floats and radii that arrived."""
     # Contiguous, as the rasterisers want them: a copy they made would keep the absolute gradients to itself.
     means2d, conics, depths, colors, opacities = (t.contiguous() for t in floats.split([2, 3, 1, 3, 1], 1))
     return Projection(
@@ -259,18 +261,20 @@ def _projection(floats: Tensor, radii: Tensor) -> Projection:
 
 
 def even(total: int, num_ranks: int) -> list[int]:
-    """Rows per rank, equal but for one."""
+    """Return the rows per rank, equal but for one."""
     return [total // num_ranks + (r < total % num_ranks) for r in range(num_ranks)]
 
 
 def strided(total: int, num_ranks: int) -> Tensor:
-    """int64 [total]: order in which rank 0's even share comes first, and neighbours lie in different shares."""
+    """Return int64 [total]: an order in which each rank's even share follows the other and neighbours are in
+    different shares.
+    """
     index = torch.arange(total)
     return torch.cat([index[r::num_ranks] for r in range(num_ranks)])
 
 
 def plan_moves(sizes: Sequence[int]) -> dict[tuple[int, int], int]:
-    """Rows to move between ranks, {(from, to): number}, to make the shares even with the fewest rows moved."""
+    """Plan the rows to move between ranks, {(from, to): number}, that even the shards out with the fewest moves."""
     targets = even(sum(sizes), len(sizes))
     surplus = [[r, n - t] for r, (n, t) in enumerate(zip(sizes, targets, strict=True)) if n > t]
     moves: dict[tuple[int, int], int] = {}

@@ -27,7 +27,7 @@ def weights_path() -> Path | None:
 
 
 def load_lpips(device: torch.device) -> Callable[[Tensor, Tensor], float] | None:
-    """The metric as a function of two [H,W,3] images in 0..1, or None where there are no weights."""
+    """Return the metric as a function of two [H,W,3] float images in 0..1, or None where there are no weights."""
     path = weights_path()
     if path is None:
         return None
@@ -37,7 +37,10 @@ def load_lpips(device: torch.device) -> Callable[[Tensor, Tensor], float] | None
 
 @torch.no_grad()
 def lpips(weights: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """Learned perceptual distance of two [H,W,3] images in 0..1; 0 for equal ones."""
+    """Compute the learned perceptual distance, float32 0-dim, of two [H,W,3] float images in 0..1; 0 for equal ones.
+
+    weights: float32, by the names in the module's docstring.
+    """
     total = torch.zeros((), device=a.device)
     for i, (x, y) in enumerate(zip(_features(weights, a), _features(weights, b), strict=True)):
         difference = (_unit(x) - _unit(y)).square()

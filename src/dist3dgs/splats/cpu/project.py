@@ -32,7 +32,10 @@ class View:
         return RGB if self.settings.sh_degree is None else self.settings.sh_degree
 
     def numbers(self, viewmat: Tensor, centre: Tensor) -> list[float]:
-        """In the order of `geometry.CAMERA_FIELDS`."""
+        """Return the kernel's numbers in the order of `geometry.CAMERA_FIELDS`.
+
+        viewmat: [4,4] float, world to camera. centre: [3] float, the camera in the world.
+        """
         fx, fy, cx, cy = self.intrinsics
         view, w, h = viewmat.tolist(), float(self.width), float(self.height)
         # gsplat takes the Jacobian at most 15 % outside the image

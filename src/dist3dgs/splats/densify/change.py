@@ -1,4 +1,4 @@
-"""A change of the set of Gaussians, as data: decided first, applied to parameters and optimiser state after."""
+"""A change of the set of Gaussians as data: decided first, then applied to parameters and optimizer state."""
 
 from dataclasses import dataclass, field
 

@@ -17,7 +17,7 @@ SPLIT_SHRINK = 1.6
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
-    """[M,4] wxyz quaternions of any length -> [M,3,3]."""
+    """Convert quaternions [M,4], wxyz of any length, to rotation matrices [M,3,3] of the same float dtype."""
     w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
     rows = [
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
@@ -73,7 +73,10 @@ def densify(
 
 @torch.no_grad()
 def reset_opacities(gaussians: Gaussians, lineage: Tensor, settings: Densification) -> Change:
-    """Make every Gaussian nearly transparent, so that those which nothing needs stay so and are pruned."""
+    """Make every Gaussian nearly transparent: those the images do not need stay so and are pruned.
+
+    lineage: int64 [N], names of the Gaussians.
+    """
     ceiling = torch.logit(torch.tensor(2 * settings.prune_opacity)).item()
     parameters = {name: t.clone() for name, t in gaussians.items()}
     parameters["opacities"].clamp_(max=ceiling)

@@ -1,4 +1,4 @@
-"""What densification looks at: how hard the loss pulls every Gaussian across the screen."""
+"""Densification statistics: screen-space gradient of every Gaussian."""
 
 from dataclasses import dataclass
 

@@ -41,7 +41,7 @@ class RenderSettings:
     eps2d: float = 0.3
     """Added to the diagonal of the projected covariance, px^2; larger values blur more and alias less."""
     antialiased: bool = False
-    """Multiply opacities by sqrt(det(cov) / det(cov + eps2d I)): the blur makes small Gaussians fainter instead of larger
+    """Multiply opacities by sqrt(det(cov) / det(cov + eps2d I)): small Gaussians become fainter instead of larger
     (Mip-Splatting, Yu et al. 2024)."""
     absgrad: bool = False
     """Leave |dL/dmeans2d| summed over pixels in `projection.means2d.absgrad` (AbsGS, Ye et al. 2024)."""

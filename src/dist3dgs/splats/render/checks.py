@@ -1,4 +1,4 @@
-"""Refuse what no renderer can draw, in words; shared by all renderers."""
+"""Refuse what no renderer can draw, with a message; shared by all renderers."""
 
 import math
 
@@ -17,7 +17,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def check_camera(viewmat: Tensor, K: Tensor) -> tuple[float, float, float, float]:
-    """Check one camera and return (fx, fy, cx, cy) in px."""
+    """Check one camera, viewmat [4,4] and K [3,3] of any float dtype, and return (fx, fy, cx, cy) in px."""
     if tuple(viewmat.shape) != (4, 4) or tuple(K.shape) != (3, 3):
         raise UserError(
             f"camera: viewmat {list(viewmat.shape)} and K {list(K.shape)}, expected [4, 4] and [3, 3]"
@@ -52,7 +52,9 @@ def _is_rotation(r: list[list[float]], tolerance: float = 1e-3) -> bool:
 def check_gaussians(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Colors, sh_degree: int | None
 ) -> None:
-    """Check shapes, dtypes and devices (not values: see `nonfinite_error`)."""
+    """Check shapes, dtypes and devices of the arguments of `Renderer.project`: means [N,3], ... (values:
+    `nonfinite_error`).
+    """
     n = means.shape[0] if means.ndim else -1
     wanted = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,)}
     given = {"means": means, "quats": quats, "scales": scales, "opacities": opacities}
@@ -100,7 +102,9 @@ def check_settings(settings: RenderSettings) -> None:
 
 
 def check_background(background: Tensor | None) -> None:
-    """Check a background colour; on a GPU its shape alone, as looking at values there waits for the whole queue."""
+    """Check a background colour, [3] float or None. On a GPU only its shape: reading values would wait for the whole
+    queue.
+    """
     if background is not None and (
         tuple(background.shape) != (3,)
         or (not background.is_cuda and not all(math.isfinite(v) for v in background.detach().tolist()))

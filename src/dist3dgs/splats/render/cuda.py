@@ -78,7 +78,7 @@ class CudaRenderer:
         )  # fmt: skip
 
     def _check_camera(self, viewmat: Tensor, K: Tensor) -> None:
-        """As `checks.check_camera`, once per camera: its values are on the GPU."""
+        """Call `checks.check_camera` once per camera: its values are on the GPU."""
         known, *versions = self._cameras.get(viewmat, (lambda: None,))
         if known() is not K or versions != [viewmat._version, K._version]:
             checks.check_camera(viewmat, K)
@@ -120,7 +120,7 @@ class CudaRenderer:
 
 
 def _nothing(means: Tensor, scales: Tensor, opacities: Tensor, colors: Colors) -> Projection:
-    """What any camera sees of no Gaussians, with a graph: a rank whose shard is empty still takes part backwards."""
+    """Project no Gaussians, with a graph: a rank with an empty shard still takes part in the backward pass."""
     first = colors[0] if isinstance(colors, tuple) else colors
     return Projection(
         ids=torch.zeros(0, dtype=torch.int64, device=means.device), means2d=means[:, :2] * 1, conics=scales * 1,

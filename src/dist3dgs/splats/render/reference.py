@@ -1,7 +1,4 @@
-"""The oracle: the same renderer in plain torch, any float dtype, any device, slow and obvious.
-
-Gradients come from autograd, so nothing here is derived by hand.
-"""
+"""Reference renderer in plain torch: any float dtype, any device, slow and simple, differentiated by autograd."""
 
 import torch
 from torch import Tensor
@@ -144,7 +141,9 @@ class ReferenceRenderer:
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
-    """[N,4] quaternions wxyz of any length -> [N,3,3]; those shorter than 1e-12 give the identity."""
+    """Convert quaternions [N,4], wxyz of any length and float dtype, to [N,3,3]; those shorter than 1e-12 give the
+    identity.
+    """
     length = quats.norm(dim=-1, keepdim=True)
     none = quats.new_tensor([1.0, 0.0, 0.0, 0.0]).expand_as(quats)
     degenerate = length < QUATERNION_MIN
@@ -161,9 +160,9 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 
 
 def sh_basis(degree: int, directions: Tensor) -> Tensor:
-    """Real spherical harmonics at unit directions [V,3] -> [V,(degree+1)^2], in the order and signs of 3DGS.
+    """Evaluate the real spherical harmonics at unit directions [V,3]: [V,(degree+1)^2] of the same float dtype.
 
-    Formulas: Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2(2), 2013.
+    Order and signs are those of 3DGS. Formulas: Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2(2), 2013.
     """
     x, y, z = directions.unbind(-1)
     basis = [torch.full_like(x, 0.2820947917738781)]

@@ -90,7 +90,7 @@ def cross(k: Kernel, a: list[Value], b: list[Value]) -> list[Value]:
 
 @dataclass
 class Inputs:
-    """Where the Gaussians are."""
+    """Pointers to the parameters of the Gaussians."""
 
     means: Pointer
     quats: Pointer
