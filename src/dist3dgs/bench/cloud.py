@@ -1,4 +1,4 @@
-"""A scene to measure with: a cloud of coloured Gaussians seen from a ring of cameras, its photographs drawn by us."""
+"""Make a scene to measure with: a cloud of coloured Gaussians seen from a ring of cameras."""
 
 from pathlib import Path
 

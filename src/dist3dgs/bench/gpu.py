@@ -1,11 +1,11 @@
-"""What `make gpu-check` runs on a machine with an NVIDIA GPU: is the CUDA path right, and where does its time go?
+"""Check the CUDA path on a machine with an NVIDIA GPU, and measure where its time goes.
 
     make gpu-check FOX=folder/of/photographs
     python -m dist3dgs.bench.gpu --scene data/fox/scene.safetensors --steps 500 --out docs/benchmarks/gpu-check.json
 
 CPU and CUDA renderers draw the same Gaussians (forward and all gradients), then a training of 500 steps runs on the
-scene given, else on the packed fox, else on a cloud made here, which the JSON says (`is_fox`). One JSON object comes
-out; the exit status is 1 where the renderers disagree, and 2 where there is no GPU or something is missing.
+scene given, else on the packed fox, else on a cloud made here, as the JSON states (`is_fox`). The result is one JSON
+object; the exit status is 1 if the renderers disagree, and 2 if there is no GPU or something is missing.
 """
 
 import argparse

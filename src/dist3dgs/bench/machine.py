@@ -1,4 +1,4 @@
-"""What a measurement was made on, in words that fit on any machine."""
+"""Describe the machine of a measurement without its name or paths."""
 
 import datetime
 import os

@@ -1,4 +1,4 @@
-"""What `make gpu-check` needs of a Python that is not ours. Imports nothing but the standard library.
+"""Check the packages that `make gpu-check` needs in a Python other than ours; imports only the standard library.
 
 python -m dist3dgs.bench.needs      # exit status 2, and the line that installs them, where packages are missing
 """

@@ -1,4 +1,4 @@
-"""Where a scene's photographs and poses come from: settings, structure from motion, or an existing COLMAP model."""
+"""Gather a scene's photographs and poses: settings, structure from motion, or an existing COLMAP model."""
 
 import json
 import shlex
@@ -24,13 +24,14 @@ ROUNDING = 0.995
 
 @dataclass(frozen=True, kw_only=True)
 class IngestSource:
-    """Where a scene comes from.
+    """Source of a scene.
 
     name: the scene's name.
     kind: "images" (a folder of photographs), "colmap" (an existing model) or "builtin" (the procedural scene).
     path: the folder of photographs; the model's folder, or one whose sparse/0 it is in; or for "builtin" the folder
-        that the photographs are made in if they are not there yet.
-    images: for "colmap", the folder of photographs (default: images/ beside the model).
+    that
+        the photographs are made in if they are not there yet.
+    images: for "colmap", the folder of photographs (default: images/ next to the model).
     truth: known poses (transforms.json layout), only to state the pose error; never used for anything else.
     """
 

@@ -74,7 +74,7 @@ class PhotoFolder:
 
 @dataclass(frozen=True)
 class _Looks:
-    """What tells copies of one photograph: the digest of the file, and the picture, small and grey [16, 16]."""
+    """Signature of a photograph, to find copies: the file's digest, and a small grey picture [16, 16]."""
 
     digest: str
     thumbnail: NDArray[np.float32]
@@ -124,7 +124,7 @@ def _refuse_dataset_root(listing: Listing) -> None:
 
 
 class UnusablePhoto(Exception):
-    """Why a file is left out."""
+    """Reason to leave a file out."""
 
 
 def _prepare(path: Path, name: str, copies: Path, result: PhotoFolder) -> _Looks:

@@ -31,7 +31,7 @@ class Undistorter:
         self.K = np.diag([width_px / camera.width_px, height_px / camera.height_px, 1.0]) @ full
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """[H, W, 3] of the camera's size -> [height_px, width_px, 3]."""
+        """Undistort and resize a photograph, uint8 [H, W, 3] of the camera's size; returns [height_px, width_px, 3]."""
         size = (self.camera.height_px, self.camera.width_px)
         if pixels.shape != (*size, 3):
             raise ValueError(f"photograph of {pixels.shape}, expected {size} x 3")
@@ -43,7 +43,9 @@ class Undistorter:
 
 
 def area_average(values: NDArray[np.floating], size: int, axis: int) -> NDArray[np.floating]:
-    """Shrink one axis to `size`: each output is the exact mean over the input it covers, fractions included."""
+    """Shrink one axis to `size`; each output, float32 [...], is the exact mean over the input it covers, fractions
+    included.
+    """
     num = values.shape[axis]
     if size == num:
         return values
@@ -61,7 +63,7 @@ def area_average(values: NDArray[np.floating], size: int, axis: int) -> NDArray[
 
 @np.errstate(over="ignore")
 def _distorted(camera: ColmapCamera, K: Doubles, u_px: Doubles, v_px: Doubles) -> tuple[Doubles, Doubles]:
-    """Where the photograph shows the ideal image points of pinhole `K`, px."""
+    """Map ideal image points of pinhole `K` to the photograph, px."""
     x, y = camera.distort((u_px - K[0, 2]) / K[0, 0], (v_px - K[1, 2]) / K[1, 1])
     (fx, fy), (cx, cy) = camera.focals_px, camera.centre_px
     return fx * x + cx, fy * y + cy

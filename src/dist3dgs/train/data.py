@@ -12,12 +12,11 @@ from ..splats.camera import Camera
 
 
 class ViewSampler:
-    """Epochs of shuffled training views, cut into global batches, cut into ranks' parts.
+    """Epochs of shuffled training views, cut into global batches and these into the ranks' parts.
 
-    Over an epoch every view is seen once by exactly one rank, and no view twice in a step, also where a step spans the
-    end of an epoch. (Where an epoch has less than two batches of views that cannot be had without looking back over all
-    epochs: there a view may come twice in a step, once for either epoch.) Nothing but (seed, step, rank) decides, so
-    a resumed run sees what an uninterrupted one would have seen.
+    In an epoch every view is seen once by one rank, and no view comes twice in a step, even one that spans the end of
+    an epoch (unless an epoch has less than two batches). The order is a function of (seed, step, rank) alone, so a
+    resumed run sees the same views as an uninterrupted one.
     """
 
     def __init__(self, train_ids: np.ndarray, seed: int, world_size: int, global_batch: int) -> None:
@@ -27,7 +26,7 @@ class ViewSampler:
         self._epoch, self._order = -1, self.train_ids
 
     def batch(self, step: int) -> list[list[int]]:
-        """View indices of 1-based `step`, one list per rank, each `global_batch / world_size` long."""
+        """Return the view indices of 1-based `step`, one list per rank, each `global_batch / world_size` long."""
         first = (step - 1) * self.global_batch
         views = [self._view(first + i) for i in range(self.global_batch)]
         per_rank = self.global_batch // self.world_size
@@ -40,10 +39,10 @@ class ViewSampler:
         return int(self._order[index])
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
-        """The epoch's views, none of the first of which was among the last of the epoch before in the same step.
+        """Shuffle an epoch without repeating a view in the batch that straddles its boundary, int64 [T].
 
-        Such ones change places with views from the middle, which share a step with neither neighbour: so an epoch's end
-        stays as it was shuffled, and the order depends on no epoch but this one and the one before.
+        Repeated views are swapped with views from the middle, which share a step with neither neighbour. The end of
+        the epoch stays as it was shuffled, so the order depends only on this epoch and the one before.
         """
         order, num_views, batch = self._shuffled(epoch), len(self.train_ids), self.global_batch
         head = -epoch * num_views % batch
@@ -61,9 +60,9 @@ class ViewSampler:
 
 
 class SceneCameras:
-    """Cameras by view index; photographs stay in the memory map (CPU) or on the device once seen (CUDA).
+    """Cameras by view index; photographs stay in the memory map (CPU) or on the device once used (CUDA).
 
-    On CUDA photographs are kept on the device as long as all of them fit in a quarter of its memory.
+    On CUDA photographs are cached on the device if all of them fit in a quarter of its memory.
     """
 
     def __init__(self, scene: PackedScene, device: torch.device) -> None:
@@ -76,7 +75,7 @@ class SceneCameras:
         return num_bytes < torch.cuda.get_device_properties(device).total_memory / 4
 
     def get(self, view: int, *, photo: bool = True) -> Camera:
-        """Camera of a view; without its photograph where another rank renders it."""
+        """Return the camera of a view; without its photograph if another rank renders it."""
         key = (view, photo)
         if key in self._cache:
             return self._cache[key]

@@ -1,4 +1,4 @@
-"""The training loop of one rank: photographs in, Gaussians, events and checkpoints out."""
+"""Training loop of one rank."""
 
 import time
 from pathlib import Path
@@ -32,7 +32,7 @@ from .timing import Clock
 
 
 class Diverged(RuntimeError):
-    """The loss is not a number any more."""
+    """The loss is NaN or infinite."""
 
 
 class Trainer:
@@ -94,7 +94,7 @@ class Trainer:
         return True
 
     def start(self) -> None:
-        """From the newest good checkpoint, else from the scene's points."""
+        """Start from the newest good checkpoint, else from the scene's points."""
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
         self._agree_on_lpips()
@@ -187,7 +187,7 @@ class Trainer:
         self._evaluate_and_save()
 
     def _evaluate_and_save(self) -> None:
-        """What is due at the end of a step; also, in a resumed run, of the one in whose evaluation it was stopped."""
+        """Evaluate and save a checkpoint where due; a run resumed from a stopped evaluation starts with this."""
         step, s = self.step, self.schedule
         last = step == s.num_steps
         if last or s.every(self.train.eval_every, step):
@@ -233,7 +233,7 @@ class Trainer:
             self.events("densify", step=self.step, s=round(time.perf_counter() - started, 6), **fields)
 
     def _evaluate(self, last: bool) -> bool:
-        """Whether it came to its end: told to stop, the ranks leave it for a checkpoint."""
+        """Evaluate; False if the ranks were told to stop and left it for a checkpoint."""
         views = self.scene.test_ids
         if not last and self.train.eval_views:
             views = views[: self.train.eval_views]
@@ -317,7 +317,7 @@ class Trainer:
             self.comm.barrier()
 
     def _newest_checkpoint(self) -> checkpoint.Checkpoint | None:
-        """This run's own, else the one it was told to start from."""
+        """Load this run's newest checkpoint, else the one it was told to start from."""
         own = checkpoint.newest(self.out, self.identity, self.train.keep_checkpoints, self._warn)
         if own is not None or self.resume_from is None:
             return own
@@ -327,7 +327,9 @@ class Trainer:
             raise UserError(f"{self.resume_from}: cannot be resumed: {e}") from None
 
     def _agree_on_lpips(self) -> None:
-        """Evaluated by all ranks or by none: where the weights are on some nodes alone, the mean would be of a part."""
+        """Evaluate LPIPS on all ranks or on none: with weights on some nodes only, the mean would cover a part of the
+        views.
+        """
         have = self.comm.gather_objects(self.lpips is not None)
         if all(have):
             return
@@ -341,7 +343,7 @@ class Trainer:
         print(f"WARNING: {message}", flush=True)
 
     def summary(self) -> dict[str, Any]:
-        """Fields of the `timing` event of this rank."""
+        """Return the fields of this rank's `timing` event."""
         return {**self.clock.summary(), "images": self.step * self.spec.global_batch}
 
 

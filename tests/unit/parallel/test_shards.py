@@ -186,7 +186,7 @@ def test_columns_become_orthonormal_or_zero():
 
 
 def compress(comm: Communicator) -> list[torch.Tensor]:
-    """What powersgd makes of a rank-2 gradient, and of the sum over 30 steps of one of full rank."""
+    """Return powersgd's sum of a rank-2 gradient, and of the sum over 30 steps of one of full rank."""
     g = torch.Generator().manual_seed(comm.rank)
     power = PowerSgd(comm, 2)
     low = torch.randn(200, 2, generator=torch.Generator().manual_seed(9)) @ torch.randn(2, 45, generator=g)

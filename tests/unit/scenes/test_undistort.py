@@ -34,7 +34,7 @@ def pixel_grid(width, height):
 
 
 def photograph(camera):
-    """What `camera` sees of the pattern: every pixel's ideal coordinates, found by Newton-like iteration."""
+    """Photograph the pattern with `camera`: every pixel's ideal coordinates, found by Newton-like iteration."""
     u, v = pixel_grid(camera.width_px, camera.height_px)
     (fx, fy), (cx, cy) = camera.focals_px, camera.centre_px
     xd, yd = (u - cx) / fx, (v - cy) / fy

@@ -1,4 +1,4 @@
-"""What cannot be drawn gives a clear error or a defined picture; never a crash, a hang or silent NaN."""
+"""Invalid input gives a clear error or a defined picture; never a crash, a hang or silent NaN."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What of the CUDA renderer can be looked at without a GPU."""
+"""Parts of the CUDA renderer that can be tested without a GPU."""
 
 import ast
 from importlib.util import find_spec

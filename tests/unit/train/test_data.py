@@ -1,4 +1,4 @@
-"""Which rank sees which photograph: each once per epoch, by seed and step alone."""
+"""Order of the views: each once per epoch, by seed and step alone."""
 
 import numpy as np
 from hypothesis import given

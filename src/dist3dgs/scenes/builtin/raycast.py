@@ -36,7 +36,9 @@ class RaycastCamera:
     k1: float
 
     def directions(self, u_px: Floats, v_px: Floats) -> Floats:
-        """Unit viewing directions [N, 3] (OpenCV axes) of image points, distortion undone by fixed-point iteration."""
+        """Return unit viewing directions, float32 [N, 3] (OpenCV axes), of image points [N] px; undistorted by
+        iteration.
+        """
         xd, yd = (u_px - self.width_px / 2) / self.focal_px, (v_px - self.height_px / 2) / self.focal_px
         x, y = xd, yd
         for _ in range(8):
@@ -55,7 +57,10 @@ class Thing:
 
 
 def nearest(things: list[Thing], o: Vectors, d: Vectors) -> tuple[Floats, NDArray[np.int64]]:
-    """Distance [N] to the nearest thing along each ray, and its index (-1: none)."""
+    """Find the nearest thing along rays: its distance, float32 [N], and its index, int64 [N] (-1: none).
+
+    o, d: origin and unit direction, float32, three [N] each.
+    """
     best = np.full(d[0].shape, np.inf, np.float32)
     which = np.full(d[0].shape, -1)
     for i, thing in enumerate(things):
@@ -149,7 +154,10 @@ class Court:
         return albedo * light
 
     def render(self, camera: RaycastCamera, cam_to_world: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Photograph [H, W, 3] sRGB. `cam_to_world` [4, 4], OpenCV axes (x right, y down, z forward)."""
+        """Render a photograph, uint8 [H, W, 3] sRGB.
+
+        cam_to_world: float64 [4, 4], OpenCV axes (x right, y down, z forward).
+        """
         image = np.empty((camera.height_px, camera.width_px, 3), np.float32)
         for top in range(0, camera.height_px, TILE_PX):
             for left in range(0, camera.width_px, TILE_PX):

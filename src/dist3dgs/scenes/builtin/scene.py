@@ -127,7 +127,9 @@ def _bench(b: _Builder) -> None:
 def look_at(
     eye: NDArray[np.float64], target: NDArray[np.float64], roll_rad: float = 0.0
 ) -> NDArray[np.float64]:
-    """Camera-to-world matrix [4, 4] with OpenCV axes, world z up."""
+    """Return the camera-to-world matrix, float64 [4, 4], with OpenCV axes and world z up; eye and target are float64
+    [3].
+    """
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, [0, 0, 1])
     right /= np.linalg.norm(right)
@@ -139,7 +141,11 @@ def look_at(
 
 
 def camera_path(num_images: int, seed: int) -> list[NDArray[np.float64]]:
-    """Hand-held walk: two thirds of the photographs on a full ring, the rest on a higher half ring, all looking in."""
+    """Make a hand-held walk: two thirds of the photographs on a full ring, the rest on a higher half ring, all
+    looking in.
+
+    Returns camera-to-world matrices, float64 [4, 4].
+    """
     rng = np.random.default_rng([seed, 2**20])
     num_low = round(num_images * 2 / 3)
     poses = []
@@ -182,7 +188,9 @@ def make_scene(
 
 
 def write_truth(path: Path, camera: RaycastCamera, poses: dict[str, NDArray[np.float64]]) -> None:
-    """Camera-to-world poses [4, 4] (OpenCV axes) by photograph, in the layout of NeRF's transforms.json."""
+    """Write camera-to-world poses, float64 [4, 4] (OpenCV axes), by photograph, in the layout of NeRF's
+    transforms.json.
+    """
     opengl = np.diag([1.0, -1.0, -1.0, 1.0])
     truth = {
         "camera_model": "SIMPLE_RADIAL",

@@ -81,21 +81,23 @@ class ColmapCamera:
 
     @property
     def is_supported(self) -> bool:
-        """Whether images of this model can be undistorted here."""
+        """True if images of this model can be undistorted here."""
         return self.model in NUM_PARAMS
 
     @property
     def is_pinhole(self) -> bool:
-        """Whether images need no undistortion: a pinhole model, or one of perspective kind whose terms are all zero."""
+        """True if images need no undistortion: a pinhole model, or one of perspective kind whose terms are all zero."""
         return "FISHEYE" not in self.model and self.model != "FOV" and not any(self.distortion)
 
     def matrix(self) -> Doubles:
-        """Intrinsics K [3, 3], px, without the distortion."""
+        """Return the intrinsics K, float64 [3, 3], px, without the distortion."""
         (fx, fy), (cx, cy) = self.focals_px, self.centre_px
         return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
 
     def resized(self, width_px: int, height_px: int) -> "ColmapCamera":
-        """The same lens on photographs of another size: focal lengths and centre follow, distortion does not change."""
+        """Return the same lens for photographs of another size: focal lengths and centre scale, distortion does not
+        change.
+        """
         if (width_px, height_px) == (self.width_px, self.height_px):
             return self
         sx, sy = width_px / self.width_px, height_px / self.height_px
@@ -106,7 +108,9 @@ class ColmapCamera:
 
     @np.errstate(all="ignore")
     def distort(self, x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
-        """Normalised ideal points (x / z, y / z) to normalised real ones, any shape; not finite where there is none."""
+        """Map normalised ideal points (x / z, y / z) to distorted ones, float64 [...]; not finite where there is
+        none.
+        """
         k = self.distortion
         if self.is_pinhole:
             return x, y
@@ -153,7 +157,7 @@ class ColmapCamera:
 
     @np.errstate(all="ignore")
     def project(self, points: Doubles) -> Doubles:
-        """Image points [N, 2], px, of points [N, 3] in camera coordinates."""
+        """Project points, float64 [N, 3] in camera coordinates, to image points, float64 [N, 2], px."""
         x, y = self.distort(points[:, 0] / points[:, 2], points[:, 1] / points[:, 2])
         (fx, fy), (cx, cy) = self.focals_px, self.centre_px
         return np.stack([fx * x + cx, fy * y + cy], 1)

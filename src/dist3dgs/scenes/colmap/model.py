@@ -104,13 +104,18 @@ def camera_of(path: Path, model: str, width: int, height: int, params: tuple[flo
 
 
 def sane(values: NDArray[np.float64]) -> bool:
-    """Whether all values are finite and small enough to be squared, also in single precision."""
+    """Return True if all values, float64 [...], are finite and small enough to be squared, even in single precision."""
     return bool((np.abs(values) < MAX_COORDINATE).all())
 
 
 def pose_of(
     path: Path, name: str, quaternion: NDArray[np.float64], translation: NDArray[np.float64]
 ) -> NDArray[np.float64]:
+    """Return the pose [R | t], float64 [3, 4], of a quaternion [4] (w, x, y, z) and a translation [3].
+
+    Raises:
+        UserError: values that are not finite, or a quaternion far from unit length.
+    """
     valid = sane(quaternion) and sane(translation) and 0.5 < np.linalg.norm(quaternion) < 2
     if not valid:
         numbers = f"rotation {quaternion.tolist()}, translation {translation.tolist()}"
@@ -121,7 +126,7 @@ def pose_of(
 
 
 def rotation_from_quaternion(wxyz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation matrix [3, 3] of a unit quaternion (w, x, y, z)."""
+    """Convert a unit quaternion (w, x, y, z), float64 [4], to a rotation matrix, float64 [3, 3]."""
     w, x, y, z = wxyz
     return np.array(
         [
@@ -220,7 +225,10 @@ def check_image_name(name: str, path: Path) -> None:
 
 
 def reprojection_errors(model: Model) -> NDArray[np.float64]:
-    """Distance in px between every keypoint that has a point and that point's projection, all images together."""
+    """Compute the distance in px between every keypoint that has a point and that point's projection.
+
+    Returns float64 [K], all images together, finite ones only.
+    """
     errors = [np.empty(0)]
     for image in model.images.values():
         camera = model.cameras[image.camera_id]

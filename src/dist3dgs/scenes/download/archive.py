@@ -27,7 +27,7 @@ class _Member:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether `path` is a zip or a (compressed) tar."""
+    """Return True if `path` is a zip or a (compressed) tar."""
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 

@@ -6,10 +6,10 @@ from dist3dgs.errors import UserError
 from dist3dgs.splats.cpu.project import Project, View
 from dist3dgs.splats.cpu.rasterize import Rasterize
 from dist3dgs.splats.render import checks
-from dist3dgs.splats.render.api import DEFAULTS, Colors, Image, Projection, RenderSettings
+from dist3dgs.splats.render.api import DEFAULTS, Colors, Image, Projection, Renderer, RenderSettings
 
 
-class CpuRenderer:
+class CpuRenderer(Renderer):
     """See `dist3dgs.splats.render.api.Renderer`. Also differentiable in `viewmat`.
 
     The first use on a machine compiles the kernels (a few seconds); later ones take them from a cache folder

@@ -161,7 +161,7 @@ class Renderer(Protocol):
             projection: Gaussians seen by this camera, in any order.
             width, height: image size, px.
             settings: absolute gradients, depths.
-            background: [3] RGB shown through what is transparent; black if None.
+            background: [3] float RGB shown through what is transparent; black if None.
         """
         ...
 

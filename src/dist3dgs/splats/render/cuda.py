@@ -12,7 +12,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dist3dgs.errors import UserError
 from dist3dgs.splats.render import checks
-from dist3dgs.splats.render.api import DEFAULTS, QUATERNION_MIN, Colors, Image, Projection, RenderSettings
+from dist3dgs.splats.render.api import (
+    DEFAULTS,
+    QUATERNION_MIN,
+    Colors,
+    Image,
+    Projection,
+    Renderer,
+    RenderSettings,
+)
 
 TILE_PX = 16
 #: Gaussians are looked at for NaN every so many projections, as each look waits for the GPU. In between, gsplat sees
@@ -20,7 +28,7 @@ TILE_PX = 16
 FINITE_EVERY = 100
 
 
-class CudaRenderer:
+class CudaRenderer(Renderer):
     """See `dist3dgs.splats.render.api.Renderer`. Float32 on a CUDA device; also differentiable in `viewmat`.
 
     Nothing here waits for the GPU from view to view: a camera's values are checked when it is first seen or has been

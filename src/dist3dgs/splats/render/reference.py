@@ -15,13 +15,14 @@ from dist3dgs.splats.render.api import (
     Colors,
     Image,
     Projection,
+    Renderer,
     RenderSettings,
 )
 
 TILE_PX = 16
 
 
-class ReferenceRenderer:
+class ReferenceRenderer(Renderer):
     """See `dist3dgs.splats.render.api.Renderer`."""
 
     name = "reference"
