@@ -63,6 +63,8 @@ WAYS = (
     Way(r"make .*", How.MAKE),
     # -- dist3dgs
     Way(r"dist3dgs (ingest|photographs|diagnose|launch|read|record|retry)", How.OPTIONS, "the verb's name alone"),
+    Way(r"dist3dgs verify", How.RUN, exits=(0, 1)),  # 1: a check failed, which is an answer too
+    Way(r"dist3dgs verify --on-node", How.OPTIONS, "run in a job by tests/slurm/test_verify.py"),
     Way(r"dist3dgs fetch-weights", How.OPTIONS, "needs the internet"),
     Way(r"dist3dgs launch .*/n2g4/.*", How.OPTIONS, "8 ranks; trained by tests/slurm/test_training.py"),
     Way(r"dist3dgs .*--watch.*", How.OPTIONS, "runs until Ctrl-C"),

@@ -3,7 +3,7 @@
     python scripts/slurm/drill.py --out docs/benchmarks/slurm-drill.md
 
 Each drill has a study and a Snakemake of its own; they run side by side on the same cluster. Times are read from what
-the runs left behind (launch.json, events.jsonl, Snakemake's log), seconds after the injection.
+the runs left behind (launch.json, events.*.jsonl, Snakemake's log), seconds after the injection.
 """
 
 import argparse

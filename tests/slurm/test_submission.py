@@ -151,3 +151,11 @@ def test_a_job_is_taken_whatever_the_words(monkeypatch, tmp_path):
         "standard unset"
         in subprocess.run(["sinfo"], env=environment(), capture_output=True, text=True, check=True).stderr
     )
+
+
+@pytest.mark.slurm
+def test_groups_are_refused_before_anything_is_submitted(make_study):
+    study = make_study(layouts=["n1g1"])
+    assert study.run("all", "--groups", "train=small", check=False) != 0
+    assert "--groups: a group asks Slurm for the sum of its jobs" in study.log() and "0068" in study.log()
+    assert study.jobs() == []

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from dist3dgs import figures
+from dist3dgs.runs.events import read_events
 from tests.unit.helpers.colmap_files import ColmapCamera, ring_model, write_bin
 from tests.workflow.test_graph import ENVIRONMENT, REPOSITORY, job_table, snakemake
 
@@ -198,9 +200,9 @@ def package(tmp_path: Path) -> Path:
     ("file", "rules"),
     [
         ("figures/memory.py", {"figure": 1, "write_report": 1}),
-        ("figures/style.py", {"figure": 9, "write_report": 1}),
+        ("figures/style.py", {"figure": len(figures.NAMES), "write_report": 1}),
         ("report/style.css", {"write_report": 1}),
-        ("records/failure.py", {"record": 1, "tabulate": 1, "figure": 9, "write_report": 1}),
+        ("records/failure.py", {"record": 1, "tabulate": 1, "figure": len(figures.NAMES), "write_report": 1}),
         ("train/loop.py", {"write_report": 1}),  # it marks the records that other code has trained
         ("status/table.py", {}),
     ],
@@ -223,7 +225,7 @@ def test_a_record_outside_the_matrix_that_changes_is_shown_again(study: Path) ->
     assert planned(study) == {}
     value["metrics"]["psnr"] = 5.0
     other.write_text(json.dumps(value))
-    assert planned(study) == {"tabulate": 1, "figure": 9, "write_report": 1}
+    assert planned(study) == {"tabulate": 1, "figure": len(figures.NAMES), "write_report": 1}
 
 
 def test_records_alone_are_redrawn_in_another_clone(study: Path, tmp_path: Path) -> None:
@@ -282,9 +284,7 @@ def test_retry_trains_again_what_failed_with_what_was_changed(study: Path) -> No
 def test_retry_of_a_point_that_is_right_trains_it_from_the_start(study: Path) -> None:
     done = retry(study, "mine/replicated/n1g1/r0")
     assert done.returncode == 0, done.stdout + done.stderr
-    events = [
-        json.loads(line) for line in (study / POINT / "attempts/001/events.jsonl").read_text().splitlines()
-    ]
+    events = read_events(study / POINT / "attempts/001")
     assert not [e for e in events if e["event"] == "resume"]
 
 

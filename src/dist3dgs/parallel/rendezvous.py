@@ -19,7 +19,7 @@ from ..config.naming import Layout
 from ..errors import UserError
 from ..launch.world_check import refusal
 
-#: A rank that is told of a refusal stays this long: rank 0, which has the table, is to end first.
+#: Delay before other ranks exit on a refusal, s: rank 0, whose error has the table, ends first.
 STAY_S = 2.0
 
 
@@ -142,7 +142,7 @@ def _problem(members: Sequence[Member], layout: Layout, allocated: Layout) -> st
         seen = ", ".join(f"{n} on {host}" for host, n in sorted(per_host.items()))
         return (
             f"ranks per host: {seen}; wanted {layout.workers_per_node} on each of {layout.nodes} host(s). "
-            "Check --nnodes and --nproc-per-node, and that hosts have names of their own"
+            "Check --nnodes and --nproc-per-node, and that hosts have different names"
         )
     devices = Counter((m.host, m.device) for m in members if m.device != "cpu")
     shared = [(host, device) for (host, device), n in devices.items() if n > 1]

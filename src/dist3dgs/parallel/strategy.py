@@ -30,20 +30,20 @@ class Rendered:
     """One step's forward pass on one rank."""
 
     views: list[View]
-    """The cameras this rank was given, rendered."""
+    """This rank's cameras, rendered."""
     projections: list[tuple[Projection, Camera]]
-    """Of the Gaussians this rank holds, into every camera that saw them: after the backward pass their means2d.grad is
-    what densification looks at."""
+    """This rank's Gaussians, projected into every camera that saw them; after the backward pass densification reads their
+    means2d.grad."""
     anchor: Tensor
-    """0-dim zero to add to the rank's loss: through it every rank takes part in the backward pass and its exchanges,
-    even one whose pictures depend on no Gaussian."""
+    """0-dim zero to add to the rank's loss: with it every rank takes part in the backward pass and its exchanges, even one
+    whose images depend on no Gaussian."""
 
 
 class Parallel(ABC):
     """One strategy on one rank. The training loop calls the methods in the order below."""
 
-    #: Whether every rank holds every Gaussian. If so, each counts only its own views in its statistics, and all must
-    #: draw the same random numbers.
+    #: True if every rank holds every Gaussian: then each counts only its own views in its statistics, and all must draw
+    #: the same random numbers.
     replicates: bool
 
     def __init__(self, comm: Communicator, renderer: Renderer, settings: RenderSettings) -> None:

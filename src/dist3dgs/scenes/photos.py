@@ -311,7 +311,7 @@ def _focal_px(exif: Image.Exif, long_edge_px: int) -> float | None:
 
 
 def _note_sizes(result: PhotoFolder) -> None:
-    """Photographs of another size than most get a camera of their own; say which they are."""
+    """Photographs of another size than most get a separate camera; name them."""
     sizes = [(photo.width_px, photo.height_px) for photo in result.photos]
     usual = max(sizes, key=sizes.count)
     for photo, size in zip(result.photos, sizes, strict=True):

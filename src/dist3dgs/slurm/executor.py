@@ -136,6 +136,12 @@ class Executor(SlurmExecutor):
                 "executor dist3dgs-slurm runs the workflow of dist3dgs alone: its Snakefile registers who plans the"
                 " jobs (dist3dgs.slurm.executor.register). For another workflow: --executor slurm"
             )
+        if workflow.group_settings.overwrite_groups:
+            raise WorkflowError(
+                "--groups: a group asks Slurm for the sum of its jobs, and its points cannot be retried one by one. "
+                "Leave it out; where the site limits jobs, lower `jobs` in profiles/slurm/config.yaml, or train points "
+                "of one layout in one allocation (docs/decisions/0068)"
+            )
         # Before the plugin's own, which starts the thread that looks at the queue.
         self.listener, self.poll_s = _listener, current_site().poll_s
         self.main_loop: asyncio.AbstractEventLoop | None = None

@@ -17,14 +17,14 @@ import torch.distributed as dist
 from ..launch.disk_reserve import FULL
 from ..parallel.collectives import Communicator
 
-#: Share of the collectives' timeout after which a rank that got nowhere writes its stacks, before any rank gives up.
+#: Share of the collectives' timeout without progress after which a rank writes its stacks, before any rank gives up.
 STACKS_AFTER = 0.8
-#: Share of it after which a rank that waits says so, before NCCL's watchdog aborts it without a word to Python.
+#: Share of it after which a waiting rank reports it, before NCCL's watchdog aborts the process.
 REPORT_AFTER = 0.9
-#: Ranks ask each other whether one was told to stop after so many steps, or seconds of steps, whichever is less.
+#: Ranks ask each other for stop requests every so many steps, or seconds, whichever comes first.
 POLL_STEPS, POLL_S = 10, 2.0
 _PR_SET_PDEATHSIG = 1
-#: What gloo and NCCL say of a collective that waited too long.
+#: Parts of gloo's and NCCL's messages on a collective that timed out.
 _TIMEOUTS = ("Timed out waiting", "Application timeout", "collective operation timeout", "Wait timeout")
 
 

@@ -18,10 +18,10 @@ WARM_UP_STEPS = 5
 #: On CUDA the parts of every n-th step are timed, each behind a synchronisation, and those of the first step after the
 #: warm-up, so that a short run has them too; all others run free.
 CUDA_SAMPLE_EVERY = 50
-#: Phases that `train_s` has beside the steps.
+#: Phases that count as `train_s`, besides the steps.
 TRAINING = ("densify",)
 PROGRESS_EVERY_S = 1.0
-#: Seconds between `progress` events: well below any patience of the launcher's.
+#: Seconds between `progress` events: well below the launcher's timeouts.
 PULSE_EVERY_S = 5.0
 
 

@@ -46,7 +46,7 @@ from .loop import Trainer
 from .timing import Clock
 
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped on request, a checkpoint was left
-#: A rank that waited in vain stays this long, so that the launcher can ask the others for their stacks.
+#: Delay before a rank exits on a timed-out collective, s: the launcher asks the others for their stacks meanwhile.
 LINGER_S = 4.0
 
 
@@ -218,7 +218,7 @@ def pick_device(wanted: str, layers: Layers) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         problem = (
-            f"local rank {local} has no GPU of its own: {torch.cuda.device_count()} visible; ask for a layout "
+            f"local rank {local} has no GPU: {torch.cuda.device_count()} visible; ask for a layout "
             "with as many workers per node as GPUs"
         )
         raise WorldMismatch(refusal(problem, layers))

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -220,13 +219,10 @@ build.compile_object = slow
 from tests.unit.splats.test_jit import answer
 assert answer() == 42
 """
-    start = time.monotonic()
     environment = {**os.environ, CACHE_VARIABLE: str(tmp_path)}
     ranks = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment) for _ in range(4)]
     assert [rank.wait() for rank in ranks] == [0] * 4
-    assert (tmp_path / "built").read_text() == "x", (
-        f"compiled more than once in {time.monotonic() - start:.0f} s"
-    )
+    assert (tmp_path / "built").read_text() == "x", "compiled more than once"
 
 
 def test_unknown_kernels_and_processors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The built-in scene: a small court with a fountain, crates and columns, photographed on one and a half rings.
 
 It exists so that the whole study runs without a network from real input: plain JPEGs, from which structure from
-motion has to find the cameras. The true poses go to a file of their own that only the pose-error report reads.
+motion has to find the cameras. The true poses go to a separate file that only the pose-error report reads.
 """
 
 import io

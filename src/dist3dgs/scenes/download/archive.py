@@ -1,5 +1,4 @@
-"""Unpacking a scene from a zip or tar archive of unknown good will: nothing leaves its folder, nothing is a link,
-and what is written is bounded."""
+"""Safely extract an untrusted zip or tar archive: no path leaves its folder, no links, a bounded size."""
 
 import shutil
 import stat
@@ -32,7 +31,7 @@ def is_archive(path: Path) -> bool:
 
 
 def extract_scene(archive: Path, folder: str, target: Path) -> None:
-    """Unpack the members under `folder` (its path inside the archive, "" for all) as the new folder `target`.
+    """Extract the members under `folder` (its path inside the archive, "" for all) as the new folder `target`.
 
     A whole-archive wrapper folder above `folder` is tolerated. `target` appears complete or not at all. Raises
     `UserError` naming the archive and member for anything that could do harm, or when there is no such folder.

@@ -196,7 +196,7 @@ def locked_archives(lock_path: Path, data_folder: Path) -> list[tuple[Path, int 
 
 @dataclass
 class _Part:
-    """A download under way: the bytes so far, and in a file beside them what they are a part of."""
+    """A download in progress: the bytes so far, and a file next to them that identifies the whole."""
 
     data: Path
     note: Path
