@@ -32,11 +32,10 @@ class Rendered:
     views: list[View]
     """This rank's cameras, rendered."""
     projections: list[tuple[Projection, Camera]]
-    """This rank's Gaussians, projected into every camera that saw them; after the backward pass densification reads their
-    means2d.grad."""
+    """This rank's Gaussians, projected into every camera; after the backward pass densification reads means2d.grad."""
     anchor: Tensor
-    """0-dim zero to add to the rank's loss: with it every rank takes part in the backward pass and its exchanges, even one
-    whose images depend on no Gaussian."""
+    """0-dim zero to add to the rank's loss: with it every rank takes part in the backward pass and its exchanges, even
+    one whose images depend on no Gaussian."""
 
 
 class Parallel(ABC):

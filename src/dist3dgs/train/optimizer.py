@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from ..splats.densify.change import Change
 from ..splats.gaussians import Gaussians
@@ -24,9 +25,8 @@ class _State:
 class Optimizer:
     """Adam (Kingma and Ba 2015), each parameter updated as soon as its gradient is ready.
 
-    Calls PyTorch's fused kernel directly. `torch.optim.Adam(fused=True)` computes the same (a test compares them),
-    but its first use imports PyTorch's compiler, which takes more than a second at the start of every rank (decision
-    0012).
+    Calls the functional form of `torch.optim.Adam(fused=True)`: the first step of the class imports PyTorch's compiler,
+    seconds of every rank's start (decision 0012).
     """
 
     def __init__(self, gaussians: Gaussians, rule: AdamRule) -> None:
@@ -46,9 +46,8 @@ class Optimizer:
                 step = torch.zeros((), device=p.device)
                 self._states[name] = _State(torch.zeros_like(p), torch.zeros_like(p), step)
             state = self._states[name]
-            state.step += 1
-            torch._fused_adam_(
-                [p], [grad], [state.exp_avg], [state.exp_avg_sq], [], [state.step], lr=rates[name],
+            adam(
+                [p], [grad], [state.exp_avg], [state.exp_avg_sq], [], [state.step], fused=True, lr=rates[name],
                 beta1=self.rule.betas[0], beta2=self.rule.betas[1], weight_decay=0.0, eps=self.rule.eps,
                 amsgrad=False, maximize=False,
             )  # fmt: skip

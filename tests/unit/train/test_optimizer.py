@@ -1,4 +1,7 @@
-"""Our call of the fused Adam kernel against torch.optim.Adam; moments through changes of the set of Gaussians."""
+"""The functional fused Adam against torch.optim.Adam; moments through changes of the set of Gaussians."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,6 +40,24 @@ def test_updates_are_those_of_torch_optim(batch):
     for name in NAMES:
         assert torch.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6), name
         assert ours[name].grad is None
+
+
+def test_a_step_does_not_import_the_compiler():
+    """It takes seconds, on every rank."""
+    code = """
+import sys, torch
+from dist3dgs.splats.gaussians import NAMES, Gaussians, initial_gaussians
+from dist3dgs.train.optimizer import Optimizer
+from dist3dgs.train.schedules import AdamRule
+points = torch.rand(9, 3)
+gaussians = Gaussians(initial_gaussians(points, points, init_opacity=0.1, init_scale=1.0))
+for t in gaussians.values():
+    t.grad = torch.ones_like(t)
+Optimizer(gaussians, AdamRule(1)).step(dict.fromkeys(NAMES, 0.01), NAMES)
+print([m for m in sys.modules if m.startswith("torch._dynamo")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_moments_follow_their_rows_and_fresh_ones_start_at_zero():
