@@ -8,23 +8,13 @@ from torch import Tensor
 
 from ...config.models import Densification
 from ..gaussians import Gaussians
+from ..render.reference import rotation_matrices
 from . import lineage as names
 from .change import Change
 from .statistics import Statistics
 
 #: A split Gaussian's two halves have its size divided by this (reference implementation: 0.8 N with N = 2).
 SPLIT_SHRINK = 1.6
-
-
-def rotation_matrices(quats: Tensor) -> Tensor:
-    """Convert quaternions [M,4], wxyz of any length, to rotation matrices [M,3,3] of the same float dtype."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, -1).reshape(-1, 3, 3)
 
 
 @torch.no_grad()

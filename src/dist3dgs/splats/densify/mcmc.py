@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ...config.models import Densification
 from ..gaussians import Gaussians
+from ..render.reference import rotation_matrices
 from . import lineage as names
 from .change import Change
-from .default import rotation_matrices
 
 #: Growth per densification, as in the authors' implementation.
 GROWTH = 1.05
