@@ -12,7 +12,7 @@ from ..splats.render import RenderSettings, get_renderer
 
 
 def ring_of_cameras(num_views: int, radius: float = 3.0) -> NDArray[np.float64]:
-    """[V,4,4] world to camera, looking at the origin from a circle a little above it."""
+    """Return world-to-camera matrices, float64 [V,4,4], looking at the origin from a circle a little above it."""
     out = []
     for i in range(num_views):
         angle = 2 * np.pi * i / num_views
@@ -28,7 +28,7 @@ def ring_of_cameras(num_views: int, radius: float = 3.0) -> NDArray[np.float64]:
 
 
 def intrinsics(num_views: int, width: int, height: int) -> NDArray[np.float64]:
-    """[V,3,3], px: a field of view of about 56 degrees."""
+    """Return intrinsics, float64 [V,3,3], px, with a field of view of about 56 degrees."""
     focal = 0.94 * width
     K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     return np.repeat(K[None], num_views, 0)

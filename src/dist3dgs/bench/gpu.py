@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """All of it; the exit status."""
+    """Run the whole check; return the exit status."""
     full_precision()
     scene = packed(args.scene)
     gsplat_build.prepare()
@@ -134,7 +134,7 @@ def describe_gpu() -> dict[str, Any]:
 def compare_renderers(
     num_gaussians: int, sh_degree: int, antialiased: bool, absgrad: bool
 ) -> dict[str, float]:
-    """Relative L2 difference of image and of each parameter's gradient, CUDA against CPU, worst of three views."""
+    """Return the relative L2 difference of image and gradients, CUDA against CPU, the worst of three views."""
     worst: dict[str, float] = {}
     case = (num_gaussians, sh_degree, antialiased, absgrad)
     for view in range(3):
@@ -155,7 +155,7 @@ def draw(
     absgrad: bool,
     view: int,
 ) -> dict[str, Tensor]:
-    """One view's image and gradients of a loss against a fixed random photograph."""
+    """Return one view's image and gradients of a loss against a fixed random photograph."""
     g = torch.Generator().manual_seed(3)
     width, height = 317, 211  # no multiples of a tile
     points, colors = (

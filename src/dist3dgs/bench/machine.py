@@ -9,7 +9,7 @@ from typing import Any
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, versions, commit, date and present load."""
+    """Return processor, cores, versions, commit, date and load of this machine."""
     import llvmlite
     import torch
 

@@ -22,7 +22,7 @@ NEEDS = {
 
 
 def missing(needs: dict[str, str] = NEEDS) -> list[str]:
-    """Requirements whose module this Python does not have."""
+    """Return the requirements whose module this Python does not have."""
     return [requirement for module, requirement in needs.items() if importlib.util.find_spec(module) is None]
 
 

@@ -73,7 +73,7 @@ class Replicated(Parallel):
         if self.comm.alone:
             yield from targets
             return
-        # All start at once, the largest last: while `shN` travels the optimiser works on the others.
+        # All start at once, the largest last: while `shN` travels the optimizer works on the others.
         pending = [(bucket, self._start(bucket, targets)) for bucket in self._buckets(targets)]
         for bucket, finish in pending:
             summed = finish()

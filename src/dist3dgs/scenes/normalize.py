@@ -49,7 +49,7 @@ def camera_centres(viewmats: Doubles) -> Doubles:
 
 
 def _rotation_to_z(up: Doubles) -> Doubles:
-    """The smallest rotation that turns `up` to +z; none if the cameras do not agree on an up."""
+    """Return the smallest rotation that turns `up` to +z; the identity if the cameras do not agree on an up."""
     length = np.linalg.norm(up)
     if length < 1e-6:
         return np.eye(3)

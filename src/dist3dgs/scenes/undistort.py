@@ -70,7 +70,8 @@ def _distorted(camera: ColmapCamera, K: Doubles, u_px: Doubles, v_px: Doubles) -
 
 
 def _smallest_zoom(camera: ColmapCamera) -> float:
-    """The widest view (smallest factor on the focal lengths) whose whole border lies inside the photograph.
+    """Return the smallest factor on the focal lengths, the widest view, whose whole border lies inside the
+    photograph.
 
     Zooms are tried from the narrow end, and the search stops at the first that fails: past that the distortion
     polynomial may fold back and look valid again.

@@ -10,7 +10,7 @@ from ..files import replacing
 
 
 def ply_properties() -> list[str]:
-    """Vertex properties in file order; f_rest is channel-major: 15 red, 15 green, 15 blue."""
+    """Return the vertex properties in file order; f_rest is channel-major: 15 red, 15 green, 15 blue."""
     rest = [f"f_rest_{i}" for i in range(45)]
     return [
         *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"),

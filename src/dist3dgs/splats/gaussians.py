@@ -55,7 +55,7 @@ class Gaussians(Mapping[str, Tensor]):
         return self._parameters["means"].device
 
     def activated(self) -> "Inputs":
-        """The renderer's inputs: linear scales, opacities in 0..1, `colors` as (sh0, shN)."""
+        """Return the renderer's inputs: linear scales, opacities in 0..1, `colors` as (sh0, shN)."""
         return Gaussians.activate(self)
 
     @staticmethod
@@ -89,7 +89,7 @@ class Gaussians(Mapping[str, Tensor]):
 
 
 def _branches(tensor: Tensor, count: int) -> list[Tensor]:
-    """`count` aliases of the tensor, leaves of a binary tree whose every node adds its two branches' gradients."""
+    """Return `count` aliases of the tensor, leaves of a binary tree whose nodes add their two branches' gradients."""
     if count < 2:
         return [tensor] * count
     half = (count + 1) // 2

@@ -16,12 +16,15 @@ from dist3dgs.splats.loss_window import C1, C2, RADIUS, WEIGHTS
 
 
 def l1_ssim_loss(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Tensor:
-    """(1 - w) mean|image - target| + w (1 - SSIM), differentiable in `image`.
+    """Compute (1 - w) mean|image - target| + w (1 - SSIM), 0-dim, differentiable in `image`.
 
     Args:
         image: [H,W,3] float, about 0..1.
         target: [H,W,3] uint8 (0..255) or float (0..1).
-        ssim_weight: w, 0..1.
+        ssim_weight: w, 0..1; 0.2 in the 3DGS paper.
+
+    Raises:
+        UserError: wrong shape, dtype, device or weight.
     """
     _check(image, target)
     if not 0 <= ssim_weight <= 1:

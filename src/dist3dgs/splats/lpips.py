@@ -21,7 +21,7 @@ CONVOLUTIONS = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))
 
 
 def weights_path() -> Path | None:
-    """The weights file: $DIST3DGS_LPIPS, set by the launcher to `{data}/weights/lpips-alex.safetensors`."""
+    """Return the weights file: $DIST3DGS_LPIPS, set by the launcher to `{data}/weights/lpips-alex.safetensors`."""
     path = os.environ.get("DIST3DGS_LPIPS")
     return Path(path) if path and Path(path).is_file() else None
 
@@ -63,5 +63,5 @@ def _features(weights: dict[str, Tensor], image: Tensor) -> list[Tensor]:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Every pixel's feature vector at length 1."""
+    """Normalise every pixel's feature vector to length 1."""
     return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)

@@ -217,7 +217,7 @@ class Court:
         return colour
 
     def _seen_by(self, origin: Floats, rays: Floats) -> list[Thing]:
-        """The things that the cone around `rays` [N, 3] may meet."""
+        """Return the things that the cone around `rays` [N, 3] may meet."""
         axis = rays.mean(0)
         axis /= np.linalg.norm(axis)
         half_angle_rad = np.arccos(np.clip((rays @ axis).min(), -1, 1))

@@ -71,7 +71,7 @@ class _Builder:
 
 
 def build_court(seed: int) -> Court:
-    """The court and everything in it; the same seed gives the same court."""
+    """Build the court and everything in it; the same seed gives the same court."""
     b = _Builder(seed)
     side, around = 2 * COURT_RADIUS_M, 2 * np.pi * COURT_RADIUS_M
     b.put(Ground(COURT_RADIUS_M), tx.paving(b.rng(), 1536, 34, SANDSTONE), side, side)
@@ -164,7 +164,7 @@ def camera_path(num_images: int, seed: int) -> list[NDArray[np.float64]]:
 
 
 def photograph_camera(width_px: int, height_px: int) -> RaycastCamera:
-    """The one camera of all photographs: a lens with a little barrel distortion."""
+    """Return the camera of all photographs: a lens with a little barrel distortion."""
     return RaycastCamera(width_px=width_px, height_px=height_px, focal_px=0.82 * width_px, k1=-0.04)
 
 

@@ -45,7 +45,8 @@ _ONE_FOCAL = {
 
 @functools.cache
 def installed_models() -> dict[int, tuple[str, int]]:
-    """Camera models of the installed COLMAP: number -> (name, number of parameters); {} if it cannot be asked.
+    """Return the camera models of the installed COLMAP: number -> (name, number of parameters); {} if it is not
+    installed.
 
     Asked in a child process: importing pycolmap replaces signal handlers.
     """

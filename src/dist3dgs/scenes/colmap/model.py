@@ -72,7 +72,7 @@ def model_numbered(path: Path, camera_id: int, number: int) -> tuple[str, int]:
 
 
 def check_num_params(path: Path, camera_id: int, model: str, count: int) -> None:
-    """Hold a camera of cameras.txt against the models that are known by name."""
+    """Check the number of parameters of a camera in cameras.txt against its model."""
     expected = NUM_PARAMS.get(model) or dict(installed_models().values()).get(model)
     if expected is None:
         _unknown_model(path, camera_id, repr(model[:40]))
@@ -192,7 +192,9 @@ def checked(model: Model, track_images: set[int], folder: Path, suffix: str) -> 
 
 
 def _without_dangling(image: Image, point_ids: NDArray[np.int64], points_name: str) -> tuple[Image, str]:
-    """The image without keypoints that are not finite or whose points do not exist, and a note of what is gone."""
+    """Drop keypoints that are not finite or whose points do not exist; return the image and a note of what was
+    dropped.
+    """
     seen = image.observations["point_id"]
     place = np.minimum(np.searchsorted(point_ids, seen), max(len(point_ids) - 1, 0))
     dangling = seen != NO_POINT
@@ -215,7 +217,7 @@ def _without_dangling(image: Image, point_ids: NDArray[np.int64], points_name: s
 
 
 def check_image_name(name: str, path: Path) -> None:
-    """An image name is joined to the images folder: it must stay inside."""
+    """Check that an image name, joined to the images folder, stays inside it."""
     if problem := name_problem(name):
         bad(path, f"image name {printable(name[:80])!r}: {problem}")
     for form in (name, name.replace("\\", "/")):

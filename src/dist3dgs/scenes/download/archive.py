@@ -119,7 +119,7 @@ def _tar(archive: Path, stack: ExitStack) -> list[_Member]:
 
 
 def _tar_members(t: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """One by one: a bomb is seen before the whole of it has been unpacked in passing."""
+    """Yield members one by one, so that a decompression bomb is noticed before all of it is unpacked."""
     while (info := t.next()) is not None:
         yield info
 
@@ -137,7 +137,7 @@ def _bounded(archive: Path, members: list[_Member]) -> list[_Member]:
 
 
 def _below(members: list[_Member], folder: str, archive: Path) -> list[tuple[PurePosixPath, _Member]]:
-    """Members in `folder`, with paths from there; the folder may lie below one wrapper folder."""
+    """Return the members in `folder`, with paths from there; the folder may lie below one wrapper folder."""
     wanted = PurePosixPath(folder).parts
     for skip in (0, 1):
         inside = [m for m in members if m.path.parts[skip : skip + len(wanted)] == wanted]

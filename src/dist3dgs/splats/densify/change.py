@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass
 class Change:
-    """New parameter tensors, and for each new row the old row whose optimiser state it keeps."""
+    """New parameter tensors, and for each new row the old row whose optimizer state it keeps."""
 
     parameters: dict[str, Tensor]
     """As in `gaussians.NAMES`, M rows each."""

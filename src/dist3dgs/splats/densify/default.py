@@ -75,7 +75,7 @@ def reset_opacities(gaussians: Gaussians, lineage: Tensor, settings: Densificati
 
 
 def _split_means(gaussians: Gaussians, rows: Tensor, noise: Tensor) -> list[Tensor]:
-    """Two random points from each of the M given Gaussians' densities. noise: [M, 6], standard normal."""
+    """Draw two random points from each of M Gaussians' densities. noise: [M, 6], standard normal."""
     means, scales = gaussians["means"][rows], gaussians["scales"][rows].exp()
     both = noise.to(means).reshape(-1, 2, 3).movedim(1, 0)
     offsets = torch.einsum("nij,bnj->bni", rotation_matrices(gaussians["quats"][rows]), both * scales)

@@ -21,20 +21,20 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 
 def founders(num_gaussians: int, device: torch.device) -> Tensor:
-    """int64 [N]: names of the initial Gaussians."""
+    """Return the names of the initial Gaussians, int64 [N]."""
     return mix(torch.arange(num_gaussians, device=device))
 
 
 def children(parents: Tensor, step: int, which: int) -> Tensor:
-    """int64 [M]: names of the `which`-th children that Gaussians named `parents` [M] have at `step`."""
+    """Return the names, int64 [M], of the `which`-th children that Gaussians named `parents` [M] have at `step`."""
     return mix(parents ^ key(step, which))
 
 
 def normals(names: Tensor, count: int, seed: int, step: int) -> Tensor:
-    """float32 [M, count]: standard normal numbers for the Gaussians named `names` [M], drawn where these are.
+    """Draw standard normal numbers, float32 [M, count], for the Gaussians named `names`, int64 [M], on their device.
 
-    Two from 64 bits. Numbers are tens of nanoseconds each on a CPU, ten times those of torch.randn, which knows no
-    names; beside a step of rendering that is a few per cent at most.
+    Two from 64 bits. On a CPU each number takes tens of nanoseconds, ten times as long as torch.randn; that is a few
+    per cent of a step at most.
     """
     pairs = []
     for i in range((count + 1) // 2):

@@ -113,7 +113,7 @@ def check_background(background: Tensor | None) -> None:
 
 
 def nonfinite_error(count: int, first: int, total: int) -> UserError:
-    """The error for Gaussians with NaN or infinite parameters."""
+    """Return the error for Gaussians with NaN or infinite parameters."""
     return UserError(
         f"{count} of {total} Gaussians have NaN or infinite parameters (the first is number {first}): the training "
         "diverged or its checkpoint is damaged; lower the learning rates, or start from an earlier checkpoint"
@@ -121,7 +121,7 @@ def nonfinite_error(count: int, first: int, total: int) -> UserError:
 
 
 def bad_colors_error(count: int, total: int) -> UserError:
-    """The error for visible Gaussians whose colour is NaN, infinite or beyond `COLOR_MAX`."""
+    """Return the error for visible Gaussians whose colour is NaN, infinite or beyond `COLOR_MAX`."""
     return UserError(
         f"{count} of {total} visible Gaussians have NaN or infinite colours, or some above {COLOR_MAX:g}: the "
         "training diverged or its checkpoint is damaged; lower the learning rates, or start from an earlier checkpoint"
