@@ -40,15 +40,15 @@ def test_agreement(options: dict, other: str) -> None:
 def test_the_same_as_gsplat_rasterization(mode: str) -> None:
     from gsplat import rasterization
 
-    from dist3dgs.splats.render import get_renderer, render
+    from dist3dgs.splats.render import RenderSettings, get_renderer, render
 
     cloud = random_cloud(3000, 5)
     x = [getattr(cloud, n).float().cuda() for n in ("means", "quats", "scales", "opacities")]
     sh = torch.cat([cloud.sh0, cloud.shn], 1).float().cuda()
     views, Ks = cloud.viewmat.float().cuda()[None], cloud.K.float().cuda()[None]
     ours = render(
-        get_renderer("cuda"), *x, sh, views, Ks, cloud.width, cloud.height, sh_degree=3,
-        antialiased=mode == "antialiased",
+        get_renderer("cuda"), *x, sh, views, Ks, cloud.width, cloud.height,
+        RenderSettings(sh_degree=3, antialiased=mode == "antialiased"),
     )  # fmt: skip
     colors, alphas, _ = rasterization(
         *x, sh, views, Ks, cloud.width, cloud.height, sh_degree=3, packed=True, rasterize_mode=mode
@@ -57,7 +57,7 @@ def test_the_same_as_gsplat_rasterization(mode: str) -> None:
 
 
 def test_nothing_to_see() -> None:
-    from dist3dgs.splats.render import get_renderer
+    from dist3dgs.splats.render import RenderSettings, get_renderer
 
     r, means = get_renderer("auto", "cuda"), torch.zeros(5, 3, device="cuda", requires_grad=True)
     p = r.project(
@@ -65,7 +65,8 @@ def test_nothing_to_see() -> None:
         torch.ones(5, device="cuda") * 0.5, torch.ones(5, 3, device="cuda"), torch.eye(4, device="cuda"),
         torch.tensor([[9.0, 0, 4], [0, 9, 4], [0, 0, 1]], device="cuda"), 8, 8,
     )  # fmt: skip
-    image = r.rasterize(p, 8, 8, background=torch.tensor([1.0, 0, 0], device="cuda"), render_depth=True)
+    red = torch.tensor([1.0, 0, 0], device="cuda")
+    image = r.rasterize(p, 8, 8, RenderSettings(render_depth=True), background=red)
     image.colors.sum().backward()
     assert image.colors[..., 0].min() == 1 and image.alphas.max() == 0
 
@@ -87,7 +88,7 @@ def test_no_gaussians() -> None:
 def test_views_do_not_wait_for_the_gpu() -> None:
     """From the second view of a camera on. gsplat itself waits twice, for the numbers of what it has packed."""
     from dist3dgs.splats.loss import l1_ssim_loss
-    from dist3dgs.splats.render import get_renderer
+    from dist3dgs.splats.render import RenderSettings, get_renderer
 
     cloud, r = random_cloud(500, 3), get_renderer("cuda")
     x = [getattr(cloud, n).float().cuda() for n in ("means", "quats", "scales", "opacities")]
@@ -96,7 +97,7 @@ def test_views_do_not_wait_for_the_gpu() -> None:
     photo = torch.zeros(cloud.height, cloud.width, 3, dtype=torch.uint8, device="cuda")
 
     def draw() -> None:
-        p = r.project(*x, sh, view, K, *size, sh_degree=3)
+        p = r.project(*x, sh, view, K, *size, RenderSettings(sh_degree=3))
         l1_ssim_loss(r.rasterize(p, *size, background=torch.ones(3, device="cuda")).colors, photo)
 
     draw()

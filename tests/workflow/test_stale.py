@@ -17,7 +17,7 @@ from PIL import Image
 
 from dist3dgs import figures
 from dist3dgs.runs.events import read_events
-from tests.unit.helpers.colmap_files import Camera, ring_model, write_bin
+from tests.unit.helpers.colmap_files import ColmapCamera, ring_model, write_bin
 from tests.workflow.test_graph import ENVIRONMENT, REPOSITORY, job_table, snakemake
 
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def made(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for name in ("Snakefile", "workflow", "config", "profiles"):
         (folder / name).symlink_to(repository / name)
-    camera = Camera("PINHOLE", WIDTH, HEIGHT, (700.0, 700.0, WIDTH / 2, HEIGHT / 2))
+    camera = ColmapCamera("PINHOLE", WIDTH, HEIGHT, (700.0, 700.0, WIDTH / 2, HEIGHT / 2))
     model = ring_model(num_images=9, camera=camera)
     write_bin(model, folder / "model")
     for number, image in model.images.items():

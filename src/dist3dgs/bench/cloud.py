@@ -1,4 +1,4 @@
-"""A scene to measure with: a cloud of coloured Gaussians seen from a ring of cameras, its photographs drawn by us."""
+"""Make a scene to measure with: a cloud of coloured Gaussians seen from a ring of cameras."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from ..scenes.pack import scene_extent, write_packed
 from ..splats.gaussians import initial_gaussians
-from ..splats.render import get_renderer
+from ..splats.render import RenderSettings, get_renderer
 
 
 def ring_of_cameras(num_views: int, radius: float = 3.0) -> NDArray[np.float64]:
-    """[V,4,4] world to camera, looking at the origin from a circle a little above it."""
+    """Return world-to-camera matrices, float64 [V,4,4], looking at the origin from a circle a little above it."""
     out = []
     for i in range(num_views):
         angle = 2 * np.pi * i / num_views
@@ -28,7 +28,7 @@ def ring_of_cameras(num_views: int, radius: float = 3.0) -> NDArray[np.float64]:
 
 
 def intrinsics(num_views: int, width: int, height: int) -> NDArray[np.float64]:
-    """[V,3,3], px: a field of view of about 56 degrees."""
+    """Return intrinsics, float64 [V,3,3], px, with a field of view of about 56 degrees."""
     focal = 0.94 * width
     K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     return np.repeat(K[None], num_views, 0)
@@ -50,7 +50,7 @@ def write_cloud(
         projection = renderer.project(
             truth["means"], truth["quats"], truth["scales"].exp(), torch.sigmoid(truth["opacities"]),
             (truth["sh0"], truth["shN"]), torch.from_numpy(viewmat).float(), torch.from_numpy(K).float(),
-            width, height, sh_degree=0,
+            width, height, RenderSettings(sh_degree=0),
         )  # fmt: skip
         image = renderer.rasterize(projection, width, height).colors
         photos.append((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())

@@ -1,11 +1,11 @@
-"""What `make gpu-check` runs on a machine with an NVIDIA GPU: is the CUDA path right, and where does its time go?
+"""Check the CUDA path on a machine with an NVIDIA GPU, and measure where its time goes.
 
     make gpu-check FOX=folder/of/photographs
     python -m dist3dgs.bench.gpu --scene data/fox/scene.safetensors --steps 500 --out docs/benchmarks/gpu-check.json
 
 CPU and CUDA renderers draw the same Gaussians (forward and all gradients), then a training of 500 steps runs on the
-scene given, else on the packed fox, else on a cloud made here, which the JSON says (`is_fox`). One JSON object comes
-out; the exit status is 1 where the renderers disagree, and 2 where there is no GPU or something is missing.
+scene given, else on the packed fox, else on a cloud made here, as the JSON states (`is_fox`). The result is one JSON
+object; the exit status is 1 if the renderers disagree, and 2 if there is no GPU or something is missing.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from ..scenes.pack import PackedScene
 from ..splats.gaussians import NAMES, Gaussians, initial_gaussians
 from ..splats.loss import l1_ssim_loss
 from ..splats.precision import full_precision
-from ..splats.render import Renderer, get_renderer
+from ..splats.render import Renderer, RenderSettings, get_renderer
 from ..train.loop import Trainer
 from ..train.timing import Clock
 from .cloud import intrinsics, ring_of_cameras, write_cloud
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """All of it; the exit status."""
+    """Run the whole check; return the exit status."""
     full_precision()
     scene = packed(args.scene)
     gsplat_build.prepare()
@@ -134,7 +134,7 @@ def describe_gpu() -> dict[str, Any]:
 def compare_renderers(
     num_gaussians: int, sh_degree: int, antialiased: bool, absgrad: bool
 ) -> dict[str, float]:
-    """Relative L2 difference of image and of each parameter's gradient, CUDA against CPU, worst of three views."""
+    """Return the relative L2 difference of image and gradients, CUDA against CPU, the worst of three views."""
     worst: dict[str, float] = {}
     case = (num_gaussians, sh_degree, antialiased, absgrad)
     for view in range(3):
@@ -155,7 +155,7 @@ def draw(
     absgrad: bool,
     view: int,
 ) -> dict[str, Tensor]:
-    """One view's image and gradients of a loss against a fixed random photograph."""
+    """Return one view's image and gradients of a loss against a fixed random photograph."""
     g = torch.Generator().manual_seed(3)
     width, height = 317, 211  # no multiples of a tile
     points, colors = (
@@ -170,16 +170,16 @@ def draw(
     gaussians = Gaussians({k: values[k].to(device) for k in NAMES})
     viewmat = torch.from_numpy(ring_of_cameras(8)[view]).float().to(device)
     K = torch.from_numpy(intrinsics(1, width, height)[0]).float().to(device)
+    settings = RenderSettings(sh_degree=sh_degree, antialiased=antialiased, absgrad=absgrad)
     projection = renderer.project(
         **gaussians.activated(),  # type: ignore[arg-type]
         viewmat=viewmat,
         K=K,
         width=width,
         height=height,
-        sh_degree=sh_degree,
-        antialiased=antialiased,
+        settings=settings,
     )
-    image = renderer.rasterize(projection, width, height, absgrad=absgrad).colors
+    image = renderer.rasterize(projection, width, height, settings).colors
     l1_ssim_loss(image, photo).backward()
     gradients = {f"d {k}": torch.zeros_like(t) if t.grad is None else t.grad for k, t in gaussians.items()}
     if absgrad:

@@ -1,4 +1,4 @@
-"""What a measurement was made on, in words that fit on any machine."""
+"""Describe the machine of a measurement without its name or paths."""
 
 import datetime
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, versions, commit, date and present load."""
+    """Return processor, cores, versions, commit, date and load of this machine."""
     import llvmlite
     import torch
 

@@ -1,4 +1,4 @@
-"""What `make gpu-check` needs of a Python that is not ours. Imports nothing but the standard library.
+"""Check the packages that `make gpu-check` needs in a Python other than ours; imports only the standard library.
 
 python -m dist3dgs.bench.needs      # exit status 2, and the line that installs them, where packages are missing
 """
@@ -22,7 +22,7 @@ NEEDS = {
 
 
 def missing(needs: dict[str, str] = NEEDS) -> list[str]:
-    """Requirements whose module this Python does not have."""
+    """Return the requirements whose module this Python does not have."""
     return [requirement for module, requirement in needs.items() if importlib.util.find_spec(module) is None]
 
 

@@ -97,8 +97,11 @@ def one_run(args: argparse.Namespace, scene: Path, strategy: str, layout: str, o
 
 
 def guards(events: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """What safety cost: `start_s`, joining, comparing and broadcasting of the slowest rank with the first digest (it
-    has reading the scene's points in it), and `digest_share`, later digests as a share of the time spent in steps."""
+    """Measure the cost of the safety checks.
+
+    `start_s`: joining, comparing and broadcasting on the slowest rank until the first digest, which includes reading
+    the scene's points. `digest_share`: later digests as a share of the time spent in steps.
+    """
     start: dict[int, float] = defaultdict(float)
     digests_s = train_s = 0.0
     for e in events:

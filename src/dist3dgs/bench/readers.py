@@ -1,8 +1,8 @@
-"""How fast logs are read, against `grep -c` on the same file: python -m dist3dgs.bench.readers
+"""Measure the speed of reading logs against `grep -c` on the same file: python -m dist3dgs.bench.readers
 
 Writes logs of the given size to a temporary folder, reads each in turn with `grep -c` and with the scan that both
-`dist3dgs read` and `dist3dgs diagnose` stand on, and takes medians. Wall time and CPU time are given: on a machine
-that does other things too only the second says something.
+`dist3dgs read` and `dist3dgs diagnose` use, and takes medians of wall time and CPU time. On a busy machine only CPU
+time is meaningful.
 """
 
 # ruff: noqa: E501 (lines of logs are as long as they are)

@@ -22,7 +22,7 @@ from torch import Tensor
 from dist3dgs.bench.machine import describe_machine
 from dist3dgs.files import write_json, write_text
 from dist3dgs.splats.loss import l1_ssim_loss
-from dist3dgs.splats.render import Projection, Renderer, get_renderer, set_threads
+from dist3dgs.splats.render import Projection, Renderer, RenderSettings, get_renderer, set_threads
 
 SIZES = ((10_000, 480, 270), (50_000, 480, 270), (112_000, 480, 270))
 LARGE = (112_000, 960, 540)
@@ -50,7 +50,7 @@ class BenchCloud:
             self.K,
             self.width,
             self.height,
-            sh_degree=3,
+            RenderSettings(sh_degree=3),
         )
 
 
@@ -78,7 +78,7 @@ def make_cloud(num_gaussians: int, width: int, height: int, seed: int = 0) -> Be
 
 
 def step(renderer: Renderer, cloud: BenchCloud, gradient: Tensor) -> None:
-    """Forward and backward, projection included."""
+    """Run forward and backward pass, projection included."""
     for p in cloud.parameters:
         p.grad = None
     image = renderer.rasterize(cloud.project(renderer), cloud.width, cloud.height)
@@ -86,7 +86,7 @@ def step(renderer: Renderer, cloud: BenchCloud, gradient: Tensor) -> None:
 
 
 def timed(work: Callable[[], None], runs: int, warm_up: int = 2) -> list[float]:
-    """Wall times in ms."""
+    """Return wall times in ms."""
     for _ in range(warm_up):
         work()
     times = []
@@ -98,7 +98,7 @@ def timed(work: Callable[[], None], runs: int, warm_up: int = 2) -> list[float]:
 
 
 def summary(times: list[float]) -> dict[str, float]:
-    """Median, best and number of runs."""
+    """Return median, best and number of runs."""
     return {
         "median_ms": round(statistics.median(times), 2),
         "best_ms": round(min(times), 2),
@@ -107,7 +107,7 @@ def summary(times: list[float]) -> dict[str, float]:
 
 
 def against_reference(size: tuple[int, int, int], runs: int, reference_runs: int) -> dict[str, Any]:
-    """One scene, both renderers, interleaved."""
+    """Time one scene with both renderers, interleaved."""
     cloud = make_cloud(*size)
     gradient = torch.randn(size[2], size[1], 3, generator=torch.Generator().manual_seed(1))
     cpu, reference = get_renderer("cpu"), get_renderer("reference")
@@ -142,7 +142,7 @@ def scaling(threads: int, runs: int) -> dict[str, Any]:
 
 
 def training_step(runs: int) -> dict[str, Any]:
-    """The parts of a training step at 60,000 Gaussians and 480x270."""
+    """Time the parts of a training step at 60,000 Gaussians and 480x270."""
     cloud = make_cloud(60_000, 480, 270)
     cpu = get_renderer("cpu")
     leaves = [p.detach().clone() for p in cloud.parameters]
@@ -157,7 +157,16 @@ def training_step(runs: int) -> dict[str, Any]:
         scales, opacities = log_scales.exp(), logits.sigmoid()
         marks.append(time.perf_counter())
         p = cpu.project(
-            means, quats, scales, opacities, (sh0, shn), torch.eye(4), cloud.K, 480, 270, sh_degree=3
+            means,
+            quats,
+            scales,
+            opacities,
+            (sh0, shn),
+            torch.eye(4),
+            cloud.K,
+            480,
+            270,
+            RenderSettings(sh_degree=3),
         )
         image = cpu.rasterize(p, 480, 270)
         marks.append(time.perf_counter())
@@ -175,7 +184,7 @@ def training_step(runs: int) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The page for people."""
+    """Format the results as Markdown."""
     m = result["machine"]
     lines = [
         "# Speed of the CPU renderer",

@@ -5,6 +5,7 @@ files, these models and the generated JSON schemas equal. Unknown keys are refus
 """
 
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -231,10 +232,33 @@ class TrainSettings(Settings):
         return self
 
 
+#: Built-in kinds of strategy and their classes, which only training imports.
+STRATEGIES = {
+    "replicated": "dist3dgs.parallel.replicated:Replicated",
+    "sharded": "dist3dgs.parallel.sharded:Sharded",
+}
+#: Entry points of other packages that add kinds of strategy.
+STRATEGY_GROUP = "dist3dgs.strategies"
+
+
+def strategy_class(kind: str) -> str | None:
+    """Return `module:class` of a kind of strategy, built in or from an entry point; None if there is no such kind."""
+    if kind in STRATEGIES:
+        return STRATEGIES[kind]
+    return next((point.value for point in entry_points(group=STRATEGY_GROUP, name=kind)), None)
+
+
+def _known_kind(kind: str) -> str:
+    if strategy_class(kind) is None:
+        outside = [point.name for point in entry_points(group=STRATEGY_GROUP)]
+        raise ValueError(f"expected one of {', '.join([*STRATEGIES, *outside])}")
+    return kind
+
+
 class Strategy(Settings):
     """One entry of `config/strategies.yaml`."""
 
-    kind: Literal["replicated", "sharded"] = Field(
+    kind: Annotated[str, AfterValidator(_known_kind)] = Field(
         "replicated",
         description="replicated: every rank holds all Gaussians; sharded: each owns a part, projections travel",
     )

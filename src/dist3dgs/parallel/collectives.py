@@ -39,10 +39,10 @@ class Meter:
 
 
 class _Timer:
-    """When one collective started and ended, in seconds of `time.perf_counter`.
+    """Start and end of one collective, in seconds of `time.perf_counter`.
 
-    NCCL's collectives run on streams of their own: the host returns from starting them, and from waiting, at once. So
-    on CUDA the host waits for this rank's own stream first, which waits for a collective only after its `wait`.
+    NCCL runs collectives on its own streams: starting them and waiting for them return to the host at once. On CUDA
+    the host therefore synchronises with this rank's stream first, which waits for a collective only after its `wait`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -53,7 +53,7 @@ class _Timer:
         self.launched = self.started
 
     def now(self) -> float:
-        """The time when this rank's own work so far is done."""
+        """Return the time when this rank's work so far is done."""
         if self._stream is not None:
             self._stream.synchronize()
         return time.perf_counter()
@@ -67,7 +67,7 @@ class _Timer:
         self._ended, self._last = time.perf_counter(), self._event()
 
     def ended(self) -> float | None:
-        """When the collective ended, None if that was not watched. Only after its `wait` and `now`."""
+        """Return the time when the collective ended, None if that was not watched. Call it after `wait` and `now`."""
         if self._first is None or self._last is None:
             return self._ended
         self._last.synchronize()
@@ -127,21 +127,34 @@ class Communicator:
         return self.world_size == 1
 
     def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM, name: str = "all_reduce") -> None:
-        """Reduce in place over all ranks."""
+        """Reduce a tensor [...] of any dtype in place over all ranks.
+
+        Args:
+            tensor: contiguous, of the same shape on all ranks.
+            op: reduction, a `dist.ReduceOp`; the sum unless given.
+            name: under which bytes and seconds are booked.
+        """
         self._start_all_reduce(tensor, op, name, background=False).wait()
 
     def start_all_reduce(
         self, tensor: Tensor, op: Any = dist.ReduceOp.SUM, name: str = "all_reduce"
     ) -> Handle:
-        """As `all_reduce`, in the background: the tensor may not be touched before the handle's `wait`."""
+        """Start an `all_reduce` of a tensor [...] of any dtype; it may not be touched before the handle's `wait`."""
         return self._start_all_reduce(tensor, op, name, background=True)
 
     def exchange(
         self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], name: str = "all_to_all"
     ) -> Tensor:
-        """Send `send[r]` rows of the contiguous [sum(send), ...] tensor to each rank r.
+        """Send `send[r]` rows of the tensor to each rank r.
 
-        receive: rows that come from each rank. Returns the [sum(receive), ...] tensor in rank order.
+        Args:
+            tensor: contiguous, [sum(send), ...], of any dtype, in the order of the receiving ranks.
+            send: rows for each rank.
+            receive: rows that come from each rank.
+            name: under which bytes and seconds are booked.
+
+        Returns:
+            [sum(receive), ...] of the same dtype, in rank order.
         """
         out, handle = self._start_exchange(tensor, send, receive, name, background=False)
         handle.wait()
@@ -150,11 +163,13 @@ class Communicator:
     def start_exchange(
         self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], name: str = "all_to_all"
     ) -> tuple[Tensor, Handle]:
-        """As `exchange`, in the background: the result is full after the handle's `wait`."""
+        """Start an `exchange` of a tensor [sum(send), ...] of any dtype; its result is complete after the handle's
+        `wait`.
+        """
         return self._start_exchange(tensor, send, receive, name, background=True)
 
     def broadcast(self, tensor: Tensor, source: int = 0) -> None:
-        """Overwrite `tensor` with that of rank `source`."""
+        """Overwrite a tensor [...] of any dtype with that of rank `source`."""
         if self.alone:
             return
         num_bytes = tensor.nbytes if self.rank == source else 0
@@ -163,7 +178,7 @@ class Communicator:
         ).wait()
 
     def all_gather(self, tensor: Tensor, name: str = "all_gather") -> Tensor:
-        """Stack the equally shaped tensors of all ranks: [...] -> [world_size, ...]."""
+        """Stack the equally shaped tensors of all ranks: [...] -> [world_size, ...], of any dtype."""
         if self.alone:
             return tensor[None]
         # A list of outputs: gloo has no all_gather_into_tensor for every dtype and for 0-dim tensors.
@@ -173,7 +188,7 @@ class Communicator:
         return torch.stack(out)
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Small Python values of all ranks, for reports; not metered."""
+        """Gather small Python values of all ranks, in rank order; not metered."""
         if self.alone:
             return [value]
         out: list[Any] = [None] * self.world_size

@@ -1,6 +1,6 @@
-"""How gradients travel between replicas: as they are, rounded to bfloat16, or as a low-rank product.
+"""Ways for gradients to travel between replicas: exact, rounded to bfloat16, or as a low-rank product.
 
-Every way ends with the same bits on all ranks: what is received is one rank's result or a reduction all share.
+All ranks end with the same bits: the result is computed by one rank, or by a reduction that all share.
 """
 
 from abc import ABC, abstractmethod
@@ -18,32 +18,34 @@ _SEED = 20191  # of the first right factor; any fixed number does
 
 
 class Exchange(ABC):
-    """Sums tensors over ranks."""
+    """Sum of tensors over ranks."""
 
     def __init__(self, comm: Communicator) -> None:
         self.comm = comm
 
     @abstractmethod
     def start(self, name: str, gradient: Tensor) -> Callable[[], Tensor]:
-        """Begin to sum the contiguous `gradient`, which `name` stands for; calling the result gives the sum.
+        """Start to sum a gradient over ranks; the result, when called, returns the sum.
 
-        gradient: one parameter's [N, ...], or several parameters' put end to end [M].
+        Args:
+            name: of the parameter, or of several joined by +.
+            gradient: contiguous float32 or float64, one parameter's [N, ...] or several parameters' concatenated [M].
         """
 
     def by_itself(self, gradient: Tensor) -> bool:
-        """Whether a parameter's gradient must travel alone, in its own shape."""
+        """Return True if this gradient, float [N, ...], must travel alone and in its own shape."""
         return False
 
-    def forget(self) -> None:  # noqa: B027 (most carry nothing)
+    def reset_error_feedback(self) -> None:  # noqa: B027 (most carry nothing)
         """Drop what is carried from step to step."""
 
 
 class Exact(Exchange):
-    """All-reduce in the gradient's own precision; on CPUs along the tree of `Gaussians.activated_per_view`.
+    """All-reduce in the gradient's own precision; on CPUs in the order of the tree of `Gaussians.activated_per_view`.
 
-    Of two ranks every all-reduce is that. Of more, a ring (gloo) adds each part in an order of its own: there the two
-    halves of an all-reduce, a reduce-scatter and an all-gather of the same bytes, are done by ourselves. On GPUs the
-    kernels' own atomic additions have no order, and NCCL's all-reduce is the fastest way.
+    With two ranks every all-reduce has that order. With more, gloo's ring adds each part in another order, so a
+    reduce-scatter and an all-gather of the same bytes replace it. On GPUs the kernels' atomic additions have no fixed
+    order, and NCCL's all-reduce is the fastest way.
     """
 
     def start(self, name: str, gradient: Tensor) -> Callable[[], Tensor]:
@@ -70,7 +72,7 @@ class Exact(Exchange):
 
 
 class Bf16(Exchange):
-    """Half the bytes: both halves of a reduce-scatter and all-gather carry bfloat16, the sum itself is float32.
+    """Reduce-scatter and all-gather that carry bfloat16, half the bytes; the sum itself is float32.
 
     Not PyTorch's `bf16_compress_hook`: gloo does not reduce bfloat16, and summing in bfloat16 loses what small
     gradients add to large ones.
@@ -94,11 +96,11 @@ class Bf16(Exchange):
 
 
 class PowerSgd(Exchange):
-    """A rank-r product of two thin factors, with error feedback (Vogels et al., PowerSGD, NeurIPS 2019, algorithm 1).
+    """Low-rank product of two thin factors with error feedback (Vogels et al., PowerSGD, NeurIPS 2019, algorithm 1).
 
-    Gradients that are thin already (all but `shN`, at the usual ranks) travel as they are. What the product leaves
-    out is added to the next step's gradient. That memory is dropped when a checkpoint is made and when Gaussians
-    come or go, so that a resumed run equals one that went on.
+    Gradients that are thin already (all but `shN`, at the usual ranks) travel as they are. The error of the product
+    is added to the next step's gradient. This error feedback is reset when a checkpoint is made and when the set of
+    Gaussians changes, so that a resumed run equals an uninterrupted one.
     """
 
     def __init__(self, comm: Communicator, rank: int) -> None:
@@ -107,7 +109,7 @@ class PowerSgd(Exchange):
         self._error: dict[str, Tensor] = {}
         self._right: dict[str, Tensor] = {}
 
-    def forget(self) -> None:
+    def reset_error_feedback(self) -> None:
         self._error.clear()
         self._right.clear()
 
@@ -142,14 +144,14 @@ class PowerSgd(Exchange):
 
 
 def _parts(flat: Tensor, num_ranks: int) -> tuple[Tensor, list[int]]:
-    """The flat tensor with zeros at its end, so that all ranks' parts are equally long, and their lengths."""
+    """Pad a flat tensor with zeros to equal parts for all ranks; return it and the parts' lengths."""
     part = -(-len(flat) // num_ranks)
     missing = part * num_ranks - len(flat)
     return (torch.nn.functional.pad(flat, (0, missing)) if missing else flat), [part] * num_ranks
 
 
 def _tree_sum(rows: Tensor) -> Tensor:
-    """[R, M] -> [M]: neighbours are added, then neighbouring sums."""
+    """Sum [R, M] over rows to [M]: neighbours are added, then neighbouring sums."""
     while len(rows) > 1:
         pairs = rows[: len(rows) // 2 * 2]
         rows = torch.cat([pairs[0::2] + pairs[1::2], rows[len(pairs) :]])
@@ -157,7 +159,7 @@ def _tree_sum(rows: Tensor) -> Tensor:
 
 
 def _orthogonal(columns: Tensor) -> Tensor:
-    """Orthonormal columns of the same span (modified Gram-Schmidt); a column with nothing new in it becomes zero."""
+    """Orthonormalise columns (modified Gram-Schmidt); one that depends on the others becomes zero."""
     basis: list[Tensor] = []
     for column in columns.unbind(1):
         length = column.norm()

@@ -1,4 +1,4 @@
-"""Parameter digests: are two ranks' Gaussians the same, bit by bit?"""
+"""Digests of parameters and rows, to compare ranks bit by bit."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,9 +11,11 @@ from .collectives import Communicator
 
 
 def parameter_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hex, over names, shapes and bytes in the order given; on a GPU over checksums made there.
+    """Compute a SHA-256, in hex, over names, shapes, dtypes and bytes of tensors [...] of any dtype, in the order
+    given.
 
-    Copying 3 million Gaussians (700 MB) to the host and hashing them would take as long as dozens of steps.
+    On a GPU over checksums made there: copying 3 million Gaussians (700 MB) to the host and hashing them would take
+    as long as dozens of steps.
     """
     h = hashlib.sha256()
     for name, t in tensors.items():
@@ -24,9 +26,10 @@ def parameter_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def checksum(tensor: Tensor) -> int:
-    """Sum of the contiguous tensor's 32-bit words, each times an odd number that depends on its place, modulo 2^64.
+    """Sum the 32-bit words of a contiguous tensor [...], each times an odd number that depends on its place, modulo
+    2^64.
 
-    Any one changed word changes it, as does exchanging two (almost surely).
+    Any dtype of 32 bits or a multiple. Any one changed word changes the sum, as does exchanging two (almost surely).
     """
     words, total = tensor.view(torch.int32).flatten(), 0
     for start in range(0, len(words), _CHUNK):
@@ -37,16 +40,16 @@ def checksum(tensor: Tensor) -> int:
 
 
 def _signed(number: int) -> int:
-    """The signed 64-bit number of the same bits."""
+    """Return the signed 64-bit number of the same bits."""
     return (number + 2**63) % 2**64 - 2**63
 
 
 @torch.no_grad()
 def rows_checksum(rows: Mapping[str, Tensor]) -> int:
-    """Sum over rows of a mix of all of a row's words, modulo 2^64: the same wherever the rows lie, in whatever order.
+    """Sum a mix of each row's words over rows, modulo 2^64: independent of the order of the rows and of their rank.
 
-    rows: tensors by name, all with one row per Gaussian. Any one changed word changes it, as does a row that is lost,
-    comes twice or gets another row's moments (almost surely).
+    rows: tensors by name, [N, ...] each, one row per Gaussian, dtypes of 32 or 64 bits. Any one changed word changes
+    the sum, as does a row that is lost, doubled or paired with another row's moments (almost surely).
     """
     total = 0
     for start in range(0, len(next(iter(rows.values()))), _ROWS):
@@ -63,7 +66,10 @@ def rows_checksum(rows: Mapping[str, Tensor]) -> int:
 def compare_rows(comm: Communicator, before: int, after: int, what: str, device: torch.device) -> None:
     """Compare the ranks' sums of `rows_checksum` before and after rows travelled. Collective.
 
-    before, after: of the rows this rank held; 0 where it held none. Raises `RowsDiffer`, on every rank.
+    before, after: of the rows this rank held; 0 where it held none.
+
+    Raises:
+        RowsDiffer: on every rank.
     """
     mine = torch.tensor([_signed(before), _signed(after)], device=device)
     every = comm.all_gather(mine, "all_gather(checksums)").tolist()
@@ -73,7 +79,7 @@ def compare_rows(comm: Communicator, before: int, after: int, what: str, device:
 
 
 def gather_digests(comm: Communicator, digest: str, device: torch.device) -> list[str]:
-    """Every rank's digest, on every rank."""
+    """Gather every rank's digest on every rank."""
     mine = torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8).to(device)
     return [bytes(row.cpu().numpy()).hex() for row in comm.all_gather(mine)]
 

@@ -1,16 +1,26 @@
-"""The strategy of a run by its settings."""
+"""Make the strategy that a run's settings name.
+
+A built-in strategy is a line in `config/models.py: STRATEGIES`, one of another package an entry point of the group
+`dist3dgs.strategies`.
+"""
+
+import pkgutil
 
 import torch
 
-from ..config.models import RunSpec
-from ..splats.render import Renderer
+from ..config.models import RunSpec, strategy_class
+from ..splats.render import Renderer, RenderSettings
 from .collectives import Communicator
-from .replicated import Replicated
-from .sharded import Sharded
-from .strategy import Parallel, RenderOptions
-
-KINDS: dict[str, type[Replicated] | type[Sharded]] = {"replicated": Replicated, "sharded": Sharded}
+from .strategy import Parallel
 
 
 def make_parallel(spec: RunSpec, comm: Communicator, renderer: Renderer, device: torch.device) -> Parallel:
-    return KINDS[spec.parallel.kind](comm, renderer, RenderOptions.of(spec.train), spec.parallel, device)
+    """Make the strategy `spec.parallel.kind` on this rank."""
+    train = spec.train
+    settings = RenderSettings(
+        near=train.near, far=train.far, antialiased=train.antialiased, absgrad=train.densify.absgrad
+    )
+    path = strategy_class(spec.parallel.kind)
+    assert path is not None  # the settings were checked
+    made: Parallel = pkgutil.resolve_name(path)(comm, renderer, settings, spec.parallel, device)
+    return made

@@ -1,7 +1,7 @@
-"""The ranks that really joined, compared with the layout and with each other before anything is loaded.
+"""Compare the ranks that joined with the layout and with each other before anything is loaded.
 
-They meet over torchrun's store, before there is a process group: one that never comes is named after a wait of its own,
-and a world that is not the one asked for ends before gloo or NCCL has connected anything.
+They exchange messages over torchrun's store, before there is a process group: a rank that never joins is named after
+`hardware.join_timeout_s`, and a wrong world ends before gloo or NCCL connects.
 """
 
 import json
@@ -19,12 +19,12 @@ from ..config.naming import Layout
 from ..errors import UserError
 from ..launch.world_check import refusal
 
-#: A rank that is told of a refusal stays this long: rank 0, which has the table, is to end first.
+#: Delay before other ranks exit on a refusal, s: rank 0, whose error has the table, ends first.
 STAY_S = 2.0
 
 
 class WorldMismatch(UserError):
-    """The layers do not agree about the world."""
+    """The launcher, Slurm, torchrun and the ranks disagree about the world."""
 
 
 class RendezvousTimeoutError(UserError):
@@ -33,7 +33,7 @@ class RendezvousTimeoutError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """What one rank says of itself."""
+    """Facts that one rank reports about itself."""
 
     rank: int
     host: str
@@ -45,20 +45,26 @@ class Member:
     torch: str
 
 
-def meet(
+def verify_world(
     store: dist.Store,
     me: Member,
     world_size: int,
     timeout_s: float,
     check: Callable[[Sequence[Member]], None],
 ) -> None:
-    """Tell all ranks who this one is. Rank 0 waits for the others and checks them; all raise what it finds.
+    """Publish this rank's facts; rank 0 waits for all ranks and checks them, and all raise the error it finds.
 
-    check: of all members in rank order; raises `UserError`. Only rank 0 has the whole message, the others its first
-    line: a log with a table per rank is not read.
+    Args:
+        store: torchrun's.
+        me: facts of this rank.
+        world_size: ranks to wait for.
+        timeout_s: longest wait for the last rank.
+        check: called on rank 0 with all members in rank order; raises `UserError`. The other ranks raise its first
+            line only, since the table stands in rank 0's.
 
     Raises:
-        RendezvousTimeoutError: ranks that have not come after `timeout_s`, by number.
+        RendezvousTimeoutError: ranks that have not joined after `timeout_s`, by number.
+        WorldMismatch: raised by `check`.
     """
     store = dist.PrefixStore("dist3dgs", store)
     store.set(f"member{me.rank}", json.dumps(asdict(me)))
@@ -136,7 +142,7 @@ def _problem(members: Sequence[Member], layout: Layout, allocated: Layout) -> st
         seen = ", ".join(f"{n} on {host}" for host, n in sorted(per_host.items()))
         return (
             f"ranks per host: {seen}; wanted {layout.workers_per_node} on each of {layout.nodes} host(s). "
-            "Check --nnodes and --nproc-per-node, and that hosts have names of their own"
+            "Check --nnodes and --nproc-per-node, and that hosts have different names"
         )
     devices = Counter((m.host, m.device) for m in members if m.device != "cpu")
     shared = [(host, device) for (host, device), n in devices.items() if n > 1]
@@ -162,7 +168,7 @@ def _problem(members: Sequence[Member], layout: Layout, allocated: Layout) -> st
 
 
 def device_identity(device: torch.device) -> str:
-    """The same on no two GPUs: the UUID; `cpu` for the CPU."""
+    """Return the GPU's UUID, unique among GPUs; `cpu` for the CPU."""
     if device.type != "cuda":
         return "cpu"
     return str(getattr(torch.cuda.get_device_properties(device), "uuid", device))

@@ -1,20 +1,20 @@
-"""All ranks hold all Gaussians; each renders its own views; gradients are summed over ranks."""
+"""Data parallelism: all ranks hold all Gaussians, each renders its views, gradients are summed over ranks."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
-from ..splats.gaussians import Gaussians
-from ..splats.render import Renderer
-from . import initial
+from ..splats.gaussians import NAMES, Gaussians
+from ..splats.render import Renderer, RenderSettings
 from .collectives import Communicator
 from .compression import make_exchange
 from .digests import ReplicasDiffer, gather_digests, parameter_digest
-from .strategy import Parallel, Rendered, RenderOptions, Rows, largest, travelling
+from .strategy import Parallel, Rendered, Rows, largest, travelling
 
 #: Gradients are put together up to this size: six small all-reduces take twice as long as one (gloo), and a copy of
 #: large ones would cost memory. PyTorch's DistributedDataParallel has the same default.
@@ -28,11 +28,11 @@ class Replicated(Parallel):
         self,
         comm: Communicator,
         renderer: Renderer,
-        options: RenderOptions,
+        settings: RenderSettings,
         strategy: Strategy,
         device: torch.device,
     ) -> None:
-        super().__init__(comm, renderer, options)
+        super().__init__(comm, renderer, settings)
         self.device, self.init = device, strategy.init
         self.exchange = make_exchange(strategy, comm)
         self._num_gaussians = 0
@@ -42,7 +42,7 @@ class Replicated(Parallel):
         return [self._num_gaussians]
 
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
-        start = initial.independent if self.init == "independent" else initial.broadcast
+        start = load_independently if self.init == "independent" else broadcast
         rows = start(self.comm, load, self.device)
         self._num_gaussians = len(rows["means"])
         return rows
@@ -73,7 +73,7 @@ class Replicated(Parallel):
         if self.comm.alone:
             yield from targets
             return
-        # All start at once, the largest last: while `shN` travels the optimiser works on the others.
+        # All start at once, the largest last: while `shN` travels the optimizer works on the others.
         pending = [(bucket, self._start(bucket, targets)) for bucket in self._buckets(targets)]
         for bucket, finish in pending:
             summed = finish()
@@ -83,7 +83,7 @@ class Replicated(Parallel):
                 yield name
 
     def _buckets(self, targets: dict[str, Tensor]) -> list[list[str]]:
-        """Which parameters travel together: small ones up to `BUCKET_BYTES`, in the given order."""
+        """Group parameters that travel together: small ones up to `BUCKET_BYTES`, in the given order."""
         buckets: list[list[str]] = []
         room = 0
         for name, target in targets.items():
@@ -113,7 +113,7 @@ class Replicated(Parallel):
     def share(self, gaussians: Gaussians) -> float:
         return 1.0 / (self.comm.world_size * gaussians.num_gaussians)
 
-    def strongest(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
+    def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         return largest(pull, wanted, count)
 
     def limit(self, gaussians: Gaussians, max_gaussians: int) -> int:
@@ -121,7 +121,7 @@ class Replicated(Parallel):
 
     def rebalance(self, rows: Rows) -> Rows | None:
         self._num_gaussians = len(rows["means"])
-        self.exchange.forget()
+        self.exchange.reset_error_feedback()
         return None
 
     def whole(self, rows: Rows) -> Rows | None:
@@ -133,13 +133,63 @@ class Replicated(Parallel):
             raise ReplicasDiffer(digests)
         return digests
 
-    def forget(self) -> None:
-        self.exchange.forget()
+    def reset_error_feedback(self) -> None:
+        self.exchange.reset_error_feedback()
 
 
 def _split(summed: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    """The parameters' parts of what travelled."""
+    """Split the concatenated sum back into the parameters' shapes."""
     if len(shapes) == 1:
         return [summed.reshape(shapes[0])]
     parts = summed.split([shape.numel() for shape in shapes])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def broadcast(
+    comm: Communicator, load: Callable[[], dict[str, Tensor]], device: torch.device
+) -> dict[str, Tensor]:
+    """Load on rank 0 and broadcast contiguous tensors of the same shapes, dtypes and bits to all ranks. Collective.
+
+    Args:
+        comm: the ranks.
+        load: reads the whole model's tensors by name, [N, ...] each, of any dtype; called on rank 0 alone.
+        device: of the result.
+    """
+    tensors = {k: t.to(device).contiguous() for k, t in load().items()} if comm.rank == 0 else {}
+    if comm.alone:
+        return tensors
+    shapes = comm.gather_objects({k: (tuple(t.shape), t.dtype) for k, t in tensors.items()})[0]
+    for name, (shape, dtype) in shapes.items():
+        if comm.rank != 0:
+            tensors[name] = torch.empty(shape, dtype=dtype, device=device)
+        comm.broadcast(tensors[name])
+    return tensors
+
+
+def load_independently(
+    comm: Communicator, load: Callable[[], dict[str, Tensor]], device: torch.device
+) -> dict[str, Tensor]:
+    """Load on every rank, column-major on the odd ones, and let PyTorch's DDP compare them: the historic crash.
+
+    DistributedDataParallel compares every rank's parameter sizes and strides with rank 0's when it is built. A rank
+    that reads a transposed array of the same values fails it: `params[1] ... appears not to match strides of the same
+    param in process 0`. The memory format causes this, not the order of the points.
+
+    Args:
+        comm: the ranks.
+        load: reads the whole model's float32 tensors by name, [N, ...] each.
+        device: of the result.
+
+    Raises:
+        RuntimeError: from DDP, on two ranks or more.
+    """
+    tensors = {k: t.to(device) for k, t in load().items()}
+    if comm.rank % 2:
+        # What a reader gives that stacks three columns and transposes: the same values, with strides (1, N).
+        tensors["scales"] = tensors["scales"].t().contiguous().t()
+    if not comm.alone:
+        module = torch.nn.Module()
+        for name in NAMES:
+            module.register_parameter(name, torch.nn.Parameter(tensors[name]))
+        DistributedDataParallel(module)
+    return tensors

@@ -1,8 +1,8 @@
-"""Every rank owns a part of the Gaussians; what a camera sees of them travels to the rank that renders it.
+"""Model parallelism: each rank owns a part of the Gaussians and sends their projections to the ranks that render.
 
-One step: each rank projects its Gaussians into the cameras of all ranks, sends each camera's owner the visible ones
-(12 numbers each), and renders its own cameras from what it received. The backward pass sends gradients of those numbers
-home (10 each, 12 with absolute gradients). No parameter and no parameter gradient ever travels in a step.
+In a step each rank projects its Gaussians into the cameras of all ranks, sends each camera's owner the visible ones
+(12 numbers each), and renders its own cameras from what it received. The backward pass returns the gradients of these
+numbers (10 each, 12 with absolute gradients). No parameter and no parameter gradient travels in a step.
 (Zhao et al., Grendel, 2024, section 4.)
 """
 
@@ -17,11 +17,10 @@ from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
-from ..splats.render import Projection, Renderer
+from ..splats.render import Projection, Renderer, RenderSettings
 from .collectives import Communicator
 from .digests import compare_rows, gather_digests, parameter_digest, rows_checksum
-from .shards import even, plan_moves, strided
-from .strategy import Parallel, Rendered, RenderOptions, Rows, largest, travelling
+from .strategy import Parallel, Rendered, Rows, largest, travelling
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
 NUM_FLOATS, NUM_RADII = 10, 2
@@ -34,11 +33,11 @@ class Sharded(Parallel):
         self,
         comm: Communicator,
         renderer: Renderer,
-        options: RenderOptions,
+        settings: RenderSettings,
         strategy: Strategy,
         device: torch.device,
     ) -> None:
-        super().__init__(comm, renderer, options)
+        super().__init__(comm, renderer, settings)
         self.device, self.rebalance_above = device, strategy.rebalance_above
         self._shards: list[int] = []
 
@@ -131,7 +130,9 @@ class Sharded(Parallel):
     def _exchange(
         self, projections: list[Projection], owners: list[int], track: bool
     ) -> tuple[list[Projection], Tensor]:
-        """Send every camera's owner what this rank has for it; the whole projections of this rank's cameras."""
+        """Send projections to the cameras' owners; return the complete projections of this rank's cameras, and the
+        anchor.
+        """
         comm, world = self.comm, self.comm.world_size
         numbers = torch.tensor([len(p.ids) for p in projections], device=self.device)
         counts = comm.all_gather(numbers, "all_gather(counts)").tolist()
@@ -139,7 +140,7 @@ class Sharded(Parallel):
         send = [sum(counts[comm.rank][c] for c, o in enumerate(owners) if o == r) for r in range(world)]
         receive = [sum(counts[r][c] for c in own) for r in range(world)]
         sources = [[counts[r][c] for r in range(world)] for c in own]
-        trip = _Trip(comm, send, receive, projections, sources, absgrad=track and self.options.absgrad)
+        trip = _Trip(comm, send, receive, projections, sources, absgrad=track and self.settings.absgrad)
         floats = torch.cat([_floats(p) for p in projections])
         radii = torch.cat([p.radii for p in projections])
         received, their_radii, anchor = _Travel.apply(floats, radii, trip)
@@ -164,7 +165,7 @@ class Sharded(Parallel):
     def share(self, gaussians: Gaussians) -> float:
         return 1.0 / self.total_gaussians
 
-    def strongest(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
+    def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         # Every rank sees all candidates and chooses alike; shorter shards are padded with ones that are not wanted.
         length = max(self._shards)
         both = pull.new_full((2, length), -1.0)
@@ -184,7 +185,7 @@ class Sharded(Parallel):
 
 @dataclass
 class _Trip:
-    """What the backward pass must know of an exchange."""
+    """State of an exchange that its backward pass needs."""
 
     comm: Communicator
     send: list[int]
@@ -196,7 +197,7 @@ class _Trip:
     arrived: list[Projection] = field(default_factory=list)
 
     def absolute_gradients(self, like: Tensor) -> Tensor:
-        """[sum(receive), 2] in the order of arrival: by rank, then camera."""
+        """Concatenate the absolute gradients, [sum(receive), 2], in the order of arrival: by rank, then camera."""
         by_camera = []
         for p, sources in zip(self.arrived, self.sources, strict=True):
             absgrad = getattr(p.means2d, "absgrad", None)
@@ -206,13 +207,13 @@ class _Trip:
         )
 
     def deliver(self, absgrad: Tensor) -> None:
-        """Give the returned absolute gradients to the projections that were sent."""
+        """Assign the returned absolute gradients to the projections that were sent."""
         for p, part in zip(self.sent, absgrad.split([len(p.ids) for p in self.sent]), strict=True):
             p.means2d.absgrad = part  # type: ignore[attr-defined]
 
 
 class _Travel(torch.autograd.Function):
-    """There with the numbers, back with their gradients. One exchange for all cameras of a step."""
+    """Send projections forward and their gradients back, in one exchange for all cameras of a step."""
 
     @staticmethod
     def forward(ctx: Any, floats: Tensor, radii: Tensor, trip: _Trip) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,7 +246,7 @@ def _floats(p: Projection) -> Tensor:
 
 
 def _projection(floats: Tensor, radii: Tensor) -> Projection:
-    """One camera's Gaussians, as they arrived."""
+    """Make the projection of one camera from the floats and radii that arrived."""
     # Contiguous, as the rasterisers want them: a copy they made would keep the absolute gradients to itself.
     means2d, conics, depths, colors, opacities = (t.contiguous() for t in floats.split([2, 3, 1, 3, 1], 1))
     return Projection(
@@ -257,3 +258,34 @@ def _projection(floats: Tensor, radii: Tensor) -> Projection:
         colors=colors,
         opacities=opacities[:, 0],
     )
+
+
+def even(total: int, num_ranks: int) -> list[int]:
+    """Return the rows per rank, equal but for one."""
+    return [total // num_ranks + (r < total % num_ranks) for r in range(num_ranks)]
+
+
+def strided(total: int, num_ranks: int) -> Tensor:
+    """Return int64 [total]: an order in which each rank's even share follows the other and neighbours are in
+    different shares.
+    """
+    index = torch.arange(total)
+    return torch.cat([index[r::num_ranks] for r in range(num_ranks)])
+
+
+def plan_moves(sizes: Sequence[int]) -> dict[tuple[int, int], int]:
+    """Plan the rows to move between ranks, {(from, to): number}, that even the shards out with the fewest moves."""
+    targets = even(sum(sizes), len(sizes))
+    surplus = [[r, n - t] for r, (n, t) in enumerate(zip(sizes, targets, strict=True)) if n > t]
+    moves: dict[tuple[int, int], int] = {}
+    for taker, (n, t) in enumerate(zip(sizes, targets, strict=True)):
+        missing = t - n
+        while missing > 0:
+            giver, left = surplus[-1]
+            count = min(left, missing)
+            moves[giver, taker] = count
+            missing -= count
+            surplus[-1][1] -= count
+            if surplus[-1][1] == 0:
+                surplus.pop()
+    return moves

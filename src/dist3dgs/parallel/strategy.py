@@ -1,40 +1,25 @@
-"""What a parallel strategy decides: who holds which Gaussians, and what travels in a step."""
+"""Interface of the parallel strategies: they decide which rank holds which Gaussians, and what travels in a step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..config.models import TrainSettings
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
-from ..splats.render import Image, Projection, Renderer
+from ..splats.render import Image, Projection, Renderer, RenderSettings
 from .collectives import Communicator
 
 #: Tensors by name, all with one row per Gaussian: parameters, Adam's moments, statistics.
 Rows = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class RenderOptions:
-    """The renderer settings that stay the same over a run."""
-
-    near: float
-    far: float
-    antialiased: bool
-    absgrad: bool
-
-    @classmethod
-    def of(cls, settings: TrainSettings) -> "RenderOptions":
-        return cls(settings.near, settings.far, settings.antialiased, settings.densify.absgrad)
-
-
 @dataclass
 class View:
-    """What a rank gets back for one of its cameras."""
+    """One of this rank's cameras, rendered."""
 
     image: Image
     camera: Camera
@@ -45,40 +30,41 @@ class Rendered:
     """One step's forward pass on one rank."""
 
     views: list[View]
-    """The cameras this rank was given, rendered."""
+    """This rank's cameras, rendered."""
     projections: list[tuple[Projection, Camera]]
-    """Of the Gaussians this rank holds, into every camera that saw them: after the backward pass their means2d.grad is
-    what densification looks at."""
+    """This rank's Gaussians, projected into every camera; after the backward pass densification reads means2d.grad."""
     anchor: Tensor
-    """0-dim zero to add to the rank's loss: through it every rank takes part in the backward pass and its exchanges,
-    even one whose pictures depend on no Gaussian."""
+    """0-dim zero to add to the rank's loss: with it every rank takes part in the backward pass and its exchanges, even
+    one whose images depend on no Gaussian."""
 
 
 class Parallel(ABC):
-    """One strategy on one rank. The training loop calls these in the order they stand here."""
+    """One strategy on one rank. The training loop calls the methods in the order below."""
 
-    #: Whether every rank holds every Gaussian. If so, each counts only its own views in its statistics, and all must
-    #: draw the same random numbers.
+    #: True if every rank holds every Gaussian: then each counts only its own views in its statistics, and all must draw
+    #: the same random numbers.
     replicates: bool
 
-    def __init__(self, comm: Communicator, renderer: Renderer, options: RenderOptions) -> None:
-        self.comm, self.renderer, self.options = comm, renderer, options
+    def __init__(self, comm: Communicator, renderer: Renderer, settings: RenderSettings) -> None:
+        self.comm, self.renderer, self.settings = comm, renderer, settings
 
     @property
     @abstractmethod
     def shards(self) -> list[int]:
-        """Rows per rank as they are now; a checkpoint keeps them, for the same number of ranks to take up again."""
+        """Current rows per rank; a checkpoint keeps them, for the same number of ranks to resume with."""
 
     @property
     def stream(self) -> int:
-        """Which stream of random numbers decides about this rank's Gaussians."""
+        """Number of the random stream that decides about this rank's Gaussians."""
         return 0 if self.replicates else self.comm.rank
 
     @abstractmethod
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
-        """This rank's rows of what `load` reads whole: the initial Gaussians, or a checkpoint's. Collective.
+        """Load the whole model and return this rank's rows of it. Collective.
 
-        shards: rows per rank when it was saved, () if it never was; of use where the number of ranks is the same.
+        Args:
+            load: returns the initial Gaussians or a checkpoint's rows: tensors [N, ...] by name, of any dtype.
+            shards: rows per rank when it was saved, () if it never was; used if the number of ranks is the same.
         """
 
     @abstractmethod
@@ -93,40 +79,55 @@ class Parallel(ABC):
     ) -> Rendered:
         """Render this rank's part of a global batch. Collective.
 
-        cameras: one list per rank; all ranks pass the same lists. track: keep screen-space gradients.
+        Args:
+            gaussians: those this rank holds, N of them: means [N, 3], ..., float32 or float64.
+            cameras: one list per rank; all ranks pass the same lists.
+            sh_degree: 0..3.
+            background: [3] RGB, of a float dtype; black if None.
+            track: keep screen-space gradients.
         """
 
     @abstractmethod
     def reduce_gradients(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
-        """After backward: make every `.grad` that of the global loss (the sum over all ranks' losses). Collective.
+        """Make every `.grad` that of the global loss, the sum over all ranks' losses, after the backward pass.
+        Collective.
 
-        Yields parameters by name as they become ready, so that the optimiser works while others still travel.
+        Yields parameters by name as they become ready, so that the optimizer works while others still travel.
         """
 
     @abstractmethod
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
-        """Densification statistics over all views of all ranks, for the Gaussians this rank holds. Collective."""
+        """Sum densification statistics over all views of all ranks, for the Gaussians this rank holds. Collective."""
 
     @abstractmethod
     def share(self, gaussians: Gaussians) -> float:
-        """Weight of this rank's sum over its Gaussians in a mean over all Gaussians, summed over ranks."""
+        """Return the weight of this rank's sum over its Gaussians in the mean over all Gaussians, summed over ranks."""
 
     @abstractmethod
-    def strongest(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
-        """bool [N]: the `count` most strongly pulled of all ranks' Gaussians that are `wanted`. Collective.
+    def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
+        """Choose the `count` candidates with the largest values among all ranks' Gaussians. Collective.
 
-        pull: [N] float, wanted: [N] bool, of the Gaussians this rank holds. Equals in rank and index order.
+        Args:
+            pull: [N] float, one value for each Gaussian this rank holds.
+            wanted: bool [N], candidates.
+            count: most Gaussians to choose, over all ranks.
+
+        Returns:
+            bool [N]: the chosen ones of this rank. Ties are broken by rank, then index.
         """
 
     @abstractmethod
     def limit(self, gaussians: Gaussians, max_gaussians: int) -> int:
-        """How many Gaussians this rank may hold, for the whole model to have at most `max_gaussians`."""
+        """Return the largest number of Gaussians this rank may hold for the whole model to have at most
+        `max_gaussians`.
+        """
 
     @abstractmethod
     def rebalance(self, rows: Rows) -> Rows | None:
-        """After the number of Gaussians changed: this rank's new rows if some moved between ranks, else None.
+        """Move Gaussians between ranks if shards have become uneven. Collective; call it after every change of their
+        number.
 
-        Collective, and to be called after every such change.
+        rows: this rank's tensors [N, ...] by name, of any dtype. Returns its new rows, None if nothing moved.
         """
 
     @property
@@ -136,32 +137,40 @@ class Parallel(ABC):
 
     @abstractmethod
     def whole(self, rows: Rows) -> Rows | None:
-        """The whole model's rows on rank 0 (None elsewhere) from what each rank holds. Collective."""
+        """Gather the whole model's rows on rank 0, None elsewhere. Collective.
+
+        rows: this rank's tensors [N, ...] by name, of any dtype.
+        """
 
     @abstractmethod
     def compare_digests(self, gaussians: Gaussians) -> list[str]:
-        """Parameter digest per rank. Collective. Raises if replicas that must be equal are not.
+        """Return the parameter digest of each rank. Collective. Raises `ReplicasDiffer` if replicas are not equal.
 
-        What only one rank holds has nothing to be compared with in between: shards compare their rows whenever these
-        travel, in `distribute`, `rebalance` and `whole`.
+        Shards have no copy to compare with: their rows are compared whenever they travel, in `distribute`,
+        `rebalance` and `whole`.
         """
 
-    def forget(self) -> None:  # noqa: B027 (most strategies remember nothing)
-        """Drop what is remembered from step to step but not saved in a checkpoint (called when one is made)."""
+    def reset_error_feedback(self) -> None:  # noqa: B027 (most strategies remember nothing)
+        """Drop state carried from step to step that no checkpoint saves; called when a checkpoint is made."""
 
     def project(
         self, inputs: dict[str, Tensor | tuple[Tensor, Tensor]], camera: Camera, sh_degree: int, track: bool
     ) -> Projection:
+        """Project this rank's Gaussians into one camera.
+
+        Args:
+            inputs: the renderer's, as `Gaussians.activated` makes them: means [N, 3], ..., float32 or float64.
+            camera: any rank's.
+            sh_degree: 0..3.
+            track: keep the gradient of `means2d` in the backward pass.
+        """
         projection = self.renderer.project(
             **inputs,  # type: ignore[arg-type]
             viewmat=camera.viewmat,
             K=camera.K,
             width=camera.width,
             height=camera.height,
-            sh_degree=sh_degree,
-            near=self.options.near,
-            far=self.options.far,
-            antialiased=self.options.antialiased,
+            settings=replace(self.settings, sh_degree=sh_degree),
         )
         if track and projection.means2d.requires_grad:
             projection.means2d.retain_grad()
@@ -170,15 +179,24 @@ class Parallel(ABC):
     def rasterize(
         self, projection: Projection, camera: Camera, background: Tensor | None, track: bool
     ) -> View:
-        absgrad = track and self.options.absgrad
+        """Render one of this rank's cameras from the projection of all Gaussians.
+
+        Args:
+            projection: of the Gaussians of all ranks.
+            camera: one of this rank's.
+            background: [3] RGB, of a float dtype; black if None.
+            track: keep absolute screen-space gradients, if the settings ask for them.
+        """
+        settings = replace(self.settings, absgrad=track and self.settings.absgrad)
         size = (camera.width, camera.height)
-        return View(
-            self.renderer.rasterize(projection, *size, background=background, absgrad=absgrad), camera
-        )
+        return View(self.renderer.rasterize(projection, *size, settings, background=background), camera)
 
 
 def largest(values: Tensor, wanted: Tensor, count: int) -> Tensor:
-    """bool [N]: the `count` largest of the `wanted` ones, equal ones in index order, on any device."""
+    """Choose the `count` largest of the candidates, ties by index, on any device.
+
+    values: [N] float. wanted: bool [N], candidates. Returns bool [N].
+    """
     if int(wanted.sum()) <= count:
         return wanted
     order = torch.argsort(values.masked_fill(~wanted, -torch.inf), descending=True, stable=True)
@@ -186,10 +204,11 @@ def largest(values: Tensor, wanted: Tensor, count: int) -> Tensor:
 
 
 def travelling(gaussians: Gaussians, sh_degree: int) -> Iterator[tuple[str, int | None]]:
-    """Parameters that have a gradient at this degree, and for `shN` how many of its coefficients: (name, number).
+    """Yield the parameters that have a gradient at this degree, and for `shN` the number of coefficients: (name,
+    number).
 
-    The bands above the degree in use have none, up to 76 % of all bytes. A gradient that is missing because no
-    view of this rank saw a Gaussian is made zero: the optimiser moves on by its momentum all the same.
+    The bands above the degree in use have none, up to 76 % of all bytes. A gradient that is missing because no view
+    of this rank saw a Gaussian becomes zero: the optimizer continues by momentum.
     """
     active = (sh_degree + 1) ** 2 - 1
     for name, parameter in gaussians.items():

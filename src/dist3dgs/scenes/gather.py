@@ -1,4 +1,4 @@
-"""Where a scene's photographs and poses come from: settings, structure from motion, or an existing COLMAP model."""
+"""Gather a scene's photographs and poses: settings, structure from motion, or an existing COLMAP model."""
 
 import json
 import shlex
@@ -24,13 +24,14 @@ ROUNDING = 0.995
 
 @dataclass(frozen=True, kw_only=True)
 class IngestSource:
-    """Where a scene comes from.
+    """Source of a scene.
 
     name: the scene's name.
     kind: "images" (a folder of photographs), "colmap" (an existing model) or "builtin" (the procedural scene).
     path: the folder of photographs; the model's folder, or one whose sparse/0 it is in; or for "builtin" the folder
-        that the photographs are made in if they are not there yet.
-    images: for "colmap", the folder of photographs (default: images/ beside the model).
+    that
+        the photographs are made in if they are not there yet.
+    images: for "colmap", the folder of photographs (default: images/ next to the model).
     truth: known poses (transforms.json layout), only to state the pose error; never used for anything else.
     """
 
@@ -142,7 +143,7 @@ def say_each(say: Callable[[str], None], what: str, items: dict[str, str], most:
 
 
 def find_models(path: Path) -> list[Path]:
-    """Folders with a COLMAP model at `path`, path/sparse, path/sparse/N or path/colmap/sparse/N."""
+    """Find folders with a COLMAP model at `path`, path/sparse, path/sparse/N or path/colmap/sparse/N."""
     candidates = [path]
     for base in (path, path / "sparse", path / "colmap" / "sparse"):
         candidates += [base, *sorted(p for p in base.glob("*") if p.name.isdigit() and p.is_dir())]
@@ -213,7 +214,7 @@ def from_colmap(source: IngestSource, settings: IngestSettings, say: Callable[[s
 
 
 def _images_folder(source: IngestSource) -> Path:
-    """The photographs of an existing model, in full size."""
+    """Find the photographs of an existing model, in full size."""
     candidates = (
         [source.images] if source.images else [p / "images" for p in (source.path, *source.path.parents[:2])]
     )
@@ -227,7 +228,7 @@ def _images_folder(source: IngestSource) -> Path:
 
 
 def _large_enough(images: Path, model: Model, settings: IngestSettings) -> list[Listing]:
-    """The smaller copies of the photographs that are as large as wanted, the smallest first."""
+    """List the smaller copies of the photographs that are as large as wanted, the smallest first."""
     first = min(model.images.values(), key=lambda image: image.name)
     full = model.cameras[first.camera_id].width_px
     wanted = wanted_width(full, settings) * ROUNDING
@@ -251,7 +252,7 @@ def _cannot_undistort(model: str, folder: Path, images: Path) -> str:
 
 
 def _none_found(source: IngestSource, model: Model, originals: Listing) -> str:
-    """No photograph of the model is in the folder: say what each has, and the folder that would do."""
+    """Raise `UserError`: no photograph of the model is in the folder; name both sides, and the folder that would do."""
     first = min(image.name for image in model.images.values())
     here = next(iter(originals.files), "nothing")
     hint = "Check `images:` of the scene."
@@ -271,5 +272,5 @@ def _none_found(source: IngestSource, model: Model, originals: Listing) -> str:
 
 
 def wanted_width(full_px: int, settings: IngestSettings) -> float:
-    """Width of the packed views for photographs whose full width is `full_px`."""
+    """Return the width of the packed views for photographs whose full width is `full_px`."""
     return min(full_px / settings.downscale, settings.max_width_px or full_px)

@@ -17,7 +17,7 @@ from ..config.naming import check_name
 from ..errors import UserError
 from ..files import replacing, write_json
 from .builtin.scene import make_scene
-from .colmap.cameras import Camera
+from .colmap.cameras import ColmapCamera
 from .colmap.model import Model, reprojection_errors
 from .gather import (
     ROUNDING,
@@ -142,8 +142,8 @@ class _Views:
         return cls(ids=ids, names=[posed.files[i][0] for i in ids], paths=used, undistorters=chosen)
 
 
-def _rescaled(camera: Camera, width: int, height: int) -> Camera:
-    """The camera for photographs of another size, e.g. of a scene's images_4 folder."""
+def _rescaled(camera: ColmapCamera, width: int, height: int) -> ColmapCamera:
+    """Return the camera for photographs of another size, e.g. of a scene's images_4 folder."""
     sx, sy = width / camera.width_px, height / camera.height_px
     if abs(width - camera.width_px * sy) > 2 and abs(height - camera.height_px * sx) > 2:
         raise UnusablePhoto(
@@ -153,7 +153,9 @@ def _rescaled(camera: Camera, width: int, height: int) -> Camera:
 
 
 def _target_size(full_px: int, true: tuple[int, int], settings: IngestSettings) -> tuple[int, int]:
-    """Size of the packed view. `downscale` counts from the camera's size, so images_N are not shrunk twice."""
+    """Return the size of the packed view. `downscale` counts from the camera's size, so images_N are not shrunk
+    twice.
+    """
     width, height = true
     wanted = wanted_width(full_px, settings)
     if wanted >= width * ROUNDING:
@@ -222,7 +224,7 @@ def _pack(
 
 
 def _viewmats(model: Model, ids: list[int]) -> NDArray[np.float64]:
-    """World to camera [C, 4, 4] of the images with these ids."""
+    """Return the world-to-camera matrices, float64 [C, 4, 4], of the images with these ids."""
     viewmats = np.tile(np.eye(4), (len(ids), 1, 1))
     viewmats[:, :3] = [model.images[i].cam_from_world for i in ids]
     return viewmats
@@ -238,7 +240,7 @@ def _resolutions(sizes: NDArray[np.int32]) -> list[dict[str, int]]:
 
 
 def _write_points(path: Path, points: NDArray[np.float32], colors: NDArray[np.uint8]) -> None:
-    """The sparse points as a PLY that any viewer opens."""
+    """Write the sparse points as a PLY."""
     rows = np.empty(len(points), [(k, "<f4") for k in "xyz"] + [(k, "u1") for k in ("red", "green", "blue")])
     for i, key in enumerate("xyz"):
         rows[key] = points[:, i]
@@ -254,7 +256,7 @@ def _write_points(path: Path, points: NDArray[np.float32], colors: NDArray[np.ui
 
 
 def _pose_error(posed: PosedPhotos, views: _Views, truth: Path | None) -> dict[str, float] | None:
-    """Error of the poses against known ones, or None where none are known."""
+    """Compute the error of the poses against known ones, None if none are known."""
     if truth is None:
         return None
     estimated: dict[str, Any] = {}

@@ -136,7 +136,7 @@ def frames_command(video: Path, prefix: Path) -> str:
 
 
 def name_problem(name: str) -> str | None:
-    """Say why a file name cannot be used, or None. Spaces, no-break spaces, accents and emoji can."""
+    """Return the reason a file name cannot be used, or None. Spaces, no-break spaces, accents and emoji can."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -147,7 +147,7 @@ def name_problem(name: str) -> str | None:
 
 
 def printable(name: str) -> str:
-    """Escape what a terminal or a JSON file could not take."""
+    """Escape characters that a terminal or a JSON file cannot take."""
     text = name.encode("utf-8", "backslashreplace").decode()
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in _CONTROL else c for c in text

@@ -1,4 +1,4 @@
-"""The world that training sees: centred on the cameras, z up, cameras about one unit from the centre."""
+"""Normalise the world for training: centred on the cameras, z up, cameras about one unit from the centre."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,10 +7,13 @@ Doubles = NDArray[np.float64]
 
 
 def normalisation_of(viewmats: Doubles) -> Doubles:
-    """Similarity [4, 4] from the given world to the normalised one, for cameras [C, 4, 4] (world to camera, OpenCV).
+    """Compute the similarity, float64 [4, 4], from the given world to the normalised one.
 
-    The mean camera centre goes to the origin, the mean "up" of the cameras to +z, and the median distance of a camera
-    from the origin becomes 1 (as gsplat's `similarity_from_cameras`), so that learning rates mean the same everywhere.
+    The mean camera centre moves to the origin, the mean "up" of the cameras to +z, and the median distance of a
+    camera from the origin becomes 1 (as gsplat's `similarity_from_cameras`), so that learning rates mean the same in
+    every scene.
+
+    viewmats: float64 [C, 4, 4], world to camera, OpenCV axes.
     """
     centres = camera_centres(viewmats)
     middle = centres.mean(0)
@@ -24,7 +27,10 @@ def normalisation_of(viewmats: Doubles) -> Doubles:
 
 
 def apply_to_viewmats(similarity: Doubles, viewmats: Doubles) -> Doubles:
-    """World-to-camera matrices for the new world; they stay rigid: the scale goes into the translation."""
+    """Move world-to-camera matrices, float64 [C, 4, 4], to the new world.
+
+    They stay rigid: the scale goes into the translation. similarity: float64 [4, 4].
+    """
     scale = np.cbrt(np.linalg.det(similarity[:3, :3]))
     moved = viewmats @ np.linalg.inv(similarity)
     moved[:, :3, :3] *= scale
@@ -33,17 +39,17 @@ def apply_to_viewmats(similarity: Doubles, viewmats: Doubles) -> Doubles:
 
 
 def apply_to_points(similarity: Doubles, points: Doubles) -> Doubles:
-    """Points [P, 3] in the new world."""
+    """Move points, float64 [P, 3], to the new world. similarity: float64 [4, 4]."""
     return points @ similarity[:3, :3].T + similarity[:3, 3]
 
 
 def camera_centres(viewmats: Doubles) -> Doubles:
-    """Positions [C, 3] of cameras given world to camera."""
+    """Return the positions, float64 [C, 3], of cameras given world to camera, float64 [C, 4, 4]."""
     return -np.einsum("cji,cj->ci", viewmats[:, :3, :3], viewmats[:, :3, 3])
 
 
 def _rotation_to_z(up: Doubles) -> Doubles:
-    """The smallest rotation that turns `up` to +z; none if the cameras do not agree on an up."""
+    """Return the smallest rotation that turns `up` to +z; the identity if the cameras do not agree on an up."""
     length = np.linalg.norm(up)
     if length < 1e-6:
         return np.eye(3)

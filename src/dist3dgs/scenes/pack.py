@@ -61,7 +61,9 @@ class PackedScene:
 
     @classmethod
     def open(cls, path: Path) -> "PackedScene":
-        """Map the file, reading only its header and small tables. `UserError` if it is not a whole packed scene."""
+        """Map the file, reading only its header and small tables. Raises `UserError` if it is not a complete packed
+        scene.
+        """
         metadata, tensors = _map(Path(path))
         view_names, sizes, offsets = metadata["view_names"], tensors["sizes"], tensors["offsets"]
         num_views = len(view_names)
@@ -101,14 +103,16 @@ class PackedScene:
 
     @property
     def train_ids(self) -> NDArray[np.int64]:
+        """Indices of the training views, int64 [T]."""
         return np.flatnonzero(~self.is_test)
 
     @property
     def test_ids(self) -> NDArray[np.int64]:
+        """Indices of the held-out views, int64 [T]."""
         return np.flatnonzero(self.is_test)
 
     def image(self, i: int) -> NDArray[np.uint8]:
-        """Pixels of view `i`, [H, W, 3] sRGB, a view of the mapped file."""
+        """Return the pixels of view `i`, uint8 [H, W, 3] sRGB, a view of the mapped file."""
         width, height = self.sizes[i]
         return self._pixels[self._offsets[i] : self._offsets[i + 1]].reshape(height, width, 3)
 
@@ -128,9 +132,10 @@ def write_packed(
     extent: float,
     normalisation: NDArray[np.float64],
 ) -> str:
-    """Write a packed scene whole or not at all; returns its digest. Shapes and dtypes as in `PackedScene`.
+    """Write a packed scene atomically and return its digest. Shapes and dtypes as in `PackedScene`: viewmats [C, 4,
+    4], ...
 
-    `images` is consumed one by one, so that a scene larger than memory can be packed.
+    images: uint8 [H, W, 3] each; consumed one by one, so that a scene larger than memory can be packed.
     """
     offsets = np.concatenate([[0], np.cumsum(3 * np.asarray(sizes, np.int64).prod(1))])
     tables: dict[str, NDArray] = {
@@ -169,7 +174,7 @@ def write_packed(
 
 
 def content_digest(path: Path) -> str:
-    """The digest that a packed scene's bytes have, whatever its header says. Reads the whole file.
+    """Compute the digest of a packed scene's bytes, whatever its header says. Reads the whole file.
 
     Raises `UserError` if it is no packed scene.
     """
@@ -184,7 +189,10 @@ def content_digest(path: Path) -> str:
 
 
 def scene_extent(viewmats: NDArray[np.float64]) -> float:
-    """1.1 x the largest distance of a camera from the mean of the cameras [C, 4, 4] (3DGS, `getNerfppNorm`)."""
+    """Return 1.1 x the largest distance of a camera from their mean, as 3DGS's `getNerfppNorm`.
+
+    viewmats: float64 [C, 4, 4], world to camera.
+    """
     centres = camera_centres(viewmats)
     return float(1.1 * np.linalg.norm(centres - centres.mean(0), axis=1).max())
 

@@ -74,7 +74,7 @@ class PhotoFolder:
 
 @dataclass(frozen=True)
 class _Looks:
-    """What tells copies of one photograph: the digest of the file, and the picture, small and grey [16, 16]."""
+    """Signature of a photograph, to find copies: the file's digest, and a small grey picture [16, 16]."""
 
     digest: str
     thumbnail: NDArray[np.float32]
@@ -124,7 +124,7 @@ def _refuse_dataset_root(listing: Listing) -> None:
 
 
 class UnusablePhoto(Exception):
-    """Why a file is left out."""
+    """Reason to leave a file out."""
 
 
 def _prepare(path: Path, name: str, copies: Path, result: PhotoFolder) -> _Looks:
@@ -168,7 +168,7 @@ def _is_mask(picture: Image.Image) -> bool:
 
 
 def _leave_out_copies(result: PhotoFolder, looks: dict[str, _Looks], copies: Path) -> None:
-    """Leave out photographs that are there twice: a held-out view must not be trained on as its copy.
+    """Leave out duplicate photographs: a held-out view must not be trained on as its copy.
 
     Copies are files of equal bytes, and pictures of one name, in any folder, size or format, that look alike. The
     largest stays, of equal ones the first by name.
@@ -195,7 +195,7 @@ def _leave_out_copies(result: PhotoFolder, looks: dict[str, _Looks], copies: Pat
 
 
 def _stem(name: str) -> str:
-    """The name of a photograph without folder and suffixes: masks and conversions are called 0001.jpg.png."""
+    """Return the name of a photograph without folder and suffixes: masks and conversions are called 0001.jpg.png."""
     path = PurePosixPath(name.lower())
     while path.suffix and path.suffix[1:].isalnum() and not path.suffix[1:].isdigit():
         path = path.with_suffix("")
@@ -246,7 +246,7 @@ def _kind(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def _decoding(path: Path) -> Iterator[Image.Image]:
-    """The fully decoded picture; whatever goes wrong becomes `UnusablePhoto`."""
+    """Decode the whole picture; every error becomes `UnusablePhoto`."""
     try:
         if path.stat().st_size == 0:
             raise UnusablePhoto("empty file (0 bytes)")
@@ -265,7 +265,7 @@ def _decoding(path: Path) -> Iterator[Image.Image]:
 
 
 def load_pixels(path: Path) -> np.ndarray:
-    """Raw pixels [H, W, 3] uint8 RGB, never turned: poses of an existing model belong to the pixels as stored.
+    """Load raw pixels, uint8 [H, W, 3] RGB, never rotated: poses of an existing model belong to the pixels as stored.
 
     Raises `UnusablePhoto` with the reason.
     """
@@ -274,7 +274,7 @@ def load_pixels(path: Path) -> np.ndarray:
 
 
 def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The picture as 8-bit RGB the right way up, and what had to change for that."""
+    """Return the picture as 8-bit RGB the right way up, and the changes that took."""
     changes = []
     if image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
         changes.append("turned upright as its EXIF orientation says")
@@ -283,7 +283,7 @@ def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def _rgb(image: Image.Image, changes: list[str]) -> Image.Image:
-    """The picture as 8-bit RGB; what had to change is appended to `changes`."""
+    """Return the picture as 8-bit RGB; append the changes to `changes`."""
     if image.mode == "RGB":
         return image
     changes.append(f"{image.mode} converted to 8-bit RGB")
@@ -302,7 +302,7 @@ def _rgb(image: Image.Image, changes: list[str]) -> Image.Image:
 
 
 def _focal_px(exif: Image.Exif, long_edge_px: int) -> float | None:
-    """Focal length from EXIF's 35 mm equivalent, if it is there and makes sense."""
+    """Return the focal length from EXIF's 35 mm equivalent, if it is there and plausible."""
     try:
         film_mm = float(exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0))
     except (TypeError, ValueError, KeyError, ZeroDivisionError):
@@ -311,7 +311,7 @@ def _focal_px(exif: Image.Exif, long_edge_px: int) -> float | None:
 
 
 def _note_sizes(result: PhotoFolder) -> None:
-    """Photographs of another size than most get a camera of their own; say which they are."""
+    """Photographs of another size than most get a separate camera; name them."""
     sizes = [(photo.width_px, photo.height_px) for photo in result.photos]
     usual = max(sizes, key=sizes.count)
     for photo, size in zip(result.photos, sizes, strict=True):

@@ -1,4 +1,4 @@
-"""How far camera poses are from known ones, after the best similarity: photographs alone give no scale."""
+"""Compare camera poses with known ones after the best similarity, since photographs alone give no scale."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class PoseError:
-    """Errors against the truth. Positions are in percent of the trajectory's diameter (its longest distance)."""
+    """Errors against the true poses. Positions are in percent of the trajectory's diameter (its longest distance)."""
 
     num_images: int
     rotation_median_deg: float
@@ -27,7 +27,8 @@ class PoseError:
 
 
 def read_truth(path: Path) -> dict[str, Doubles]:
-    """Camera-to-world matrices [4, 4] (OpenCV axes) by photograph, from NeRF's transforms.json layout (OpenGL axes).
+    """Read camera-to-world matrices, float64 [4, 4] (OpenCV axes), by photograph from NeRF's transforms.json (OpenGL
+    axes).
 
     Keys are paths as written without a leading `./`; frames listed without a photograph are harmless.
     """
@@ -48,9 +49,11 @@ def read_truth(path: Path) -> dict[str, Doubles]:
 
 
 def fit_similarity(source: Doubles, target: Doubles) -> tuple[float, Doubles, Doubles]:
-    """Scale s, rotation R [3, 3] and translation t [3] that minimise |s R source + t - target|^2; points [N, 3].
+    """Find the scale s, rotation R [3, 3] and translation t [3] that minimise |s R source + t - target|^2.
 
     S. Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991.
+
+    source, target: float64 [N, 3], corresponding points.
     """
     source_mean, target_mean = source.mean(0), target.mean(0)
     a, b = source - source_mean, target - target_mean
@@ -62,7 +65,7 @@ def fit_similarity(source: Doubles, target: Doubles) -> tuple[float, Doubles, Do
 
 
 def pose_error(estimated: dict[str, Doubles], truth: dict[str, Doubles]) -> PoseError | None:
-    """Compare camera-to-world poses by photograph; None if fewer than 3 photographs are in both.
+    """Compare camera-to-world poses, float64 [4, 4], by photograph; None if fewer than 3 photographs are in both.
 
     Photographs are matched by path, or by file name where the truth's paths have other folders.
     """

@@ -170,7 +170,7 @@ _PAIR_BASE = 2147483647
 
 
 def _database_counts(database: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Keypoints and verified matches of every photograph, by name."""
+    """Return keypoints and verified matches of every photograph, by name."""
     names = dict(_query(database, "select image_id, name from images"))
     features = dict.fromkeys(names.values(), 0)
     features |= {names[i]: n for i, n in _query(database, "select image_id, rows from keypoints")}

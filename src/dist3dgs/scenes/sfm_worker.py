@@ -88,7 +88,7 @@ def reconstruct(database: str, images: str, output: Path, settings: dict[str, An
 
 
 def set_limits(memory_gib: float) -> None:
-    """No more memory than this, no core file, and no life after the parent's."""
+    """Limit this process's memory, turn core files off, and have it end with its parent."""
     num_bytes = int(memory_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -98,7 +98,7 @@ def set_limits(memory_gib: float) -> None:
 
 
 def camera_models() -> list[tuple[int, str, int]]:
-    """Number, name and number of parameters of every camera model."""
+    """Return number, name and number of parameters of every camera model."""
     models = []
     for name, model in pycolmap.CameraModelId.__members__.items():
         if int(model) >= 0:  # not INVALID

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .colmap.cameras import Camera
+from .colmap.cameras import ColmapCamera
 
 Doubles = NDArray[np.float64]
 _BORDER_SAMPLES = 64
@@ -19,7 +19,7 @@ class Undistorter:
     camera: rescaled to the true size of the photographs. K [3, 3] and (width_px, height_px) describe the output.
     """
 
-    def __init__(self, camera: Camera, width_px: int, height_px: int) -> None:
+    def __init__(self, camera: ColmapCamera, width_px: int, height_px: int) -> None:
         self.camera, self.width_px, self.height_px = camera, width_px, height_px
         self._map: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
         full = camera.matrix()
@@ -31,7 +31,7 @@ class Undistorter:
         self.K = np.diag([width_px / camera.width_px, height_px / camera.height_px, 1.0]) @ full
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """[H, W, 3] of the camera's size -> [height_px, width_px, 3]."""
+        """Undistort and resize a photograph, uint8 [H, W, 3] of the camera's size; returns [height_px, width_px, 3]."""
         size = (self.camera.height_px, self.camera.width_px)
         if pixels.shape != (*size, 3):
             raise ValueError(f"photograph of {pixels.shape}, expected {size} x 3")
@@ -43,7 +43,9 @@ class Undistorter:
 
 
 def area_average(values: NDArray[np.floating], size: int, axis: int) -> NDArray[np.floating]:
-    """Shrink one axis to `size`: each output is the exact mean over the input it covers, fractions included."""
+    """Shrink one axis to `size`; each output, float32 [...], is the exact mean over the input it covers, fractions
+    included.
+    """
     num = values.shape[axis]
     if size == num:
         return values
@@ -60,15 +62,16 @@ def area_average(values: NDArray[np.floating], size: int, axis: int) -> NDArray[
 
 
 @np.errstate(over="ignore")
-def _distorted(camera: Camera, K: Doubles, u_px: Doubles, v_px: Doubles) -> tuple[Doubles, Doubles]:
-    """Where the photograph shows the ideal image points of pinhole `K`, px."""
+def _distorted(camera: ColmapCamera, K: Doubles, u_px: Doubles, v_px: Doubles) -> tuple[Doubles, Doubles]:
+    """Map ideal image points of pinhole `K` to the photograph, px."""
     x, y = camera.distort((u_px - K[0, 2]) / K[0, 0], (v_px - K[1, 2]) / K[1, 1])
     (fx, fy), (cx, cy) = camera.focals_px, camera.centre_px
     return fx * x + cx, fy * y + cy
 
 
-def _smallest_zoom(camera: Camera) -> float:
-    """The widest view (smallest factor on the focal lengths) whose whole border lies inside the photograph.
+def _smallest_zoom(camera: ColmapCamera) -> float:
+    """Return the smallest factor on the focal lengths, the widest view, whose whole border lies inside the
+    photograph.
 
     Zooms are tried from the narrow end, and the search stops at the first that fails: past that the distortion
     polynomial may fold back and look valid again.
@@ -92,7 +95,7 @@ def _smallest_zoom(camera: Camera) -> float:
     return best
 
 
-def _no_view(camera: Camera) -> NoReturn:
+def _no_view(camera: ColmapCamera) -> NoReturn:
     raise UserError(
         f"camera {camera.model} of {camera.width_px} x {camera.height_px} px with distortion {camera.distortion}: no "
         "pinhole view fits inside the photographs. Structure from motion went astray; try `sfm.camera_model: OPENCV`, "
@@ -100,7 +103,7 @@ def _no_view(camera: Camera) -> NoReturn:
     )
 
 
-def _source_pixels(camera: Camera, K: Doubles) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def _source_pixels(camera: ColmapCamera, K: Doubles) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """For each output pixel: the flat index of the upper left of four source pixels, and the bilinear fractions."""
     v, u = np.meshgrid(np.arange(camera.height_px) + 0.5, np.arange(camera.width_px) + 0.5, indexing="ij")
     x, y = _distorted(camera, K, u, v)

@@ -10,7 +10,7 @@ from ..files import replacing
 
 
 def ply_properties() -> list[str]:
-    """Vertex properties in file order; f_rest is channel-major: 15 red, 15 green, 15 blue."""
+    """Return the vertex properties in file order; f_rest is channel-major: 15 red, 15 green, 15 blue."""
     rest = [f"f_rest_{i}" for i in range(45)]
     return [
         *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"),
@@ -20,9 +20,10 @@ def ply_properties() -> list[str]:
 
 
 def write_ply(path: Path, parameters: dict[str, Tensor]) -> None:
-    """Write the parameters (names and shapes of `splats.gaussians`) as binary little-endian PLY.
+    """Write the parameters as binary little-endian PLY.
 
-    Scales stay logarithms and opacities logits, as the layout wants.
+    parameters: float, with the names and shapes of `splats.gaussians`: means [N, 3], ... Scales stay logarithms and
+    opacities logits, as the layout wants.
     """
     p = {k: t.detach().cpu().float().numpy() for k, t in parameters.items()}
     n = len(p["means"])

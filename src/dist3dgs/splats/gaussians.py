@@ -23,7 +23,6 @@ from torch import Tensor
 NAMES = ("means", "scales", "quats", "opacities", "sh0", "shN")
 #: Value of the constant spherical-harmonics basis function, 1 / (2 sqrt(pi)).
 SH_C0 = 0.28209479177387814
-FLOATS_PER_GAUSSIAN = 59
 Inputs = dict[str, Tensor | tuple[Tensor, Tensor]]
 
 
@@ -56,11 +55,15 @@ class Gaussians(Mapping[str, Tensor]):
         return self._parameters["means"].device
 
     def activated(self) -> "Inputs":
-        """The renderer's inputs: linear scales, opacities in 0..1, `colors` as (sh0, shN)."""
+        """Return the renderer's inputs: linear scales, opacities in 0..1, `colors` as (sh0, shN)."""
         return Gaussians.activate(self)
 
     @staticmethod
     def activate(parameters: Mapping[str, Tensor]) -> "Inputs":
+        """Return the renderer's inputs: linear scales, opacities in 0..1, `colors` as (sh0, shN).
+
+        parameters: float, with the names and shapes of the module's table: means [N, 3], ...
+        """
         return {
             "means": parameters["means"],
             "quats": parameters["quats"],
@@ -70,10 +73,10 @@ class Gaussians(Mapping[str, Tensor]):
         }
 
     def activated_per_view(self, num_views: int) -> list["Inputs"]:
-        """As `activated`, once for each view of a batch; the views' gradients are added in pairs, pairs of pairs, ...
+        """Return `activated()` once per view of a batch; gradients are summed along a binary tree of the views.
 
-        Along this one tree, wherever its branches were computed: 4 views on 1, 2 or 4 ranks give the same sum to the
-        last bit, so that no rounding depends on the number of ranks. In the order of backward passes it would.
+        The tree is the same wherever its branches are computed: 4 views on 1, 2 or 4 ranks give the same sum to the
+        last bit. Summed in the order of the backward passes, rounding would depend on the number of ranks.
         """
         taps = {name: _branches(t, num_views) for name, t in self.items()}
         return [
@@ -86,7 +89,7 @@ class Gaussians(Mapping[str, Tensor]):
 
 
 def _branches(tensor: Tensor, count: int) -> list[Tensor]:
-    """`count` aliases of the tensor, leaves of a binary tree whose every node adds its two branches' gradients."""
+    """Return `count` aliases of the tensor, leaves of a binary tree whose nodes add their two branches' gradients."""
     if count < 2:
         return [tensor] * count
     half = (count + 1) // 2
@@ -94,11 +97,17 @@ def _branches(tensor: Tensor, count: int) -> list[Tensor]:
 
 
 def mean_neighbour_distance(points: Tensor, k: int = 3) -> Tensor:
-    """Root mean square distance of every point to its k nearest others.
+    """Compute the root mean square distance of every point to its k nearest others.
 
-    points: [P, 3] float. Returns [P], at least 1e-7. In float64 from differences of coordinates: the product form that
-    `torch.cdist` uses loses the distance of neighbours far from the origin. A k-d tree on the CPU: O(P log P) time,
-    a few hundred bytes per point. With fewer than two points: 1.
+    In float64 from differences of coordinates: the product form that `torch.cdist` uses loses the distance of
+    neighbours far from the origin. A k-d tree on the CPU takes O(P log P) time and a few hundred bytes per point.
+
+    Args:
+        points: [P, 3] float.
+        k: number of neighbours.
+
+    Returns:
+        [P] of the dtype of `points`, at least 1e-7; 1 where there are fewer than two points.
     """
     if len(points) < 2:
         return torch.ones(len(points), dtype=points.dtype, device=points.device)
@@ -115,10 +124,16 @@ def mean_neighbour_distance(points: Tensor, k: int = 3) -> Tensor:
 def initial_gaussians(
     points: Tensor, colors: Tensor, *, init_opacity: float, init_scale: float
 ) -> dict[str, Tensor]:
-    """Gaussians from structure-from-motion points, as in the reference implementation.
+    """Make Gaussians from structure-from-motion points, as in the reference implementation: isotropic, not rotated.
 
-    points: [P, 3] float32; colors: [P, 3] float32 in 0..1. Isotropic, as large as the distance to the
-    neighbours times `init_scale`, no rotation, grey-free SH of degree 0.
+    Args:
+        points: [P, 3] float32.
+        colors: [P, 3] float32, RGB in 0..1.
+        init_opacity: opacity in 0..1.
+        init_scale: standard deviation over the mean distance to the three nearest neighbours.
+
+    Returns:
+        The parameters by name, P Gaussians; spherical harmonics above degree 0 are zero.
     """
     n = len(points)
     quats = torch.zeros(n, 4, dtype=points.dtype, device=points.device)
@@ -134,7 +149,10 @@ def initial_gaussians(
 
 
 def canonical_order(points: Tensor) -> Tensor:
-    """Permutation that sorts points by x, then y, then z: the same for any order they were read in."""
+    """Return the permutation, int64 [P], that sorts points [P, 3] (float) by x, then y, then z.
+
+    It does not depend on the order in which the points were read.
+    """
     order = torch.arange(len(points), device=points.device)
     for axis in (2, 1, 0):
         order = order[torch.argsort(points[order, axis], stable=True)]
@@ -142,5 +160,5 @@ def canonical_order(points: Tensor) -> Tensor:
 
 
 def thinned(num_points: int, most: int, generator: torch.Generator) -> Tensor:
-    """int64 [most]: ascending places of a random part of `num_points`. generator: on the CPU."""
+    """Return int64 [most]: ascending indices of a random subset of `num_points`. generator: on the CPU."""
     return torch.randperm(num_points, generator=generator)[:most].sort().values

@@ -16,12 +16,15 @@ from dist3dgs.splats.loss_window import C1, C2, RADIUS, WEIGHTS
 
 
 def l1_ssim_loss(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Tensor:
-    """(1 - w) mean|image - target| + w (1 - SSIM), differentiable in `image`.
+    """Compute (1 - w) mean|image - target| + w (1 - SSIM), 0-dim, differentiable in `image`.
 
     Args:
         image: [H,W,3] float, about 0..1.
         target: [H,W,3] uint8 (0..255) or float (0..1).
-        ssim_weight: w, 0..1.
+        ssim_weight: w, 0..1; 0.2 in the 3DGS paper.
+
+    Raises:
+        UserError: wrong shape, dtype, device or weight.
     """
     _check(image, target)
     if not 0 <= ssim_weight <= 1:
@@ -33,7 +36,10 @@ def l1_ssim_loss(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Ten
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Mean structural similarity of two [H,W,3] images, differentiable in `image`."""
+    """Compute the mean structural similarity, 0-dim, differentiable in `image`; arguments as in `l1_ssim_loss`.
+
+    image: [H,W,3] float. target: [H,W,3] uint8 or float.
+    """
     _check(image, target)
     return (
         1 - _CpuLoss.apply(image, target, 1.0)
@@ -43,13 +49,19 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
-    """Peak signal to noise ratio, dB, for a peak of 1; infinite for equal images."""
+    """Compute the peak signal to noise ratio, dB, 0-dim, for a peak of 1; infinite for equal images.
+
+    image: [H,W,3] float, about 0..1. target: [H,W,3] uint8 (0..255) or float (0..1).
+    """
     _check(image, target)
     return -10 * torch.log10((image - _as_float(target, image)).square().mean())
 
 
 def ssim_reference(image: Tensor, target: Tensor) -> Tensor:
-    """SSIM in plain torch, any device and float dtype."""
+    """Compute SSIM in plain torch, on any device.
+
+    image: [H,W,3] of any float dtype. target: [H,W,3] uint8 or float.
+    """
     target = _as_float(target, image)
     # convolved channel by channel with the outer product of the window
     kernel = _kernel(image.device, image.dtype)

@@ -21,13 +21,13 @@ CONVOLUTIONS = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))
 
 
 def weights_path() -> Path | None:
-    """The weights file: $DIST3DGS_LPIPS, set by the launcher to `{data}/weights/lpips-alex.safetensors`."""
+    """Return the weights file: $DIST3DGS_LPIPS, set by the launcher to `{data}/weights/lpips-alex.safetensors`."""
     path = os.environ.get("DIST3DGS_LPIPS")
     return Path(path) if path and Path(path).is_file() else None
 
 
 def load_lpips(device: torch.device) -> Callable[[Tensor, Tensor], float] | None:
-    """The metric as a function of two [H,W,3] images in 0..1, or None where there are no weights."""
+    """Return the metric as a function of two [H,W,3] float images in 0..1, or None where there are no weights."""
     path = weights_path()
     if path is None:
         return None
@@ -37,7 +37,10 @@ def load_lpips(device: torch.device) -> Callable[[Tensor, Tensor], float] | None
 
 @torch.no_grad()
 def lpips(weights: dict[str, Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """Learned perceptual distance of two [H,W,3] images in 0..1; 0 for equal ones."""
+    """Compute the learned perceptual distance, float32 0-dim, of two [H,W,3] float images in 0..1; 0 for equal ones.
+
+    weights: float32, by the names in the module's docstring.
+    """
     total = torch.zeros((), device=a.device)
     for i, (x, y) in enumerate(zip(_features(weights, a), _features(weights, b), strict=True)):
         difference = (_unit(x) - _unit(y)).square()
@@ -60,5 +63,5 @@ def _features(weights: dict[str, Tensor], image: Tensor) -> list[Tensor]:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Every pixel's feature vector at length 1."""
+    """Normalise every pixel's feature vector to length 1."""
     return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)

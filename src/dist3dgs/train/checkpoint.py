@@ -1,12 +1,12 @@
-"""Checkpoints: the whole model and its optimiser in one safetensors file, independent of the number of ranks.
+"""Checkpoints: the whole model and its optimizer state in one safetensors file, independent of the number of ranks.
 
 `checkpoints/step-00002000.safetensors` holds the six parameters, Adam's moments (`adam/means.exp_avg`, ...), the
 densification statistics (`statistics/grad_sum`, `statistics/count`), the names of the Gaussians (`lineage`) and, as
-metadata, the step, the run's spec, settings and scene (runs/resume.py). Nothing else is needed for
-an exact resume: view order, noise and splits are functions of seed, step and name.
+metadata, the step, the run's spec, settings and scene (runs/resume.py). An exact resume needs nothing else: view
+order, noise and splits are functions of seed, step and name.
 
-Files that cannot be used are set aside when a run looks for its newest: damaged ones as `NAME.unusable`, those of other
-settings as `NAME.` and eight digits that name these settings, under which they come back when the settings do.
+Files that cannot be used are set aside when a run looks for its newest: damaged ones as `NAME.unusable`, those of
+other settings as `NAME.` and eight digits that stand for these settings; they are restored when the settings are.
 """
 
 import json
@@ -28,7 +28,7 @@ _HEADER, _SUMS = "header", "crc32"
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a checkpoint knows beside its tensors."""
+    """Values of a checkpoint other than tensors."""
 
     step: int = 0
     elapsed_s: float = 0.0
@@ -49,7 +49,7 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, identity: dict[str, str], keep: int) -> Path:
-    """Write a checkpoint whole or not at all, then remove the ones before it but for the newest `keep` - 1.
+    """Write a checkpoint atomically, then remove older ones but for the newest `keep` - 1.
 
     identity: as `resume.identity` gives it.
     """
@@ -74,9 +74,9 @@ def candidates(folder: Path) -> list[Path]:
 def newest(
     folder: Path, identity: dict[str, str], keep: int, say: Callable[[str], None]
 ) -> Checkpoint | None:
-    """The newest good checkpoint of these settings, if there is one. What stands in its way is set aside.
+    """Load the newest good checkpoint of these settings, None if there is none; set aside those that cannot be used.
 
-    Of damaged files and of those of other settings the `keep` last written stay; `say` hears of every change.
+    Of damaged files and of those of other settings the `keep` last written stay. `say` is called with every change.
     """
     for path in candidates(folder):
         try:
@@ -115,7 +115,7 @@ def load(path: Path, identity: dict[str, str]) -> Checkpoint:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read one checkpoint, whatever its settings. Raises ValueError, with the reason, if it is damaged."""
+    """Read one checkpoint of any settings. Raises ValueError, with the reason, if it is damaged."""
     try:
         with safe_open(path, framework="pt") as f:
             metadata = f.metadata() or {}

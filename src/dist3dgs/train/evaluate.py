@@ -17,7 +17,7 @@ from ..files import replacing
 from ..parallel.strategy import Parallel
 from ..splats.gaussians import Gaussians
 from ..splats.loss import psnr, ssim
-from .cameras import Cameras
+from .data import SceneCameras
 
 #: Held-out renders stored beside their photographs for the report.
 NUM_STORED_RENDERS = 3
@@ -27,7 +27,7 @@ NUM_STORED_RENDERS = 3
 def evaluate(
     parallel: Parallel,
     gaussians: Gaussians,
-    cameras: Cameras,
+    cameras: SceneCameras,
     views: np.ndarray,
     *,
     sh_degree: int,
@@ -36,10 +36,21 @@ def evaluate(
     renders: Path | None,
     abandon: Callable[[int], bool] | None = None,
 ) -> dict[str, Any] | None:
-    """Render the held-out `views` (int [T]), ranks taking turns. Collective; every rank gets the result.
+    """Render the held-out views, one per rank at a time, and measure their quality. Collective.
 
-    renders: folder for the pictures of up to three views, or None. abandon: asked before each turn, with the number of
-    views done; where it says True, to all ranks alike, the evaluation ends there and the result is None.
+    Args:
+        parallel, gaussians: the strategy and this rank's Gaussians.
+        cameras: of the scene.
+        views: int64 [T], indices of the held-out views.
+        sh_degree: 0..3.
+        background: [3] float RGB; black if None.
+        lpips: the metric, None if its weights are missing.
+        renders: folder for the pictures of up to three views, or None.
+        abandon: called before each round with the number of views done; if it returns True, on all ranks alike, the
+            evaluation ends with None.
+
+    Returns:
+        Mean `psnr` (dB), `ssim` and `lpips`, and the same by view under `views`; on every rank.
     """
     world, rank = parallel.comm.world_size, parallel.comm.rank
     stored = set(views[np.linspace(0, len(views) - 1, NUM_STORED_RENDERS).astype(int)].tolist())

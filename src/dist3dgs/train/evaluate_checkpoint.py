@@ -1,4 +1,4 @@
-"""Held-out quality of a checkpoint as a whole, in one process, whatever ranks and strategy made it."""
+"""Measure the held-out quality of a checkpoint in one process, whatever ranks and strategy made it."""
 
 import json
 import os
@@ -18,16 +18,16 @@ from ..splats.gaussians import NAMES, Gaussians
 from ..splats.lpips import load_lpips
 from ..splats.render import get_renderer, set_threads
 from . import checkpoint
-from .cameras import Cameras
+from .data import SceneCameras
 from .evaluate import evaluate
 from .rng import background
 from .schedules import Schedule
 
 
 def evaluate_checkpoint(path: Path, scene_path: Path) -> dict[str, Any]:
-    """`step`, `num_gaussians`, `device`, and `psnr`, `ssim`, `lpips`, `views` over all held-out views.
+    """Measure `psnr`, `ssim`, `lpips` over all held-out `views`; also return `step`, `num_gaussians` and `device`.
 
-    On a GPU where PyTorch sees one. Raises `UserError` if the checkpoint is damaged or of another scene.
+    On a GPU if PyTorch sees one. Raises `UserError` if the checkpoint is damaged or of another scene.
     """
     try:
         metadata, found = read_metadata(path), checkpoint.read(path)
@@ -46,7 +46,7 @@ def evaluate_checkpoint(path: Path, scene_path: Path) -> dict[str, Any]:
     quality = evaluate(
         make_parallel(alone, Communicator(), get_renderer("auto", device), device),
         Gaussians({name: found.rows[name].to(device) for name in NAMES}, requires_grad=False),
-        Cameras(scene, device),
+        SceneCameras(scene, device),
         scene.test_ids,
         sh_degree=Schedule(spec).sh_degree(found.header.step),
         background=background(spec, 0, device),
@@ -59,7 +59,7 @@ def evaluate_checkpoint(path: Path, scene_path: Path) -> dict[str, Any]:
 
 
 def run_evaluate(path: Path, scene_path: Path, as_json: bool) -> None:
-    """The verb: print the numbers."""
+    """Print the held-out quality of a checkpoint, as the command `evaluate` does."""
     result = evaluate_checkpoint(path, scene_path)
     if as_json:
         print(json.dumps(result, indent=1))

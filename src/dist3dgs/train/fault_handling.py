@@ -1,4 +1,4 @@
-"""What one rank does so that nothing hangs unseen and nothing outlives the job."""
+"""Keep a rank from hanging unnoticed and from outliving its job."""
 
 import contextlib
 import ctypes
@@ -17,28 +17,31 @@ import torch.distributed as dist
 from ..launch.disk_reserve import FULL
 from ..parallel.collectives import Communicator
 
-#: Share of the collectives' timeout after which a rank that got nowhere writes its stacks, before any rank gives up.
+#: Share of the collectives' timeout without progress after which a rank writes its stacks, before any rank gives up.
 STACKS_AFTER = 0.8
-#: Share of it after which a rank that waits says so, before NCCL's watchdog aborts it without a word to Python.
+#: Share of it after which a waiting rank reports it, before NCCL's watchdog aborts the process.
 REPORT_AFTER = 0.9
-#: Ranks ask each other whether one was told to stop after so many steps, or seconds of steps, whichever is less.
+#: Ranks ask each other for stop requests every so many steps, or seconds, whichever comes first.
 POLL_STEPS, POLL_S = 10, 2.0
 _PR_SET_PDEATHSIG = 1
-#: What gloo and NCCL say of a collective that waited too long.
+#: Parts of gloo's and NCCL's messages on a collective that timed out.
 _TIMEOUTS = ("Timed out waiting", "Application timeout", "collective operation timeout", "Wait timeout")
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when torchrun ends, however it ends: it lives in a session of its own, so that
-    no signal to the launcher's process group would reach it. Linux only; elsewhere the launcher's sweep must do."""
+    """Have the kernel kill this process when torchrun ends, however it ends. Linux only.
+
+    A rank runs in its own session, so no signal to the launcher's process group reaches it. Elsewhere the launcher
+    kills it.
+    """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Stacks:
-    """This rank's stacks, in a file of its own that the launcher copies into the log.
+    """Write this rank's stacks to a file that the launcher copies into the log.
 
-    Written on SIGUSR1 and when `progress` was not called for long; both work while Python itself is stuck.
+    On SIGUSR1, and when `progress` was not called for too long; both work while Python itself hangs.
     """
 
     def __init__(self, folder: Path, rank: int, timeout_s: float) -> None:
@@ -50,14 +53,14 @@ class Stacks:
         self.progress()
 
     def progress(self) -> None:
-        """Something was achieved: the patience starts anew."""
+        """Restart the timeout, because something was achieved."""
         self._since = time.monotonic()
         faulthandler.dump_traceback_later(STACKS_AFTER * self.timeout_s, file=self._file)
 
     def report_hang(self, waits: Callable[[], bool], report: Callable[[float], None]) -> None:
-        """Call `report`, with the seconds, from a thread once nothing was achieved for `REPORT_AFTER` of the timeout.
+        """Call `report`, with the seconds, from a thread after `REPORT_AFTER` of the timeout without progress.
 
-        waits: whether it is for others that this rank waits then; one that hangs by itself must not report.
+        waits: returns True if this rank is waiting for others; a rank that hangs by itself must not report.
         """
 
         def watch() -> None:
@@ -75,7 +78,7 @@ class Stacks:
 
 
 class StopPoll:
-    """When ranks ask each other whether one was told to stop: after the same steps on all, often enough by time."""
+    """Schedule of the steps after which ranks ask each other for stop requests: the same on all ranks."""
 
     def __init__(
         self, comm: Communicator, device: torch.device, now: Callable[[], float] = time.perf_counter
@@ -84,11 +87,13 @@ class StopPoll:
         self._step, self._at, self._next = -1, now(), 0
 
     def due(self, step: int) -> bool:
-        """Whether to ask after this step: the same answer on all ranks."""
+        """Return True if ranks are to ask each other after this step: the same answer on all ranks."""
         return step >= self._next
 
     def agree(self, step: int, requested: bool) -> bool:
-        """Whether any rank was told to stop. Collective. The slowest rank's steps since decide when to ask again."""
+        """Return True if any rank was told to stop. Collective. The slowest rank's step time decides when to ask
+        again.
+        """
         now = self._now()
         step_s = (now - self._at) / (step - self._step) if 0 <= self._step < step else POLL_S
         both = torch.tensor([float(requested), step_s], device=self._device)
@@ -100,9 +105,9 @@ class StopPoll:
 
 
 def waits_for_others(device: torch.device) -> bool:
-    """Whether the GPU is busy with what Python gave it. After minutes that is a collective: no kernel lasts so long.
+    """Return True if the GPU is still busy. After minutes that is a collective: no kernel lasts so long.
 
-    A rank that hangs in Python, in a file system or that was stopped has a GPU with nothing left to do.
+    A rank that hangs in Python or in a file system, or that was stopped, has an idle GPU.
     """
     with contextlib.suppress(RuntimeError):
         return not torch.cuda.default_stream(device).query()
@@ -110,7 +115,7 @@ def waits_for_others(device: torch.device) -> bool:
 
 
 def error_type(e: BaseException) -> str:
-    """The name under which the event file reports an error: its class, or what it means where only its text says."""
+    """Name an error for the event file: its class, or its meaning where only its message says that."""
     text = str(e)
     if "NaN or infinite parameters" in text:
         return "Diverged"
@@ -125,7 +130,7 @@ def error_type(e: BaseException) -> str:
 
 
 def exit_now(status: int) -> None:
-    """End without destructors: those of a broken process group may wait for ranks that are gone."""
+    """Exit without destructors: those of a broken process group may wait for ranks that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

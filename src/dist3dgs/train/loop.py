@@ -1,4 +1,4 @@
-"""The training loop of one rank: photographs in, Gaussians, events and checkpoints out."""
+"""Training loop of one rank."""
 
 import time
 from pathlib import Path
@@ -20,20 +20,19 @@ from ..splats.export import write_ply
 from ..splats.gaussians import canonical_order, initial_gaussians, thinned
 from ..splats.loss import l1_ssim_loss
 from . import checkpoint
-from .cameras import Cameras
 from .checkpoint import Header
+from .data import SceneCameras, ViewSampler
 from .evaluate import evaluate
 from .fault_handling import StopPoll
 from .model import LINEAGE, Model
-from .progress import Progress
+from .progress import ProgressReporter
 from .rng import background, generator
 from .schedules import AdamRule, Schedule, learning_rates
 from .timing import Clock
-from .views import ViewOrder
 
 
 class Diverged(RuntimeError):
-    """The loss is not a number any more."""
+    """The loss is NaN or infinite."""
 
 
 class Trainer:
@@ -58,10 +57,12 @@ class Trainer:
         self.train = spec.train
         self.schedule = Schedule(spec)
         self.rule = AdamRule(spec.global_batch)
-        self.cameras = Cameras(scene, device)
-        self.order = ViewOrder(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
+        self.cameras = SceneCameras(scene, device)
+        self.order = ViewSampler(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
         self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
-        self.progress = Progress(self.schedule.num_steps, self.out, enabled=self.comm.rank == 0, spec=spec)
+        self.progress = ProgressReporter(
+            self.schedule.num_steps, self.out, enabled=self.comm.rank == 0, spec=spec
+        )
         self.lpips = _lpips(device) if spec.train.lpips else None
         self.stop_requested: str | None = None
         self.poll, self.stopping = StopPoll(self.comm, device), False
@@ -93,7 +94,7 @@ class Trainer:
         return True
 
     def start(self) -> None:
-        """From the newest good checkpoint, else from the scene's points."""
+        """Start from the newest good checkpoint, else from the scene's points."""
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
         self._agree_on_lpips()
@@ -151,7 +152,7 @@ class Trainer:
         clock.part("backward")
         rates = learning_rates(self.train.lr, self.scene.extent, self.rule, step / self.schedule.num_steps)
         ready = clock.between(self.parallel.reduce_gradients(gaussians, degree), "communicate", "optimise")
-        self.model.optimiser.step(rates, ready)
+        self.model.optimizer.step(rates, ready)
         clock.part("optimise")
         if track:
             for projection, camera in rendered.projections:
@@ -186,7 +187,7 @@ class Trainer:
         self._evaluate_and_save()
 
     def _evaluate_and_save(self) -> None:
-        """What is due at the end of a step; also, in a resumed run, of the one in whose evaluation it was stopped."""
+        """Evaluate and save a checkpoint where due; a run resumed from a stopped evaluation starts with this."""
         step, s = self.step, self.schedule
         last = step == s.num_steps
         if last or s.every(self.train.eval_every, step):
@@ -212,7 +213,7 @@ class Trainer:
             d,
             extent=self.scene.extent,
             prune_large=self.step > self.schedule.steps(d.reset_every),
-            choose=lambda pull, wanted: self.parallel.strongest(pull, wanted, room),
+            choose=lambda pull, wanted: self.parallel.global_topk(pull, wanted, room),
             max_gaussians=self.parallel.limit(gaussians, d.max_gaussians),
             seed=self.spec.seed,
             step=self.step,
@@ -232,7 +233,7 @@ class Trainer:
             self.events("densify", step=self.step, s=round(time.perf_counter() - started, 6), **fields)
 
     def _evaluate(self, last: bool) -> bool:
-        """Whether it came to its end: told to stop, the ranks leave it for a checkpoint."""
+        """Evaluate; False if the ranks were told to stop and left it for a checkpoint."""
         views = self.scene.test_ids
         if not last and self.train.eval_views:
             views = views[: self.train.eval_views]
@@ -299,13 +300,13 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         with self.clock.enter("checkpoint"):
             started = time.perf_counter()
-            self.parallel.forget()
+            self.parallel.reset_error_feedback()
             rows = self.model.whole()
             if rows is not None:
                 header = Header(
                     step=self.step,
                     elapsed_s=self.clock.train_s,
-                    adam_steps=self.model.optimiser.steps(),
+                    adam_steps=self.model.optimizer.steps(),
                     shards=self.parallel.shards,
                     evaluated=self.evaluated,
                 )
@@ -316,7 +317,7 @@ class Trainer:
             self.comm.barrier()
 
     def _newest_checkpoint(self) -> checkpoint.Checkpoint | None:
-        """This run's own, else the one it was told to start from."""
+        """Load this run's newest checkpoint, else the one it was told to start from."""
         own = checkpoint.newest(self.out, self.identity, self.train.keep_checkpoints, self._warn)
         if own is not None or self.resume_from is None:
             return own
@@ -326,7 +327,9 @@ class Trainer:
             raise UserError(f"{self.resume_from}: cannot be resumed: {e}") from None
 
     def _agree_on_lpips(self) -> None:
-        """Evaluated by all ranks or by none: where the weights are on some nodes alone, the mean would be of a part."""
+        """Evaluate LPIPS on all ranks or on none: with weights on some nodes only, the mean would cover a part of the
+        views.
+        """
         have = self.comm.gather_objects(self.lpips is not None)
         if all(have):
             return
@@ -340,7 +343,7 @@ class Trainer:
         print(f"WARNING: {message}", flush=True)
 
     def summary(self) -> dict[str, Any]:
-        """Fields of the `timing` event of this rank."""
+        """Return the fields of this rank's `timing` event."""
         return {**self.clock.summary(), "images": self.step * self.spec.global_batch}
 
 

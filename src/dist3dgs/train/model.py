@@ -1,4 +1,4 @@
-"""What is trained: the Gaussians a rank holds, Adam's moments and the densification statistics, kept in step."""
+"""Trainable state of a rank: its Gaussians, Adam's moments and the densification statistics, changed together."""
 
 from collections.abc import Mapping
 
@@ -6,14 +6,14 @@ from ..parallel.strategy import Parallel, Rows
 from ..splats.densify.change import Change
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import NAMES, Gaussians
-from .optimizer import Optimiser
+from .optimizer import Optimizer
 from .schedules import AdamRule
 
 LINEAGE, GRAD_SUM, COUNT = "lineage", "statistics/grad_sum", "statistics/count"
 
 
 class Model:
-    """One rank's part."""
+    """Trainable state of one rank."""
 
     def __init__(
         self, parallel: Parallel, rule: AdamRule, rows: Rows, adam_steps: Mapping[str, float]
@@ -25,8 +25,8 @@ class Model:
 
     def _take(self, rows: Rows, adam_steps: Mapping[str, float]) -> None:
         self.gaussians = Gaussians({name: rows[name] for name in NAMES})
-        self.optimiser = Optimiser(self.gaussians, self.rule)
-        self.optimiser.load(
+        self.optimizer = Optimizer(self.gaussians, self.rule)
+        self.optimizer.load(
             {k.removeprefix("adam/"): t for k, t in rows.items() if k.startswith("adam/")}, adam_steps
         )
         self.lineage = rows[LINEAGE]
@@ -35,8 +35,10 @@ class Model:
             self.statistics = Statistics(rows[GRAD_SUM], rows[COUNT])
 
     def rows(self) -> Rows:
-        """Everything that has one row per Gaussian of this rank."""
-        moments = {f"adam/{k}": t for k, t in self.optimiser.moments().items()}
+        """Return all tensors [N, ...] with one row per Gaussian of this rank, by name: float32, counts and names
+        int64.
+        """
+        moments = {f"adam/{k}": t for k, t in self.optimizer.moments().items()}
         return {
             **self.gaussians,
             **moments,
@@ -46,27 +48,30 @@ class Model:
         }
 
     def whole(self) -> Rows | None:
-        """The rows of the whole model on rank 0, with the statistics of all ranks' views. Collective."""
+        """Gather the whole model on rank 0, with the statistics of all ranks' views. Collective.
+
+        Returns tensors [N, ...] by name, with the dtypes of `rows`; None on the other ranks.
+        """
         self.statistics = self.parallel.reduce_statistics(self.statistics)
         self._count_once()
         return self.parallel.whole(self.rows())
 
     def densify(self, change: Change) -> None:
-        """Gaussians come and go; the statistics start afresh; shards that drifted apart are evened out. Collective."""
-        self.gaussians, self.lineage = self.optimiser.apply(change), change.lineage
+        """Apply a change of the set of Gaussians, reset the statistics and even out the shards. Collective."""
+        self.gaussians, self.lineage = self.optimizer.apply(change), change.lineage
         self.statistics = self._no_statistics()
         moved = self.parallel.rebalance(self.rows())
         if moved is not None:
-            self._take(moved, self.optimiser.steps())
+            self._take(moved, self.optimizer.steps())
 
     def alter(self, change: Change) -> None:
-        """Parameters change, the set of Gaussians does not."""
-        self.gaussians = self.optimiser.apply(change)
+        """Apply a change of parameters that leaves the set of Gaussians as it is."""
+        self.gaussians = self.optimizer.apply(change)
 
     def _no_statistics(self) -> Statistics:
         return Statistics.zeros(self.gaussians.num_gaussians, self.gaussians.device)
 
     def _count_once(self) -> None:
-        """Where all ranks hold the sums over all views, one of them goes on with these and the others from zero."""
+        """Keep the reduced statistics on rank 0 and zero the rest, so that they are not counted twice."""
         if self.parallel.replicates and self.parallel.comm.rank != 0:
             self.statistics = self._no_statistics()

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line per interval in the log, TensorBoard curves."""
+"""Progress of a run for people: one line per interval in the log, TensorBoard curves."""
 
 import time
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from ..config.models import RunSpec
 
 
-class Progress:
-    """Rank 0's voice; silent elsewhere. The launcher draws the live bar from the event file."""
+class ProgressReporter:
+    """Progress on rank 0; silent on the others. The launcher draws the live bar from the event file."""
 
     def __init__(self, num_steps: int, out: Path, *, enabled: bool, spec: RunSpec) -> None:
         self.num_steps, self.enabled = num_steps, enabled

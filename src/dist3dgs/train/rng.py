@@ -1,4 +1,4 @@
-"""Random numbers of a run by place: functions of seed, step and purpose, so that a resume needs nothing stored."""
+"""Random number generators derived from seed, step and purpose, so that a resume needs no stored state."""
 
 import numpy as np
 import torch
@@ -8,14 +8,14 @@ from ..config.models import RunSpec
 
 
 def generator(seed: int, step: int, purpose: str, stream: int = 0) -> torch.Generator:
-    """On the CPU. stream: ranks that decide about Gaussians of their own draw from streams of their own."""
+    """Make a generator on the CPU. stream: ranks that decide about different Gaussians draw from different streams."""
     entropy = [seed, step, stream, *purpose.encode()]
     state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator().manual_seed(state)
 
 
 def background(spec: RunSpec, step: int, device: torch.device) -> Tensor | None:
-    """[3], what is behind everything at a step, None for black. Evaluations take that of step 0."""
+    """Return the background of a step, float32 [3] RGB, None for black. Evaluations use that of step 0."""
     if spec.train.background == "random":
         return torch.rand(3, generator=generator(spec.seed, step, "background")).to(device)
     return torch.ones(3, device=device) if spec.train.background == "white" else None

@@ -35,7 +35,7 @@ class AdamRule:
 
 
 def learning_rates(lr: LearningRates, extent: float, rule: AdamRule, progress: float) -> dict[str, float]:
-    """Rate per parameter at `progress` in 0..1 of the run; that of the means decays exponentially.
+    """Return the rate by parameter at `progress` in 0..1 of the run; that of the means decays exponentially.
 
     extent: scene radius in world units.
     """
@@ -53,7 +53,7 @@ def learning_rates(lr: LearningRates, extent: float, rule: AdamRule, progress: f
 
 @dataclass(frozen=True)
 class Schedule:
-    """Settings counted for a batch of one, translated into this run's optimiser steps.
+    """Settings counted for a batch of one, translated into this run's optimizer steps.
 
     With `keep: images` every count is divided by the global batch, so that densification, SH degree and
     evaluation come after the same number of images whatever the number of ranks.
@@ -66,16 +66,16 @@ class Schedule:
         return self.spec.num_steps
 
     def steps(self, count: int) -> int:
-        """A count of one-image steps as a count of this run's steps, at least 1."""
+        """Convert a count of one-image steps to this run's steps, at least 1."""
         divide = self.spec.global_batch if self.spec.train.keep == "images" else 1
         return max(1, round(count / divide))
 
     def every(self, count: int, step: int) -> bool:
-        """Does something that happens each `count` one-image steps happen after 1-based step `step`?"""
+        """Return True if something due every `count` one-image steps is due after 1-based step `step`."""
         return step % self.steps(count) == 0
 
     def sh_degree(self, step: int) -> int:
-        """Spherical-harmonics degree in use at 1-based step `step`."""
+        """Return the degree of the spherical harmonics in use at 1-based step `step`."""
         return min(self.spec.train.sh_degree, (step - 1) // self.steps(self.spec.train.sh_every))
 
     def densifies(self, step: int) -> bool:
@@ -84,7 +84,7 @@ class Schedule:
         return d.kind != "none" and inside and self.every(d.every, step)
 
     def tracks(self, step: int) -> bool:
-        """Are screen-space gradients wanted at this step?"""
+        """Return True if screen-space gradients are needed at this step."""
         d = self.spec.train.densify
         return d.kind == "default" and step <= self.steps(d.stop_step)
 

@@ -1,4 +1,4 @@
-"""Where a rank's time goes: phases of the run, parts of a step."""
+"""Time of a rank by phase of the run and by part of a step."""
 
 import contextlib
 import time
@@ -18,15 +18,15 @@ WARM_UP_STEPS = 5
 #: On CUDA the parts of every n-th step are timed, each behind a synchronisation, and those of the first step after the
 #: warm-up, so that a short run has them too; all others run free.
 CUDA_SAMPLE_EVERY = 50
-#: Phases that `train_s` has beside the steps.
+#: Phases that count as `train_s`, besides the steps.
 TRAINING = ("densify",)
 PROGRESS_EVERY_S = 1.0
-#: Seconds between `progress` events: well below any patience of the launcher's.
+#: Seconds between `progress` events: well below the launcher's timeouts.
 PULSE_EVERY_S = 5.0
 
 
 class Clock:
-    """Phases by wall clock, nested ones counted once; step durations; parts of steps."""
+    """Wall time by phase, without that of nested phases; step durations; parts of steps."""
 
     def __init__(
         self, events: EventWriter, device: torch.device, on_progress: Callable[[], None] | None = None
@@ -45,7 +45,7 @@ class Clock:
 
     @contextlib.contextmanager
     def enter(self, phase: str) -> Iterator[None]:
-        """Spend the body's time in `phase`; what nested phases take is theirs."""
+        """Count the body's time as `phase`, without that of nested phases."""
         outer, outer_nested = self.phase, self._nested_s
         self.phase, self._nested_s = phase, 0.0
         self.events("enter", phase=phase)
@@ -61,7 +61,9 @@ class Clock:
         self.phase, self._nested_s = outer, outer_nested + elapsed
 
     def pulse(self, **fields: object) -> None:
-        """Called over and over in what may last: rank 0 tells the launcher now and then that it goes on."""
+        """Report progress to the launcher, from rank 0 and every `PULSE_EVERY_S`; call it often in what may take
+        long.
+        """
         now = time.perf_counter()
         if now < self._pulsed + PULSE_EVERY_S:
             return
@@ -81,7 +83,7 @@ class Clock:
             self._progress()
 
     def part(self, name: str) -> None:
-        """Book the time since the last mark under `name`."""
+        """Count the time since the last mark as part `name`."""
         if self._sampled:
             self._synchronise()
             now = time.perf_counter()
@@ -89,7 +91,7 @@ class Clock:
             self._mark = now
 
     def between(self, items: Iterator[T], producing: str, using: str) -> Iterator[T]:
-        """Yield `items`, booking the time to get the next one as `producing` and that of the loop's body as `using`."""
+        """Yield `items`; count the time to get the next one as `producing` and that of the loop's body as `using`."""
         for item in items:
             self.part(producing)
             yield item
@@ -103,10 +105,10 @@ class Clock:
         self._stepping = False
 
     def stage(self) -> tuple[str, bool]:
-        """Where collectives are booked that start now, and whether their seconds are taken.
+        """Return the phase of collectives that start now, and whether they are timed.
 
-        `step` is a training step's inside alone; what ranks tell each other between two is booked apart. On CUDA the
-        steps are sampled, as their parts are; all else is timed.
+        `step` is the inside of a training step alone; exchanges between two steps are counted apart. On CUDA steps
+        are sampled, like their parts; everything else is timed.
         """
         if self._stepping:
             return "step", self._sampled
@@ -114,12 +116,12 @@ class Clock:
 
     @property
     def scale(self) -> float:
-        """What the sampled steps' seconds are multiplied by to stand for all steps."""
+        """Factor from the sampled steps' seconds to all steps'."""
         sampled_s = sum(self.parts_s.values())
         return sum(self.step_s) / sampled_s if sampled_s and self.device.type != "cpu" else 1.0
 
     def summary(self) -> dict[str, object]:
-        """Fields of the `timing` event."""
+        """Return the fields of the `timing` event."""
         steps = np.asarray(self.step_s[WARM_UP_STEPS:] or self.step_s)
         statistics = None
         if len(steps):

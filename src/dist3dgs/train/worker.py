@@ -33,7 +33,7 @@ from ..parallel.rendezvous import (
     WorldMismatch,
     check_members,
     device_identity,
-    meet,
+    verify_world,
 )
 from ..runs.attempts import text_digest
 from ..runs.events import EventWriter, events_path
@@ -46,7 +46,7 @@ from .loop import Trainer
 from .timing import Clock
 
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped on request, a checkpoint was left
-#: A rank that waited in vain stays this long, so that the launcher can ask the others for their stacks.
+#: Delay before a rank exits on a timed-out collective, s: the launcher asks the others for their stacks meanwhile.
 LINGER_S = 4.0
 
 
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 class Rank:
-    """This process's part in the run, and how far it got."""
+    """This process's part in the run."""
 
     def __init__(self, events: EventWriter) -> None:
         self.events = events
@@ -79,7 +79,7 @@ class Rank:
         self.trainer: Trainer | None = None
 
     def train(self, spec: RunSpec, scene_path: Path, out: Path, resume_from: Path | None = None) -> int:
-        """Join the other ranks and train; the exit status."""
+        """Join the other ranks and train; return the exit status."""
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         events = self.events
         stacks = Stacks(events.path.parent, rank, spec.hardware.timeout_s)
@@ -111,7 +111,7 @@ class Rank:
         return 0 if finished else EXIT_STOPPED
 
     def report_error(self, e: Exception) -> None:
-        """Leave an event and a line in the log, whatever the state of the disk."""
+        """Write an event and a line to the log, even if the disk is full."""
         kind = error_type(e)
         text = "".join(traceback.format_exception(e))
         with contextlib.suppress(OSError):
@@ -128,7 +128,7 @@ class Rank:
             time.sleep(LINGER_S)
 
     def _report_hang(self, silent_s: float) -> None:
-        """As gloo's exception would be reported; from a thread, while the main one waits for NCCL."""
+        """Report an NCCL hang like gloo's exception; called from a thread while the main one waits."""
         message = (
             f"waited {silent_s:.0f} s for other ranks in one collective or more; NCCL will abort this process"
         )
@@ -145,7 +145,7 @@ class Rank:
 
 
 def facts(world: int, device: torch.device) -> dict[str, object]:
-    """Fields of the `start` event."""
+    """Return the fields of the `start` event."""
     return {
         "world_size": world,
         "host": node_name(),
@@ -164,7 +164,7 @@ def facts(world: int, device: torch.device) -> dict[str, object]:
 
 
 def torchrun_layers(spec: RunSpec) -> Layers:
-    """The launcher's table, and what torchrun and srun told this process."""
+    """Return the launcher's table, with what torchrun and srun passed to this process."""
     layers, here = layers_of(spec), step()
     world, local = os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
     on_node = f", {local} on this node" if local else ""
@@ -175,7 +175,7 @@ def torchrun_layers(spec: RunSpec) -> Layers:
 
 
 def check_started(spec: RunSpec, world: int, layers: Layers) -> None:
-    """Raise `WorldMismatch` unless as many ranks were started as the layout has, once, and they know of each other."""
+    """Raise `WorldMismatch` unless torchrun or srun started as many ranks as the layout has, joined in one world."""
     layout, here = spec.started, step()
     per_node = f"--nproc-per-node={layout.workers_per_node}"
     nodes = f"--nnodes={layout.nodes} " if layout.nodes > 1 else ""
@@ -210,7 +210,7 @@ def visible_devices(device: torch.device) -> int:
 
 
 def pick_device(wanted: str, layers: Layers) -> torch.device:
-    """This rank's device. Raises `UserError` where CUDA was asked for and is not there, or not for this rank."""
+    """Choose this rank's device. Raises `UserError` if CUDA is required but missing, or has no GPU for this rank."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -218,7 +218,7 @@ def pick_device(wanted: str, layers: Layers) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         problem = (
-            f"local rank {local} has no GPU of its own: {torch.cuda.device_count()} visible; ask for a layout "
+            f"local rank {local} has no GPU: {torch.cuda.device_count()} visible; ask for a layout "
             "with as many workers per node as GPUs"
         )
         raise WorldMismatch(refusal(problem, layers))
@@ -228,15 +228,17 @@ def pick_device(wanted: str, layers: Layers) -> torch.device:
 
 
 def num_threads(spec: RunSpec) -> int:
-    """CPU threads of this rank: as set, else the cores this process may use shared out among the node's ranks."""
+    """Return the CPU threads of this rank: as set, else its share of the cores this process may use."""
     cores = len(os.sched_getaffinity(0))
     return spec.hardware.threads_per_rank or max(1, cores // spec.started.workers_per_node)
 
 
 def join(spec: RunSpec, me: Member, world: int, layers: Layers) -> Communicator:
-    """Meet the other ranks, see that they are those of the layout, and form the process group (none for one rank).
+    """Join the other ranks, check them against the layout, and form the process group (none for one rank).
 
-    Raises `WorldMismatch`, or `RendezvousTimeoutError` after `hardware.join_timeout_s`.
+    Raises:
+        WorldMismatch: the ranks are not those of the layout.
+        RendezvousTimeoutError: ranks are missing after `hardware.join_timeout_s`.
     """
 
     def check(members: Sequence[Member]) -> None:
@@ -252,7 +254,7 @@ def join(spec: RunSpec, me: Member, world: int, layers: Layers) -> Communicator:
         raise RendezvousTimeoutError(
             f"rank {me.rank} found no store to join within {join_s:g} s (hardware.join_timeout_s): {e}"
         ) from None
-    meet(store, me, world, join_s, check)
+    verify_world(store, me, world, join_s, check)
     store.set_timeout(timeout)
     backend = spec.hardware.backend
     if backend == "auto":
@@ -277,7 +279,9 @@ def report(trainer: Trainer, events: EventWriter) -> None:
 
 
 def peak_rss_gib() -> float | None:
-    """Largest resident set so far. From /proc, as getrusage's maximum is inherited from the parent over fork."""
+    """Return the largest resident set so far, GiB. From /proc: getrusage's maximum is inherited from the parent over
+    fork.
+    """
     with contextlib.suppress(OSError), Path("/proc/self/status").open() as f:
         for line in f:
             if line.startswith("VmHWM:"):

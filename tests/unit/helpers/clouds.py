@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist3dgs.splats.render import Renderer, get_renderer
+from dist3dgs.splats.render import Renderer, RenderSettings, get_renderer
 
 GRADIENTS = (
     "means",
@@ -105,15 +105,14 @@ def run(
     names = ("means", "quats", "scales", "opacities", "sh0", "shn", "viewmat", "background")
     x = {name: leaf(getattr(cloud, name)) for name in names}
     colors = torch.cat([x["sh0"], x["shn"]], 1) if joined else (x["sh0"], x["shn"])
+    settings = RenderSettings(sh_degree=degree, antialiased=antialiased, absgrad=absgrad, render_depth=depth)
     p = r.project(
         x["means"], x["quats"], x["scales"], x["opacities"], colors, x["viewmat"], cloud.K.to(device, dtype),
-        cloud.width, cloud.height, sh_degree=degree, antialiased=antialiased,
+        cloud.width, cloud.height, settings,
     )  # fmt: skip
     if p.means2d.requires_grad:
         p.means2d.retain_grad()
-    image = r.rasterize(
-        p, cloud.width, cloud.height, background=x["background"], absgrad=absgrad, render_depth=depth
-    )
+    image = r.rasterize(p, cloud.width, cloud.height, settings, background=x["background"])
     g = torch.Generator().manual_seed(seed)
     weights = torch.randn(5, cloud.height, cloud.width, generator=g, dtype=torch.float64).to(device, dtype)
     if ignore is not None:
@@ -139,7 +138,7 @@ def edge_pixels(cloud: Cloud, antialiased: bool = False, tolerance: float = 1e-4
     reference = get_renderer("reference")
     p = reference.project(
         cloud.means, cloud.quats, cloud.scales, cloud.opacities, (cloud.sh0, cloud.shn), cloud.viewmat, cloud.K,
-        cloud.width, cloud.height, sh_degree=0, antialiased=antialiased,
+        cloud.width, cloud.height, RenderSettings(sh_degree=0, antialiased=antialiased),
     )  # fmt: skip
     order = torch.argsort(p.depths, stable=True)
     means2d, conics, opacities = p.means2d[order], p.conics[order], p.opacities[order]

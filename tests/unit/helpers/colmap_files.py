@@ -9,7 +9,7 @@ import numpy as np
 
 from dist3dgs.scenes.builtin.raycast import Court
 from dist3dgs.scenes.builtin.scene import build_court
-from dist3dgs.scenes.colmap.cameras import MODELS, Camera
+from dist3dgs.scenes.colmap.cameras import MODELS, ColmapCamera
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def ring_model(
     *, num_images=6, num_points=60, camera=None, prefix="", offset=(0.0, 0.0, 0.0), first_image_id=1
 ) -> FakeModel:
     """Cameras on a circle that look at a cloud of points; every point is seen by every camera, exactly."""
-    camera = camera or Camera("PINHOLE", 96, 64, (80.0, 82.0, 48.0, 32.0))
+    camera = camera or ColmapCamera("PINHOLE", 96, 64, (80.0, 82.0, 48.0, 32.0))
     rng = np.random.default_rng(0)
     model = FakeModel(cameras={3: camera})
     cloud = rng.uniform(-0.4, 0.4, (num_points, 3))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dist3dgs.scenes.builtin.raycast import Camera, Court, nearest
+from dist3dgs.scenes.builtin.raycast import Court, RaycastCamera, nearest
 from dist3dgs.scenes.builtin.scene import camera_path
 from dist3dgs.scenes.gather import IngestSettings, IngestSource
 from dist3dgs.scenes.ingest import ingest
@@ -17,7 +17,7 @@ from tests.unit.helpers.colmap_files import court
 
 def write_court(path: Path, num_views: int = 24, width: int = 96, height: int = 64) -> Path:
     """The built-in scene from its true cameras; its points are where some pixels' rays meet it."""
-    camera = Camera(width_px=width, height_px=height, focal_px=0.82 * width, k1=0.0)
+    camera = RaycastCamera(width_px=width, height_px=height, focal_px=0.82 * width, k1=0.0)
     poses = camera_path(num_views, 0)
     images = [court().render(camera, pose) for pose in poses]
     seen = [_behind(court(), camera, pose, image) for pose, image in zip(poses, images, strict=True)]
@@ -37,7 +37,7 @@ def write_court(path: Path, num_views: int = 24, width: int = 96, height: int = 
 
 
 def _behind(
-    scene: Court, camera: Camera, pose: NDArray, image: NDArray, every: int = 12
+    scene: Court, camera: RaycastCamera, pose: NDArray, image: NDArray, every: int = 12
 ) -> tuple[NDArray, NDArray]:
     """Points [P, 3] and colours [P, 3] behind every 12th pixel along both axes."""
     v, u = np.mgrid[every // 2 : camera.height_px : every, every // 2 : camera.width_px : every]

@@ -9,17 +9,18 @@ from dist3dgs.bench.cloud import intrinsics, ring_of_cameras
 from dist3dgs.config.models import Strategy
 from dist3dgs.parallel import replicated
 from dist3dgs.parallel.collectives import Communicator
-from dist3dgs.parallel.registry import KINDS
-from dist3dgs.parallel.strategy import RenderOptions
+from dist3dgs.parallel.replicated import Replicated
+from dist3dgs.parallel.sharded import Sharded
 from dist3dgs.splats.camera import Camera
 from dist3dgs.splats.densify.statistics import Statistics
 from dist3dgs.splats.gaussians import NAMES, Gaussians
 from dist3dgs.splats.loss import l1_ssim_loss
-from dist3dgs.splats.render import get_renderer
+from dist3dgs.splats.render import RenderSettings, get_renderer
 from tests.unit.helpers import tiny
 from tests.unit.helpers.ranks import make_trainer, run_ranks
 from tests.unit.helpers.tiny import HEIGHT, WIDTH
 
+KINDS = {"replicated": Replicated, "sharded": Sharded}
 GLOBAL_BATCH = 12  # divisible by 1, 2, 3 and 4 ranks
 NUM_GAUSSIANS = 203  # by none of 2, 3 and 4
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -66,8 +67,10 @@ def one_step(
     cameras: list[list[Camera]] | None = None,
 ) -> dict[str, torch.Tensor] | None:
     """Gradients, statistics and loss of the whole model on rank 0."""
-    options = RenderOptions(near=0.01, far=1e10, antialiased=True, absgrad=absgrad)
-    parallel = KINDS[kind](comm, get_renderer("cpu"), options, Strategy(kind=kind), torch.device("cpu"))
+    settings = RenderSettings(antialiased=True, absgrad=absgrad)
+    parallel = {"replicated": Replicated, "sharded": Sharded}[kind](
+        comm, get_renderer("cpu"), settings, Strategy(kind=kind), torch.device("cpu")
+    )
     gaussians = Gaussians(parallel.distribute(lambda: some_gaussians(dtype)))
     cameras = batch(dtype, comm.world_size) if cameras is None else cameras
     n = sum(len(part) for part in cameras)

@@ -15,19 +15,19 @@ from dist3dgs.parallel.rendezvous import (
     RendezvousTimeoutError,
     WorldMismatch,
     check_members,
-    meet,
+    verify_world,
 )
 
 ME = Member(rank=0, host="n0", device="cpu", visible_devices=0, spec_digest="s", torch="2")
 
 
 def gather(members: list[Member], world_size: int, timeout_s: float) -> dict[int, UserError | None]:
-    """What `meet` raised on each of the ranks that come."""
+    """Return what `verify_world` raised on each of the ranks that come."""
     store, raised = dist.HashStore(), {}
 
     def rank(me: Member) -> None:
         try:
-            meet(store, me, world_size, timeout_s, lambda m: check_members(m, Layout(1, world_size)))
+            verify_world(store, me, world_size, timeout_s, lambda m: check_members(m, Layout(1, world_size)))
             raised[me.rank] = None
         except UserError as e:
             raised[me.rank] = e

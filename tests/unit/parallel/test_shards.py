@@ -14,10 +14,8 @@ from dist3dgs.parallel.collectives import Communicator
 from dist3dgs.parallel.compression import PowerSgd, _orthogonal
 from dist3dgs.parallel.digests import ReplicasDiffer, checksum, rows_checksum
 from dist3dgs.parallel.rendezvous import Member, WorldMismatch, check_members
-from dist3dgs.parallel.sharded import Sharded
-from dist3dgs.parallel.shards import even, plan_moves, strided
-from dist3dgs.parallel.strategy import RenderOptions
-from dist3dgs.splats.render import get_renderer
+from dist3dgs.parallel.sharded import Sharded, even, plan_moves, strided
+from dist3dgs.splats.render import RenderSettings, get_renderer
 from tests.unit.helpers.ranks import run_ranks
 
 sizes = st.lists(st.integers(0, 10_000), min_size=1, max_size=64)
@@ -73,9 +71,8 @@ def rows_of(names: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def strategy_of(comm: Communicator, rebalance_above: float) -> Sharded:
-    options = RenderOptions(0.01, 1e10, False, False)
     strategy = Strategy(kind="sharded", rebalance_above=rebalance_above)
-    return Sharded(comm, get_renderer("cpu"), options, strategy, torch.device("cpu"))
+    return Sharded(comm, get_renderer("cpu"), RenderSettings(), strategy, torch.device("cpu"))
 
 
 def rebalanced(comm: Communicator, sizes: list[int], rebalance_above: float) -> list[torch.Tensor]:
@@ -189,7 +186,7 @@ def test_columns_become_orthonormal_or_zero():
 
 
 def compress(comm: Communicator) -> list[torch.Tensor]:
-    """What powersgd makes of a rank-2 gradient, and of the sum over 30 steps of one of full rank."""
+    """Return powersgd's sum of a rank-2 gradient, and of the sum over 30 steps of one of full rank."""
     g = torch.Generator().manual_seed(comm.rank)
     power = PowerSgd(comm, 2)
     low = torch.randn(200, 2, generator=torch.Generator().manual_seed(9)) @ torch.randn(2, 45, generator=g)

@@ -45,7 +45,7 @@ def test_replicas_stay_equal_to_the_bit(kind, world_size, tiny_scene, tmp_path):
     ],
 )
 def test_max_gaussians_is_a_maximum_from_the_first_step(kind, strategy, most, tiny_scene, tmp_path):
-    """Of the scene's 200 points more than 150 are thinned, with a word; growth stops at 230."""
+    """The scene's 200 points are thinned to 150, with a warning; growth stops at 230."""
     run = tiny.spec(
         "n1g2", strategy={"kind": strategy}, steps=80, keep="steps", log_every=1, eval_every=40, checkpoint_every=40,
         densify={

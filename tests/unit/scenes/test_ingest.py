@@ -10,13 +10,13 @@ from plyfile import PlyData
 
 from dist3dgs.errors import UserError
 from dist3dgs.files import sha256
-from dist3dgs.scenes.colmap.cameras import Camera
+from dist3dgs.scenes.colmap.cameras import ColmapCamera
 from dist3dgs.scenes.ingest import IngestSettings, IngestSource, ingest
 from dist3dgs.scenes.pack import PackedScene
 from tests.unit.helpers.colmap_files import ring_model, write_bin, write_txt
 from tests.unit.helpers.packs import content_digest
 
-LENS = Camera("SIMPLE_RADIAL", 96, 64, (80.0, 48.0, 32.0, -0.05))
+LENS = ColmapCamera("SIMPLE_RADIAL", 96, 64, (80.0, 48.0, 32.0, -0.05))
 
 
 def photograph(path, width=96, height=64, seed=0, **options):
@@ -197,7 +197,7 @@ def test_distorted_models_are_undistorted(tmp_path):
 def test_a_model_that_cannot_be_undistorted(tmp_path):
     folder = tmp_path / "m"
     model = ring_model()
-    model.cameras[3] = Camera("EQUIRECTANGULAR", 96, 64, (96.0, 64.0))
+    model.cameras[3] = ColmapCamera("EQUIRECTANGULAR", 96, 64, (96.0, 64.0))
     write_txt(model, folder / "sparse/0")
     for image in model.images.values():
         photograph(folder / "images" / image[3])
@@ -218,7 +218,7 @@ def test_a_model_that_cannot_be_undistorted(tmp_path):
 )
 def test_every_lens_gives_pinhole_views_without_borders(tmp_path, name, params):
     folder = tmp_path / "m"
-    model = ring_model(camera=Camera(name, 96, 64, params))
+    model = ring_model(camera=ColmapCamera(name, 96, 64, params))
     write_bin(model, folder / "sparse/0")
     (folder / "images").mkdir()
     for i, image in model.images.items():

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 
 from dist3dgs.errors import UserError
-from dist3dgs.scenes.colmap.cameras import Camera
+from dist3dgs.scenes.colmap.cameras import ColmapCamera
 from dist3dgs.scenes.undistort import Undistorter, area_average
 
 CAMERAS = [
-    Camera("SIMPLE_RADIAL", 160, 120, (140.0, 82.0, 59.0, -0.08)),
-    Camera("SIMPLE_RADIAL", 160, 120, (140.0, 80.0, 60.0, 0.07)),
-    Camera("RADIAL", 160, 120, (140.0, 80.0, 60.0, 0.05, -0.04)),
-    Camera("OPENCV", 160, 120, (140.0, 143.0, 78.0, 62.0, -0.06, 0.01, 0.002, -0.001)),
-    Camera(
+    ColmapCamera("SIMPLE_RADIAL", 160, 120, (140.0, 82.0, 59.0, -0.08)),
+    ColmapCamera("SIMPLE_RADIAL", 160, 120, (140.0, 80.0, 60.0, 0.07)),
+    ColmapCamera("RADIAL", 160, 120, (140.0, 80.0, 60.0, 0.05, -0.04)),
+    ColmapCamera("OPENCV", 160, 120, (140.0, 143.0, 78.0, 62.0, -0.06, 0.01, 0.002, -0.001)),
+    ColmapCamera(
         "FULL_OPENCV", 160, 120, (140.0, 143.0, 80.0, 60.0, -0.06, 0.01, 0.001, 0.001, 0.0, 0.01, 0.0, 0.0)
     ),
-    Camera("OPENCV_FISHEYE", 160, 120, (140.0, 140.0, 80.0, 60.0, 0.02, 0.01, 0.0, 0.0)),
-    Camera("SIMPLE_RADIAL_FISHEYE", 160, 120, (140.0, 80.0, 60.0, 0.03)),
-    Camera("RADIAL_FISHEYE", 120, 160, (140.0, 60.0, 80.0, 0.03, -0.01)),
+    ColmapCamera("OPENCV_FISHEYE", 160, 120, (140.0, 140.0, 80.0, 60.0, 0.02, 0.01, 0.0, 0.0)),
+    ColmapCamera("SIMPLE_RADIAL_FISHEYE", 160, 120, (140.0, 80.0, 60.0, 0.03)),
+    ColmapCamera("RADIAL_FISHEYE", 120, 160, (140.0, 60.0, 80.0, 0.03, -0.01)),
 ]
 
 
@@ -34,7 +34,7 @@ def pixel_grid(width, height):
 
 
 def photograph(camera):
-    """What `camera` sees of the pattern: every pixel's ideal coordinates, found by Newton-like iteration."""
+    """Photograph the pattern with `camera`: every pixel's ideal coordinates, found by Newton-like iteration."""
     u, v = pixel_grid(camera.width_px, camera.height_px)
     (fx, fy), (cx, cy) = camera.focals_px, camera.centre_px
     xd, yd = (u - cx) / fx, (v - cy) / fy
@@ -82,8 +82,8 @@ def test_shrinking_keeps_the_geometry(camera):
 def test_pinhole_photographs_pass_untouched():
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     for camera in (
-        Camera("PINHOLE", 80, 60, (70.0, 71.0, 41.0, 29.0)),
-        Camera("SIMPLE_RADIAL", 80, 60, (70.0, 40.0, 30.0, 0.0)),
+        ColmapCamera("PINHOLE", 80, 60, (70.0, 71.0, 41.0, 29.0)),
+        ColmapCamera("SIMPLE_RADIAL", 80, 60, (70.0, 40.0, 30.0, 0.0)),
     ):
         undistort = Undistorter(camera, 80, 60)
         assert undistort(pixels) is pixels
@@ -123,7 +123,7 @@ def test_area_average_is_exact(num, size):
 
 def test_absurd_distortion_is_refused():
     with pytest.raises(UserError, match="no pinhole view fits"):
-        Undistorter(Camera("SIMPLE_RADIAL", 160, 120, (20.0, 80.0, 60.0, 5.0)), 160, 120)
+        Undistorter(ColmapCamera("SIMPLE_RADIAL", 160, 120, (20.0, 80.0, 60.0, 5.0)), 160, 120)
 
 
 def test_wrong_size_is_refused():

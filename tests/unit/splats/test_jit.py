@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -90,14 +89,14 @@ def render_digest(**environment: str) -> str:
     """Render in a fresh process; the digest of image and gradients."""
     code = """
 import hashlib, torch
-from dist3dgs.splats.render import get_renderer, set_threads
+from dist3dgs.splats.render import RenderSettings, get_renderer, set_threads
 set_threads(1)
 g = torch.Generator().manual_seed(0)
 r = get_renderer("cpu")
 means = torch.randn(2000, 3, generator=g).requires_grad_()
 p = r.project(means, torch.randn(2000, 4, generator=g), torch.rand(2000, 3, generator=g) * 0.1,
               torch.rand(2000, generator=g), torch.randn(2000, 16, 3, generator=g), torch.eye(4),
-              torch.tensor([[40.0, 0, 24], [0, 40, 20], [0, 0, 1]]), 48, 40, sh_degree=3)
+              torch.tensor([[40.0, 0, 24], [0, 40, 20], [0, 0, 1]]), 48, 40, RenderSettings(sh_degree=3))
 image = r.rasterize(p, 48, 40)
 image.colors.sum().backward()
 print(hashlib.sha256(image.colors.detach().numpy().tobytes() + means.grad.numpy().tobytes()).hexdigest())
@@ -220,13 +219,10 @@ build.compile_object = slow
 from tests.unit.splats.test_jit import answer
 assert answer() == 42
 """
-    start = time.monotonic()
     environment = {**os.environ, CACHE_VARIABLE: str(tmp_path)}
     ranks = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment) for _ in range(4)]
     assert [rank.wait() for rank in ranks] == [0] * 4
-    assert (tmp_path / "built").read_text() == "x", (
-        f"compiled more than once in {time.monotonic() - start:.0f} s"
-    )
+    assert (tmp_path / "built").read_text() == "x", "compiled more than once"
 
 
 def test_unknown_kernels_and_processors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What cannot be drawn gives a clear error or a defined picture; never a crash, a hang or silent NaN."""
+"""Invalid input gives a clear error or a defined picture; never a crash, a hang or silent NaN."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dist3dgs.errors import UserError
 from dist3dgs.splats.cpu import rasterize
-from dist3dgs.splats.render import Projection, get_renderer, render, set_threads
+from dist3dgs.splats.render import Projection, RenderSettings, get_renderer, render, set_threads
 
 EYE = torch.eye(4)
 K = torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
@@ -32,8 +32,9 @@ def draw(
     """Project, rasterize, go back; return the image and the gradients."""
     renderer = get_renderer(name)
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
-    p = renderer.project(*leaves, viewmat, K, *size, **options)
-    image = renderer.rasterize(p, *size, absgrad=True, render_depth=True)
+    settings = RenderSettings(**options, absgrad=True, render_depth=True)
+    p = renderer.project(*leaves, viewmat, K, *size, settings)
+    image = renderer.rasterize(p, *size, settings)
     assert image.depths is not None
     (image.colors.sum() + image.alphas.sum() + image.depths.sum()).backward()
     return image, [t.grad for t in leaves], p

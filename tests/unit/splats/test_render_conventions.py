@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist3dgs.splats.render import Image, Projection, get_renderer
+from dist3dgs.splats.render import Image, Projection, RenderSettings, get_renderer
 
+DEFAULTS = RenderSettings()
 CASES = [("reference", torch.float64), ("cpu", torch.float64), ("cpu", torch.float32)]
 both = pytest.mark.parametrize(("name", "dtype"), CASES)
 
 
-def draw(name: str, dtype: torch.dtype, size: tuple[int, int], *gaussians: dict, **options: object) -> Image:
+def draw(name: str, dtype: torch.dtype, size: tuple[int, int], *gaussians: dict, background: Tensor | None = None,
+         settings: RenderSettings = DEFAULTS) -> Image:  # fmt: skip
     """Draw round 2D Gaussians {at, sigma, opacity, color, depth} directly."""
     n = len(gaussians)
 
@@ -25,7 +27,7 @@ def draw(name: str, dtype: torch.dtype, size: tuple[int, int], *gaussians: dict,
         depths=column("depth", 1.0)[:, 0], radii=torch.full((n, 2), 50, dtype=torch.int32),
         colors=column("color", (1.0, 1.0, 1.0)), opacities=column("opacity", 0.5)[:, 0],
     )  # fmt: skip
-    return get_renderer(name).rasterize(projection, *size, **options)  # type: ignore[arg-type]
+    return get_renderer(name).rasterize(projection, *size, settings, background=background)
 
 
 @both
@@ -74,7 +76,9 @@ def test_depth_orders_and_ties_keep_the_given_order(name: str, dtype: torch.dtyp
     near = {"at": (0.5, 0.5), "opacity": 0.5, "depth": 1.0, "color": (1.0, 0.0, 0.0)}
     far = {"at": (0.5, 0.5), "opacity": 0.5, "depth": 2.0, "color": (0.0, 1.0, 0.0)}
     background = torch.tensor([0.0, 0.0, 1.0], dtype=dtype)
-    image = draw(name, dtype, (1, 1), far, near, background=background, render_depth=True)
+    image = draw(
+        name, dtype, (1, 1), far, near, background=background, settings=RenderSettings(render_depth=True)
+    )
     assert image.colors[0, 0].tolist() == pytest.approx([0.5, 0.25, 0.25], rel=1e-6)
     assert image.depths is not None and image.depths.item() == pytest.approx(0.5 * 1 + 0.25 * 2, rel=1e-6)
     same = draw(name, dtype, (1, 1), {**far, "depth": 1.0}, near, background=background)
@@ -89,7 +93,8 @@ def test_projection_of_one_gaussian_on_the_axis(name: str, dtype: torch.dtype) -
         torch.full((1, 3), 0.1, dtype=dtype), torch.tensor([0.8], dtype=dtype),
         torch.tensor([[0.2, 0.4, 0.6]], dtype=dtype),
         torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 2], [0, 0, 0, 1]], dtype=dtype),
-        torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]], dtype=dtype), 16, 12, antialiased=True,
+        torch.tensor([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]], dtype=dtype), 16, 12,
+        RenderSettings(antialiased=True),
     )  # fmt: skip
     assert p.means2d[0].tolist() == pytest.approx([8, 6], rel=1e-6)
     assert p.conics[0].tolist() == pytest.approx([1 / 1.3, 0, 1 / 1.3], rel=1e-5, abs=1e-7)
@@ -126,7 +131,8 @@ def test_constant_harmonic_is_an_offset_from_grey_clamped_at_black(name: str, dt
         torch.tensor([[0.0, 0, 2]] * n, dtype=dtype), torch.tensor([[1.0, 0, 0, 0]] * n, dtype=dtype),
         torch.full((n, 3), 0.1, dtype=dtype), torch.full((n,), 0.8, dtype=dtype),
         torch.tensor([[[1.0, 0, -1]], [[-9.0, 9, 0]]], dtype=dtype), torch.eye(4, dtype=dtype),
-        torch.tensor([[20.0, 0, 8], [0, 20, 8], [0, 0, 1]], dtype=dtype), 16, 16, sh_degree=0,
+        torch.tensor([[20.0, 0, 8], [0, 20, 8], [0, 0, 1]], dtype=dtype), 16, 16,
+        RenderSettings(sh_degree=0),
     )  # fmt: skip
     c0 = 0.28209479
     assert p.colors[0].tolist() == pytest.approx([0.5 + c0, 0.5, 0.5 - c0], rel=1e-6)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dist3dgs.splats.cpu.rasterize import split_rows
-from dist3dgs.splats.render import Projection, get_renderer, render, set_threads
+from dist3dgs.splats.render import Projection, RenderSettings, get_renderer, render, set_threads
 from tests.unit.helpers.clouds import (
     Cloud,
     around_points,
@@ -148,11 +148,11 @@ def test_gradcheck() -> None:
     cpu = get_renderer("cpu")
     weights = torch.randn(5, 12, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for antialiased in (False, True):
+        settings = RenderSettings(sh_degree=3, antialiased=antialiased, render_depth=True)
 
-        def number(means, quats, scales, opacities, sh0, shn, viewmat, background, antialiased=antialiased):
-            p = cpu.project(means, quats, scales, opacities, (sh0, shn), viewmat, cloud.K, 14, 12, sh_degree=3,
-                            antialiased=antialiased)  # fmt: skip
-            image = cpu.rasterize(p, 14, 12, background=background, render_depth=True)
+        def number(means, quats, scales, opacities, sh0, shn, viewmat, background, settings=settings):
+            p = cpu.project(means, quats, scales, opacities, (sh0, shn), viewmat, cloud.K, 14, 12, settings)
+            image = cpu.rasterize(p, 14, 12, settings, background=background)
             return (
                 (image.colors * weights[:3].movedim(0, -1)).sum()
                 + (image.alphas * weights[3]).sum()
@@ -200,7 +200,7 @@ def test_a_projection_put_together_in_any_order() -> None:
         return cpu.project(
             cloud.means[ids].float(), cloud.quats[ids].float(), cloud.scales[ids].float(),
             cloud.opacities[ids].float(), (cloud.sh0[ids].float(), cloud.shn[ids].float()), cloud.viewmat,
-            cloud.K, cloud.width, cloud.height, sh_degree=3,
+            cloud.K, cloud.width, cloud.height, RenderSettings(sh_degree=3),
         )  # fmt: skip
 
     whole = cpu.rasterize(project(torch.arange(3000)), cloud.width, cloud.height)
@@ -218,7 +218,7 @@ def test_batches_of_cameras_and_rgb_colours() -> None:
     backgrounds = torch.tensor([[0.0, 0, 1], [1, 0, 0]], dtype=torch.float64)
     outputs = [
         render(get_renderer(name), cloud.means, cloud.quats, cloud.scales, cloud.opacities, rgb, views,
-               torch.stack([cloud.K, cloud.K]), 40, 30, backgrounds=backgrounds, render_depth=True)
+               torch.stack([cloud.K, cloud.K]), 40, 30, RenderSettings(render_depth=True), backgrounds=backgrounds)
         for name in ("reference", "cpu")
     ]  # fmt: skip
     truth, result = outputs

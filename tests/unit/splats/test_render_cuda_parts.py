@@ -1,4 +1,4 @@
-"""What of the CUDA renderer can be looked at without a GPU."""
+"""Parts of the CUDA renderer that can be tested without a GPU."""
 
 import ast
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ import torch
 
 from dist3dgs.errors import UserError
 from dist3dgs.splats.precision import full_precision
-from dist3dgs.splats.render import checks, cuda, get_renderer, render
+from dist3dgs.splats.render import RenderSettings, checks, cuda, get_renderer, render
 
 
 def leaves(n: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -38,7 +38,7 @@ def test_the_other_renderers_draw_no_gaussians(name: str) -> None:
     sh = torch.zeros(0, 16, 3, requires_grad=True)
     view, K = torch.eye(4)[None], torch.tensor([[[9.0, 0, 4], [0, 9, 4], [0, 0, 1]]])
     out = render(
-        get_renderer(name), means, quats, scales, opacities, sh, view, K, 8, 8, sh_degree=3,
+        get_renderer(name), means, quats, scales, opacities, sh, view, K, 8, 8, RenderSettings(sh_degree=3),
         backgrounds=torch.ones(1, 3),
     )  # fmt: skip
     out.colors.sum().backward()

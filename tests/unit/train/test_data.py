@@ -1,17 +1,17 @@
-"""Which rank sees which photograph: each once per epoch, by seed and step alone."""
+"""Order of the views: each once per epoch, by seed and step alone."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist3dgs.train.views import ViewOrder
+from dist3dgs.train.data import ViewSampler
 
 
 @given(st.integers(1, 60), st.integers(1, 16), st.integers(1, 4), st.integers(0, 5))
 def test_over_an_epoch_every_view_once_whatever_the_ranks(num_views, ranks, per_rank, seed):
     train_ids = np.arange(num_views) * 3 + 1
     batch = ranks * per_rank
-    order = ViewOrder(train_ids, seed, ranks, batch)
+    order = ViewSampler(train_ids, seed, ranks, batch)
     steps = -(-2 * num_views // batch)
     seen = [v for step in range(1, steps + 1) for part in order.batch(step) for v in part]
     assert sorted(seen[:num_views]) == train_ids.tolist()
@@ -22,14 +22,14 @@ def test_over_an_epoch_every_view_once_whatever_the_ranks(num_views, ranks, per_
 @given(st.integers(1, 60), st.integers(1, 200), st.integers(0, 5))
 def test_a_resumed_run_sees_what_an_uninterrupted_one_does(num_views, step, seed):
     train_ids = np.arange(num_views)
-    went_on = ViewOrder(train_ids, seed, 2, 4)
+    went_on = ViewSampler(train_ids, seed, 2, 4)
     for k in range(1, step):
         went_on.batch(k)
-    assert ViewOrder(train_ids, seed, 2, 4).batch(step) == went_on.batch(step)
+    assert ViewSampler(train_ids, seed, 2, 4).batch(step) == went_on.batch(step)
 
 
 def test_ranks_see_different_views_and_together_the_same_as_one():
-    many, one = ViewOrder(np.arange(40), 0, 8, 8), ViewOrder(np.arange(40), 0, 1, 8)
+    many, one = ViewSampler(np.arange(40), 0, 8, 8), ViewSampler(np.arange(40), 0, 1, 8)
     for step in range(1, 6):
         parts = many.batch(step)
         assert len({v for part in parts for v in part}) == 8
@@ -37,7 +37,9 @@ def test_ranks_see_different_views_and_together_the_same_as_one():
 
 
 def test_seed_and_epoch_change_the_order():
-    first = [ViewOrder(np.arange(30), seed, 1, 30).batch(step)[0] for seed, step in ((0, 1), (0, 2), (1, 1))]
+    first = [
+        ViewSampler(np.arange(30), seed, 1, 30).batch(step)[0] for seed, step in ((0, 1), (0, 2), (1, 1))
+    ]
     assert first[0] != first[1] and first[0] != first[2]
 
 
@@ -45,7 +47,7 @@ def test_seed_and_epoch_change_the_order():
 def test_no_step_shows_a_view_twice_where_an_epoch_has_two_batches(data, batch, seed):
     """Also across the end of an epoch, whatever remains of it."""
     num_views = data.draw(st.integers(2 * batch, 4 * batch))
-    order = ViewOrder(np.arange(num_views), seed, 1, batch)
+    order = ViewSampler(np.arange(num_views), seed, 1, batch)
     for step in range(1, 6 * num_views // batch + 2):
         (views,) = order.batch(step)
         assert len(set(views)) == batch, f"step {step} shows a view twice: {views}"
@@ -53,6 +55,6 @@ def test_no_step_shows_a_view_twice_where_an_epoch_has_two_batches(data, batch, 
 
 def test_a_batch_of_more_views_than_there_are_takes_them_in_turn():
     """Every view once before any comes again."""
-    order = ViewOrder(np.arange(5), 0, 4, 12)
+    order = ViewSampler(np.arange(5), 0, 4, 12)
     seen = [v for step in range(1, 11) for part in order.batch(step) for v in part]
     assert all(sorted(seen[i : i + 5]) == list(range(5)) for i in range(0, 120, 5))

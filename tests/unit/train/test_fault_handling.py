@@ -1,4 +1,4 @@
-"""When ranks ask whether to stop, when a hang is told of, what an evaluation says while it lasts."""
+"""Stop requests, hangs, and progress reports during an evaluation."""
 
 import itertools
 import math

@@ -1,11 +1,14 @@
-"""Our call of the fused Adam kernel against torch.optim.Adam; moments through changes of the set of Gaussians."""
+"""The functional fused Adam against torch.optim.Adam; moments through changes of the set of Gaussians."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from dist3dgs.splats.densify.change import Change
 from dist3dgs.splats.gaussians import NAMES, Gaussians, initial_gaussians
-from dist3dgs.train.optimizer import Optimiser
+from dist3dgs.train.optimizer import Optimizer
 from dist3dgs.train.schedules import AdamRule
 
 
@@ -24,7 +27,7 @@ def gradients(gaussians: Gaussians, seed: int) -> None:
 @pytest.mark.parametrize("batch", [1, 4, 1024])
 def test_updates_are_those_of_torch_optim(batch):
     ours, theirs, rule = some(), some(), AdamRule(batch)
-    optimiser = Optimiser(ours, rule)
+    optimizer = Optimizer(ours, rule)
     rates = {name: 0.01 * (i + 1) for i, name in enumerate(NAMES)}
     reference = torch.optim.Adam(
         [{"params": [theirs[k]], "lr": rates[k]} for k in NAMES], betas=rule.betas, eps=rule.eps
@@ -32,28 +35,46 @@ def test_updates_are_those_of_torch_optim(batch):
     for seed in range(5):
         gradients(ours, seed)
         gradients(theirs, seed)
-        optimiser.step(rates, NAMES)
+        optimizer.step(rates, NAMES)
         reference.step()
     for name in NAMES:
         assert torch.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-6), name
         assert ours[name].grad is None
 
 
+def test_a_step_does_not_import_the_compiler():
+    """It takes seconds, on every rank."""
+    code = """
+import sys, torch
+from dist3dgs.splats.gaussians import NAMES, Gaussians, initial_gaussians
+from dist3dgs.train.optimizer import Optimizer
+from dist3dgs.train.schedules import AdamRule
+points = torch.rand(9, 3)
+gaussians = Gaussians(initial_gaussians(points, points, init_opacity=0.1, init_scale=1.0))
+for t in gaussians.values():
+    t.grad = torch.ones_like(t)
+Optimizer(gaussians, AdamRule(1)).step(dict.fromkeys(NAMES, 0.01), NAMES)
+print([m for m in sys.modules if m.startswith("torch._dynamo")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_moments_follow_their_rows_and_fresh_ones_start_at_zero():
     gaussians = some(4)
-    optimiser = Optimiser(gaussians, AdamRule(1))
+    optimizer = Optimizer(gaussians, AdamRule(1))
     gradients(gaussians, 0)
-    optimiser.step(dict.fromkeys(NAMES, 0.01), [n for n in NAMES if n != "shN"])
-    before = {k: t.clone() for k, t in optimiser.moments().items()}
-    assert set(optimiser.steps()) == set(NAMES) - {"shN"}
+    optimizer.step(dict.fromkeys(NAMES, 0.01), [n for n in NAMES if n != "shN"])
+    before = {k: t.clone() for k, t in optimizer.moments().items()}
+    assert set(optimizer.steps()) == set(NAMES) - {"shN"}
     origin = torch.tensor([3, -1, 0])
     parameters = {k: t.detach()[[3, 3, 0]].clone() for k, t in gaussians.items()}
-    after = optimiser.apply(Change(parameters, origin, torch.arange(3), reset_moments=("opacities",)))
+    after = optimizer.apply(Change(parameters, origin, torch.arange(3), reset_moments=("opacities",)))
     assert after.num_gaussians == 3
-    for key, value in optimiser.moments().items():
+    for key, value in optimizer.moments().items():
         if key.startswith("opacities"):
             assert not value.any()
             continue
         assert torch.equal(value[0], before[key][3]) and torch.equal(value[2], before[key][0])
         assert not value[1].any()
-    assert all(count == 1.0 for count in optimiser.steps().values())
+    assert all(count == 1.0 for count in optimizer.steps().values())

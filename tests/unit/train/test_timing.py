@@ -1,4 +1,4 @@
-"""Where a rank's time goes."""
+"""Time of a rank by phase and part."""
 
 from pathlib import Path
 

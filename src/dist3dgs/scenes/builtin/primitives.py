@@ -41,6 +41,10 @@ class Sphere:
         return self.x, self.y, self.z, self.radius
 
     def intersect(self, o: Vectors, d: Vectors) -> Floats:
+        """Return the distance to the first hit along each ray, float32 [N], infinity where it misses.
+
+        o: origins, three scalars or [N]. d: unit directions, three [N]. Both float32.
+        """
         ox, oy, oz = o[0] - self.x, o[1] - self.y, o[2] - self.z
         b = ox * d[0] + oy * d[1] + oz * d[2]
         c = ox * ox + oy * oy + oz * oz - self.radius**2
@@ -48,6 +52,7 @@ class Sphere:
         return _first_positive(-b - np.sqrt(np.maximum(root, 0)), root > 0)
 
     def surface(self, p: Vectors) -> Hit:
+        """Return normal and texture coordinates at surface points `p`, float32, three [N]."""
         normal = tuple(
             (q - c) / np.float32(self.radius) for q, c in zip(p, (self.x, self.y, self.z), strict=True)
         )
@@ -77,6 +82,7 @@ class Box:
         return c * x + s * y, c * y - s * x
 
     def intersect(self, o: Vectors, d: Vectors) -> Floats:
+        """Return the distance to the first hit along each ray, float32 [N]; arguments as in `Sphere.intersect`."""
         ox, oy = self._local(o[0] - np.float32(self.x), o[1] - np.float32(self.y))
         dx, dy = self._local(d[0], d[1])
         near: Any = np.float32(-np.inf)
@@ -92,6 +98,7 @@ class Box:
         return _first_positive(near, near < far)
 
     def surface(self, p: Vectors) -> Hit:
+        """Return normal and texture coordinates at surface points `p`, float32, three [N]."""
         x, y = self._local(p[0] - np.float32(self.x), p[1] - np.float32(self.y))
         z = p[2] - np.float32(self.z)
         depth = np.stack([np.abs(x) - self.hx, np.abs(y) - self.hy, np.abs(z) - self.hz])
@@ -123,6 +130,7 @@ class Cylinder:
         return self.x, self.y, self.z + self.height / 2, float(np.hypot(self.radius, self.height / 2))
 
     def intersect(self, o: Vectors, d: Vectors) -> Floats:
+        """Return the distance to the first hit along each ray, float32 [N]; arguments as in `Sphere.intersect`."""
         ox, oy, oz = o[0] - np.float32(self.x), o[1] - np.float32(self.y), o[2] - np.float32(self.z)
         a = np.maximum(d[0] * d[0] + d[1] * d[1], np.float32(1e-12))
         b = ox * d[0] + oy * d[1]
@@ -139,6 +147,7 @@ class Cylinder:
         return np.minimum(side, _first_positive(cap, x * x + y * y <= self.radius**2))
 
     def surface(self, p: Vectors) -> Hit:
+        """Return normal and texture coordinates at surface points `p`, float32, three [N]."""
         x, y, z = p[0] - np.float32(self.x), p[1] - np.float32(self.y), p[2] - np.float32(self.z)
         side = np.abs(np.hypot(x, y) - self.radius) < np.minimum(np.abs(z), np.abs(z - self.height)) + 1e-4
         sign = np.float32(-1 if self.inside else 1)
@@ -166,7 +175,11 @@ class Torus:
         return self.x, self.y, self.z, self.radius + self.tube
 
     def intersect(self, o: Vectors, d: Vectors) -> Floats:
-        """By sphere tracing (Hart 1996): a step of the known distance to a torus never passes its surface."""
+        """Return the distances as `Sphere.intersect` does, by sphere tracing (Hart 1996): a step never passes the
+        surface.
+
+        o, d: float32, three [N].
+        """
         ox, oy, oz = o[0] - np.float32(self.x), o[1] - np.float32(self.y), o[2] - np.float32(self.z)
         b = ox * d[0] + oy * d[1] + oz * d[2]
         root = b * b - (ox * ox + oy * oy + oz * oz - np.float32((self.radius + self.tube) ** 2))
@@ -190,6 +203,7 @@ class Torus:
         return result
 
     def surface(self, p: Vectors) -> Hit:
+        """Return normal and texture coordinates at surface points `p`, float32, three [N]."""
         x, y, z = p[0] - np.float32(self.x), p[1] - np.float32(self.y), p[2] - np.float32(self.z)
         around = np.arctan2(y, x)
         ring = np.hypot(x, y) - np.float32(self.radius)
@@ -209,11 +223,13 @@ class Ground:
         return 0.0, 0.0, 0.0, self.radius
 
     def intersect(self, o: Vectors, d: Vectors) -> Floats:
+        """Return the distance to the first hit along each ray, float32 [N]; arguments as in `Sphere.intersect`."""
         t = -o[2] / np.where(np.abs(d[2]) < 1e-9, np.float32(1e-9), d[2])
         x, y = o[0] + t * d[0], o[1] + t * d[1]
         return _first_positive(t, x * x + y * y <= self.radius**2)
 
     def surface(self, p: Vectors) -> Hit:
+        """Return normal and texture coordinates at surface points `p`, float32, three [N]."""
         zero = np.zeros_like(p[0])
         return Hit((zero, zero, zero + 1), p[0], p[1])
 

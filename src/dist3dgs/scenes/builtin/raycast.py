@@ -27,7 +27,7 @@ SKY_HORIZON = np.array([0.72, 0.80, 0.88], np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Camera:
+class RaycastCamera:
     """COLMAP's SIMPLE_RADIAL camera: focal length and principal point in px, one radial distortion term."""
 
     width_px: int
@@ -36,7 +36,9 @@ class Camera:
     k1: float
 
     def directions(self, u_px: Floats, v_px: Floats) -> Floats:
-        """Unit viewing directions [N, 3] (OpenCV axes) of image points, distortion undone by fixed-point iteration."""
+        """Return unit viewing directions, float32 [N, 3] (OpenCV axes), of image points [N] px; undistorted by
+        iteration.
+        """
         xd, yd = (u_px - self.width_px / 2) / self.focal_px, (v_px - self.height_px / 2) / self.focal_px
         x, y = xd, yd
         for _ in range(8):
@@ -55,7 +57,10 @@ class Thing:
 
 
 def nearest(things: list[Thing], o: Vectors, d: Vectors) -> tuple[Floats, NDArray[np.int64]]:
-    """Distance [N] to the nearest thing along each ray, and its index (-1: none)."""
+    """Find the nearest thing along rays: its distance, float32 [N], and its index, int64 [N] (-1: none).
+
+    o, d: origin and unit direction, float32, three [N] each.
+    """
     best = np.full(d[0].shape, np.inf, np.float32)
     which = np.full(d[0].shape, -1)
     for i, thing in enumerate(things):
@@ -148,8 +153,11 @@ class Court:
         light = sun[:, None] * SUN_COLOUR + (SKY_LIGHT * up + BOUNCE_LIGHT * (1 - up)) * sheltered[:, None]
         return albedo * light
 
-    def render(self, camera: Camera, cam_to_world: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Photograph [H, W, 3] sRGB. `cam_to_world` [4, 4], OpenCV axes (x right, y down, z forward)."""
+    def render(self, camera: RaycastCamera, cam_to_world: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Render a photograph, uint8 [H, W, 3] sRGB.
+
+        cam_to_world: float64 [4, 4], OpenCV axes (x right, y down, z forward).
+        """
         image = np.empty((camera.height_px, camera.width_px, 3), np.float32)
         for top in range(0, camera.height_px, TILE_PX):
             for left in range(0, camera.width_px, TILE_PX):
@@ -161,7 +169,13 @@ class Court:
         return np.clip(srgb * 255 + 0.5, 0, 255).astype(np.uint8)
 
     def _tile(
-        self, camera: Camera, cam_to_world: NDArray[np.float64], top: int, left: int, bottom: int, right: int
+        self,
+        camera: RaycastCamera,
+        cam_to_world: NDArray[np.float64],
+        top: int,
+        left: int,
+        bottom: int,
+        right: int,
     ) -> Floats:
         """Linear RGB of the pixels [top:bottom, left:right]: one ray each, and more where outlines pass."""
         origin, turn = cam_to_world[:3, 3].astype(np.float32), cam_to_world[:3, :3].astype(np.float32)
@@ -203,7 +217,7 @@ class Court:
         return colour
 
     def _seen_by(self, origin: Floats, rays: Floats) -> list[Thing]:
-        """The things that the cone around `rays` [N, 3] may meet."""
+        """Return the things that the cone around `rays` [N, 3] may meet."""
         axis = rays.mean(0)
         axis /= np.linalg.norm(axis)
         half_angle_rad = np.arccos(np.clip((rays @ axis).min(), -1, 1))

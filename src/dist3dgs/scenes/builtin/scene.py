@@ -1,7 +1,7 @@
 """The built-in scene: a small court with a fountain, crates and columns, photographed on one and a half rings.
 
 It exists so that the whole study runs without a network from real input: plain JPEGs, from which structure from
-motion has to find the cameras. The true poses go to a file of their own that only the pose-error report reads.
+motion has to find the cameras. The true poses go to a separate file that only the pose-error report reads.
 """
 
 import io
@@ -14,7 +14,7 @@ from PIL import Image
 from ...files import replacing, write_json
 from . import textures as tx
 from .primitives import Box, Cylinder, Ground, Solid, Sphere, Torus
-from .raycast import Camera, Court, Thing
+from .raycast import Court, RaycastCamera, Thing
 
 COURT_RADIUS_M = 8.0
 WALL_HEIGHT_M = 3.2
@@ -71,7 +71,7 @@ class _Builder:
 
 
 def build_court(seed: int) -> Court:
-    """The court and everything in it; the same seed gives the same court."""
+    """Build the court and everything in it; the same seed gives the same court."""
     b = _Builder(seed)
     side, around = 2 * COURT_RADIUS_M, 2 * np.pi * COURT_RADIUS_M
     b.put(Ground(COURT_RADIUS_M), tx.paving(b.rng(), 1536, 34, SANDSTONE), side, side)
@@ -127,7 +127,9 @@ def _bench(b: _Builder) -> None:
 def look_at(
     eye: NDArray[np.float64], target: NDArray[np.float64], roll_rad: float = 0.0
 ) -> NDArray[np.float64]:
-    """Camera-to-world matrix [4, 4] with OpenCV axes, world z up."""
+    """Return the camera-to-world matrix, float64 [4, 4], with OpenCV axes and world z up; eye and target are float64
+    [3].
+    """
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, [0, 0, 1])
     right /= np.linalg.norm(right)
@@ -139,7 +141,11 @@ def look_at(
 
 
 def camera_path(num_images: int, seed: int) -> list[NDArray[np.float64]]:
-    """Hand-held walk: two thirds of the photographs on a full ring, the rest on a higher half ring, all looking in."""
+    """Make a hand-held walk: two thirds of the photographs on a full ring, the rest on a higher half ring, all
+    looking in.
+
+    Returns camera-to-world matrices, float64 [4, 4].
+    """
     rng = np.random.default_rng([seed, 2**20])
     num_low = round(num_images * 2 / 3)
     poses = []
@@ -157,9 +163,9 @@ def camera_path(num_images: int, seed: int) -> list[NDArray[np.float64]]:
     return poses
 
 
-def photograph_camera(width_px: int, height_px: int) -> Camera:
-    """The one camera of all photographs: a lens with a little barrel distortion."""
-    return Camera(width_px=width_px, height_px=height_px, focal_px=0.82 * width_px, k1=-0.04)
+def photograph_camera(width_px: int, height_px: int) -> RaycastCamera:
+    """Return the camera of all photographs: a lens with a little barrel distortion."""
+    return RaycastCamera(width_px=width_px, height_px=height_px, focal_px=0.82 * width_px, k1=-0.04)
 
 
 def make_scene(
@@ -181,8 +187,10 @@ def make_scene(
     write_truth(Path(folder, "truth.json"), camera, poses)
 
 
-def write_truth(path: Path, camera: Camera, poses: dict[str, NDArray[np.float64]]) -> None:
-    """Camera-to-world poses [4, 4] (OpenCV axes) by photograph, in the layout of NeRF's transforms.json."""
+def write_truth(path: Path, camera: RaycastCamera, poses: dict[str, NDArray[np.float64]]) -> None:
+    """Write camera-to-world poses, float64 [4, 4] (OpenCV axes), by photograph, in the layout of NeRF's
+    transforms.json.
+    """
     opengl = np.diag([1.0, -1.0, -1.0, 1.0])
     truth = {
         "camera_model": "SIMPLE_RADIAL",

@@ -34,7 +34,10 @@ class Texture:
         self._texels = np.concatenate([x.reshape(-1, 3) for x in levels])
 
     def sample(self, u_m: Floats, v_m: Floats, footprint_m: Floats) -> Floats:
-        """Bilinear lookup in the level whose texels are as large as the footprint; all [N]; returns [N, 3]."""
+        """Look up colours bilinearly in the mip level whose texels are as large as the footprint.
+
+        u_m, v_m, footprint_m: float32 [N], metres. Returns float32 [N, 3], linear RGB.
+        """
         level = np.log2(np.maximum(footprint_m / self.texel_m, 1.0)).astype(np.int64)
         level = np.minimum(level, len(self._widths) - 1)
         width, height, start = self._widths[level], self._heights[level], self._starts[level]
@@ -53,7 +56,10 @@ class Texture:
 def spectral_noise(
     rng: np.random.Generator, height: int, width: int, slope: float, stretch: float = 1.0
 ) -> Floats:
-    """Tiling Gaussian noise with amplitude ~ 1/frequency^slope, unit variance; `stretch` > 1 draws it out along x."""
+    """Make tiling Gaussian noise, float32 [height, width], with amplitude ~ 1/frequency^slope and unit variance.
+
+    stretch: above 1 draws it out along x.
+    """
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
     frequency = np.sqrt((fx * stretch) ** 2 + fy**2)
     frequency[0, 0] = np.inf
@@ -65,9 +71,10 @@ def spectral_noise(
 def cells(
     rng: np.random.Generator, height: int, width: int, rows: int, columns: int, jitter: float
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Tiling jittered Voronoi cells: the cell number of each texel, and its distance to the border in cell units.
+    """Make tiling jittered Voronoi cells (Worley noise, "A cellular texture basis function", 1996).
 
-    `jitter` 0 is a regular grid, 1 is irregular paving. (Worley noise, "A cellular texture basis function", 1996.)
+    jitter: 0 is a regular grid, 1 is irregular paving. Returns the cell number of each texel, int64 [height, width],
+    and its distance to the border in cell units, float32 [height, width].
     """
     sites = (0.5 + jitter * (rng.random((rows, columns, 2)) - 0.5)).astype(np.float32)
     y = ((np.arange(height, dtype=np.float32) + 0.5) * rows / height)[:, None]
@@ -93,7 +100,7 @@ def cells(
 def palette(
     rng: np.random.Generator, num: int, colours: list[tuple[float, float, float]], spread: float
 ) -> Floats:
-    """`num` random picks of sRGB `colours` with a brightness spread, as linear RGB [num, 3]."""
+    """Pick `num` sRGB `colours` at random with a brightness spread; return linear RGB, float32 [num, 3]."""
     picks = np.array(colours)[rng.integers(len(colours), size=num)]
     picks = np.clip(
         picks * (1 + spread * rng.standard_normal((num, 1))) + 0.02 * rng.standard_normal((num, 3)), 0, 1
@@ -102,7 +109,7 @@ def palette(
 
 
 def weathered(rng: np.random.Generator, albedo: Floats, strength: float) -> Floats:
-    """Stains, grain and specks over `albedo` [H, W, 3]: detail at every scale."""
+    """Add stains, grain and specks, detail at every scale, to `albedo`, float32 [H, W, 3]; return the same shape."""
     height, width = albedo.shape[:2]
     stains = spectral_noise(rng, height, width, 1.6)
     grain = spectral_noise(rng, height, width, 0.9)
@@ -114,7 +121,7 @@ def weathered(rng: np.random.Generator, albedo: Floats, strength: float) -> Floa
 def paving(
     rng: np.random.Generator, size: int, rows: int, colours: list, *, jitter=0.75, grout=0.07
 ) -> Floats:
-    """Irregular paving stones, each of its own colour, with dark joints."""
+    """Paint irregular paving stones with dark joints, each of another colour; float32 [size, size, 3]."""
     cell, border = cells(rng, size, size, rows, rows, jitter)
     stones = palette(rng, rows * rows, colours, 0.18)[cell]
     joint = np.clip(border / grout, 0.25, 1)[..., None]
@@ -124,7 +131,10 @@ def paving(
 def bricks(
     rng: np.random.Generator, height: int, width: int, rows: int, columns: int, colours: list, *, plaster=0.0
 ) -> Floats:
-    """Running-bond bricks with mortar, each brick of its own colour; `plaster` 0..1 covers part of them."""
+    """Paint running-bond bricks with mortar, each of another colour; float32 [height, width, 3].
+
+    plaster: share of the wall that it covers, 0..1.
+    """
     y = (np.arange(height, dtype=np.float32)[:, None] + 0.5) * rows / height + np.zeros(
         (1, width), np.float32
     )
@@ -146,7 +156,7 @@ def bricks(
 
 
 def planks(rng: np.random.Generator, size: int, num: int, colours: list) -> Floats:
-    """Wooden boards along x with grain, gaps and knots."""
+    """Paint wooden boards along x with grain, gaps and knots; float32 [size, size, 3]."""
     row = np.arange(size) * num // size
     boards = palette(rng, num, colours, 0.2)[row][:, None, :]
     grain = spectral_noise(rng, size, size, 1.1, stretch=9.0)
@@ -160,14 +170,16 @@ def planks(rng: np.random.Generator, size: int, num: int, colours: list) -> Floa
 def mosaic(
     rng: np.random.Generator, height: int, width: int, rows: int, columns: int, colours: list
 ) -> Floats:
-    """Small glazed tiles of random colours."""
+    """Paint small glazed tiles of random colours; float32 [height, width, 3]."""
     cell, border = cells(rng, height, width, rows, columns, 0.35)
     tiles = palette(rng, rows * columns, colours, 0.15)[cell]
     return weathered(rng, tiles * np.clip(border / 0.12, 0.3, 1)[..., None], 0.12)
 
 
 def kilim(rng: np.random.Generator, size: int, colours: list) -> Floats:
-    """A woven rug: nested diamonds whose bands change colour at random, over thread noise."""
+    """Paint a woven rug: nested diamonds whose bands change colour at random, over thread noise; float32 [size, size,
+    3].
+    """
     y, x = np.meshgrid(np.arange(size) / size, np.arange(size) / size, indexing="ij")
     tooth = np.floor(np.abs((x * 12) % 2 - 1) * 4) / 4
     band = ((np.abs((y * 3) % 2 - 1) * 3 + tooth) * 5).astype(np.int64)
@@ -177,7 +189,9 @@ def kilim(rng: np.random.Generator, size: int, colours: list) -> Floats:
 
 
 def ball(rng: np.random.Generator, height: int, num_cells: int, colours: list, crack: float) -> Floats:
-    """A seamless texture for a sphere, longitude x latitude: Voronoi patches on the sphere with solid noise."""
+    """Paint a seamless texture for a sphere, longitude x latitude, float32 [height, 2 height, 3]: Voronoi patches
+    with noise.
+    """
     latitude = (np.arange(height)[:, None] + 0.5) / height * np.pi
     longitude = (np.arange(2 * height)[None, :] + 0.5) / height * np.pi
     p = np.stack(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from .cameras import Camera
+from .cameras import ColmapCamera
 from .model import OBSERVATION, Image, add, bad, camera_of, model_numbered, pose_of
 
 MAX_NAME_BYTES = 1024
@@ -68,9 +68,9 @@ class _Bytes:
             bad(self.path, f"{len(self.data) - self.at} bytes too many after the last record")
 
 
-def read_cameras(path: Path) -> dict[int, Camera]:
+def read_cameras(path: Path) -> dict[int, ColmapCamera]:
     reader = _Bytes(path)
-    cameras: dict[int, Camera] = {}
+    cameras: dict[int, ColmapCamera] = {}
     for _ in range(reader.count(_CAMERA.size, "cameras")):
         camera_id, number, width, height = reader.unpack(_CAMERA, "a camera")
         model, num_params = model_numbered(path, camera_id, number)

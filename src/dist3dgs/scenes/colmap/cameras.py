@@ -45,7 +45,8 @@ _ONE_FOCAL = {
 
 @functools.cache
 def installed_models() -> dict[int, tuple[str, int]]:
-    """Camera models of the installed COLMAP: number -> (name, number of parameters); {} if it cannot be asked.
+    """Return the camera models of the installed COLMAP: number -> (name, number of parameters); {} if it is not
+    installed.
 
     Asked in a child process: importing pycolmap replaces signal handlers.
     """
@@ -58,7 +59,7 @@ def installed_models() -> dict[int, tuple[str, int]]:
 
 
 @dataclass(frozen=True)
-class Camera:
+class ColmapCamera:
     """A camera of a COLMAP model: `params` in COLMAP's order for `model`; px."""
 
     model: str
@@ -81,32 +82,36 @@ class Camera:
 
     @property
     def is_supported(self) -> bool:
-        """Whether images of this model can be undistorted here."""
+        """True if images of this model can be undistorted here."""
         return self.model in NUM_PARAMS
 
     @property
     def is_pinhole(self) -> bool:
-        """Whether images need no undistortion: a pinhole model, or one of perspective kind whose terms are all zero."""
+        """True if images need no undistortion: a pinhole model, or one of perspective kind whose terms are all zero."""
         return "FISHEYE" not in self.model and self.model != "FOV" and not any(self.distortion)
 
     def matrix(self) -> Doubles:
-        """Intrinsics K [3, 3], px, without the distortion."""
+        """Return the intrinsics K, float64 [3, 3], px, without the distortion."""
         (fx, fy), (cx, cy) = self.focals_px, self.centre_px
         return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
 
-    def resized(self, width_px: int, height_px: int) -> "Camera":
-        """The same lens on photographs of another size: focal lengths and centre follow, distortion does not change."""
+    def resized(self, width_px: int, height_px: int) -> "ColmapCamera":
+        """Return the same lens for photographs of another size: focal lengths and centre scale, distortion does not
+        change.
+        """
         if (width_px, height_px) == (self.width_px, self.height_px):
             return self
         sx, sy = width_px / self.width_px, height_px / self.height_px
         (fx, fy), (cx, cy) = self.focals_px, self.centre_px
         # Rounding makes sx and sy differ a little, and a model with one focal length keeps their mean.
         focals = (fx * (sx + sy) / 2,) if self.model in _ONE_FOCAL else (fx * sx, fy * sy)
-        return Camera(self.model, width_px, height_px, (*focals, cx * sx, cy * sy, *self.distortion))
+        return ColmapCamera(self.model, width_px, height_px, (*focals, cx * sx, cy * sy, *self.distortion))
 
     @np.errstate(all="ignore")
     def distort(self, x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
-        """Normalised ideal points (x / z, y / z) to normalised real ones, any shape; not finite where there is none."""
+        """Map normalised ideal points (x / z, y / z) to distorted ones, float64 [...]; not finite where there is
+        none.
+        """
         k = self.distortion
         if self.is_pinhole:
             return x, y
@@ -153,7 +158,7 @@ class Camera:
 
     @np.errstate(all="ignore")
     def project(self, points: Doubles) -> Doubles:
-        """Image points [N, 2], px, of points [N, 3] in camera coordinates."""
+        """Project points, float64 [N, 3] in camera coordinates, to image points, float64 [N, 2], px."""
         x, y = self.distort(points[:, 0] / points[:, 2], points[:, 1] / points[:, 2])
         (fx, fy), (cx, cy) = self.focals_px, self.centre_px
         return np.stack([fx * x + cx, fy * y + cy], 1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ..listing import name_problem, printable
-from .cameras import MODELS, NUM_PARAMS, Camera, installed_models
+from .cameras import MODELS, NUM_PARAMS, ColmapCamera, installed_models
 
 MAX_COORDINATE = 1e12
 NO_POINT = -1
@@ -47,7 +47,7 @@ class Model:
     notes: file name -> what was dropped from it, because training does not use it.
     """
 
-    cameras: dict[int, Camera]
+    cameras: dict[int, ColmapCamera]
     images: dict[int, Image]
     point_ids: NDArray[np.int64]
     points: NDArray[np.float64]
@@ -72,7 +72,7 @@ def model_numbered(path: Path, camera_id: int, number: int) -> tuple[str, int]:
 
 
 def check_num_params(path: Path, camera_id: int, model: str, count: int) -> None:
-    """Hold a camera of cameras.txt against the models that are known by name."""
+    """Check the number of parameters of a camera in cameras.txt against its model."""
     expected = NUM_PARAMS.get(model) or dict(installed_models().values()).get(model)
     if expected is None:
         _unknown_model(path, camera_id, repr(model[:40]))
@@ -88,10 +88,10 @@ def _unknown_model(path: Path, camera_id: int, model: str) -> NoReturn:
     )
 
 
-def camera_of(path: Path, model: str, width: int, height: int, params: tuple[float, ...]) -> Camera:
+def camera_of(path: Path, model: str, width: int, height: int, params: tuple[float, ...]) -> ColmapCamera:
     if not (0 < width < 2**17 and 0 < height < 2**17):
         bad(path, f"a camera of {width} x {height} px")
-    camera = Camera(model, width, height, params)
+    camera = ColmapCamera(model, width, height, params)
     if not np.isfinite(params).all():
         bad(path, f"a camera with parameters {params}: all must be finite")
     if not camera.is_supported:  # its parameters mean something else
@@ -104,13 +104,18 @@ def camera_of(path: Path, model: str, width: int, height: int, params: tuple[flo
 
 
 def sane(values: NDArray[np.float64]) -> bool:
-    """Whether all values are finite and small enough to be squared, also in single precision."""
+    """Return True if all values, float64 [...], are finite and small enough to be squared, even in single precision."""
     return bool((np.abs(values) < MAX_COORDINATE).all())
 
 
 def pose_of(
     path: Path, name: str, quaternion: NDArray[np.float64], translation: NDArray[np.float64]
 ) -> NDArray[np.float64]:
+    """Return the pose [R | t], float64 [3, 4], of a quaternion [4] (w, x, y, z) and a translation [3].
+
+    Raises:
+        UserError: values that are not finite, or a quaternion far from unit length.
+    """
     valid = sane(quaternion) and sane(translation) and 0.5 < np.linalg.norm(quaternion) < 2
     if not valid:
         numbers = f"rotation {quaternion.tolist()}, translation {translation.tolist()}"
@@ -121,7 +126,7 @@ def pose_of(
 
 
 def rotation_from_quaternion(wxyz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation matrix [3, 3] of a unit quaternion (w, x, y, z)."""
+    """Convert a unit quaternion (w, x, y, z), float64 [4], to a rotation matrix, float64 [3, 3]."""
     w, x, y, z = wxyz
     return np.array(
         [
@@ -187,7 +192,9 @@ def checked(model: Model, track_images: set[int], folder: Path, suffix: str) -> 
 
 
 def _without_dangling(image: Image, point_ids: NDArray[np.int64], points_name: str) -> tuple[Image, str]:
-    """The image without keypoints that are not finite or whose points do not exist, and a note of what is gone."""
+    """Drop keypoints that are not finite or whose points do not exist; return the image and a note of what was
+    dropped.
+    """
     seen = image.observations["point_id"]
     place = np.minimum(np.searchsorted(point_ids, seen), max(len(point_ids) - 1, 0))
     dangling = seen != NO_POINT
@@ -210,7 +217,7 @@ def _without_dangling(image: Image, point_ids: NDArray[np.int64], points_name: s
 
 
 def check_image_name(name: str, path: Path) -> None:
-    """An image name is joined to the images folder: it must stay inside."""
+    """Check that an image name, joined to the images folder, stays inside it."""
     if problem := name_problem(name):
         bad(path, f"image name {printable(name[:80])!r}: {problem}")
     for form in (name, name.replace("\\", "/")):
@@ -220,7 +227,10 @@ def check_image_name(name: str, path: Path) -> None:
 
 
 def reprojection_errors(model: Model) -> NDArray[np.float64]:
-    """Distance in px between every keypoint that has a point and that point's projection, all images together."""
+    """Compute the distance in px between every keypoint that has a point and that point's projection.
+
+    Returns float64 [K], all images together, finite ones only.
+    """
     errors = [np.empty(0)]
     for image in model.images.values():
         camera = model.cameras[image.camera_id]

@@ -16,7 +16,7 @@ from .model import Model, checked
 
 
 def model_format(folder: Path) -> str | None:
-    """ ".bin" or ".txt" if `folder` holds a whole model (binary wins), else None."""
+    """Return ".bin" or ".txt" if `folder` holds a complete model (binary wins), else None."""
     for suffix in (".bin", ".txt"):
         if all(Path(folder, f"{part}{suffix}").is_file() for part in ("cameras", "images", "points3D")):
             return suffix

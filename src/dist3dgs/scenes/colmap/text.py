@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
-from .cameras import Camera
+from .cameras import ColmapCamera
 from .model import NO_POINT, OBSERVATION, Image, add, bad, camera_of, check_num_params, pose_of
 
 _FIRST_FIELDS = re.compile(r"[ \t]+")
@@ -29,8 +29,8 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if not line.startswith("#")]
 
 
-def read_cameras(path: Path) -> dict[int, Camera]:
-    cameras: dict[int, Camera] = {}
+def read_cameras(path: Path) -> dict[int, ColmapCamera]:
+    cameras: dict[int, ColmapCamera] = {}
     for line in filter(None, _lines(path)):
         try:
             number, model, width, height, *params = line.split()

@@ -1,5 +1,4 @@
-"""Unpacking a scene from a zip or tar archive of unknown good will: nothing leaves its folder, nothing is a link,
-and what is written is bounded."""
+"""Safely extract an untrusted zip or tar archive: no path leaves its folder, no links, a bounded size."""
 
 import shutil
 import stat
@@ -27,12 +26,12 @@ class _Member:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether `path` is a zip or a (compressed) tar."""
+    """Return True if `path` is a zip or a (compressed) tar."""
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
 def extract_scene(archive: Path, folder: str, target: Path) -> None:
-    """Unpack the members under `folder` (its path inside the archive, "" for all) as the new folder `target`.
+    """Extract the members under `folder` (its path inside the archive, "" for all) as the new folder `target`.
 
     A whole-archive wrapper folder above `folder` is tolerated. `target` appears complete or not at all. Raises
     `UserError` naming the archive and member for anything that could do harm, or when there is no such folder.
@@ -120,7 +119,7 @@ def _tar(archive: Path, stack: ExitStack) -> list[_Member]:
 
 
 def _tar_members(t: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """One by one: a bomb is seen before the whole of it has been unpacked in passing."""
+    """Yield members one by one, so that a decompression bomb is noticed before all of it is unpacked."""
     while (info := t.next()) is not None:
         yield info
 
@@ -138,7 +137,7 @@ def _bounded(archive: Path, members: list[_Member]) -> list[_Member]:
 
 
 def _below(members: list[_Member], folder: str, archive: Path) -> list[tuple[PurePosixPath, _Member]]:
-    """Members in `folder`, with paths from there; the folder may lie below one wrapper folder."""
+    """Return the members in `folder`, with paths from there; the folder may lie below one wrapper folder."""
     wanted = PurePosixPath(folder).parts
     for skip in (0, 1):
         inside = [m for m in members if m.path.parts[skip : skip + len(wanted)] == wanted]

@@ -87,7 +87,7 @@ def fetch_file(url: str, folder: Path, lock_path: Path, say: Callable[[str], Non
 
 
 def _local_path(url: str) -> Path | None:
-    """The path of a file:// address or plain path; None for http(s). Raises `UserError` for anything else."""
+    """Return the path of a file:// address or plain path; None for http(s). Raises `UserError` for anything else."""
     parts = urllib.parse.urlparse(url)
     if parts.scheme in ("http", "https"):
         return None
@@ -105,7 +105,7 @@ def _local_path(url: str) -> Path | None:
 
 
 def _safe_file_name(name: str, url: str) -> str:
-    """A file name from outside, or one made of the address where it could not be one."""
+    """Return a safe file name: the given one, or one derived from the address."""
     if (
         name
         and len(name) <= 100
@@ -132,7 +132,7 @@ def _check_sum(
     delete: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Hold the archive against the known size and sum; write an unknown sum to the lock file."""
+    """Compare the archive with the known size and sum; write an unknown sum to the lock file."""
     num_bytes = archive.stat().st_size
     with _only_one(lock_path.parent / f".{lock_path.name}.lock") if lock_path.parent.is_dir() else _nothing():
         lock = _read_lock(lock_path)
@@ -182,7 +182,7 @@ def _read_lock(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def locked_archives(lock_path: Path, data_folder: Path) -> list[tuple[Path, int | None, str | None]]:
-    """Files on disk that the lock file has the size and SHA-256 of. Raises `UserError` if it cannot be read."""
+    """Return the archives on disk whose size and SHA-256 the lock file has. Raises `UserError` if it cannot be read."""
     folders = (Path(data_folder, "archives"), Path(data_folder, "weights", "downloads"))
     found = []
     for url, known in _read_lock(Path(lock_path)).items():
@@ -196,7 +196,7 @@ def locked_archives(lock_path: Path, data_folder: Path) -> list[tuple[Path, int 
 
 @dataclass
 class _Part:
-    """A download under way: the bytes so far, and in a file beside them what they are a part of."""
+    """A download in progress: the bytes so far, and a file next to them that identifies the whole."""
 
     data: Path
     note: Path
@@ -252,7 +252,7 @@ def _download(url: str, target: Path, num_bytes: int | None, say: Callable[[str]
 
 
 def _fetch_rest(url: str, part: _Part, num_bytes: int | None, say: Callable[[str], None]) -> None:
-    """One request for the bytes that are missing; returns when all are there."""
+    """Request the missing bytes once; return when all are there."""
     validator = part.validator()
     if validator is None:
         part.restart()
@@ -291,7 +291,7 @@ def _fetch_rest(url: str, part: _Part, num_bytes: int | None, say: Callable[[str
 
 
 def _validator(headers: Any) -> str | None:
-    """A strong ETag, else the date of change (RFC 9110, If-Range takes no weak tags)."""
+    """Return a strong ETag, else the date of change (RFC 9110, If-Range takes no weak tags)."""
     etag = headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
 

@@ -12,34 +12,40 @@ from dist3dgs.splats.cpu.kernels.geometry import CHUNK
 from dist3dgs.splats.cpu.kernels.library import kernels
 from dist3dgs.splats.cpu.kernels.project import POSE_SUMS, kernel_name
 from dist3dgs.splats.render import checks
+from dist3dgs.splats.render.api import RenderSettings
 
 RGB = -1  # in place of a degree
 
 
 @dataclass(frozen=True)
 class View:
-    """What a projection needs beside tensors."""
+    """Camera and settings of a projection, other than tensors."""
 
     intrinsics: tuple[float, float, float, float]
+    """fx, fy, cx, cy, px"""
     width: int
     height: int
-    degree: int
-    near: float
-    far: float
-    eps2d: float
-    antialiased: bool
+    settings: RenderSettings
+
+    @property
+    def degree(self) -> int:
+        return RGB if self.settings.sh_degree is None else self.settings.sh_degree
 
     def numbers(self, viewmat: Tensor, centre: Tensor) -> list[float]:
-        """In the order of `geometry.CAMERA_FIELDS`."""
+        """Return the kernel's numbers in the order of `geometry.CAMERA_FIELDS`.
+
+        viewmat: [4,4] float, world to camera. centre: [3] float, the camera in the world.
+        """
         fx, fy, cx, cy = self.intrinsics
         view, w, h = viewmat.tolist(), float(self.width), float(self.height)
         # gsplat takes the Jacobian at most 15 % outside the image
         limits = [-(cx + 0.15 * w) / fx, (1.15 * w - cx) / fx, -(cy + 0.15 * h) / fy, (1.15 * h - cy) / fy]
         rotation = [view[i][j] for i in range(3) for j in range(3)]
         translation = [view[i][3] for i in range(3)]
-        clip = [w, h, self.near, min(self.far, 3e38), self.eps2d]
+        s = self.settings
+        clip = [w, h, s.near, min(s.far, 3e38), s.eps2d]
         return [
-            *rotation, *translation, fx, fy, cx, cy, *limits, *clip, *centre.tolist(), float(self.antialiased)
+            *rotation, *translation, fx, fy, cx, cy, *limits, *clip, *centre.tolist(), float(s.antialiased)
         ]  # fmt: skip
 
 

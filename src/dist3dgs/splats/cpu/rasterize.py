@@ -22,7 +22,7 @@ SLOT_BYTES_PER_THREAD = 1 << 20
 
 @dataclass
 class Lists:
-    """Which Gaussians touch which tiles; see `tiles`."""
+    """Lists of the Gaussians that touch each tile; see `tiles`."""
 
     num_columns: int
     num_rows: int
@@ -50,7 +50,18 @@ def make_lists(
     means2d: Tensor, conics: Tensor, depths: Tensor, radii: Tensor, colors: Tensor, opacities: Tensor,
     width: int, height: int,
 ) -> Lists:  # fmt: skip
-    """Sort and bin the Gaussians of one camera."""
+    """Sort the Gaussians of one camera by depth and bin them into tiles.
+
+    Args:
+        means2d, conics, depths: [V,2], [V,3] and [V], float32 or float64, contiguous as all others, as in
+            `Projection`.
+        radii: int32 [V,2].
+        colors, opacities: [V,3] and [V], of the dtype of `means2d`.
+        width, height: image size, px.
+
+    Raises:
+        UserError: the Gaussians cover `MAX_PAIRS` tiles or more.
+    """
     n, get = len(depths), kernels(depths.dtype)
     num_columns, num_rows = -(-width // TILE_PX), -(-height // TILE_PX)
     chunk_size = MIN_CHUNK * max(1, -(-n // (MIN_CHUNK * MAX_CHUNKS)))

@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from dist3dgs.errors import UserError
-from dist3dgs.splats.cpu.project import RGB, Project, View
+from dist3dgs.splats.cpu.project import Project, View
 from dist3dgs.splats.cpu.rasterize import Rasterize
 from dist3dgs.splats.render import checks
-from dist3dgs.splats.render.api import Colors, Image, Projection
+from dist3dgs.splats.render.api import DEFAULTS, Colors, Image, Projection, Renderer, RenderSettings
 
 
-class CpuRenderer:
+class CpuRenderer(Renderer):
     """See `dist3dgs.splats.render.api.Renderer`. Also differentiable in `viewmat`.
 
     The first use on a machine compiles the kernels (a few seconds); later ones take them from a cache folder
@@ -29,22 +29,16 @@ class CpuRenderer:
         K: Tensor,
         width: int,
         height: int,
-        *,
-        sh_degree: int | None = None,
-        near: float = 0.01,
-        far: float = 1e10,
-        eps2d: float = 0.3,
-        antialiased: bool = False,
+        settings: RenderSettings = DEFAULTS,
     ) -> Projection:
         checks.check_size(width, height)
-        checks.check_range(near, far, eps2d)
-        checks.check_gaussians(means, quats, scales, opacities, colors, sh_degree)
+        checks.check_settings(settings)
+        checks.check_gaussians(means, quats, scales, opacities, colors, settings.sh_degree)
         intrinsics = checks.check_camera(viewmat, K)
         _check_device(means)
         viewmat = viewmat.to(means)
         centre = -viewmat[:3, :3].T @ viewmat[:3, 3]
-        degree = RGB if sh_degree is None else sh_degree
-        view = View(intrinsics, width, height, degree, near, far, eps2d, antialiased)
+        view = View(intrinsics, width, height, settings)
         sh0, shn = colors if isinstance(colors, tuple) else (colors, None)
         inputs = [t.contiguous() for t in (means, quats, scales, opacities, sh0)]
         shn = shn.contiguous() if shn is not None else None
@@ -58,10 +52,9 @@ class CpuRenderer:
         projection: Projection,
         width: int,
         height: int,
+        settings: RenderSettings = DEFAULTS,
         *,
         background: Tensor | None = None,
-        absgrad: bool = False,
-        render_depth: bool = False,
     ) -> Image:
         checks.check_size(width, height)
         checks.check_background(background)
@@ -69,12 +62,12 @@ class CpuRenderer:
         _check_device(p.means2d)
         background = p.means2d.new_zeros(3) if background is None else background.to(p.means2d)
         image, transmittance = Rasterize.apply(
-            p.means2d, p.conics, p.depths, p.colors, p.opacities, background, p.radii, width, height, absgrad,
-            render_depth,
+            p.means2d, p.conics, p.depths, p.colors, p.opacities, background, p.radii, width, height,
+            settings.absgrad, settings.render_depth,
         )  # fmt: skip
-        depths = image[..., 3] if render_depth else None
+        depths = image[..., 3] if settings.render_depth else None
         return Image(
-            colors=image[..., :3] if render_depth else image, alphas=1 - transmittance, depths=depths
+            colors=image[..., :3] if settings.render_depth else image, alphas=1 - transmittance, depths=depths
         )
 
 

@@ -1,4 +1,4 @@
-"""Where Gaussians come and go: `decide` says what changes, the optimiser applies it."""
+"""Add and remove Gaussians: `decide` returns the change, the optimizer applies it."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,21 @@ def decide(
     step: int,
     generator: torch.Generator,
 ) -> Change:
-    """The change that the settings' kind of densification wants now; arguments as in `default` and `mcmc`."""
+    """Decide what the settings' kind of densification changes now.
+
+    Args:
+        gaussians: those this rank holds, N of them.
+        lineage: int64 [N], names of the Gaussians.
+        statistics: over all views of all ranks.
+        settings: kind and thresholds.
+        extent: scene radius, world units.
+        prune_large: also prune Gaussians that are large for the scene (`default` only).
+        choose: given [N] float gradients and [N] bool candidates, returns the [N] bool that may grow (`default`
+            only).
+        max_gaussians: most Gaussians this rank may hold afterwards (`mcmc` only).
+        seed, step: of the run.
+        generator: on the CPU (`mcmc` only).
+    """
     if settings.kind == "mcmc":
         return mcmc.densify(
             gaussians, lineage, settings, max_gaussians=max_gaussians, step=step, generator=generator

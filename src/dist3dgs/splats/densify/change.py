@@ -1,4 +1,4 @@
-"""A change of the set of Gaussians, as data: decided first, applied to parameters and optimiser state after."""
+"""A change of the set of Gaussians as data: decided first, then applied to parameters and optimizer state."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass
 class Change:
-    """New parameter tensors, and for each new row the old row whose optimiser state it keeps."""
+    """New parameter tensors, and for each new row the old row whose optimizer state it keeps."""
 
     parameters: dict[str, Tensor]
     """As in `gaussians.NAMES`, M rows each."""

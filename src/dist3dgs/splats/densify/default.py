@@ -8,23 +8,13 @@ from torch import Tensor
 
 from ...config.models import Densification
 from ..gaussians import Gaussians
+from ..render.reference import rotation_matrices
 from . import lineage as names
 from .change import Change
 from .statistics import Statistics
 
 #: A split Gaussian's two halves have its size divided by this (reference implementation: 0.8 N with N = 2).
 SPLIT_SHRINK = 1.6
-
-
-def rotation_matrices(quats: Tensor) -> Tensor:
-    """[M,4] wxyz quaternions of any length -> [M,3,3]."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, -1).reshape(-1, 3, 3)
 
 
 @torch.no_grad()
@@ -73,7 +63,10 @@ def densify(
 
 @torch.no_grad()
 def reset_opacities(gaussians: Gaussians, lineage: Tensor, settings: Densification) -> Change:
-    """Make every Gaussian nearly transparent, so that those which nothing needs stay so and are pruned."""
+    """Make every Gaussian nearly transparent: those the images do not need stay so and are pruned.
+
+    lineage: int64 [N], names of the Gaussians.
+    """
     ceiling = torch.logit(torch.tensor(2 * settings.prune_opacity)).item()
     parameters = {name: t.clone() for name, t in gaussians.items()}
     parameters["opacities"].clamp_(max=ceiling)
@@ -82,7 +75,7 @@ def reset_opacities(gaussians: Gaussians, lineage: Tensor, settings: Densificati
 
 
 def _split_means(gaussians: Gaussians, rows: Tensor, noise: Tensor) -> list[Tensor]:
-    """Two random points from each of the M given Gaussians' densities. noise: [M, 6], standard normal."""
+    """Draw two random points from each of M Gaussians' densities. noise: [M, 6], standard normal."""
     means, scales = gaussians["means"][rows], gaussians["scales"][rows].exp()
     both = noise.to(means).reshape(-1, 2, 3).movedim(1, 0)
     offsets = torch.einsum("nij,bnj->bni", rotation_matrices(gaussians["quats"][rows]), both * scales)

@@ -1,12 +1,12 @@
-"""Names for Gaussians that outlive their place in the tensors, and random numbers that follow from the name.
+"""Names of Gaussians that do not depend on their row, and random numbers derived from the name.
 
-Noise drawn by place is a trap: where a rounding decides that one Gaussian more is split, all that come after it get
-other noise, and two runs that differ in the last bit end as far apart as two seeds. Drawn by name, a Gaussian's
-noise is the same on any number of ranks, in any shard, whatever became of the others.
+Noise drawn by row diverges: where rounding splits one Gaussian more, all that come after it get other noise, and two
+runs that differ in the last bit end as far apart as two seeds. Drawn by name, a Gaussian's noise is the same on any
+number of ranks and in any shard.
 
-A name is 64 bits: a founder's follows from its place in canonical order, a child's from its parent's, the step and
-which of the children it is. Mixing is SplitMix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators",
-2014), normal numbers come from it by the Box-Muller transform.
+A name is 64 bits: an initial Gaussian's is derived from its place in canonical order, a child's from its parent's
+name, the step and the child's index. Mixing is SplitMix64 (Steele et al., "Fast Splittable Pseudorandom Number
+Generators", 2014); normal numbers come from it by the Box-Muller transform.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ _SECOND = 0x94D049BB133111EB - 2**64
 
 
 def founders(num_gaussians: int, device: torch.device) -> Tensor:
-    """int64 [N]: names of the initial Gaussians."""
+    """Return the names of the initial Gaussians, int64 [N]."""
     return mix(torch.arange(num_gaussians, device=device))
 
 
 def children(parents: Tensor, step: int, which: int) -> Tensor:
-    """int64 [M]: names of the `which`-th children that Gaussians named `parents` [M] have at `step`."""
+    """Return the names, int64 [M], of the `which`-th children that Gaussians named `parents` [M] have at `step`."""
     return mix(parents ^ key(step, which))
 
 
 def normals(names: Tensor, count: int, seed: int, step: int) -> Tensor:
-    """float32 [M, count]: standard normal numbers for the Gaussians named `names` [M], drawn where these are.
+    """Draw standard normal numbers, float32 [M, count], for the Gaussians named `names`, int64 [M], on their device.
 
-    Two from 64 bits. Numbers are tens of nanoseconds each on a CPU, ten times those of torch.randn, which knows no
-    names; beside a step of rendering that is a few per cent at most.
+    Two from 64 bits. On a CPU each number takes tens of nanoseconds, ten times as long as torch.randn; that is a few
+    per cent of a step at most.
     """
     pairs = []
     for i in range((count + 1) // 2):
@@ -51,12 +51,12 @@ def _uniform(words: Tensor) -> Tensor:
 
 
 def key(*values: int | str) -> int:
-    """64 bits that follow from the values, signed."""
+    """Hash the values to a signed 64-bit number."""
     return int.from_bytes(hashlib.blake2b(repr(values).encode(), digest_size=8).digest(), signed=True)
 
 
 def mix(x: Tensor) -> Tensor:
-    """SplitMix64's output for state `x`, int64 with wrap-around."""
+    """Return SplitMix64's output for the states `x`, int64 [...], with wrap-around."""
     x = x + _GOLDEN
     x = (x ^ _shift(x, 30)) * _FIRST
     x = (x ^ _shift(x, 27)) * _SECOND

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ...config.models import Densification
 from ..gaussians import Gaussians
+from ..render.reference import rotation_matrices
 from . import lineage as names
 from .change import Change
-from .default import rotation_matrices
 
 #: Growth per densification, as in the authors' implementation.
 GROWTH = 1.05
@@ -19,7 +19,7 @@ _OPACITY_MIN, _OPACITY_MAX = 0.005, 1 - torch.finfo(torch.float32).eps
 
 
 def relocated(opacities: Tensor, scales: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
-    """Opacity and scale of each of n coincident copies that together look like one Gaussian (eq. 9).
+    """Compute opacity and scale of each of n coincident copies that together look like one Gaussian (eq. 9).
 
     opacities: [M] in 0..1; scales: [M,3] linear; copies: int64 [M], n >= 1. Computed in float64: the sum
     alternates.

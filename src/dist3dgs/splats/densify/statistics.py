@@ -1,4 +1,4 @@
-"""What densification looks at: how hard the loss pulls every Gaussian across the screen."""
+"""Densification statistics: screen-space gradient of every Gaussian."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class Statistics:
         return cls(empty(), empty())
 
     def mean_gradient(self) -> Tensor:
-        """float32 [N]: mean over the views that saw it, normalised device units; 0 where none did."""
+        """Return the mean over the views that saw each Gaussian, float32 [N], normalised device units; 0 if none."""
         return (self.grad_sum.double() * QUANTUM / self.count.clamp_min(1)).float()
 
     @torch.no_grad()

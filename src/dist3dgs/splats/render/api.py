@@ -24,6 +24,34 @@ MAX_RADIUS_PX = 1 << 30  # radii are int32; a Gaussian wider than this has this 
 Colors = Tensor | tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RenderSettings:
+    """Settings of a rendering, the same for all cameras and all renderers.
+
+    `project` reads `sh_degree`, `near`, `far`, `eps2d` and `antialiased`; `rasterize` reads `absgrad` and
+    `render_depth`. The defaults are gsplat's.
+    """
+
+    sh_degree: int | None = None
+    """Degree of the spherical harmonics in use, 0..3; None where `colors` are RGB."""
+    near: float = 0.01
+    """Gaussians with a smaller camera z are not seen, scene units, > 0."""
+    far: float = 1e10
+    """Gaussians with a larger camera z are not seen, scene units."""
+    eps2d: float = 0.3
+    """Added to the diagonal of the projected covariance, px^2; larger values blur more and alias less."""
+    antialiased: bool = False
+    """Multiply opacities by sqrt(det(cov) / det(cov + eps2d I)): small Gaussians become fainter instead of larger
+    (Mip-Splatting, Yu et al. 2024)."""
+    absgrad: bool = False
+    """Leave |dL/dmeans2d| summed over pixels in `projection.means2d.absgrad` (AbsGS, Ye et al. 2024)."""
+    render_depth: bool = False
+    """Also render depths."""
+
+
+DEFAULTS = RenderSettings()
+
+
 @dataclass(kw_only=True)
 class Projection:
     """The Gaussians that one camera sees, in the order of their ids (V of them, "packed").
@@ -91,12 +119,7 @@ class Renderer(Protocol):
         K: Tensor,
         width: int,
         height: int,
-        *,
-        sh_degree: int | None = None,
-        near: float = 0.01,
-        far: float = 1e10,
-        eps2d: float = 0.3,
-        antialiased: bool = False,
+        settings: RenderSettings = DEFAULTS,
     ) -> Projection:
         """Project Gaussians into one pinhole camera (EWA splatting, Zwicker et al. 2001) and evaluate their colours.
 
@@ -105,17 +128,14 @@ class Renderer(Protocol):
             quats: [N,4] rotations, wxyz, any length; shorter than 1e-12 means no rotation (with zero gradient).
             scales: [N,3] standard deviations along the rotated axes, world units (not their logarithms).
             opacities: [N] in 0..1 (not logits).
-            colors: [N,3] RGB when `sh_degree` is None. Else spherical harmonics coefficients [N,K,3] with
+            colors: [N,3] RGB when `settings.sh_degree` is None. Else spherical harmonics coefficients [N,K,3] with
                 K >= (sh_degree+1)^2, or the pair (sh0 [N,1,3], shN [N,K-1,3]), which spares a copy of both per step.
                 Coefficients beyond `sh_degree` are not read; their gradient is zero, and that of `shN` at degree 0
                 is None, so that nobody sends or applies it.
             viewmat: [4,4] world to camera, rigid, OpenCV axes.
             K: [3,3] intrinsics, px: fx, fy > 0, no skew.
             width, height: image size, px, 1..32768.
-            sh_degree: 0..3, or None for RGB.
-            near, far: Gaussians with camera z outside [near, far] are not seen.
-            eps2d: added to the diagonal of the projected covariance, px^2.
-            antialiased: multiply opacities by sqrt(det(cov) / det(cov + eps2d I)) (Mip-Splatting, Yu et al. 2024).
+            settings: degree of the harmonics, depth range, blur.
 
         Returns:
             The visible Gaussians. Not visible are those outside the frustum, fainter than 1/255, or whose
@@ -131,19 +151,17 @@ class Renderer(Protocol):
         projection: Projection,
         width: int,
         height: int,
+        settings: RenderSettings = DEFAULTS,
         *,
         background: Tensor | None = None,
-        absgrad: bool = False,
-        render_depth: bool = False,
     ) -> Image:
         """Blend projected Gaussians front to back (Kerbl et al. 2023, eq. 3).
 
         Args:
             projection: Gaussians seen by this camera, in any order.
             width, height: image size, px.
-            background: [3] RGB shown through what is transparent; black if None.
-            absgrad: leave |dL/dmeans2d| summed over pixels in `projection.means2d.absgrad` (AbsGS, Ye et al. 2024).
-            render_depth: also return depths.
+            settings: absolute gradients, depths.
+            background: [3] float RGB shown through what is transparent; black if None.
         """
         ...
 
@@ -159,17 +177,21 @@ def render(
     Ks: Tensor,
     width: int,
     height: int,
+    settings: RenderSettings = DEFAULTS,
     *,
     backgrounds: Tensor | None = None,
-    sh_degree: int | None = None,
-    near: float = 0.01,
-    far: float = 1e10,
-    eps2d: float = 0.3,
-    antialiased: bool = False,
-    absgrad: bool = False,
-    render_depth: bool = False,
 ) -> RenderOutput:
-    """Render C cameras (`viewmats` [C,4,4], `Ks` [C,3,3], `backgrounds` [C,3]); the rest as in `Renderer`."""
+    """Render C cameras, one after the other.
+
+    Args:
+        renderer: as `get_renderer` makes it.
+        means, quats, scales, opacities, colors: as in `Renderer.project`, float32 or float64.
+        viewmats: [C,4,4] world to camera.
+        Ks: [C,3,3] intrinsics, px.
+        width, height: size of every image, px.
+        settings: as in `Renderer`.
+        backgrounds: [C,3] RGB; black if None.
+    """
     if viewmats.ndim != 3 or Ks.ndim != 3 or len(viewmats) != len(Ks) or len(Ks) == 0:
         raise UserError(
             f"viewmats {list(viewmats.shape)} and Ks {list(Ks.shape)}: expected [C,4,4] and [C,3,3] with C >= 1 cameras"
@@ -181,13 +203,10 @@ def render(
     projections, images = [], []
     for c in range(len(Ks)):
         projection = renderer.project(
-            means, quats, scales, opacities, colors, viewmats[c], Ks[c], width, height,
-            sh_degree=sh_degree, near=near, far=far, eps2d=eps2d, antialiased=antialiased,
-        )  # fmt: skip
-        background = None if backgrounds is None else backgrounds[c]
-        image = renderer.rasterize(
-            projection, width, height, background=background, absgrad=absgrad, render_depth=render_depth
+            means, quats, scales, opacities, colors, viewmats[c], Ks[c], width, height, settings
         )
+        background = None if backgrounds is None else backgrounds[c]
+        image = renderer.rasterize(projection, width, height, settings, background=background)
         projections.append(projection)
         images.append(image)
     depths = [image.depths[..., None] for image in images if image.depths is not None]

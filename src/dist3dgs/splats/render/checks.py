@@ -1,4 +1,4 @@
-"""Refuse what no renderer can draw, in words; shared by all renderers."""
+"""Refuse what no renderer can draw, with a message; shared by all renderers."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dist3dgs.errors import UserError
-from dist3dgs.splats.render.api import COLOR_MAX, MAX_SIDE_PX, Colors
+from dist3dgs.splats.render.api import COLOR_MAX, MAX_SIDE_PX, Colors, RenderSettings
 
 
 def check_size(width: int, height: int) -> None:
@@ -17,7 +17,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def check_camera(viewmat: Tensor, K: Tensor) -> tuple[float, float, float, float]:
-    """Check one camera and return (fx, fy, cx, cy) in px."""
+    """Check one camera, viewmat [4,4] and K [3,3] of any float dtype, and return (fx, fy, cx, cy) in px."""
     if tuple(viewmat.shape) != (4, 4) or tuple(K.shape) != (3, 3):
         raise UserError(
             f"camera: viewmat {list(viewmat.shape)} and K {list(K.shape)}, expected [4, 4] and [3, 3]"
@@ -52,7 +52,9 @@ def _is_rotation(r: list[list[float]], tolerance: float = 1e-3) -> bool:
 def check_gaussians(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Colors, sh_degree: int | None
 ) -> None:
-    """Check shapes, dtypes and devices (not values: see `nonfinite_error`)."""
+    """Check shapes, dtypes and devices of the arguments of `Renderer.project`: means [N,3], ... (values:
+    `nonfinite_error`).
+    """
     n = means.shape[0] if means.ndim else -1
     wanted = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,)}
     given = {"means": means, "quats": quats, "scales": scales, "opacities": opacities}
@@ -90,8 +92,9 @@ def _check_colors(parts: tuple[Tensor, ...], n: int, sh_degree: int | None) -> N
         )
 
 
-def check_range(near: float, far: float, eps2d: float) -> None:
-    """Check the clipping planes and the blur."""
+def check_settings(settings: RenderSettings) -> None:
+    """Raise UserError for clipping planes or a blur that are out of range."""
+    near, far, eps2d = settings.near, settings.far, settings.eps2d
     if not (math.isfinite(near) and 0 < near < far):
         raise UserError(f"near is {near} and far is {far}: expected 0 < near < far")
     if not (math.isfinite(eps2d) and eps2d >= 0):
@@ -99,7 +102,9 @@ def check_range(near: float, far: float, eps2d: float) -> None:
 
 
 def check_background(background: Tensor | None) -> None:
-    """Check a background colour; on a GPU its shape alone, as looking at values there waits for the whole queue."""
+    """Check a background colour, [3] float or None. On a GPU only its shape: reading values would wait for the whole
+    queue.
+    """
     if background is not None and (
         tuple(background.shape) != (3,)
         or (not background.is_cuda and not all(math.isfinite(v) for v in background.detach().tolist()))
@@ -108,7 +113,7 @@ def check_background(background: Tensor | None) -> None:
 
 
 def nonfinite_error(count: int, first: int, total: int) -> UserError:
-    """The error for Gaussians with NaN or infinite parameters."""
+    """Return the error for Gaussians with NaN or infinite parameters."""
     return UserError(
         f"{count} of {total} Gaussians have NaN or infinite parameters (the first is number {first}): the training "
         "diverged or its checkpoint is damaged; lower the learning rates, or start from an earlier checkpoint"
@@ -116,7 +121,7 @@ def nonfinite_error(count: int, first: int, total: int) -> UserError:
 
 
 def bad_colors_error(count: int, total: int) -> UserError:
-    """The error for visible Gaussians whose colour is NaN, infinite or beyond `COLOR_MAX`."""
+    """Return the error for visible Gaussians whose colour is NaN, infinite or beyond `COLOR_MAX`."""
     return UserError(
         f"{count} of {total} visible Gaussians have NaN or infinite colours, or some above {COLOR_MAX:g}: the "
         "training diverged or its checkpoint is damaged; lower the learning rates, or start from an earlier checkpoint"

@@ -12,7 +12,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dist3dgs.errors import UserError
 from dist3dgs.splats.render import checks
-from dist3dgs.splats.render.api import QUATERNION_MIN, Colors, Image, Projection
+from dist3dgs.splats.render.api import (
+    DEFAULTS,
+    QUATERNION_MIN,
+    Colors,
+    Image,
+    Projection,
+    Renderer,
+    RenderSettings,
+)
 
 TILE_PX = 16
 #: Gaussians are looked at for NaN every so many projections, as each look waits for the GPU. In between, gsplat sees
@@ -20,7 +28,7 @@ TILE_PX = 16
 FINITE_EVERY = 100
 
 
-class CudaRenderer:
+class CudaRenderer(Renderer):
     """See `dist3dgs.splats.render.api.Renderer`. Float32 on a CUDA device; also differentiable in `viewmat`.
 
     Nothing here waits for the GPU from view to view: a camera's values are checked when it is first seen or has been
@@ -44,16 +52,11 @@ class CudaRenderer:
         K: Tensor,
         width: int,
         height: int,
-        *,
-        sh_degree: int | None = None,
-        near: float = 0.01,
-        far: float = 1e10,
-        eps2d: float = 0.3,
-        antialiased: bool = False,
+        settings: RenderSettings = DEFAULTS,
     ) -> Projection:
         checks.check_size(width, height)
-        checks.check_range(near, far, eps2d)
-        checks.check_gaussians(means, quats, scales, opacities, colors, sh_degree)
+        checks.check_settings(settings)
+        checks.check_gaussians(means, quats, scales, opacities, colors, settings.sh_degree)
         self._check_camera(viewmat, K)
         _check_device(means)
         if len(means) == 0:
@@ -69,20 +72,21 @@ class CudaRenderer:
         no_rotation[:, 0] = 1.0  # filled where it is: a copy from the host would wait for the GPU
         quats = torch.where(turned, quats, no_rotation)
         _, _, ids, radii, means2d, depths, conics, compensations = fully_fused_projection(
-            means, None, quats, scales, viewmat[None], K[None], width, height, eps2d=eps2d, packed=True,
-            near_plane=near, far_plane=far, calc_compensations=antialiased, opacities=opacities,
+            means, None, quats, scales, viewmat[None], K[None], width, height, eps2d=settings.eps2d, packed=True,
+            near_plane=settings.near, far_plane=settings.far, calc_compensations=settings.antialiased,
+            opacities=opacities,
         )  # fmt: skip
         ids = ids.long()
         opacities = opacities[ids]
-        if antialiased:
+        if settings.antialiased:
             opacities = opacities * compensations
         return Projection(
             ids=ids, means2d=means2d, conics=conics, depths=depths, radii=radii,
-            colors=_colors(means[ids], colors, ids, viewmat, sh_degree), opacities=opacities,
+            colors=_colors(means[ids], colors, ids, viewmat, settings.sh_degree), opacities=opacities,
         )  # fmt: skip
 
     def _check_camera(self, viewmat: Tensor, K: Tensor) -> None:
-        """As `checks.check_camera`, once per camera: its values are on the GPU."""
+        """Call `checks.check_camera` once per camera: its values are on the GPU."""
         known, *versions = self._cameras.get(viewmat, (lambda: None,))
         if known() is not K or versions != [viewmat._version, K._version]:
             checks.check_camera(viewmat, K)
@@ -93,10 +97,9 @@ class CudaRenderer:
         projection: Projection,
         width: int,
         height: int,
+        settings: RenderSettings = DEFAULTS,
         *,
         background: Tensor | None = None,
-        absgrad: bool = False,
-        render_depth: bool = False,
     ) -> Image:
         checks.check_size(width, height)
         checks.check_background(background)
@@ -104,7 +107,7 @@ class CudaRenderer:
         _check_device(p.means2d)
         background = p.means2d.new_zeros(3) if background is None else background.to(p.means2d)
         if len(p.ids) == 0:
-            return _empty(p, width, height, background, render_depth)
+            return _empty(p, width, height, background, settings.render_depth)
         from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels
 
         columns, rows = math.ceil(width / TILE_PX), math.ceil(height / TILE_PX)
@@ -113,19 +116,19 @@ class CudaRenderer:
             image_ids=torch.zeros_like(p.ids), gaussian_ids=torch.arange(len(p.ids), device=p.ids.device),
         )  # fmt: skip
         offsets = isect_offset_encode(pairs, 1, columns, rows)
-        channels = torch.cat([p.colors, p.depths[:, None]], 1) if render_depth else p.colors
+        channels = torch.cat([p.colors, p.depths[:, None]], 1) if settings.render_depth else p.colors
         image, alphas = rasterize_to_pixels(
             p.means2d, p.conics, channels, p.opacities, width, height, TILE_PX, offsets, who,
-            packed=True, absgrad=absgrad,
+            packed=True, absgrad=settings.absgrad,
         )  # fmt: skip
         image, alphas = image.reshape(height, width, -1), alphas.reshape(height, width)
         # composed here: gsplat 1.5.3 refuses backgrounds of packed Gaussians (issue 764)
         colors = image[..., :3] + (1 - alphas)[..., None] * background
-        return Image(colors=colors, alphas=alphas, depths=image[..., 3] if render_depth else None)
+        return Image(colors=colors, alphas=alphas, depths=image[..., 3] if settings.render_depth else None)
 
 
 def _nothing(means: Tensor, scales: Tensor, opacities: Tensor, colors: Colors) -> Projection:
-    """What any camera sees of no Gaussians, with a graph: a rank whose shard is empty still takes part backwards."""
+    """Project no Gaussians, with a graph: a rank with an empty shard still takes part in the backward pass."""
     first = colors[0] if isinstance(colors, tuple) else colors
     return Projection(
         ids=torch.zeros(0, dtype=torch.int64, device=means.device), means2d=means[:, :2] * 1, conics=scales * 1,

@@ -1,7 +1,4 @@
-"""The oracle: the same renderer in plain torch, any float dtype, any device, slow and obvious.
-
-Gradients come from autograd, so nothing here is derived by hand.
-"""
+"""Reference renderer in plain torch: any float dtype, any device, slow and simple, differentiated by autograd."""
 
 import torch
 from torch import Tensor
@@ -11,18 +8,21 @@ from dist3dgs.splats.render.api import (
     ALPHA_MAX,
     ALPHA_MIN,
     COLOR_MAX,
+    DEFAULTS,
     MAX_RADIUS_PX,
     QUATERNION_MIN,
     TRANSMITTANCE_MIN,
     Colors,
     Image,
     Projection,
+    Renderer,
+    RenderSettings,
 )
 
 TILE_PX = 16
 
 
-class ReferenceRenderer:
+class ReferenceRenderer(Renderer):
     """See `dist3dgs.splats.render.api.Renderer`."""
 
     name = "reference"
@@ -38,16 +38,11 @@ class ReferenceRenderer:
         K: Tensor,
         width: int,
         height: int,
-        *,
-        sh_degree: int | None = None,
-        near: float = 0.01,
-        far: float = 1e10,
-        eps2d: float = 0.3,
-        antialiased: bool = False,
+        settings: RenderSettings = DEFAULTS,
     ) -> Projection:
         checks.check_size(width, height)
-        checks.check_range(near, far, eps2d)
-        checks.check_gaussians(means, quats, scales, opacities, colors, sh_degree)
+        checks.check_settings(settings)
+        checks.check_gaussians(means, quats, scales, opacities, colors, settings.sh_degree)
         fx, fy, cx, cy = checks.check_camera(viewmat, K)
         parts = colors if isinstance(colors, tuple) else (colors,)
         _check_finite(means, quats, scales, opacities, *parts)
@@ -56,12 +51,13 @@ class ReferenceRenderer:
         rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
         cam = means @ rotation.T + translation
         x, y, z = cam.unbind(-1)
-        in_range = (z >= near) & (z <= far)
+        in_range = (z >= settings.near) & (z <= settings.far)
         z = torch.where(in_range, z, torch.ones_like(z))  # no division by 0 where nothing is drawn
 
         jacobian = _jacobian(x, y, z, (fx, fy, cx, cy), width, height)
         half = jacobian @ rotation @ (rotation_matrices(quats) * scales[:, None, :])
         cov = half @ half.transpose(-1, -2)
+        eps2d = settings.eps2d
         xx, xy, yy = cov[:, 0, 0] + eps2d, cov[:, 0, 1], cov[:, 1, 1] + eps2d
         # |U x V|^2 + eps (|U|^2 + |V|^2) + eps^2: the determinant without cancellation
         det_sharp = torch.linalg.cross(half[:, 0], half[:, 1]).square().sum(-1)
@@ -71,7 +67,7 @@ class ReferenceRenderer:
         det = torch.where(representable, det, torch.ones_like(det))
         conics = torch.stack([yy / det, -xy / det, xx / det], -1)
 
-        if antialiased:
+        if settings.antialiased:
             ratio = det_sharp / det
             positive = ratio > 0  # the square root has no derivative at 0
             opacities = opacities * torch.where(positive, torch.where(positive, ratio, 1.0).sqrt(), 0.0)
@@ -83,6 +79,7 @@ class ReferenceRenderer:
             & (u + radii[:, 0] > 0) & (u - radii[:, 0] < width)
             & (v + radii[:, 1] > 0) & (v - radii[:, 1] < height)
         )[:, 0]  # fmt: skip
+        sh_degree = settings.sh_degree
         if sh_degree is None:
             rgb = parts[0][ids]
         else:
@@ -102,22 +99,23 @@ class ReferenceRenderer:
         projection: Projection,
         width: int,
         height: int,
+        settings: RenderSettings = DEFAULTS,
         *,
         background: Tensor | None = None,
-        absgrad: bool = False,
-        render_depth: bool = False,
     ) -> Image:
         checks.check_size(width, height)
         checks.check_background(background)
         means2d, colors = projection.means2d, projection.colors
         background = means2d.new_zeros(3) if background is None else background.to(means2d)
-        if render_depth:
+        if settings.render_depth:
             colors = torch.cat([colors, projection.depths[:, None]], 1)
             background = torch.cat([background, background.new_zeros(1)])
         order = torch.argsort(projection.depths.detach(), stable=True)
         low, high = _tile_ranges(means2d.detach(), projection.radii)
         recorder = (
-            _AbsGrad(means2d) if absgrad and torch.is_grad_enabled() and means2d.requires_grad else None
+            _AbsGrad(means2d)
+            if settings.absgrad and torch.is_grad_enabled() and means2d.requires_grad
+            else None
         )
         rows = []
         for top in range(0, height, TILE_PX):
@@ -137,12 +135,16 @@ class ReferenceRenderer:
             rows.append(torch.cat(tiles, 1))
         out = torch.cat(rows)
         return Image(
-            colors=out[..., :3], alphas=1 - out[..., -1], depths=out[..., 3] if render_depth else None
+            colors=out[..., :3],
+            alphas=1 - out[..., -1],
+            depths=out[..., 3] if settings.render_depth else None,
         )
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
-    """[N,4] quaternions wxyz of any length -> [N,3,3]; those shorter than 1e-12 give the identity."""
+    """Convert quaternions [N,4], wxyz of any length and float dtype, to [N,3,3]; those shorter than 1e-12 give the
+    identity.
+    """
     length = quats.norm(dim=-1, keepdim=True)
     none = quats.new_tensor([1.0, 0.0, 0.0, 0.0]).expand_as(quats)
     degenerate = length < QUATERNION_MIN
@@ -159,9 +161,9 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 
 
 def sh_basis(degree: int, directions: Tensor) -> Tensor:
-    """Real spherical harmonics at unit directions [V,3] -> [V,(degree+1)^2], in the order and signs of 3DGS.
+    """Evaluate the real spherical harmonics at unit directions [V,3]: [V,(degree+1)^2] of the same float dtype.
 
-    Formulas: Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2(2), 2013.
+    Order and signs are those of 3DGS. Formulas: Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2(2), 2013.
     """
     x, y, z = directions.unbind(-1)
     basis = [torch.full_like(x, 0.2820947917738781)]

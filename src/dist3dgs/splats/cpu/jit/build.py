@@ -86,7 +86,7 @@ def compile_object(
 
 
 def cache_folders() -> list[Path]:
-    """Where kernels may be kept, best first."""
+    """List the folders that may hold the cache, best first."""
     folders = []
     if named := os.environ.get(CACHE_VARIABLE):
         folders.append(Path(named))
@@ -130,7 +130,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether nobody but this user (and root) can have written it: what lies there will be run."""
+    """Return True if only this user (and root) can have written the file: its code will be run."""
     info = path.stat()
     return info.st_uid in (os.getuid(), 0) and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 

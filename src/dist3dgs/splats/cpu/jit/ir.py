@@ -33,7 +33,7 @@ def element_of(kind: ir.Type) -> ir.Type:
 
 
 def is_float(kind: ir.Type) -> bool:
-    """Whether the lanes are floating point numbers."""
+    """Return True if the lanes are floating point numbers."""
     return isinstance(element_of(kind), (ir.FloatType, ir.DoubleType))
 
 

@@ -60,7 +60,7 @@ def _pixel_of_lane(k: Kernel, block: Value) -> tuple[Value, Value]:
 
 
 class _Blocks:
-    """What a tile's 16 blocks of pixels carry, on the stack: for each block its lines of 16 numbers, side by side.
+    """State of a tile's 16 blocks of pixels, on the stack: for each block its lines of 16 numbers, side by side.
 
     The first two lines are the pixel centres, px in the tile, the third the transmittance. A 17th block of finished
     pixels stands in where there is no second block to work on. The number of lines is not a power of two: lines that

@@ -19,7 +19,7 @@ CAMERA_FIELDS = (
 )  # fmt: skip
 
 
-class Camera:
+class CameraRegisters:
     """The camera's numbers, spread over the lanes: `camera.fx` and so on."""
 
     def __init__(self, kernel: Kernel, numbers: Pointer) -> None:
@@ -90,7 +90,7 @@ def cross(k: Kernel, a: list[Value], b: list[Value]) -> list[Value]:
 
 @dataclass
 class Inputs:
-    """Where the Gaussians are."""
+    """Pointers to the parameters of the Gaussians."""
 
     means: Pointer
     quats: Pointer
@@ -136,7 +136,7 @@ def lanes_below(k: Kernel, first: Value, last: Value) -> Value:
     return k.lanes(list(range(LANES)), I32) < k.splat((last - first).min(LANES).to(I32))
 
 
-def ellipse(k: Kernel, camera: Camera, g: Gaussians) -> Ellipse:
+def ellipse(k: Kernel, camera: CameraRegisters, g: Gaussians) -> Ellipse:
     """Project 16 Gaussians. Where they are not in range, nothing means anything."""
     translation = (camera.t0, camera.t1, camera.t2)
     cam = [k.fma(r[0], g.mean[0], k.fma(r[1], g.mean[1], k.fma(r[2], g.mean[2], t)))
@@ -204,7 +204,7 @@ def radii(k: Kernel, e: Ellipse) -> tuple[Value, Value]:
     return (extent * e.xx.sqrt()).ceil().min(limit), (extent * e.yy.sqrt()).ceil().min(limit)
 
 
-def visible(k: Kernel, camera: Camera, e: Ellipse, rx: Value, ry: Value) -> Value:
+def visible(k: Kernel, camera: CameraRegisters, e: Ellipse, rx: Value, ry: Value) -> Value:
     """Mask of the Gaussians that can touch a pixel."""
     u, v = e.mean2d
     conic_finite = (e.conic[0] + e.conic[1] + e.conic[2]).finite()

@@ -159,5 +159,5 @@ def kernels(dtype: torch.dtype) -> Callable[[str], int]:
 
 @functools.cache
 def weights(dtype: torch.dtype) -> torch.Tensor:
-    """The window's 11 weights."""
+    """Return the window's weights, [11] of `dtype` float32 or float64; they sum to 1."""
     return torch.tensor(WEIGHTS, dtype=torch.float64).to(dtype)

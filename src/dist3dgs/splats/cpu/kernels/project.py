@@ -23,7 +23,7 @@ def write_cull(module: ir.Module, real: ir.Type) -> None:
     counter, inputs = k.pointer(I64), geo.Inputs.declare(k)
     numbers, n = k.pointer(), k.arg(I64)
     ids, report = k.pointer(I32), k.pointer(I64)
-    camera = geo.Camera(k, numbers)
+    camera = geo.CameraRegisters(k, numbers)
     with k.tasks(counter, (n + (geo.CHUNK - 1)) // geo.CHUNK) as chunk:
         start = chunk * geo.CHUNK
         stop = (start + geo.CHUNK).min(n)
@@ -71,7 +71,7 @@ def write_project(module: ir.Module, real: ir.Type, degree: int) -> None:
     packed_ids = k.pointer(I32)
     ids, means2d, conics, depths = k.pointer(I64), k.pointer(), k.pointer(), k.pointer()
     radii, colors, opacities, report = k.pointer(I32), k.pointer(), k.pointer(), k.pointer(I64)
-    camera = geo.Camera(k, a.numbers)
+    camera = geo.CameraRegisters(k, a.numbers)
     with k.tasks(a.counter, a.num_chunks) as chunk:
         start, stop = a.offsets[chunk], a.offsets[chunk + 1]
         shift = chunk * geo.CHUNK - start
@@ -98,7 +98,13 @@ def write_project(module: ir.Module, real: ir.Type, degree: int) -> None:
 
 
 def _colors(
-    k: Kernel, a: _Visible, camera: geo.Camera, g: geo.Gaussians, chunk: Value, local: Value, mask: Value
+    k: Kernel,
+    a: _Visible,
+    camera: geo.CameraRegisters,
+    g: geo.Gaussians,
+    chunk: Value,
+    local: Value,
+    mask: Value,
 ) -> list[Value]:
     rgb = a.first_coefficient(chunk, local, mask)
     if a.degree < 0:
@@ -124,7 +130,7 @@ def write_project_backward(module: ir.Module, real: ir.Type, degree: int) -> Non
     apart = k.arg(I64)  # 1: v_shn is a tensor of its own; 0: it is the rest of the rows of v_sh0
     pose, pose_wanted = k.pointer(), k.arg(I64).differs(0)
     v_rows = Rows(k, v_shn, widthn, degree)
-    camera = geo.Camera(k, a.numbers)
+    camera = geo.CameraRegisters(k, a.numbers)
     with k.tasks(a.counter, a.num_chunks) as chunk:
         first = chunk * geo.CHUNK
         count = (first + geo.CHUNK).min(n) - first
@@ -175,7 +181,7 @@ class _Back:
 
 
 def _backward_geometry(
-    k: Kernel, camera: geo.Camera, g: geo.Gaussians, e: geo.Ellipse, v: list[list[Value]]
+    k: Kernel, camera: geo.CameraRegisters, g: geo.Gaussians, e: geo.Ellipse, v: list[list[Value]]
 ) -> _Back:
     back = _Back()
     (v_u, v_v), v_conic, (v_depth,), _, (v_opacity,) = v
@@ -213,7 +219,12 @@ def _backward_geometry(
 
 
 def _backward_covariance(
-    k: Kernel, camera: geo.Camera, g: geo.Gaussians, e: geo.Ellipse, v_conic: list[Value], v_opacity: Value
+    k: Kernel,
+    camera: geo.CameraRegisters,
+    g: geo.Gaussians,
+    e: geo.Ellipse,
+    v_conic: list[Value],
+    v_opacity: Value,
 ) -> tuple[Value, Value, Value]:
     """Gradient by xx, xy (both off-diagonal elements together), yy of the projected covariance."""
     a, b, c = e.conic
@@ -259,7 +270,7 @@ def _backward_quaternion(k: Kernel, e: geo.Ellipse, v: list[list[Value]]) -> lis
 
 
 def _backward_colors(
-    k: Kernel, a: _Visible, camera: geo.Camera, g: geo.Gaussians, where: tuple[Value, Value, Value],
+    k: Kernel, a: _Visible, camera: geo.CameraRegisters, g: geo.Gaussians, where: tuple[Value, Value, Value],
     rgb: list[Value], v_rgb: list[Value], v_sh0: Pointer, width0: Value, v_rows: Rows,
 ) -> list[Value]:  # fmt: skip
     """Write the gradients of the coefficients; return that of the Gaussian's centre through the direction."""
@@ -286,7 +297,7 @@ def _backward_colors(
 
 
 def _add_pose(
-    k: Kernel, camera: geo.Camera, g: geo.Gaussians, e: geo.Ellipse, back: _Back,
+    k: Kernel, camera: geo.CameraRegisters, g: geo.Gaussians, e: geo.Ellipse, back: _Back,
     v_direction: list[Value], mask: Value, sums: list[Variable],
 ) -> None:  # fmt: skip
     """Add to the gradients of the rotation (row major), the translation and the camera's centre."""

@@ -1,4 +1,4 @@
-"""Which Gaussians touch which 4x4 pixel blocks of which 16x16 pixel tiles, in depth order.
+"""Bin Gaussians into the 16x16 pixel tiles and 4x4 pixel blocks they touch, in depth order.
 
 `place`: for each Gaussian its place in an order by home tile, in which the numbers of Gaussians that are blended
 together lie together in memory -> `pack`: their numbers, at their places; and the places sorted by depth -> `count`,
@@ -68,7 +68,7 @@ def _passes(k: Kernel) -> int:
 
 
 def _digit(key: Value, p: int) -> Value:
-    """Where digit p of a key is counted."""
+    """Return the counter's index for digit p of a key."""
     radix = 1 << DIGIT_BITS
     return ((key >> (p * DIGIT_BITS)) & (radix - 1)).to(I64) + p * radix
 
@@ -98,7 +98,7 @@ def _to_starts(k: Kernel, counts: Pointer, first: Value, last: Value) -> None:
 
 
 def final_buffer(real_bits: int) -> int:
-    """Which of the two order buffers holds the sorted places."""
+    """Return the index of the order buffer, of two, that holds the sorted places."""
     return -(-real_bits // DIGIT_BITS) % 2
 
 

@@ -1,0 +1,105 @@
+"""The training data of a rank: the order of the views, and their cameras with photographs."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..scenes.pack import PackedScene
+from ..splats.camera import Camera
+
+
+class ViewSampler:
+    """Epochs of shuffled training views, cut into global batches and these into the ranks' parts.
+
+    In an epoch every view is seen once by one rank, and no view comes twice in a step, even one that spans the end of
+    an epoch (unless an epoch has less than two batches). The order is a function of (seed, step, rank) alone, so a
+    resumed run sees the same views as an uninterrupted one.
+    """
+
+    def __init__(self, train_ids: np.ndarray, seed: int, world_size: int, global_batch: int) -> None:
+        """train_ids: int64 [T], indices of the training views in the packed scene."""
+        self.train_ids, self.seed = np.asarray(train_ids), seed
+        self.world_size, self.global_batch = world_size, global_batch
+        self._epoch, self._order = -1, self.train_ids
+
+    def batch(self, step: int) -> list[list[int]]:
+        """Return the view indices of 1-based `step`, one list per rank, each `global_batch / world_size` long."""
+        first = (step - 1) * self.global_batch
+        views = [self._view(first + i) for i in range(self.global_batch)]
+        per_rank = self.global_batch // self.world_size
+        return [views[r * per_rank : (r + 1) * per_rank] for r in range(self.world_size)]
+
+    def _view(self, position: int) -> int:
+        epoch, index = divmod(position, len(self.train_ids))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._epoch_order(epoch)
+        return int(self._order[index])
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        """Shuffle an epoch without repeating a view in the batch that straddles its boundary, int64 [T].
+
+        Repeated views are swapped with views from the middle, which share a step with neither neighbour. The end of
+        the epoch stays as it was shuffled, so the order depends only on this epoch and the one before.
+        """
+        order, num_views, batch = self._shuffled(epoch), len(self.train_ids), self.global_batch
+        head = -epoch * num_views % batch
+        if head == 0 or num_views < 2 * batch:
+            return order
+        seen = np.isin(order, self._shuffled(epoch - 1)[head - batch :])
+        twice = np.flatnonzero(seen[:head])
+        middle = np.arange(head, num_views - (epoch + 1) * num_views % batch)
+        free = middle[~seen[middle]][: len(twice)]
+        order[twice], order[free] = order[free], order[twice]
+        return order
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.train_ids)
+
+
+class SceneCameras:
+    """Cameras by view index; photographs stay in the memory map (CPU) or on the device once used (CUDA).
+
+    On CUDA photographs are cached on the device if all of them fit in a quarter of its memory.
+    """
+
+    def __init__(self, scene: PackedScene, device: torch.device) -> None:
+        self.scene, self.device = scene, device
+        self._cache: dict[tuple[int, bool], Camera] = {}
+        self._keeps = device.type == "cpu" or self._fits(device)
+
+    def _fits(self, device: torch.device) -> bool:
+        num_bytes = sum(int(w) * int(h) * 3 for w, h in self.scene.sizes)
+        return num_bytes < torch.cuda.get_device_properties(device).total_memory / 4
+
+    def get(self, view: int, *, photo: bool = True) -> Camera:
+        """Return the camera of a view; without its photograph if another rank renders it."""
+        key = (view, photo)
+        if key in self._cache:
+            return self._cache[key]
+        camera = (
+            self._bare(view) if not photo else replace(self.get(view, photo=False), photo=self._photo(view))
+        )
+        if self._keeps or not photo:
+            self._cache[key] = camera
+        return camera
+
+    def _bare(self, view: int) -> Camera:
+        scene = self.scene
+        width, height = scene.sizes[view]
+        return Camera(
+            name=scene.view_names[view],
+            viewmat=torch.tensor(scene.viewmats[view], dtype=torch.float32, device=self.device),
+            K=torch.tensor(scene.Ks[view], dtype=torch.float32, device=self.device),
+            width=int(width),
+            height=int(height),
+            photo=None,
+        )
+
+    def _photo(self, view: int) -> Tensor:
+        with warnings.catch_warnings():
+            # The map is read-only and torch has no read-only tensors; nobody writes to photographs.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(self.scene.image(view)).to(self.device, non_blocking=True)
