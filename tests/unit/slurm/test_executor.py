@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from snakemake.settings.types import GroupSettings
 from snakemake_executor_plugin_slurm import Executor as SlurmExecutor
 
 from dist3dgs.slurm import executor as module
@@ -62,7 +63,7 @@ def make(monkeypatch):
     def made(listener: Listener) -> Executor:
         monkeypatch.setattr(module, "_listener", None)
         module.register(listener)
-        executor = Executor(None, None)
+        executor = Executor(SimpleNamespace(group_settings=GroupSettings()), None)
         executor.told, executor.wait, executor.active_jobs = told, True, []
         executor._next_seconds_between_status_checks = None
         executor.workflow = SimpleNamespace(
@@ -184,6 +185,15 @@ def test_another_workflow_is_told_that_nobody_plans_its_jobs(monkeypatch):
     monkeypatch.setattr(module, "_listener", None)
     with pytest.raises(WorkflowError, match=r"workflow of dist3dgs alone.*--executor slurm"):
         Executor(None, None)
+
+
+def test_groups_are_refused(monkeypatch):
+    from snakemake_interface_common.exceptions import WorkflowError
+
+    grouped = SimpleNamespace(group_settings=GroupSettings(overwrite_groups={"train": "small"}))
+    monkeypatch.setattr(module, "_listener", SimpleNamespace())
+    with pytest.raises(WorkflowError, match=r"--groups.*lower `jobs`"):
+        Executor(grouped, None)
 
 
 def test_the_installed_interface_is_the_tested_one():
