@@ -75,6 +75,9 @@ except importlib.metadata.PackageNotFoundError:
 print(json.dumps(facts))
 """
 
+#: What Slurm's commands say where they were never configured.
+_NO_CLUSTER = re.compile(r"establish a? ?configuration source|DNS SRV lookup failed")
+
 Status = Literal["ok", "warn", "fail"]
 
 
@@ -154,7 +157,21 @@ class Setup:
     def elsewhere(self) -> bool:
         """Whether GPUs are a matter of the nodes: there is a Slurm that is asked for them, and this is no job."""
         asks = self.site.gpu_request != "none" and self.device != "cpu"
-        return asks and commands.available() and job_id() is None
+        return asks and self.has_slurm and job_id() is None
+
+    @property
+    def has_slurm(self) -> bool:
+        """Whether Slurm is here and answers."""
+        return commands.available() and self.slurm_problem is None
+
+    @cached_property
+    def slurm_problem(self) -> str | None:
+        """Why Slurm does not answer; None where it does."""
+        try:
+            commands.slurm("scontrol", "show", "config")
+        except commands.SlurmError as e:
+            return e.text
+        return None
 
     @property
     def computes_on_gpus(self) -> bool:
@@ -166,7 +183,7 @@ Check = Callable[[Setup], Iterable[Result]]
 
 
 def check_python(s: Setup) -> Iterator[Result]:
-    needed = metadata.metadata("dist3dgs").get("Requires-Python") or ">=3.11"
+    needed = metadata.metadata("dist3dgs")["Requires-Python"]
     found = ".".join(map(str, sys.version_info[:3]))
     if not Requirement(f"python{needed}").specifier.contains(found):
         yield Result("python", "fail", f"{found}, needed: {needed}", "make setup PYTHON=python3.11")
@@ -340,12 +357,14 @@ def check_slurm(s: Setup) -> Iterator[Result]:
     if not commands.available():
         yield Result("slurm", "ok", "not on this machine; only --profile profiles/slurm needs it")
         return
-    try:
-        version = commands.slurm("sinfo", "--version").strip()
-        up = {p.name for p in read_partitions() if p.up}
-    except commands.SlurmError as e:
-        yield Result("slurm", "fail", str(e), "scontrol ping; SLURM_CONF names its configuration")
+    version = (_output("sinfo", "--version") or "slurm").strip()
+    if s.slurm_problem is not None:
+        # Client commands alone, as on a laptop, are no fault of a study that runs there.
+        status: Status = "warn" if _NO_CLUSTER.search(s.slurm_problem) else "fail"
+        text = f"{version} does not answer: {(s.slurm_problem.splitlines() or ['no message'])[-1].strip()}"
+        yield Result("slurm", status, text, "scontrol ping; export SLURM_CONF=FILE names its configuration")
         return
+    up = {p.name for p in read_partitions() if p.up}
     wanted = {"cpu_partition": s.site.cpu_partition, "gpu_partition": s.site.gpu_partition}
     if s.site.gpu_request == "none" or s.site.gpu_partition == "auto":
         del wanted["gpu_partition"]
@@ -384,15 +403,12 @@ def check_network(s: Setup) -> Iterator[Result]:
             yield Result("network", "fail", f"{variable}={named}, and there is no such interface", fix)
             return
     layouts = [Layout.parse(text) for text in (s.study.config.layouts if s.study else [])]
-    if all(layout.nodes == 1 for layout in layouts) or not commands.available():
-        several = any(layout.nodes > 1 for layout in layouts)
-        text = (
-            "layouts of several nodes need Slurm, which is not here"
-            if several
-            else "not needed: layouts of one node"
-        )
-        fix = "run verify on the cluster's login node" if several else None
-        yield Result("network", "warn" if several else "ok", text, fix)
+    if all(layout.nodes == 1 for layout in layouts):
+        yield Result("network", "ok", "not needed: every layout has one node")
+        return
+    if not s.has_slurm:
+        text = "layouts of several nodes need Slurm, which does not answer here"
+        yield Result("network", "warn", text, "dist3dgs verify, on the cluster's login node")
         return
     other = _other_node(s.site)
     if other is None:
@@ -402,11 +418,11 @@ def check_network(s: Setup) -> Iterator[Result]:
         return
     name, address = other
     interface = node.interface_of(node.address_between(address, address))
-    fix = "export NCCL_SOCKET_IFNAME=NAME GLOO_SOCKET_IFNAME=NAME, of: ip -brief address"
+    choose = "export NCCL_SOCKET_IFNAME=NAME GLOO_SOCKET_IFNAME=NAME, of: ip -brief address"
     if interface is None:
         yield Result("network", "fail", f"no route to {name} ({address})", f"ip route get {address}")
     elif interface.startswith(BRIDGES):
-        yield Result("network", "warn", f"the route to {name} is a container bridge: {interface}", fix)
+        yield Result("network", "warn", f"the route to {name} is a container bridge: {interface}", choose)
     else:
         ib = ", InfiniBand" if any(Path("/sys/class/infiniband").glob("*")) else ""
         yield Result("network", "ok", f"{interface} to {name} ({address}){ib}")
@@ -434,10 +450,11 @@ def check_disk(s: Setup) -> Iterator[Result]:
     """Free space against the most that the study will write, by file system."""
     if s.study is None:
         return
-    needs = [
+    packs = _data_bytes(s.study)
+    needs: list[tuple[str, Path, int, int]] = [
         ("results", Path(s.study.config.results), *_results_bytes(s.study)),
-        ("data", Path(s.study.config.data), *[_data_bytes(s.study)] * 2),
-        ("temporary files", Path(tempfile.gettempdir()), WORK_BYTES, WORK_BYTES),
+        ("data", Path(s.study.config.data), packs, packs),
+        ("temporary files", _temporary(), WORK_BYTES, WORK_BYTES),
     ]
     by_device: dict[int, list[tuple[str, Path, int, int]]] = {}
     for need in needs:
@@ -581,7 +598,7 @@ def check_folders(s: Setup) -> Iterator[Result]:
         ("home", home, "warn", "export HOME=FOLDER"),
         ("cache (Snakemake, matplotlib)", cache, "fail", "export XDG_CACHE_HOME=FOLDER"),
         ("kernels of the CPU renderer", kernels, "warn", "export DIST3DGS_KERNEL_CACHE=FOLDER"),
-        ("temporary files", Path(tempfile.gettempdir()), "fail", "export TMPDIR=FOLDER"),
+        ("temporary files", _temporary(), "fail", "export TMPDIR=FOLDER"),
         ("Snakemake's notes", Path(".snakemake"), "fail", "chmod u+w . ; or work in a clone of your own"),
     ]
     if s.computes_on_gpus:
@@ -791,6 +808,11 @@ def _other_node(site: Site) -> tuple[str, str] | None:
             (shown, *_) = commands.blocks(commands.slurm("scontrol", "-o", "show", "node", name)) or [{}]
             return name, reachable(name, shown.get("NodeAddr", name))
     return None
+
+
+def _temporary() -> Path:
+    """Where temporary files are wanted; Python silently takes another folder where that cannot be written."""
+    return Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
 
 
 def _not_writable(folder: Path) -> str | None:
