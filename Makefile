@@ -42,8 +42,8 @@ test: setup ## all tests, fast ones first
 	@bash scripts/test.sh
 
 .PHONY: test-fast
-test-fast: setup ## unit tests without the slow ones, about a minute
-	@$(BIN)/python -m pytest -q -n 2 tests/unit -m "not slow"
+test-fast: setup ## tests in Python alone, without the slow ones: about a minute
+	@bash scripts/test.sh fast
 
 .PHONY: check
 check: setup ## formatting, lint, types, workflow lint

@@ -5,9 +5,22 @@
 #   snakemake --profile profiles/local results/builtin/replicated/n1g4/r0/record.json    one point, in the config or not
 #   snakemake --profile profiles/cached figures                                 redraw from records, train nothing
 
+import sys
+from pathlib import Path
+
+from dist3dgs.config import FILES, Layers
+from dist3dgs.errors import UserError
 from snakemake.utils import min_version
 
 min_version("9.0")
+
+
+# Snakemake's own reader names neither the file nor the line of a mistake in it.
+try:
+    Layers.read(path for name in FILES if (path := Path("config", name)).is_file())
+except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 configfile: "config/config.yaml"
@@ -29,9 +42,27 @@ localrules:
     report,
 
 
+# The terminal follows the points of the run and sums them up (dist3dgs.follow).
+onstart:
+    follow.begin(FOLLOWED, *points_of_run(), log)
+
+
+onsuccess:
+    follow.end(FOLLOWED)
+
+
+onerror:
+    follow.end(FOLLOWED)
+
+
+# Names all results: one that was deleted is made again.
 rule all:
     input:
         f"{RESULTS}/report/report.html",
+        FIGURE_FILES,
+        rules.tabulate.output,
+        all_records,
+        CHECKED,
 
 
 rule train_all:
@@ -41,8 +72,7 @@ rule train_all:
 
 rule tables:
     input:
-        f"{RESULTS}/tables/runs.csv",
-        f"{RESULTS}/tables/points.csv",
+        rules.tabulate.output,
 
 
 rule figures:

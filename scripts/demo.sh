@@ -5,6 +5,5 @@ if snakemake --profile profiles/local --dry-run --quiet all 2>&1 | grep -q "Noth
   echo "demo: nothing to do, everything is up to date: $PWD/results/report/report.html"
   exit 0
 fi
-started=$SECONDS
 snakemake --profile profiles/local all
-echo "demo: done in $((SECONDS - started)) s. Open $PWD/results/report/report.html"
+echo "demo: open $PWD/results/report/report.html"

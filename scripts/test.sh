@@ -1,9 +1,20 @@
 #!/usr/bin/env bash
-# All tests: checks, fast unit tests, slow ones, the workflow for real, a real Slurm. The first failure ends it.
+# All tests, or the stages that are named: scripts/test.sh [check|fast|slow|workflow|slurm]... The first failure ends it.
 set -euo pipefail
-bash scripts/check.sh
-# Tests that need no machine to themselves share two cores.
-python -m pytest -q -n 2 tests/unit -m "not slow"
-python -m pytest -q -n 2 tests/unit -m slow
-python -m pytest -q tests/workflow
-python -m pytest -q tests/slurm tests/gpu
+if [ $# -eq 0 ]; then set -- check fast slow workflow slurm; fi
+for stage in "$@"; do
+  started=$SECONDS
+  case $stage in
+    check) bash scripts/check.sh ;;
+    # Tests that need no machine to themselves share two cores.
+    fast) python -m pytest -q -n 2 tests/unit tests/slurm -m "not slow and not slurm" ;;
+    slow) python -m pytest -q -n 2 tests/unit -m slow ;;
+    workflow) python -m pytest -q tests/workflow ;;
+    slurm) python -m pytest -q tests/slurm tests/gpu -m "slow or slurm or gpu" ;;
+    *)
+      echo "error: scripts/test.sh: no stage '$stage'; expected check, fast, slow, workflow or slurm" >&2
+      exit 2
+      ;;
+  esac
+  echo "$stage: $((SECONDS - started)) s"
+done

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import __version__, verbs
-from .config import add_config_options
+from .config import add_config_options, add_configfile_option
 from .errors import UserError
 from .slurm.verbs import PROFILE, add_verbs
 from .tee import logged
@@ -87,7 +87,35 @@ def _add_study(verb: AddVerb) -> None:
 
     p = verb("status", verbs.status, "every point of the study: waiting, running, ok, failed and why")
     add_config_options(p)
-    p.add_argument("--watch", type=float, metavar="SECONDS", help="refresh until Ctrl-C")
+    p.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="refresh until Ctrl-C, every 10 seconds or as given",
+    )
+
+    p = verb(
+        "retry",
+        verbs.retry,
+        "train again the points that failed, or those given, with the config as it is now",
+        "A point resumes from its last checkpoint if the settings of its run are the same. Runs Snakemake and ends with"
+        " its exit status.",
+    )
+    p.add_argument(
+        "points", nargs="*", metavar="POINT", help="scene/strategy/layout[/repeat]; default: all that failed"
+    )
+    p.set_defaults(config=Path("config"))  # Snakemake reads no other
+    add_configfile_option(p)
+    p.add_argument(
+        "--profile",
+        type=Path,
+        help="Snakemake's; default: profiles/slurm for points that ran there, else profiles/local",
+    )
+    p.add_argument(
+        "-n", "--dry-run", action="store_true", help="only say what would be trained, and the command"
+    )
 
     p = verb(
         "verify",
@@ -122,6 +150,7 @@ def _add_scenes(verb: AddVerb) -> None:
     p.add_argument("--source", required=True, type=Path, help="source.json from `photographs`")
     p.add_argument("--pack", required=True, type=Path)
     p.add_argument("--facts", required=True, type=Path)
+    p.add_argument("--made-from", metavar="DIGEST", help="of settings and photographs, noted in the facts")
     limit = "of structure from motion, in place of the entry's sfm."
     p.add_argument("--threads", type=int, help=f"{limit}num_threads")
     p.add_argument("--memory-mb", type=float, help=f"{limit}memory_gib, in MiB")
@@ -157,6 +186,10 @@ def _add_pages(verb: AddVerb) -> None:
     p.add_argument("--runs", required=True, type=Path)
     p.add_argument("--points", required=True, type=Path)
     p.add_argument("--records", nargs="*", type=Path, default=[])
+
+    p = verb("check", verbs.check, "fail where a point has failed; the rule behind `fail_on: failed`")
+    p.add_argument("--records", nargs="*", type=Path, default=[])
+    p.add_argument("--out", required=True, type=Path, help="file to write where none has failed")
 
     p = verb("figure", verbs.figure, "draw one figure (svg, png, pdf and the csv behind it)")
     p.add_argument("name")
@@ -207,6 +240,26 @@ def _add_logs(verb: AddVerb) -> None:
         "--force",
         action="store_true",
         help="although the log contradicts the layout, or other logs' record is there",
+    )
+    p.add_argument(
+        "--epochs",
+        choices=("last", "mean", "median"),
+        default="last",
+        help="which epochs the seconds per epoch and the throughput are of; default: the last",
+    )
+    batch = p.add_mutually_exclusive_group()
+    batch.add_argument("--batch-per-rank", type=int, metavar="N", help="images per step on each rank")
+    batch.add_argument("--global-batch", type=int, metavar="N", help="images per step over all ranks")
+    p.add_argument("--device", metavar="NAME", help="the GPUs' name, where the log has none: 'NVIDIA A100'")
+    p.add_argument(
+        "--warmup-steps", type=int, default=0, metavar="N", help="leave the first N steps out of step times"
+    )
+    p.add_argument(
+        "--warmup-epochs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave the first N epochs out of epoch times and throughput",
     )
 
 

@@ -43,6 +43,17 @@ class Layers:
             i = 0
         return self.layers[i][0] if self.layers else "the config"
 
+    def holders(self, *keys: Any) -> list[tuple[str, Mapping[str, Any]]]:
+        """Every layer that has a mapping at `keys`, and that mapping."""
+        found = []
+        for name, layer in self.layers:
+            value: Any = layer
+            for key in keys:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, Mapping):
+                found.append((name, value))
+        return found
+
     def holding(self, key: str) -> str:
         """Every layer that has the top-level `key`."""
         return " or ".join(name for name, layer in self.layers if key in layer) or "the config"
@@ -64,33 +75,64 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 def load_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML (or JSON) file. Raises `UserError` with line and column of a syntax error, and for a key
     that stands twice in one mapping: plain YAML readers take the last one and say nothing."""
-    path = Path(path)
+    path, text = Path(path), ""
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        json.dumps(value, default=str)  # raises ValueError for an alias within its own anchor
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run where config/ is, or give --config FOLDER") from None
     except (yaml.YAMLError, ValueError) as e:
-        raise UserError(f"{_short(path)}: not valid YAML: {e}") from None
+        raise UserError(f"{_short(path)}{_syntax_error(e, text)}") from None
     if not isinstance(value, dict):
         found = _FOUND.get(type(value), type(value).__name__)
         raise UserError(f"{_short(path)}: expected a mapping of settings (`name: value`), found {found}")
     return value
 
 
+def _syntax_error(error: Exception, text: str) -> str:
+    """`, line 3, column 5: not valid YAML: what is wrong` on one line, as far as the error says where it is."""
+    where, what = "", " ".join(str(error).split())
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        what = error.problem or error.context or "a mistake"
+        if mark is not None:
+            where = f", line {mark.line + 1}, column {mark.column + 1}"
+        if error.context and error.context_mark is not None:
+            what += f" ({error.context}, which begins in line {error.context_mark.line + 1})"
+        if "'\\t'" in what:
+            what += "; indent with spaces, not tabs"
+    elif isinstance(error, json.JSONDecodeError):
+        where, what = f", line {error.lineno}, column {error.colno}", error.msg
+    elif isinstance(error, yaml.reader.ReaderError):
+        where, what = f", line {text.count(chr(10), 0, error.position) + 1}", error.reason
+    elif isinstance(error, UnicodeDecodeError):
+        line = error.object.count(b"\n", 0, error.start) + 1
+        where, what = f", line {line}", "not UTF-8 text; save the file as UTF-8"
+    return f"{where}: not valid YAML: {what}"
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that occurs twice."""
+    """Refuses a key that occurs twice, and says where a value is that cannot be built (a date in month 13)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if key.value in seen and isinstance(key.value, str):
-                raise yaml.YAMLError(
-                    f"`{key.value}` stands in line {seen[key.value]} and again in line {line}"
-                )
-            seen[str(key.value)] = line
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be one word", problem_mark=key.start_mark)
+            if key.value in seen:
+                problem = f"`{key.value}` stands in line {seen[key.value]} and again in line {line}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen[key.value] = line
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError) as e:
+            problem = str(e) if isinstance(e, ValueError) else f"no value of the type {node.tag}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +143,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         default=Path("config"),
         help="folder of config.yaml, scenes.yaml, strategies.yaml",
     )
+    add_configfile_option(parser)
+
+
+def add_configfile_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--configfile", type=Path, action="append", default=[], metavar="FILE",
         help="a file to lay on top, as Snakemake's --configfile does; may be given again",

@@ -95,5 +95,5 @@ def new_attempt(point_folder: Path) -> Attempt:
 
 
 def text_digest(text: str) -> str:
-    """Short digest of a spec's JSON: attempts with the same one belong together."""
+    """Short digest of a text, such as a spec's JSON."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -25,11 +25,11 @@ from typing import IO, Any
 from . import __version__, extension, resume
 from .cgroup import OomWatch
 from .errors import UserError
-from .evidence import Attempt, attempts, new_attempt, text_digest
+from .evidence import Attempt, attempts, new_attempt
 from .files import TEMPORARY, write_json
 from .guard import check_world
 from .judge import cause_of
-from .matrix import load_spec, spec_json
+from .matrix import load_spec, run_digest, spec_json
 from .monitor import Monitor, peak_pss_gib, resources_path
 from .names import how_to_make
 from .nvml import driver_version
@@ -37,7 +37,8 @@ from .provenance import code_digest, git_state
 from .reserve import PROBE, RESERVE, Reserve
 from .slurm import allocation as slurm_allocation
 from .slurm import node, plan, turn
-from .slurm.allocation import Allocation, node_name
+from .slurm.allocation import GPUS_PER_NODE, Allocation, limit_gpus, node_name
+from .slurm.cotenancy import CoTenancy
 from .slurm.retry import TRIES_AFTER
 from .slurm.settings import Site, current_site
 from .spec import RunSpec
@@ -63,7 +64,7 @@ def launch(
         raise UserError(f"{scene}: no packed scene{how_to_make(scene)}")
     if resume_from is not None:
         resume.check(resume_from, spec, scene)
-    digest = text_digest(spec_json(spec))
+    digest = run_digest(spec_json(spec))
     step = slurm_allocation.step()
     if step.task > 0:
         # Status 0: where Slurm ends a step with its first bad exit, task 0 must live to leave the record.
@@ -74,6 +75,8 @@ def launch(
         return 0
     here, site = slurm_allocation.current(), current_site()
     if here is not None:
+        if here.exclusive and spec.hardware.device != "cpu":
+            limit_gpus(os.environ, spec.started.workers_per_node)
         decision = turn.take(out, digest, here, site)
         print(f"Slurm job {here.job_id}: {decision.reason}", file=sys.stderr, flush=True)
         if decision.action != "train":
@@ -143,6 +146,7 @@ class _Run:
         reserve = Reserve(self.attempt.folder)
         self._save()
         memory = OomWatch()
+        tenancy = CoTenancy(self.allocation).start() if self.allocation is not None else None
         with self.attempt.log_path.open("ab", buffering=0) as log:
             log.write(f"{problem.warning}$ {shlex.join(argv)}\n".encode())
             if problem.uses_gpus and (status := self._prepare(environment, log)):
@@ -154,6 +158,8 @@ class _Run:
                     watch = self._start(argv, environment, log)
                     self._wait(watch)
             process = watch.process
+        if tenancy is not None:
+            self.summary["co_tenancy"] = tenancy.stop()
         if (full := reserve.release()) is not None:
             self.summary["disk_full"] = full
         if limit.reached:
@@ -239,6 +245,8 @@ class _Run:
         environment["PYTHONUNBUFFERED"] = "1"
         if uses_gpus:
             environment[node.USES_GPUS] = "1"
+            if self.allocation is not None and self.allocation.exclusive:
+                environment[GPUS_PER_NODE] = str(self.layout.workers_per_node)
         # PyTorch makes this folder when DistributedDataParallel is imported, in /tmp unless told otherwise.
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.attempt.folder.resolve() / INDUCTOR))
         environment["DIST3DGS_ATTEMPT"] = str(self.attempt.folder.resolve())
@@ -375,6 +383,7 @@ def _slurm_facts(allocation: Allocation | None) -> dict[str, Any] | None:
         "job_id": allocation.job_id,
         "nodes": [n.name for n in allocation.nodes],
         "partition": allocation.partition,
+        "exclusive": allocation.exclusive,
         "restarts": allocation.restarts,
         "time_left_s": allocation.time_left_s,
         "log": allocation.log,

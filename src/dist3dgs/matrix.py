@@ -1,6 +1,8 @@
 """From the config files to the list of runs."""
 
 import difflib
+import functools
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +13,14 @@ from .config import FILES, Layers, merge
 from .errors import UserError
 from .names import Layout, Point, check_name
 from .scenes.registry import download_spec
-from .spec import Config, Exclusion, RunSpec, Scene, Strategy, TrainSettings, validate
+from .spec import SOURCES, Config, Exclusion, RunSpec, Scene, Strategy, TrainSettings, validate
+
+#: Settings of a run that change none of its results: what is written while it runs, and how long is waited for whom.
+#: Snakemake trains nothing again for them, and attempts that differ in them belong to the same run.
+FREE_SETTINGS = {
+    "train": ("log_every", "tensorboard", "checkpoint_every", "keep_checkpoints"),
+    "hardware": ("timeout_s", "join_timeout_s", "max_restarts"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,8 +32,10 @@ class Study:
     strategies: dict[str, Strategy]
     #: Where its settings stand, for messages.
     layers: Layers = field(default_factory=Layers, repr=False, compare=False)
-    #: Validated specs by strategy and layout: the points of a big study differ in scene, repeat and seed alone.
+    #: Validated specs by strategy and layout, and their digests: the points of a big study differ in scene, repeat and
+    #: seed alone.
     _specs: dict[tuple[str, Layout], RunSpec] = field(default_factory=dict, repr=False, compare=False)
+    _digests: dict[tuple[str, Layout], str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_config(cls, raw: Mapping[str, Any], layers: Layers | None = None) -> "Study":
@@ -35,7 +46,8 @@ class Study:
         """
         raw = dict(raw)
         layers = layers or Layers()
-        scenes = _library(raw.pop("scene_library", None), Scene, "scene", layers)
+        scene_library = _replaced(raw.pop("scene_library", None), layers)
+        scenes = _library(scene_library, Scene, "scene", layers)
         strategies = _library(raw.pop("strategy_library", None), Strategy, "strategy", layers)
         config = validate(Config, raw, layers.where)
         study = cls(config, scenes, strategies, layers)
@@ -69,6 +81,14 @@ class Study:
             self._specs[key] = self._validated(point)
         own = {"scene": point.scene, "repeat": point.repeat, "seed": self.config.seed + point.repeat}
         return self._specs[key].model_copy(update=own)
+
+    def run_key(self, point: Point) -> str:
+        """Short text that changes with every setting that decides the result of a point."""
+        key = (point.strategy, point.layout)
+        if key not in self._digests:
+            shared = self.spec(point).model_copy(update={"scene": "", "repeat": 0, "seed": self.config.seed})
+            self._digests[key] = run_digest(spec_json(shared))
+        return self._digests[key]
 
     def _validated(self, point: Point) -> RunSpec:
         strategy, train = self.strategy(point.strategy), self._train(point.strategy)
@@ -170,12 +190,44 @@ def spec_json(spec: RunSpec) -> str:
     return json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
+def run_digest(spec_text: str) -> str:
+    """Short digest of what decides the result of a run: its spec (JSON) without `FREE_SETTINGS`."""
+    value = json.loads(spec_text)
+    for part, names in FREE_SETTINGS.items():
+        for name in names:
+            value.get(part, {}).pop(name, None)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def load_spec(text: str) -> RunSpec:
     """Read the `--spec` of `dist3dgs launch`."""
     try:
         return validate(RunSpec, json.loads(text), "--spec")
     except ValueError as e:
         raise UserError(f"--spec: not JSON ({e}); copy it whole from the Snakemake log") from None
+
+
+def _replaced(raw: object, layers: Layers) -> object:
+    """The merged `scene_library`, where a scene that a later file gives another source is defined by that file alone.
+
+    Merged setting by setting, as everything else is, the scene would have both sources.
+    """
+    if not isinstance(raw, Mapping):
+        return raw
+    library = dict(raw)
+    for name in raw:
+        definition: dict[str, Any] = {}
+        replaced = False
+        for _, part in layers.holders("scene_library", name):
+            given = {key for key in SOURCES if part.get(key) is not None}
+            if given <= SOURCES & definition.keys() or not SOURCES & definition.keys():
+                definition = merge(definition, part)
+            else:
+                definition, replaced = dict(part), True
+        if replaced:
+            library[name] = definition
+    return library
 
 
 def _library(raw: object, model: type[Any], what: str, layers: Layers) -> dict[str, Any]:
@@ -185,10 +237,14 @@ def _library(raw: object, model: type[Any], what: str, layers: Layers) -> dict[s
             f"{layers.where(key)}: expected a mapping `{key}: name -> settings` with at least one {what}"
         )
 
+    def where(name: Any, *loc: Any) -> str:
+        place = layers.where(key, name, *loc)
+        others = [holder for holder, _ in layers.holders(key, name) if holder != place]
+        # A fault of the whole entry may come of what stands in the other files.
+        return f"{place}{f' on top of {others[-1]}' if others and not loc else ''}: {name}"
+
     def entry(name: Any, value: Any) -> Any:
-        return validate(
-            model, {} if value is None else value, lambda *loc: f"{layers.where(key, name, *loc)}: {name}"
-        )
+        return validate(model, {} if value is None else value, functools.partial(where, name))
 
     return {check_name(name, what): entry(name, value) for name, value in raw.items()}
 

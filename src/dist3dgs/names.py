@@ -81,6 +81,16 @@ class Point:
             raise UserError(f"repeat {repeat!r}: expected r0, r1, r2, ... Fix it in the target's path.")
         return cls(scene, strategy, Layout.parse(layout), int(repeat[1:]))
 
+    @classmethod
+    def named(cls, text: str) -> "Point":
+        """Read scene/strategy/layout[/repeat], as a person types it."""
+        parts = text.strip("/").split("/")
+        if len(parts) not in (3, 4):
+            raise UserError(
+                f"point {text!r}: expected scene/strategy/layout[/repeat], e.g. builtin/replicated/n1g2/r0"
+            )
+        return cls.parse(*parts)
+
     @property
     def path(self) -> PurePosixPath:
         """`scene/strategy/layout/repeat`, relative to the results folder."""

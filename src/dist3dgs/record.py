@@ -5,16 +5,19 @@ again from them at any time. What is not known is null, and `reasons` says why; 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from .errors import UserError
 from .files import write_json
-from .names import Layout, how_to_make
+from .names import Layout, Point, how_to_make
 
 SCHEMA_VERSION = 1
+#: Metrics that may be negative.
+_SIGNED = {"psnr", "ssim", "lpips", "loss"}
 
 Status = Literal["ok", "failed", "degraded", "unknown"]
 
@@ -44,13 +47,14 @@ Cause = Literal[
     "code_error",
     "no_progress",
     "killed",
+    "crashed",
     "misconfiguration",
     "unknown",
 ]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Evidence(Model):
@@ -166,8 +170,8 @@ class Metrics(Model):
     train_s: float | None = Field(None, description="time in steps and densification, evaluation not counted")
     phases_s: dict[str, float] = Field(
         {},
-        description="wall seconds per phase of the last attempt, each that of its slowest rank; `startup` is from the "
-        "launcher's start to having joined",
+        description="wall seconds per phase, of each attempt that total_s adds up those of its slowest rank; `startup` "
+        "is from the launcher's start to having joined",
     )
     step_parts_s: dict[str, float] = Field(
         {},
@@ -199,15 +203,46 @@ class Metrics(Model):
     psnr: float | None = None
     ssim: float | None = None
     lpips: float | None = None
-    loss: float | None = Field(None, description="of imported runs: the last that the log shows")
+    loss: float | None = Field(
+        None, description="of imported runs: the last training loss that the log shows"
+    )
+    train_accuracy: float | None = Field(
+        None, description="of imported runs: on training data, as the log shows it, in percent or not"
+    )
     accuracy: float | None = Field(
-        None, description="of imported runs, as the log shows it, in percent or not"
+        None, description="of imported runs: on validation data, as the log shows it, in percent or not"
     )
     epochs: int | None = Field(None, description="of imported runs")
+    epoch_s: float | None = Field(
+        None,
+        description="of imported runs: seconds of the last epoch, or the mean or median over all, as "
+        "settings.epoch_statistic says; images_per_s is of the same epochs",
+    )
     gpus: list[GpuTotals] = Field([], description="of imported runs with an nvidia-smi log")
     curve: list[QualityPoint] = []
     views: list[ViewQuality] = []
     ranks: list[RankMetrics] = []
+
+    @field_validator("*")
+    @classmethod
+    def _not_negative(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse negative times, counts and sizes; decibels, similarities and losses may have any sign."""
+        numbers = value.values() if isinstance(value, dict) else [value]
+        if info.field_name not in _SIGNED and any(isinstance(v, int | float) and v < 0 for v in numbers):
+            raise ValueError("must not be negative")
+        return value
+
+    @classmethod
+    def known(cls, values: Mapping[str, Any]) -> "tuple[Metrics, dict[str, str]]":
+        """Make metrics of what is finite and within bounds; return them and, for each name left out, the reason."""
+        try:
+            return cls(**values), {}
+        except ValidationError as e:
+            wrong = {
+                str(error["loc"][0]): f"{error['msg']}: {error['input']!r}"[:200] for error in e.errors()
+            }
+        made, more = cls.known({name: value for name, value in values.items() if name not in wrong})
+        return made, wrong | more
 
 
 class Environment(Model):
@@ -217,6 +252,14 @@ class Environment(Model):
     devices: list[str] = Field([], description="device name per rank, e.g. 'NVIDIA H200' or 'cpu'")
     cpu: str | None = None
     cores: int | None = None
+    nodes_shared: bool | None = Field(
+        None,
+        description="whether other Slurm jobs were on its nodes while it ran, so that its timings are not those of the "
+        "machine alone; null: not known, see `reasons`",
+    )
+    neighbours: dict[str, list[str]] = Field(
+        {}, description="node -> ids of those jobs; `not visible` for jobs that Slurm hides from this user"
+    )
     driver: str | None = Field(None, description="version of the NVIDIA driver where the launcher ran")
     python: str | None = None
     versions: dict[str, str] = {}
@@ -277,6 +320,37 @@ def load_record(path: Path) -> RunRecord:
         raise UserError(f"{path}: no such record{how_to_make(path)}") from None
     except (ValueError, ValidationError) as e:
         raise UserError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {e}") from None
+
+
+def load_or_explain(path: Path) -> RunRecord:
+    """Read a record; of one that cannot be read, return a stand-in of status `unknown` that says why.
+
+    Raises `UserError` if not even its path says which run it is of.
+    """
+    try:
+        return load_record(path)
+    except UserError as e:
+        names = Path(path).absolute().parts[-5:-1]
+        try:
+            point = Point.parse(*names)
+        except (UserError, TypeError):
+            raise e from None
+        problem = Evidence(file=Path(path).name, text=str(e).replace("\n", "; ")[:500])
+        return RunRecord(
+            run=Run(
+                scene=point.scene,
+                strategy=point.strategy,
+                layout=str(point.layout),
+                repeat=point.repeat,
+                seed=None,
+            ),
+            status="unknown",
+            failure=Failure(
+                cause="unknown",
+                evidence=[problem],
+                remedy=f"delete it{how_to_make(path, ' and make it again: ')}",
+            ),
+        )
 
 
 def save_record(record: RunRecord, path: Path) -> None:

@@ -5,7 +5,7 @@ files, these models and the generated JSON schemas equal. Unknown keys are refus
 """
 
 from collections.abc import Callable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def expand_home(path: str) -> str:
+    """Replace a leading ~ or ~user by the home folder, as a shell does."""
+    if not path.startswith("~"):  # an address may have slashes that a path loses
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise ValueError(f"no home folder is known for {path.split('/')[0]}; give the whole path") from None
+
+
+#: A path that a scene is read from, or the address of an archive.
+InputPath = Annotated[str, Field(min_length=1), AfterValidator(expand_home)]
+
+
 def _folder(path: str) -> str:
     """A path that may stand in targets of the workflow, where braces are wildcards."""
     if not path.strip() or not path.isprintable() or set(path) & set("{}") or PurePath(path) == PurePath("/"):
@@ -26,7 +40,7 @@ def _folder(path: str) -> str:
 
 
 #: A folder that the workflow writes.
-Folder = Annotated[str, AfterValidator(_folder)]
+Folder = Annotated[str, AfterValidator(expand_home), AfterValidator(_folder)]
 
 
 class SfmSettings(Settings):
@@ -61,24 +75,24 @@ class BuiltinSource(Settings):
     seed: int = Field(0, ge=0)
 
 
+#: Settings of a scene that say where it comes from.
+SOURCES = frozenset({"builtin", "images", "colmap", "download"})
+
+
 class Scene(Settings):
     """One entry of `config/scenes.yaml`: exactly one of builtin, images, colmap, download says where from."""
 
     builtin: BuiltinSource | None = None
-    images: str | None = Field(
-        None, min_length=1, description="folder of photographs, with `colmap` those of the model"
+    images: InputPath | None = Field(
+        None, description="folder of photographs, with `colmap` those of the model"
     )
-    colmap: str | None = Field(
-        None, min_length=1, description="folder of an existing COLMAP model (binary or text)"
-    )
-    download: str | None = Field(
+    colmap: InputPath | None = Field(None, description="folder of an existing COLMAP model (binary or text)")
+    download: InputPath | None = Field(
         None,
-        min_length=1,
         description="published scene, e.g. mipnerf360/garden, or the address of an archive (#folder inside it)",
     )
-    truth: str | None = Field(
+    truth: InputPath | None = Field(
         None,
-        min_length=1,
         description="known poses (transforms.json), only to state the pose error of structure from motion",
     )
     max_width_px: int | None = Field(None, ge=16, description="photographs are reduced to at most this width")
@@ -97,7 +111,11 @@ class Scene(Settings):
             or (not given and self.images is None)
             or (self.images and given not in ([], ["colmap"]))
         ):
-            raise ValueError("give exactly one source: builtin, images, colmap (with images) or download")
+            found = [k for k in sorted(SOURCES) if getattr(self, k) is not None]
+            raise ValueError(
+                "give exactly one source: builtin, images, colmap (with images) or download; "
+                f"it has {' and '.join(found) or 'none'}"
+            )
         if self.colmap is not None and self.images is None:
             raise ValueError("colmap needs `images`, the folder of the model's photographs")
         return self
@@ -146,7 +164,11 @@ class Densification(Settings):
         0.1, gt=0, description="after the first reset, larger shares of the extent are pruned"
     )
     reset_every: int = Field(3000, ge=1, description="opacity reset interval in steps")
-    max_gaussians: int = Field(5_000_000, ge=1)
+    max_gaussians: int = Field(
+        5_000_000,
+        ge=1,
+        description="the whole model never has more; of more initial points a random part is taken",
+    )
     noise_lr: float = Field(5e5, ge=0, description="mcmc: strength of the position noise")
     opacity_reg: float = Field(0.01, ge=0, description="mcmc: weight of the opacity penalty")
     scale_reg: float = Field(0.01, ge=0, description="mcmc: weight of the scale penalty")
@@ -276,6 +298,10 @@ class Config(Settings):
     repeats: int = Field(1, ge=1, le=1000)
     only_existing: bool = Field(
         False, description="tabulate and draw the records that are there, train nothing"
+    )
+    fail_on: Literal["never", "failed"] = Field(
+        "never",
+        description="failed: a failed point is the exit status of `snakemake ... all`; never: it is a row",
     )
     exclude: list[Exclusion] = []
     train: TrainSettings = TrainSettings()

@@ -1,155 +1,53 @@
 """The study at a glance: which points wait, run, are done, failed and why.
 
-From the files alone; where there is a Slurm that answers, points without files yet are looked up in its queue.
+From the files, and from Slurm's queue where there is one. The end of a run of the workflow is summed up here too.
 """
 
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .evidence import Attempt, attempts
+from .evidence import ATTEMPTS
 from .matrix import Study
-from .names import Point, how_to_make
-from .slurm.jobs import Queue, describe
-from .spec import RunSpec
+from .names import Point
+from .point_state import BAD, DONE, PointState, duration, state_of, told, totals
+from .slurm.jobs import CACHE_S, Queue
 
-#: An attempt without a new event for this long is called silent: it may be hung, or its node gone.
-SILENT_S = 600.0
-#: Bytes from the end of an event file that are read for the newest step: a refresh must stay cheap.
-TAIL_BYTES = 65536
 #: Every look reads the newest events of all points.
 MIN_WATCH_S = 1.0
 MAX_WATCH_S = 86_400.0
+#: Points whose failure the summary of a run names one by one.
+NAMED = 5
+#: Commands that `status` prints.
+COMMANDS = 10
 
 
-@dataclass(frozen=True)
-class Row:
-    """One point's state."""
-
-    point: Point
-    state: str
-    """waiting, queued, running, silent, retrying, ended (no record yet), excluded, or the record's status"""
-    detail: str = ""
-
-
-def rows(study: Study, queue: Queue | None = None) -> Iterator[Row]:
-    """One row per point of the matrix, in its order; then those that are left out."""
-    for spec in study.specs():
-        row = _row(spec.point, spec, spec.point.folder(Path(study.config.results)))
-        jobs = queue.of_point(spec.point) if queue and row.state in ("waiting", "retrying") else []
-        if jobs:
-            number = f"{row.detail}; " if row.detail else ""
-            row = Row(row.point, "queued", f"{number}job {jobs[0].id}: {describe(jobs[0])}")
-        yield row
+def rows(study: Study, queue: Queue | None = None) -> Iterator[PointState]:
+    """States of the matrix's points, in its order; of those off the matrix; then the points that are left out."""
+    results = Path(study.config.results)
+    matrix = {spec.point: spec.num_steps for spec in study.specs()}
+    others = points_on_disk(results, matrix)
+    for point in (*matrix, *others):
+        jobs_at, jobs = time.time() - CACHE_S, queue.of_point(point) if queue else ()
+        yield state_of(point, point.folder(results), num_steps=matrix.get(point), jobs=jobs, jobs_at=jobs_at)
     for point, reason in study.exclusions():
-        yield Row(point, "excluded", reason)
+        if point not in others:
+            yield PointState(point=point, state="excluded", detail=reason)
 
 
-def _row(point: Point, spec: RunSpec, folder: Path) -> Row:
-    record = folder / "record.json"
-    tried = attempts(folder)
-    if record.is_file() and not (tried and _trains_again(tried[-1], record)):
-        return _recorded(point, record)
-    if not tried:
-        return Row(point, "waiting")
-    newest = tried[-1]
-    status = newest.launch().get("status")
-    number = f"attempt {newest.number}, " if newest.number else ""
-    if status in ("ok", "failed", "refused"):
-        return Row(point, "ended", f"{number}{status}; the record is not made yet")
-    if status not in (None, "running"):
-        return Row(point, "retrying", f"{number}{status}")
-    return _running(point, spec, newest, number)
-
-
-def _trains_again(newest: Attempt, record: Path) -> bool:
-    """Whether an attempt was started after the record of an earlier one was made, and has not ended."""
-    launch = newest.launch()
-    started = launch.get("started_at")
-    running = launch.get("status") in (None, "running") and not launch.get("ended")
-    return running and isinstance(started, int | float) and started > record.stat().st_mtime
-
-
-def _recorded(point: Point, path: Path) -> Row:
-    from .record import load_record
-
-    try:
-        record = load_record(path)
-    except UserError:
-        return Row(
-            point, "unreadable", f"{path} is no record; delete it{how_to_make(path, ' and make it again: ')}"
-        )
-    if record.failure is not None:
-        where = f" in {record.failure.phase}" if record.failure.phase else ""
-        at = f" at step {record.failure.step}" if record.failure.step is not None else ""
-        return Row(point, record.status, f"{record.failure.cause}{where}{at}; dist3dgs diagnose {path}")
-    psnr = "" if record.metrics.psnr is None else f"PSNR {record.metrics.psnr:.2f} dB"
-    total = "" if record.metrics.total_s is None else f", {_duration(record.metrics.total_s)}"
-    return Row(point, record.status, psnr + total)
-
-
-def _running(point: Point, spec: RunSpec, attempt: Attempt, number: str) -> Row:
-    events = sorted((e for path in attempt.event_files() for e in _tail(path)), key=lambda e: e["t"])
-    if not events:
-        return _starting(point, attempt, number)
-    last_t = max(e["t"] for e in events)
-    steps = [e for e in events if e.get("event") == "step" and _is_number(e.get("step"), e.get("step_s"))]
-    detail = f"{number}starting"
-    if steps:
-        newest = steps[-1]
-        left_s = (spec.num_steps - newest["step"]) * newest["step_s"]
-        rate = 1 / newest["step_s"] if newest["step_s"] else 0.0
-        detail = (
-            f"{number}step {newest['step']}/{spec.num_steps}, {rate:.1f} steps/s, {_duration(left_s)} left"
-        )
-    silent_s = time.time() - last_t
-    if silent_s > SILENT_S:
-        return Row(point, "silent", f"{detail}; no event for {_duration(silent_s)}")
-    return Row(point, "running", detail)
-
-
-def _starting(point: Point, attempt: Attempt, number: str) -> Row:
-    """An attempt without an event: its ranks import and meet, or it has died before it could say so."""
-    started = attempt.launch().get("started_at")
-    if not isinstance(started, int | float):
-        started = attempt.folder.stat().st_mtime
-    quiet_s = time.time() - started
-    if quiet_s > SILENT_S:
-        return Row(point, "silent", f"{number}no sign of life for {_duration(quiet_s)}")
-    return Row(point, "running", f"{number}starting")
-
-
-def _is_number(*values: Any) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-
-
-def _tail(path: Path) -> Iterator[dict[str, Any]]:
-    """Events in the last part of a file."""
-    import json
-
-    try:
-        with path.open("rb") as f:
-            f.seek(max(0, os.fstat(f.fileno()).st_size - TAIL_BYTES))
-            lines = f.read().split(b"\n")
-    except FileNotFoundError:
-        return
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and isinstance(event.get("t"), (int, float)):
-            yield event
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"
+def points_on_disk(results: Path, known: Iterable[Point]) -> list[Point]:
+    """Points with a record or an attempt in the results folder, without the known ones."""
+    found = set()
+    for what in ("record.json", ATTEMPTS):
+        for path in Path(results).glob(f"*/*/*/r*/{what}"):
+            try:
+                found.add(Point.parse(*path.parent.relative_to(results).parts))
+            except UserError:  # something else of that shape
+                continue
+    return sorted(found - set(known))
 
 
 def show(study: Study, watch_s: float | None = None) -> None:
@@ -161,30 +59,102 @@ def show(study: Study, watch_s: float | None = None) -> None:
         raise UserError(
             f"--watch {watch_s:g}: expected at least {MIN_WATCH_S:g} second between two looks, at most a day"
         )
-    console = Console()
-    if watch_s is None:
-        console.print(_table(study))
-        return
-    with Live(_table(study), console=console, auto_refresh=False) as live:
-        while True:
-            time.sleep(watch_s)
-            live.update(_table(study), refresh=True)
+    console, queue = Console(), Queue(results=study.config.results)
+    states = list(rows(study, queue))
+    try:
+        if watch_s is None:
+            console.print(_table(study, states))
+            return
+        with Live(_table(study, states), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(watch_s)
+                states = list(rows(study, queue))
+                live.update(_table(study, states), refresh=True)
+    finally:
+        for line in commands(states):
+            print(line)  # as it is: a command that is wrapped cannot be copied
+
+
+def commands(states: Iterable[PointState]) -> list[str]:
+    """The commands that say why points failed and what to change, one a line."""
+    found = [command for s in states if (command := s.command)]
+    if not found:
+        return []
+    more = [f"  and {len(found) - COMMANDS} more: the report has them all"] if len(found) > COMMANDS else []
+    return ["", "Why, and what to change:", *(f"  {c}" for c in found[:COMMANDS]), *more]
 
 
 _STYLES = {"ok": "green", "failed": "red", "degraded": "yellow", "silent": "yellow", "running": "cyan"}
 
 
-def _table(study: Study) -> Any:
-    from collections import Counter
+def _table(study: Study, states: Sequence[PointState]) -> Any:
+    from rich.console import Group
+    from rich.text import Text
 
+    matrix = set(study.points())
+    inside = [s for s in states if s.point in matrix or s.state == "excluded"]
+    outside = [s for s in states if s.point not in matrix and s.state != "excluded"]
+    parts = [Text(totals(s.state for s in inside)), points_table(inside)]
+    if outside:
+        parts += [
+            Text(f"\nnot in the study's matrix: {totals(s.state for s in outside)}"),
+            points_table(outside),
+        ]
+    return Group(*parts)
+
+
+def points_table(states: Iterable[PointState]) -> Any:
+    """A row per point for rich. Text, not markup: details quote log lines."""
     from rich.table import Table
     from rich.text import Text
 
-    found = list(rows(study, Queue()))
-    counts = Counter(r.state for r in found)
-    title = ", ".join(f"{n} {state}" for state, n in counts.most_common())
-    table = Table("point", "state", "", title=title, box=None, title_justify="left")
-    for r in found:
-        # Text, not markup: causes quote log lines.
-        table.add_row(Text(str(r.point)), Text(r.state, style=_STYLES.get(r.state, "")), Text(r.detail))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, min_width=12, overflow="fold")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for s in states:
+        table.add_row(Text(str(s.point)), Text(s.state, style=_STYLES.get(s.state, "")), Text(s.text))
     return table
+
+
+def summary(
+    states: Sequence[PointState],
+    *,
+    report: Path | None = None,
+    elapsed_s: float | None = None,
+    status_command: str | None = "dist3dgs status",
+) -> str:
+    """How a run of the workflow ended, in a few lines: totals, cause of each failed point, the next command.
+
+    Args:
+        states: of all points that were asked for.
+        report: the report of the study, whether or not it was made.
+        elapsed_s: seconds that the run took; None where nothing was run.
+        status_command: prints all points of this study; None where no command does.
+    """
+    took = f", {duration(elapsed_s)}" if elapsed_s is not None else ""
+    lines = [f"{len(states)} point{'s' * (len(states) != 1)}: {totals(s.state for s in states)}{took}"]
+    named = [
+        s for s in states if s.state not in DONE - BAD and s.state not in ("waiting", "queued", "running")
+    ]
+    lines += [f"  {told(s)}" for s in named[:NAMED]]
+    if len(named) > NAMED:
+        lines.append(f"  and {len(named) - NAMED} more")
+    if elapsed_s is not None and any(s.state not in DONE | BAD for s in states):
+        lines.append("the same command goes on from here")
+    if report is not None and _shows(report, states):
+        lines.append(f"report: {os.path.relpath(report)}")
+    found = [c for s in named if (c := s.command)]
+    if found:
+        command = status_command if len(found) > 1 and status_command else found[0]
+        lines.append(f"why, and what to change: {command}")
+    return "\n".join(lines)
+
+
+def _shows(report: Path, states: Iterable[PointState]) -> bool:
+    """Whether a report was made from the records of all these points."""
+    try:
+        made = report.stat().st_mtime
+        return all(s.record is not None and s.record.stat().st_mtime <= made for s in states)
+    except OSError:
+        return False

@@ -14,7 +14,7 @@ from .errors import UserError, snakemake
 from .events import PHASES
 from .files import sha256, write_text
 from .names import Layout
-from .record import RunRecord, load_record
+from .record import RunRecord, load_or_explain
 from .scaling.journey_tables import CHALLENGE_COLUMNS, PERFORMANCE_COLUMNS, story_tables
 from .scaling.measures import compute_to_comm, global_batch, rank_hours
 from .scaling.points import POINT_COLUMNS, point_rows
@@ -25,13 +25,15 @@ Row = dict[str, Any]
 #: Columns that are numbers; every other column is text. `phase_*_s` are numbers too.
 INTEGERS = {
     *("repeat", "nodes", "workers_per_node", "ranks", "baseline_ranks", "seed", "step", "rank"),
-    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "epochs"),
+    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "n_reached"),
+    "n_shared",
 }
 TEXTS = {
     *("scene", "strategy", "layout", "status", "cause", "causes", "phase", "node", "evidence", "remedy"),
     *(
         "devices",
         "hosts",
+        "nodes_shared",
         "cpu",
         "git_sha",
         "code_digest",
@@ -40,7 +42,8 @@ TEXTS = {
         "source",
         "record",
     ),
-    *("record_sha256", "baseline_layout", "scaling", "reason", "negative_scaling", "git_dirty"),
+    *("record_sha256", "baseline_layout", "baseline_strategy", "scaling", "reason", "negative_scaling"),
+    *("git_dirty", "hardware", "left_out", "outcome", "gain_of"),
 }
 
 RUN_COLUMNS = (
@@ -50,11 +53,12 @@ RUN_COLUMNS = (
     *("step_s", "step_s_mean", "step_s_p5", "step_s_p95", "steps_per_s", "images_per_s"),
     *("comm_s", "exposed_comm_s", "compute_to_comm", "peak_rss_gib", "peak_host_gib", "peak_gpu_gib"),
     *RUN_RESOURCE_COLUMNS,
-    *("num_gaussians", "psnr", "ssim", "lpips", "loss", "accuracy", "epochs"),
+    *("num_gaussians", "psnr", "ssim", "lpips", "loss", "train_accuracy", "accuracy", "epochs", "epoch_s"),
 )
 RUN_COLUMNS_END = (
-    *("devices", "hosts", "cpu", "git_sha", "git_dirty", "code_digest", "scene_digest", "slurm_job_id"),
-    *("attempt", "started_at", "finished_at", "source", "record", "record_sha256"),
+    *("devices", "hosts", "nodes_shared", "cpu"),
+    *("git_sha", "git_dirty", "code_digest", "scene_digest", "slurm_job_id", "attempt"),
+    *("started_at", "finished_at", "source", "record", "record_sha256"),
 )
 
 
@@ -83,11 +87,11 @@ def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path) -> None
 
 
 def load_records(paths: Iterable[Path]) -> list[RunRecord]:
-    """Load records, refusing two of the same run: they would count as repeats."""
+    """Load records; one that cannot be read becomes a row that says why. Two of the same run are refused."""
     seen: dict[tuple[str, str, str, int], Path] = {}
     records = []
     for path in paths:
-        record = load_record(path)
+        record = load_or_explain(path)
         run = record.run
         key = (run.scene, run.strategy, run.layout, run.repeat)
         if key in seen:
@@ -115,6 +119,7 @@ def run_row(record: RunRecord, path: Path) -> Row:
         "compute_to_comm": compute_to_comm(record),
         "devices": summarise(environment.devices),
         "hosts": summarise(environment.hosts),
+        "nodes_shared": environment.nodes_shared,
         "cpu": environment.cpu,
         "record": "/".join(path.parts[-5:]),
         "record_sha256": sha256(path),
@@ -144,8 +149,10 @@ def run_row(record: RunRecord, path: Path) -> Row:
         "ssim",
         "lpips",
         "loss",
+        "train_accuracy",
         "accuracy",
         "epochs",
+        "epoch_s",
     ):
         row[name] = getattr(m, name)
     if m.step_s is not None:

@@ -1,6 +1,7 @@
 """What is printed goes to a log file too."""
 
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import UserError
+
+#: Set by a run of Snakemake whose terminal follows the study (`follow`): jobs print to their logs alone.
+FOLLOWED = "DIST3DGS_FOLLOWED"
 
 
 class _Tee:
@@ -27,7 +31,10 @@ class _Tee:
 
 @contextlib.contextmanager
 def logged(path: Path | None) -> Iterator[None]:
-    """Copy what is printed, and an uncaught traceback, to `path`. Raises `UserError` if it cannot be written."""
+    """Copy what is printed, and an uncaught traceback, to `path`. Raises `UserError` if it cannot be written.
+
+    Where the terminal follows the study, it goes to `path` alone.
+    """
     if path is None:
         yield
         return
@@ -38,11 +45,13 @@ def logged(path: Path | None) -> Iterator[None]:
         raise UserError(f"--log {path}: cannot be written ({e.strerror}); name another file") from None
     with f:
         out, err = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = _Tee(out, f), _Tee(err, f)
+        alone = bool(os.environ.get(FOLLOWED))
+        sys.stdout, sys.stderr = (f, f) if alone else (_Tee(out, f), _Tee(err, f))
         try:
             yield
         except Exception:
             f.write(traceback.format_exc())
+            f.flush()
             raise
         finally:
             sys.stdout, sys.stderr = out, err

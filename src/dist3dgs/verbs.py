@@ -22,12 +22,7 @@ def spec(args: argparse.Namespace) -> None:
     from .matrix import spec_json
     from .names import Point
 
-    parts = args.point.strip("/").split("/")
-    if len(parts) not in (3, 4):
-        raise UserError(
-            f"point {args.point!r}: expected scene/strategy/layout[/repeat], e.g. builtin/replicated/n1g2/r0"
-        )
-    print(spec_json(_study(args).spec(Point.parse(*parts))))
+    print(spec_json(_study(args).spec(Point.named(args.point))))
 
 
 def photographs(args: argparse.Namespace) -> None:
@@ -47,7 +42,7 @@ def ingest(args: argparse.Namespace) -> None:
     }
     given = {name: value for name, value in limits.items() if value is not None}
     scene = scene.model_copy(update={"sfm": scene.sfm.model_copy(update=given)})
-    ingest_scene(args.name, scene, args.source, args.pack, args.facts)
+    ingest_scene(args.name, scene, args.source, args.pack, args.facts, args.made_from)
 
 
 def launch(args: argparse.Namespace) -> int:
@@ -82,6 +77,19 @@ def tabulate(args: argparse.Namespace) -> None:
             "elsewhere: dist3dgs import --help"
         )
     tabulate(args.records, args.runs, args.points)
+
+
+def check(args: argparse.Namespace) -> None:
+    from .files import write_text
+    from .record import load_record
+
+    failed = [path for path in args.records if load_record(path).status == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(args.records)} points failed (fail_on: failed in the config); why:"
+            f" dist3dgs diagnose {failed[0]}"
+        )
+    write_text(args.out, f"none of {len(args.records)} points failed\n")
 
 
 def figure(args: argparse.Namespace) -> None:
@@ -124,6 +132,12 @@ def import_logs(args: argparse.Namespace) -> int:
         repeat=args.repeat,
         results=args.results,
         force=args.force,
+        epochs=args.epochs,
+        batch_per_rank=args.batch_per_rank,
+        global_batch=args.global_batch,
+        warmup_steps=args.warmup_steps,
+        warmup_epochs=args.warmup_epochs,
+        device=args.device,
     )
 
 
@@ -131,6 +145,12 @@ def status(args: argparse.Namespace) -> None:
     from .status import show
 
     show(_study(args), args.watch)
+
+
+def retry(args: argparse.Namespace) -> int:
+    from .retry import retry
+
+    return retry(_study(args), args.points, args.configfile, args.profile, args.dry_run)
 
 
 def verify(args: argparse.Namespace) -> int:

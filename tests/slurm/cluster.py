@@ -154,6 +154,9 @@ class Cluster(Daemons):
         prolog = self.root / "etc/prolog"
         prolog.write_text(f'#!/bin/sh\n[ ! -e "{self.root}/state/$SLURMD_NODENAME.broken" ]\n')
         prolog.chmod(0o755)
+        mail = self.root / "etc/mail"
+        mail.write_text(f'#!/bin/sh\necho "$@" >> "{self.root}/mail.txt"\n')
+        mail.chmod(0o755)
         # Snakemake's job step drops SLURM_CONF from the environment; these wrappers put it back.
         for client in CLIENTS:
             if real := shutil.which(client, path="/usr/bin:/usr/local/bin"):

@@ -18,14 +18,14 @@ from cluster import Cluster
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dist3dgs.files import write_json
 from dist3dgs.scenes.pack import write_packed
-from dist3dgs.slurm.settings import read_site
-from dist3dgs.slurm.site import render
+from dist3dgs.slurm.settings import SITE_FILE, read_site
+from dist3dgs.slurm.site import render_profile
 from plain import plain_bin
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: Looks at the queue every two seconds: a test must not wait for what a study may.
 TEST_PROFILE = {
-    "slurm-init-seconds-before-status-checks": 1,
+    "dist3dgs-slurm-init-seconds-before-status-checks": 1,
     "seconds-between-status-checks": 2,
     "latency-wait": 5,
     "jobs": 20,
@@ -37,6 +37,9 @@ TEST_SITE = {
     "cpus_per_gpu": 2,
     "mem_gib_per_gpu": 1.5,
     "max_mem_gib": 11.5,
+    "ingest_cpus": 2,
+    "ingest_mem_gib": 4,
+    "ingest_runtime_min": 30,
     "runtime_min": 10,
     "max_runtime_min": 240,
     "poll_s": 2,
@@ -83,8 +86,9 @@ class Study:
         path = self.folder / "profiles/slurm/config.yaml"
         path.parent.mkdir(parents=True)
         settings = {**account, **TEST_SITE, **site}
-        value = yaml.safe_load(render(read_site(settings)))
-        value["config"]["site"] |= settings  # the template leaves some at their defaults
+        read_site(settings)
+        path.with_name(SITE_FILE).write_text(yaml.safe_dump(settings))
+        value = yaml.safe_load(render_profile(Path("profiles/slurm", SITE_FILE)))
         path.write_text(yaml.safe_dump(value | TEST_PROFILE | profile))
 
     # -- running
@@ -113,6 +117,12 @@ class Study:
         return code
 
     def log(self) -> str:
+        """What the terminal showed, then Snakemake's own logs."""
+        logs = sorted(self.folder.glob(".snakemake/log/*.log"))
+        return "\n".join([self.terminal(), *(path.read_text() for path in logs)])
+
+    def terminal(self) -> str:
+        """What the terminal showed."""
         path = self.folder / "snakemake.log"
         return path.read_text() if path.exists() else ""
 

@@ -1,4 +1,7 @@
-"""Every failure on the real Slurm: noticed, resumed, recorded. The injections are in drill.py and run side by side."""
+"""Every failure on the real Slurm: noticed, resumed, recorded.
+
+The injections are in scripts/slurm/drill.py and run side by side.
+"""
 
 import re
 
@@ -114,11 +117,6 @@ def test_a_refused_submission_is_recorded_in_words_while_others_go_on(outcome):
     check_refused(outcome, "2 nodes are more than partition 'cpu' has", "Node count specification invalid")
     assert outcome.study.record("n1g1")["status"] == "ok"
     assert sum("n1g1" in comment for _, _, comment in outcome.study.jobs()) == 1
-
-
-@drill("bad_partition")
-def test_a_partition_that_is_not_there(outcome):
-    check_refused(outcome, "there is no partition 'nowhere' here", "nvalid partition")
 
 
 @drill("too_many_gpus")

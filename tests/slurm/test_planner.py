@@ -1,20 +1,17 @@
-"""What the planner and the plugin do with jobs that are refused, gone or will never start."""
+"""What the planner does with jobs that are refused, gone or will never start."""
 
-import asyncio
 import json
 import os
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from dist3dgs.names import Point
 from dist3dgs.slurm import planner as module
-from dist3dgs.slurm import plugin
 from dist3dgs.slurm.commands import SlurmError
 from dist3dgs.slurm.jobs import Job, Queue, comment_of
-from dist3dgs.slurm.planner import Planner
+from dist3dgs.slurm.planner import Planner, TrainJobs
 from dist3dgs.slurm.settings import read_site
 
 POINT = Point.parse("garden", "sharded", "n1g4")
@@ -43,19 +40,19 @@ def causes(planner: Planner) -> list[str]:
     return [json.loads(p.read_text())["ended"]["cause"] for p in paths]
 
 
-def test_a_refusal_for_good_is_written_down_at_once(made, capsys):
+def test_a_refusal_for_good_is_written_down_at_once(made, caplog):
     text = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
     assert not made.refused(POINT, 1, "{}", text)
     assert causes(made) == ["submission_rejected"]
-    assert "account 'lab' is not known" in capsys.readouterr().err
+    assert "account 'lab' is not known" in caplog.text
     assert made.finish(POINT, 2, "{}")  # the next try is the outcome, without a job
     assert json.loads((POINT.folder(made.results) / "launch.json").read_text())["published"]
 
 
-def test_a_refusal_that_passes_is_waited_for_and_said_once_a_minute(made, capsys):
+def test_a_refusal_that_passes_is_waited_for_and_said_once_a_minute(made, caplog):
     full = "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates"
     assert all(made.refused(POINT, 1, "{}", full) for _ in range(50))
-    assert causes(made) == [] and capsys.readouterr().err.count("asking again") == 1
+    assert causes(made) == [] and caplog.text.count("asking again") == 1
 
 
 def test_unknown_words_are_tried_again_but_not_for_ever(made):
@@ -92,6 +89,7 @@ def test_a_job_that_slurm_does_not_speak_of_is_waited_for(made, monkeypatch):
 def test_a_job_that_will_never_start_is_cancelled_and_refused(made, monkeypatch):
     cancelled = []
     monkeypatch.setattr(module, "slurm", lambda *argv: cancelled.append(argv))
+    made.resources(POINT, 1, "{}")  # the jobs of points that nobody asked about are another study's
     made.queue._jobs = [
         *(job(7, "PartitionTimeLimit"), job(8, "JobHeldUser"), job(9, "PartitionDown"), job(10, "Priority")),
         job(11, "PartitionConfig"),
@@ -155,124 +153,61 @@ def test_a_chosen_partition_is_chosen_again_when_the_job_is_submitted(tmp_path, 
 
 
 @pytest.fixture
-def executor(monkeypatch):
-    """The plugin's executor class, with what it would do replaced, and given back as it was."""
-    from snakemake_executor_plugin_slurm import Executor
+def ingest(tmp_path):
+    """Snakemake's job of another rule, with its log."""
+    log = tmp_path / "ingest.log"
+    rule = SimpleNamespace(name="ingest")
+    return SimpleNamespace(
+        is_group=lambda: False, rule=rule, name="ingest", wildcards=["garden"], log=[str(log)],
+        resources={"slurm_partition": "cpu", "runtime": 90, "mem_mb": 5000, "nodes": 1, "cpus_per_task": 4},
+    )  # fmt: skip
 
-    told = []
 
-    async def check(self, active):
-        for info in active:
-            if info.external_jobid == "1":
-                self.report_job_success(info)
-            elif info.external_jobid == "2":
-                yield info  # and 3 is forgotten, as where squeue does not answer
+def jobs_of(made) -> TrainJobs:
+    return TrainJobs(made, lambda wildcards: POINT, lambda point: "{}")
 
-    for name in ("run_job", "cancel_jobs"):
-        monkeypatch.setattr(Executor, name, lambda self, job: None)
-    monkeypatch.setattr(Executor, "check_active_jobs", check)
-    monkeypatch.setattr(
-        Executor, "report_job_success", lambda self, info: told.append(("ok", info.external_jobid))
+
+def test_a_failed_ingest_is_told_in_one_line_with_its_log(made, ingest, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(module, "job_end", lambda number: ("FAILED", "JobState=TIMEOUT", None))
+    slurm_log, (log,) = tmp_path / "7.log", ingest.log
+    listener = jobs_of(made)
+
+    def told() -> str:
+        caplog.clear()
+        listener.failed(ingest, 7, slurm_log)
+        (line,) = caplog.messages
+        assert line.startswith("dist3dgs: ingest garden failed: ")
+        return line
+
+    # Before the rule began: what Slurm says, and the job's own log.
+    slurm_log.write_text("slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***\n")
+    assert (
+        "JobState=TIMEOUT" in (line := told())
+        and "DUE TO TIME LIMIT" in line
+        and f"(log: {slurm_log})" in line
     )
-    monkeypatch.setattr(
-        Executor,
-        "report_job_error",
-        lambda self, info, msg=None, **more: told.append(("error", info.external_jobid)),
-    )
-    made = Executor.__new__(Executor)
-    made.told = told
-    return made
+    # Its own last words; those of an earlier job are not.
+    (tmp_path / "ingest.log").write_text("ingest: packing\nerror: sfm_failed: no two match\n")
+    os.utime(log, (1, 1))
+    assert "sfm_failed" not in told()
+    os.utime(log)
+    listener.since = 0.0
+    assert "sfm_failed: no two match" in (line := told()) and f"(log: {log})" in line
+    (tmp_path / "ingest.log").write_text("Traceback (most recent call last):\n  File x\nKeyError: 'a'\n")
+    assert "KeyError: 'a'" in told()
 
 
-class Listener:
-    """Says what the test wants."""
-
-    def __init__(self, fates: dict[int, bool | None], again: bool = False) -> None:
-        self.fates, self.again, self.texts = fates, again, list[str]()
-
-    def look(self) -> None: ...
-
-    def failed(self, job, slurm_job: int, log: Path | None) -> None: ...
-
-    def fate(self, slurm_job: int) -> bool | None:
-        return self.fates[slurm_job]
-
-    def refused(self, job, text: str) -> bool:
-        self.texts.append(text)
-        return self.again
+def test_a_refused_ingest_is_asked_again_or_told_with_its_settings(made, ingest, caplog):
+    listener = jobs_of(made)
+    assert listener.refused(ingest, "sbatch: error: Unable to contact slurm controller")
+    assert "ingest garden is not taken yet" in caplog.text
+    assert not listener.refused(ingest, "sbatch: error: Requested time limit is invalid")
+    line = caplog.messages[-1]
+    assert "cannot be submitted: 90 minutes" in line and "site.ingest_runtime_min" in line
+    assert "\n" not in line
 
 
-def looked_at(executor, *numbers: int) -> list[str]:
-    async def look() -> list[str]:
-        infos = [SimpleNamespace(job=None, external_jobid=str(n), aux={}) for n in numbers]
-        return [info.external_jobid async for info in executor.check_active_jobs(infos)]
-
-    return asyncio.run(look())
-
-
-def test_no_job_is_lost_where_squeue_fails(executor):
-    assert plugin.listen(Listener({2: None, 3: None}))
-    assert looked_at(executor, 1, 2, 3) == ["2", "3"] and executor.told == [("ok", "1")]
-
-
-def test_a_job_that_is_gone_ends_as_it_did(executor):
-    assert plugin.listen(Listener({2: True, 3: False}))
-    assert looked_at(executor, 2, 3) == []
-    assert executor.told == [("ok", "2"), ("error", "3")]
-
-
-def test_a_submission_that_may_be_taken_later_is_no_error(executor, monkeypatch):
-    submitted = []
-    executor._job_submission_executor = SimpleNamespace(submit=lambda run, job: submitted.append(job))
-    monkeypatch.setattr(plugin, "RESUBMIT_S", 0.0)
-    said = "SLURM sbatch failed. The error message was 'sbatch: error: it isn't\nso'.\n    sbatch call:\n  x"
-    listener = Listener({}, again=True)
-    assert plugin.listen(listener)
-    executor.report_job_error(SimpleNamespace(job="the job", external_jobid=None), msg=said)
-    end = time.monotonic() + 10
-    while not submitted:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    assert submitted == ["the job"] and executor.told == []
-    assert listener.texts == ["sbatch: error: it isn't\nso"]
-    listener.again = False
-    executor.report_job_error(
-        SimpleNamespace(job="the job", external_jobid=None),
-        msg="Job submission failed with exception: no such account",
-    )
-    assert executor.told == [("error", None)] and listener.texts[-1] == "no such account"
-
-
-def test_a_look_at_the_queue_is_early_where_a_job_has_left_its_outputs(tmp_path):
-    """Most of what a point costs beside its training is the wait for the next look."""
-    output, since = tmp_path / "launch.json", {}
-    info = SimpleNamespace(external_jobid="7", job=SimpleNamespace(output=[str(output)]))
-    output.touch()
-    os.utime(output, (time.time() - 100, time.time() - 100))
-    assert not plugin.has_outputs(info, since)  # an earlier attempt's
-    output.unlink()
-    assert not plugin.has_outputs(info, since)
-    output.touch()
-    os.utime(output, (time.time() + 1, time.time() + 1))
-    assert plugin.has_outputs(info, since)
-    since["7"] -= 1000
-    os.utime(output, (time.time() - 100, time.time() - 100))
-    assert not plugin.has_outputs(info, since)  # whatever else the job does, it is not about to end
-
-
-def test_the_wait_ends_early_but_not_at_once(tmp_path, monkeypatch):
-    from snakemake_executor_plugin_slurm import Executor
-
-    monkeypatch.setattr(Executor, "sleep", Executor.sleep)
-    monkeypatch.setattr(
-        Executor, "next_seconds_between_status_checks", Executor.next_seconds_between_status_checks
-    )
-    assert plugin.limit_interval(1e6)
-    monkeypatch.setattr(plugin, "QUICK_S", 0.2)
-    monkeypatch.setattr(plugin, "has_outputs", lambda info, since: True)
-    executor = Executor.__new__(Executor)
-    executor.wait, executor.active_jobs = True, ["a job"]
-    executor.next_seconds_between_status_checks = 1e6
-    began = time.monotonic()
-    asyncio.run(asyncio.wait_for(executor.sleep(), 60))
-    assert time.monotonic() - began >= 0.2
+def test_other_rules_have_no_say_of_the_planner(made, ingest):
+    listener = jobs_of(made)
+    assert not listener.finish(ingest) and listener.asks(ingest) == {}
+    listener.interrupted([ingest])

@@ -15,21 +15,28 @@ from dist3dgs.slurm import chooser, partitions
 from dist3dgs.slurm.jobs import Queue, describe
 from dist3dgs.slurm.planner import Planner
 from dist3dgs.slurm.predict import Prediction
-from dist3dgs.slurm.settings import read_site
-from dist3dgs.slurm.site import inspect, render, run_init
+from dist3dgs.slurm.resources import PROFILE_DEFAULTS
+from dist3dgs.slurm.settings import read_site, site_of_profile
+from dist3dgs.slurm.site import inspect, render, render_profile, run_init
 
 
-def test_the_shipped_profile_is_the_template_with_the_defaults(repository):
-    assert (repository / "profiles/slurm/config.yaml").read_text() == render(read_site({}))
+def test_the_shipped_profile_is_the_template_with_the_defaults(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    profile = Path("profiles/slurm")
+    assert (profile / "site.yaml").read_text() == render(read_site({}))
+    assert (profile / "config.yaml").read_text() == render_profile(profile / "site.yaml")
+    settings = yaml.safe_load((profile / "config.yaml").read_text())
+    assert settings["default-resources"] == PROFILE_DEFAULTS and "config" not in settings
 
 
 def test_every_line_of_the_profile_says_what_it_does(repository):
-    lines = (repository / "profiles/slurm/config.yaml").read_text().splitlines()
+    files = [repository / "profiles/slurm" / name for name in ("config.yaml", "site.yaml")]
+    lines = [line for path in files for line in path.read_text().splitlines()]
     plain = [line for line in lines if line.strip() and "#" not in line]
     # What is left without a comment of its own stands under one that speaks for it, or says it by its name.
     assert {line.split(":")[0].strip() for line in plain} <= {
-        "config", "site", "mem_mb", "executor", "slurm-logdir",
-        "slurm-init-seconds-before-status-checks",
+        "dist3dgs-slurm-site", "mem_mb", "dist3dgs-slurm-logdir",
+        "dist3dgs-slurm-init-seconds-before-status-checks",
     }  # fmt: skip
 
 
@@ -43,20 +50,34 @@ def test_every_line_of_the_profile_says_what_it_does(repository):
         {"retry_gpu_hours": 3.5, "max_mem_gib": 251.5, "account": "0x10", "gpu_type": "a100_1g.5gb"},
     ],
 )
-def test_a_profile_read_back_is_the_site_it_was_made_from(settings):
-    from snakemake.cli import parse_config
-
+def test_a_profile_read_back_is_the_site_it_was_made_from(settings, tmp_path):
     site = read_site(settings)
-    value = yaml.safe_load(render(site))
-    assert read_site(value["config"]["site"]) == site
-    # As Snakemake hands it on: one word per entry of `config:`.
-    handed_on = parse_config([f"site={value['config']['site']}"])
-    assert read_site(handed_on["site"]) == site
+    out = tmp_path / "a profile" / "config.yaml"
+    out.parent.mkdir()
+    (out.parent / "site.yaml").write_text(render(site))
+    out.write_text(render_profile(out.parent / "site.yaml"))
+    assert site_of_profile(out) == site
+
+
+def test_a_profile_that_names_no_site_is_answered_with_its_place(tmp_path):
+    profile = tmp_path / "config.yaml"
+    assert site_of_profile(profile) == read_site({})
+    for text, words in {
+        "config: {site: {account: lab}}": "config: site:.*site.yaml.*dist3dgs site init",
+        "executor: slurm": "dist3dgs-slurm-site: FILE.*dist3dgs site init",
+        "dist3dgs-slurm-site: nowhere.yaml": "nowhere.yaml: no such file",
+    }.items():
+        profile.write_text(text)
+        with pytest.raises(UserError, match=words) as caught:
+            site_of_profile(profile)
+        assert "\n" not in str(caught.value)
 
 
 def test_what_a_shell_would_read_is_no_account():
     with pytest.raises(UserError, match="account"):
         read_site({"account": "lab; rm -rf /"})
+    with pytest.raises(UserError, match=r"account.*in quotes"):
+        read_site(yaml.safe_load("account: 2024_01"))
     with pytest.raises(UserError, match="did you mean `gpu_partition`"):
         read_site({"gpu_partitions": "x"})
 
@@ -64,7 +85,8 @@ def test_what_a_shell_would_read_is_no_account():
 def test_the_manual_names_every_line_of_the_profile(repository):
     manual = (repository / "config/README.md").read_text()
     profile = yaml.safe_load((repository / "profiles/slurm/config.yaml").read_text())
-    names = {*profile["config"]["site"], *profile["default-resources"], *profile} - {"config"}
+    site = yaml.safe_load((repository / "profiles/slurm/site.yaml").read_text())
+    names = {*site, *profile["default-resources"], *profile}
     assert {name for name in names if f"`{name}`" not in manual} == set()
 
 
@@ -75,6 +97,8 @@ def test_site_init_reads_the_cluster(on_cluster, tmp_path):
     assert (site.gpu_type, site.gpu_request, site.cpus_per_gpu) == ("h100", "gres", 4)
     assert site.max_runtime_min == 240 and site.mem_gib_per_gpu * 4 < 12000 / 1024
     assert set(site.gpu_speed) == {"h100", "l40s"}
+    # What the partition of ingest has, not what a scene may take.
+    assert (site.ingest_cpus, site.ingest_runtime_min) == (16, 60) and 20 < site.ingest_mem_gib < 24
     notes = "\n".join(run_init(tmp_path / "p/config.yaml"))
     assert "your accounts: lab, poor" in notes and "accounting (sacct): yes" in notes
     with pytest.raises(UserError, match="--force"):
@@ -86,7 +110,7 @@ def test_site_init_without_accounting(on_plain_cluster, tmp_path):
     out = tmp_path / "config.yaml"
     notes = "\n".join(run_init(out))
     assert "keeps no accounts" in notes and "can never start" in notes and "accounting (sacct): no" in notes
-    assert yaml.safe_load(out.read_text())["config"]["site"]["account"] is None
+    assert site_of_profile(out).account is None
 
 
 @pytest.mark.slurm
@@ -113,8 +137,12 @@ def test_the_chooser_prefers_what_ends_first(on_cluster):
             and "earlier than gpu (h100)" in line
         )
         layout = Layout.parse("n2g4")
-        text = chooser.run([layout], site, {layout: Prediction(seconds=1800, source="a record")})
-        assert "2 nodes asked for, 1 there" in text and "n2g4, 30 min on the fastest GPUs (a record)" in text
+        text, refused = chooser.run([layout], site, {layout: Prediction(seconds=1800, source="a record")})
+        assert not refused
+        assert (
+            "2 nodes are more than partition 'l40s' has (1)" in text
+            and "n2g4, 30 min on the fastest GPUs (a record)" in text
+        )
     finally:
         on_cluster("scancel", blocker)
 

@@ -9,7 +9,7 @@ from cluster import Cluster
 from study import Study, plain_bin
 
 from dist3dgs.errors import UserError
-from dist3dgs.slurm.settings import read_site
+from dist3dgs.slurm.settings import VARIABLE, read_site
 
 
 @pytest.mark.slow
@@ -22,7 +22,8 @@ def test_environment_modules_are_loaded_before_the_launcher_and_before_the_ranks
     # What a site's `module` is to a shell: a function; this one writes down what it is asked for.
     env = os.environ | {"BASH_FUNC_module%%": f"() {{ echo \"$@\" >> '{loaded}'; }}"}
     env["PATH"] = f"{plain_bin()}:{env['PATH']}"
-    site = "site={gpu_request: none, modules: [cuda/12.8, nccl]}"
+    # As in a job of the study, where the executor has left it.
+    env[VARIABLE] = read_site({"gpu_request": "none", "modules": ["cuda/12.8", "nccl"]}).model_dump_json()
     command = [
         str(plain_bin() / "python"),
         "-m",
@@ -30,8 +31,6 @@ def test_environment_modules_are_loaded_before_the_launcher_and_before_the_ranks
         "-j2",
         "--sdm",
         "env-modules",
-        "--config",
-        site,
         "--",
         study.target("n1g1"),
     ]

@@ -151,3 +151,23 @@ def test_a_job_is_taken_whatever_the_words(monkeypatch, tmp_path):
         "standard unset"
         in subprocess.run(["sinfo"], env=environment(), capture_output=True, text=True, check=True).stderr
     )
+
+
+@pytest.mark.slurm
+def test_groups_are_refused_before_anything_is_submitted(make_study):
+    study = make_study(layouts=["n1g1"])
+    assert study.run("all", "--groups", "train=small", check=False) != 0
+    assert "--groups: a group asks Slurm for the sum of its jobs" in study.log() and "0068" in study.log()
+    assert study.jobs() == []
+
+
+@pytest.mark.slurm
+def test_slurm_sends_a_mail_at_the_end_of_a_study(on_cluster):
+    """The line of docs/slurm.md, behind a Snakemake that has ended with status 1."""
+    line = 'false; sbatch --time=1 --output=/dev/null --mail-type=END --job-name="study-ended-$?" --wrap true'
+    subprocess.run(["bash", "-c", line], check=True, capture_output=True, timeout=30)
+    sent = on_cluster.root / "mail.txt"
+    end = time.monotonic() + 30
+    while not (sent.exists() and "Name=study-ended-1 Ended" in sent.read_text()):
+        assert time.monotonic() < end, on_cluster("squeue")
+        time.sleep(0.2)

@@ -53,7 +53,7 @@ def test_layout_trains_on_its_nodes_with_its_ranks(study, name):
 
 def test_a_controller_away_for_20_s_loses_and_doubles_nothing(study):
     comments = sorted(comment for _, _, comment in study.first_jobs)
-    assert comments == sorted(f"rule_train_wildcards_tiny_replicated_{name}_r0" for name in LAYOUTS)
+    assert comments == sorted(f"rule_train_wildcards_results_tiny_replicated_{name}_r0" for name in LAYOUTS)
     assert all(len(study.attempts(name)) == 1 for name in LAYOUTS)
 
 
@@ -75,7 +75,7 @@ def test_one_point_by_its_target_in_the_config_or_not(study):
     before = {job for job, _, _ in study.jobs()}
     study.run(study.target("n1g3"))
     new = [comment for job, _, comment in study.jobs() if job not in before]
-    assert new == ["rule_train_wildcards_tiny_replicated_n1g3_r0"]
+    assert new == ["rule_train_wildcards_results_tiny_replicated_n1g3_r0"]
     assert study.record("n1g3")["status"] == "ok" and len(study.record("n1g3")["metrics"]["ranks"]) == 3
 
 
@@ -92,7 +92,7 @@ def test_only_what_changed_is_submitted(study):
     strategies.write_text(yaml.safe_dump(library))
     study.run("train_all")
     new = [comment for job, _, comment in study.jobs() if job not in before]
-    assert new == ["rule_train_wildcards_tiny_mcmc_n1g1_r0"] * 2
+    assert new == ["rule_train_wildcards_results_tiny_mcmc_n1g1_r0"] * 2
 
 
 def test_nothing_that_needs_the_internet_runs_in_a_job(repository):

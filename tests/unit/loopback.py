@@ -38,7 +38,9 @@ def loopback_bytes() -> int:
 
 def measured(comm: Communicator, strategy: dict[str, str], scene: Path, out: Path) -> dict[str, int]:
     """Bytes of ten steps: those of the meters of this rank, those of the device by both."""
-    run = tiny.spec("n1g2", strategy=strategy, steps=1000, sh_every=1, densify={"kind": "none"})
+    run = tiny.spec(
+        "n1g2", strategy=strategy, steps=1000, sh_every=1, densify={"kind": "none", "max_gaussians": 10_000}
+    )
     trainer = make_trainer(comm, run, scene, out)
     trainer.start()
     for step in range(1, 4):  # all SH bands are in use from the third step on

@@ -41,7 +41,7 @@ def test_a_closed_pipe_is_no_error(repository: Path) -> None:
 def test_broken_yaml_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("scenes: [a\nlayouts: ]")
     assert main(["points", "--config", str(tmp_path)]) == 2
-    assert f"{tmp_path}/config.yaml: not valid YAML" in capsys.readouterr().err
+    assert f"{tmp_path}/config.yaml, line 2, column 8: not valid YAML" in capsys.readouterr().err
 
 
 def test_a_log_that_cannot_be_written_is_a_mistake_in_words(

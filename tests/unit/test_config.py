@@ -12,6 +12,7 @@ from dist3dgs.cli import main
 from dist3dgs.config import Layers, load_yaml, merge
 from dist3dgs.errors import UserError
 from dist3dgs.matrix import load_study
+from dist3dgs.spec import Scene
 
 TREES = st.recursive(
     st.integers() | st.lists(st.integers(), max_size=2),
@@ -60,7 +61,44 @@ def test_a_file_on_top_is_seen_by_the_verbs(
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=rf"x\.yaml: .*{message}"):
+    with pytest.raises(UserError, match=rf"x\.yaml.*{message}"):
+        load_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("seed: 1\nlayouts: [n1g1\nrepeats: 2\n", 3),
+        ("train:\n\tsteps: 3\n", 2),
+        ("a: 1\nb: 'open\n", 3),
+        ("a: 1\n\nb: *nobody\n", 3),
+        ("a: 1\nb: \x01\n", 2),
+        ("a: 1\nb: caf\xe9\n", 2),
+        ("a: 1\nb: 2026-13-45\n", 2),
+        ("a: 1\nb: !!timestamp soon\n", 2),
+        ("a: 1\n? [b, c]\n: 2\n", 2),
+        ("a: 1\na: 2\n", 2),
+        ("a: 1\n---\nb: 2\n", 2),
+    ],
+)
+def test_a_mistake_in_yaml_is_told_in_one_line_with_file_and_line(
+    tmp_path: Path, content: str, line: int
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"x\.yaml, line {line}\b.*: not valid YAML: ") as caught:
+        load_yaml(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_mistakes_that_have_no_line_are_told_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: &a\n  b: *a\n")
+    with pytest.raises(UserError, match=r"x\.yaml: not valid YAML: .*[Cc]ircular"):
+        load_yaml(path)
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1,\n"b" 2}')
+    with pytest.raises(UserError, match=r"x\.json, line 2, column 5"):
         load_yaml(path)
 
 
@@ -137,3 +175,67 @@ def test_only_what_decides_the_packed_scene_reaches_ingest(repository: Path, tmp
     same = asked("test_every: 8")
     assert asked("licence: mine, sfm: {timeout_s: 60, memory_gib: 2, num_threads: 1}") == same
     assert asked("sfm: {num_features: 99}") != same and asked("test_every: 4") != same
+
+
+@pytest.mark.parametrize(
+    ("definition", "expected"),
+    [
+        ({"colmap": "/m", "images": "/p"}, {"colmap": "/m", "images": "/p"}),
+        ({"images": "/p"}, {"images": "/p"}),
+        ({"builtin": {"seed": 3}, "licence": "mine"}, {"builtin": {"seed": 3}, "licence": "mine"}),
+        ({"test_every": 4}, {"download": "mipnerf360/room", "max_width_px": 1557, "test_every": 4}),
+        ({"download": "tandt/train"}, {"download": "tandt/train", "max_width_px": 1557}),
+        ({"download": None, "images": "/p"}, {"images": "/p"}),
+    ],
+)
+def test_a_scene_given_another_source_is_defined_anew(
+    repository: Path, tmp_path: Path, definition: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """`room` is also the name of a scene of the library, which is downloaded."""
+    overlay = tmp_path / "more.yaml"
+    overlay.write_text(yaml.safe_dump({"scene_library": {"room": definition}}))
+    assert load_study(repository / "config", [overlay]).scene("room") == Scene(**expected)
+
+
+def test_a_file_on_top_of_the_new_definition_changes_that_one(repository: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("scene_library: {room: {colmap: /m, images: /p, test_every: 5}}")
+    two.write_text("scene_library: {room: {images: /q}}")
+    scene = load_study(repository / "config", [one, two]).scene("room")
+    assert scene == Scene(colmap="/m", images="/q", test_every=5)
+
+
+def test_a_definition_that_cannot_be_right_names_both_files(repository: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "more.yaml"
+    overlay.write_text("scene_library: {room: {colmap: /m}}")
+    with pytest.raises(UserError, match=r"more\.yaml on top of .*scenes\.yaml: room: colmap needs `images`"):
+        load_study(repository / "config", [overlay])
+    overlay.write_text("scene_library: {room: {download: tandt/train, builtin: {}}}")
+    with pytest.raises(UserError, match="it has builtin and download"):
+        load_study(repository / "config", [overlay])
+
+
+def test_home_folders_are_found_wherever_a_path_stands(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dist3dgs.slurm.settings import read_site
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overlay = tmp_path / "more.yaml"
+    overlay.write_text(
+        "{results: ~/r, data: ~/d, scene_library: {a: {colmap: ~/m, images: ~/p, truth: ~/t.json},"
+        " b: {download: '~/x.zip#in'}}}"
+    )
+    study = load_study(repository / "config", [overlay])
+    scene = study.scene("a")
+    assert (scene.colmap, scene.images, scene.truth) == tuple(f"{tmp_path}/{x}" for x in ("m", "p", "t.json"))
+    assert study.scene("b").download == f"{tmp_path}/x.zip#in"
+    assert (study.config.results, study.config.data) == (f"{tmp_path}/r", f"{tmp_path}/d")
+    site = read_site({"image": "~/x.sif", "binds": ["~/data:/data"]})
+    assert (site.image, site.binds) == (f"{tmp_path}/x.sif", [f"{tmp_path}/data:/data"])
+    for text in ("results: ~nobody-of-that-name/r", "scene_library: {a: {images: ~nobody-of-that-name/p}}"):
+        overlay.write_text(text)
+        with pytest.raises(
+            UserError, match=r"more\.yaml: .*no home folder is known for ~nobody-of-that-name"
+        ):
+            load_study(repository / "config", [overlay])

@@ -78,6 +78,7 @@ def check(path: Path) -> None:
     assert not any((ord(c) < 32 and c != "\t") or 127 <= ord(c) < 160 for s in shown for c in s)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     head=st.sampled_from(HEADS),
@@ -217,6 +218,7 @@ def test_a_line_without_an_end_takes_no_memory(tmp_path: Path) -> None:
     assert last.data.endswith(b" the end") and peak < 10_000_000
 
 
+@pytest.mark.slow
 def test_what_rules_found_does_not_hold_the_file(tmp_path: Path) -> None:
     path = tmp_path / "many.log"
     with path.open("wb") as f:

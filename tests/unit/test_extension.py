@@ -97,6 +97,7 @@ def test_a_build_that_takes_too_long_ends_with_its_compilers(tmp_path):
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
+@pytest.mark.slow
 def test_a_launch_on_gpus_builds_before_any_rank_and_records_what_is_missing(fake, tmp_path, monkeypatch):
     fake(built=False)
     smi = tmp_path / "nvidia-smi"

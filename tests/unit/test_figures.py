@@ -46,6 +46,7 @@ def test_every_study_draws_something(tmp_path, study, name):
         assert base.with_name(f"{name}.{end}").stat().st_size > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", figures.NAMES)
 def test_redrawing_gives_the_same_bytes(tmp_path, name):
     records = [make_record(layout=x, repeat=i) for x in ("n1g1", "n1g2") for i in range(2)]
@@ -56,6 +57,7 @@ def test_redrawing_gives_the_same_bytes(tmp_path, name):
         assert a == b, end
 
 
+@pytest.mark.slow
 def test_redrawing_in_another_process_with_a_foreign_style_gives_the_same_bytes(tmp_path):
     study = Drawn(tmp_path, [make_record(), make_record(layout="n1g2")])
     here = study.draw("speedup", "here")

@@ -67,6 +67,9 @@ WORDY = (
 
 
 def drawable(study, name):
+    """Leave out figures that have nothing to show: no samples, no success on several ranks."""
+    if name == "compute_to_comm":
+        return study not in ("one", "thirty scenes")
     return name != "resources" or study == "five strategies"
 
 
@@ -115,7 +118,8 @@ def test_no_line_goes_on_across_a_degraded_point(drawn, name):
         x for ax in figure.axes[1:] for x in ax.lines if x.get_gid() == "line" and x.get_color() == mcmc
     ]
     spans = {tuple(round(v) for v in x.get_xdata()) for x in pieces}
-    assert spans == {(1, 2), (8, 15)} or spans == {(1, 2), (8, 16)}
+    assert (1, 2) in spans and any(span[0] == 8 and len(span) == 2 for span in spans)
+    assert not [span for span in spans if span[0] < 4 < span[-1]], "the degraded run has 4 ranks"
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,7 @@ def test_a_folder_that_cannot_be_written_is_survived(
     assert answer() == 42 and len(count_builds) == 2, "nowhere to keep it: compiled in memory"
 
 
+@pytest.mark.slow
 def test_one_rank_compiles_and_the_others_wait(tmp_path: Path) -> None:
     code = f"""
 import sys, time

@@ -127,6 +127,23 @@ def test_a_rank_killed_while_stepping(tmp_path: Path) -> None:
     assert record.metrics.psnr is None and record.reasons["psnr"]
 
 
+@pytest.mark.parametrize(
+    "log, returncode, cause",
+    [
+        ("traceback : Signal 8 (SIGFPE) received by PID 42\n", 1, "crashed"),
+        ("traceback : Signal 11 (SIGSEGV) received by PID 42\n", 1, "gpu_fault"),
+        ("training\n", -8, "crashed"),
+        ("training\n", 134, "crashed"),
+        ("training\n", 1, "unknown"),
+    ],
+)
+def test_a_rank_that_a_signal_ended(tmp_path: Path, log: str, returncode: int, cause: str) -> None:
+    events = [start(0), start(1), phase("enter", "step", 1007.0), step(25, 1040.0)]
+    record = judge(write_attempt(tmp_path, spec(), events, log=log, status="failed", returncode=returncode))
+    assert record.failure and (record.failure.cause, record.failure.phase) == (cause, "step")
+    assert record.failure.evidence and record.failure.remedy
+
+
 def test_the_first_error_counts_not_those_who_noticed(tmp_path: Path) -> None:
     def error(rank: int, t: float, kind: str, text: str) -> dict[str, object]:
         fields = {"type": kind, "message": text, "traceback": "", "phase": "densify", "step": 30}
@@ -334,3 +351,102 @@ def test_ranks_that_never_began_and_were_ended_by_the_launcher_were_not_killed_b
     record = judge(write_attempt(tmp_path, spec(), [], status="failed", returncode=-9, stalled=True))
     assert record.failure and (record.failure.cause, record.failure.phase) == ("no_progress", "startup")
     assert "no event at all in 100 s" in record.failure.evidence[0].text
+
+
+def stepping(until: float, last_step: int, stopped: bool) -> list[dict[str, Any]]:
+    """An attempt from 1000 s on: joined at 1005 s, loaded in 5 s, then steps with 10 s of evaluation among them."""
+    events = [
+        start(0),
+        start(1),
+        *(phase("leave", "startup", 1005.0, rank=r, s=2.0) for r in (0, 1)),
+        *(phase("enter", "load", 1005.0, rank=r) for r in (0, 1)),
+        *(phase("leave", "load", 1010.0, rank=r, s=5.0) for r in (0, 1)),
+        *(phase("enter", "step", 1010.0, rank=r) for r in (0, 1)),
+        *(phase("enter", "evaluate", 1020.0, rank=r) for r in (0, 1)),
+        *(phase("leave", "evaluate", 1030.0, rank=r, s=10.0) for r in (0, 1)),
+        step(last_step, until - 10),
+    ]
+    if stopped:
+        events += [
+            *({"t": until - 5, "rank": r, "event": "signal", "signal": "SIGTERM"} for r in (0, 1)),
+            *(phase("enter", "checkpoint", until - 3, rank=r) for r in (0, 1)),
+            *(phase("leave", "checkpoint", until - 1, rank=r, s=2.0) for r in (0, 1)),
+            {"t": until - 1, "rank": 0, "event": "end", "status": "stopped", "step": last_step},
+            *(phase("leave", "step", until, rank=r, s=until - 1010) for r in (0, 1)),
+        ]
+    return events
+
+
+def resumed() -> list[dict[str, Any]]:
+    return [start(0), start(1), {"t": 1004.0, "rank": 0, "event": "resume", "step": 20}, *healthy()[2:]]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_phases_of_all_attempts_add_up_as_the_total_does(tmp_path: Path, stopped: bool) -> None:
+    """Told to stop, or killed without a word in the middle of a step."""
+    told = {"status": "stopped", "signal": "SIGTERM"} if stopped else {"status": "failed", "returncode": -9}
+    write_attempt(tmp_path, spec(), stepping(1100.0, 1870, stopped), **told)
+    record = judge(write_attempt(tmp_path, spec(), resumed()))
+    m = record.metrics
+    assert m.total_s == 200.0
+    assert m.phases_s["startup"] == pytest.approx(5 + 6)
+    assert m.phases_s["load"] == pytest.approx(5 + 0.1)
+    assert m.phases_s["evaluate"] == pytest.approx(10)
+    saved = 2.0 if stopped else 0.0
+    assert m.phases_s.get("checkpoint", 0.0) == pytest.approx(saved)
+    assert m.phases_s["step"] == pytest.approx(90 - 10 - saved + 72), "nested phases are not counted twice"
+    assert sum(m.phases_s.values()) <= m.total_s
+    for rank in m.ranks:
+        assert rank.phases_s["step"] == pytest.approx(90 - 10 - saved + (70, 72)[rank.rank])
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_earlier_failure_is_of_the_phase_it_happened_in(tmp_path: Path, stopped: bool) -> None:
+    events = stepping(1100.0, 1870, stopped)
+    lost = {"cause": "preempted", "note": "State=PREEMPTED", "at": 1100.0}
+    write_attempt(tmp_path, spec(), events, status="stopped" if stopped else "running", ended=lost)
+    (earlier,) = judge(write_attempt(tmp_path, spec(), resumed())).earlier
+    assert earlier.failure is not None
+    assert (earlier.failure.cause, earlier.failure.phase, earlier.failure.step) == ("preempted", "step", 1870)
+
+
+def test_a_signal_during_evaluation_found_the_run_there(tmp_path: Path) -> None:
+    events = [e for e in stepping(1100.0, 1870, True) if e["event"] != "signal"]
+    at = next(i for i, e in enumerate(events) if e.get("phase") == "evaluate" and e["event"] == "leave")
+    events.insert(at, {"t": 1025.0, "rank": 0, "event": "signal", "signal": "SIGTERM"})
+    write_attempt(tmp_path, spec(), events, status="stopped", signal="SIGTERM")
+    (earlier,) = judge(write_attempt(tmp_path, spec(), resumed())).earlier
+    assert earlier.failure is not None and earlier.failure.phase == "evaluate"
+
+
+def test_an_attempt_that_was_not_continued_counts_in_neither(tmp_path: Path) -> None:
+    write_attempt(tmp_path, spec(), stepping(1100.0, 1870, True), status="stopped", signal="SIGTERM")
+    m = judge(write_attempt(tmp_path, spec(), healthy())).metrics
+    assert m.total_s == 100.0 and m.phases_s["step"] == pytest.approx(72.0)
+
+
+def judged(folder: Path, *attempts: dict[str, Any]) -> Any:
+    """The record of a run that was resumed once per further attempt."""
+    for i, facts in enumerate(attempts):
+        resumed = [{"t": 1004.0, "rank": 0, "event": "resume", "step": 10}] if i else []
+        path = write_attempt(folder, spec(), [*healthy(), *resumed], **facts)
+    return judge(path)
+
+
+def test_other_jobs_on_its_nodes_are_recorded(tmp_path: Path) -> None:
+    slurm = {"job_id": 1, "nodes": ["a"]}
+    alone = {"slurm": slurm, "co_tenancy": {"shared": False, "jobs": {}, "reason": None}}
+    company = {"slurm": slurm, "co_tenancy": {"shared": True, "jobs": {"a": ["12"]}, "reason": None}}
+    blind = {"slurm": slurm, "co_tenancy": {"shared": None, "jobs": {}, "reason": "no answer"}}
+    found = judged(tmp_path / "alone", alone)
+    assert found.environment.nodes_shared is False and "nodes_shared" not in found.reasons
+    # Company of an attempt that the last one continues counts: its steps are in the totals.
+    found = judged(tmp_path / "resumed", company, alone)
+    assert found.environment.nodes_shared is True and found.environment.neighbours == {"a": ["12"]}
+    for name, facts, reason in (
+        ("blind", blind, "no answer"),
+        ("killed", {"slurm": slurm}, "did not live"),
+        ("local", {}, "not a Slurm job"),
+    ):
+        found = judged(tmp_path / name, facts)
+        assert found.environment.nodes_shared is None and reason in found.reasons["nodes_shared"]

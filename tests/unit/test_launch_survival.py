@@ -97,7 +97,17 @@ def test_stopped_and_resumed_ends_bit_identical(kind, densify, tiny_scene, tmp_p
     damaged = bytearray(newest.read_bytes())
     damaged[-100] ^= 1
     newest.write_bytes(damaged)
-    assert tiny.launch(run, tiny_scene, cut).status == "ok"
+    record = tiny.launch(run, tiny_scene, cut)
+    assert record.status == "ok"
+    (earlier,) = record.earlier
+    assert earlier.failure is not None and earlier.failure.phase in (
+        "step",
+        "densify",
+        "evaluate",
+        "checkpoint",
+    )
+    total_s = record.metrics.total_s
+    assert total_s is not None and sum(record.metrics.phases_s.values()) <= total_s
     assert tiny.events(cut, "resume")[0]["step"] == max(s for s in range(0, 60, 10) if s < stopped["step"])
     assert any("checksums do not match" in e["message"] for e in tiny.events(cut, "warning"))
     assert f"WARNING: checkpoint {newest.name} is not used" in tiny.log(cut)

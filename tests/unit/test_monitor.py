@@ -63,6 +63,7 @@ def test_the_whole_tree_is_seen(tmp_path: Path) -> None:
     assert all((r["node"] == "node1" and r["gpu_index"] == "") or r["gpu_index"].isdigit() for r in samples)
 
 
+@pytest.mark.slow
 def test_beside_a_process_it_ends_with_it(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", BUSY.replace("{s}", "4")])
     start_beside(process.pid, tmp_path, "n2")

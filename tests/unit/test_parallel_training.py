@@ -37,6 +37,49 @@ def test_replicas_stay_equal_to_the_bit(kind, world_size, tiny_scene, tmp_path):
     assert all(sum(e[k] for e in changed) > 0 for k in what)
 
 
+@pytest.mark.parametrize(
+    ("kind", "strategy", "most"),
+    [
+        ("none", "replicated", 150),
+        *((kind, strategy, 230) for kind in ("default", "mcmc") for strategy in ("replicated", "sharded")),
+        *(("default", "replicated", 150), ("mcmc", "sharded", 150)),
+    ],
+)
+def test_max_gaussians_is_a_maximum_from_the_first_step(kind, strategy, most, tiny_scene, tmp_path):
+    """Of the scene's 200 points more than 150 are thinned, with a word; growth stops at 230."""
+    run = tiny.spec(
+        "n1g2", strategy={"kind": strategy}, steps=80, keep="steps", log_every=1, eval_every=40, checkpoint_every=40,
+        densify={
+            "kind": kind, "start_step": 0, "every": 5, "stop_step": 75, "reset_every": 1000, "max_gaussians": most,
+            "grad_threshold": 1e-6,
+        },
+    )  # fmt: skip
+    train_two = run_ranks(2, train, run, tiny_scene, tmp_path)
+    sizes = [e["num_gaussians"] for e in read_events(tmp_path / "events.jsonl") if "num_gaussians" in e]
+    assert len(sizes) > 80 and max(sizes) <= most
+    assert sum(train_two[0]["shards"]) <= most
+    thinned = events_of(tmp_path, "thin")
+    if most < 200:
+        (event,) = thinned
+        assert (event["num_points"], event["num_gaussians"]) == (200, 150)
+        assert any("200 points" in e["message"] for e in events_of(tmp_path, "warning"))
+    else:
+        assert not thinned
+        assert max(sizes) == most, "it grew up to there"
+
+
+def test_thinning_is_that_of_the_seed_on_any_number_of_ranks(tiny_scene, tmp_path):
+    digests = {}
+    for name, world_size, seed in (("one", 1, 1), ("two", 2, 1), ("other", 1, 2)):
+        run = tiny.spec(
+            f"n1g{world_size}", steps=1, keep="steps", densify={"kind": "none", "max_gaussians": 50}
+        )
+        run = run.model_copy(update={"seed": seed})
+        run_ranks(world_size, train, run, tiny_scene, tmp_path / name)
+        digests[name] = events_of(tmp_path / name, "digest")[0]["digests"][0]  # before the first step
+    assert digests["one"] == digests["two"] != digests["other"]
+
+
 def test_compressed_replicas_stay_equal_and_learn(tiny_scene, tmp_path):
     """Through densifications, which drop what PowerSGD carries from step to step; at a known cost in quality."""
     psnr = {}

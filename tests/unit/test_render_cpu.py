@@ -37,6 +37,7 @@ def test_random_scenes(options: dict) -> None:
         assert_close(truth, run(cloud, "cpu", torch.float32, **options), COLOR, GRADIENT)
 
 
+@pytest.mark.slow
 def test_built_in_scene() -> None:
     from dist3dgs.scenes.procedural import build_court, camera_path
     from dist3dgs.scenes.raycast import nearest
@@ -227,6 +228,7 @@ def test_coefficients_beyond_the_degree_have_no_gradient() -> None:
     assert run(cloud, "cpu", torch.float32, degree=0).gradients["shn"] is None
 
 
+@pytest.mark.slow
 def test_memory_per_gaussian() -> None:
     """At most 250 bytes per Gaussian beyond parameters and gradients, plus the image buffers."""
     code = """
@@ -269,6 +271,7 @@ assert not [m for m in sys.modules if m.startswith("gsplat")], "gsplat was impor
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_exactly_the_threads_of_torch() -> None:
     code = """
 import os, sys, time, torch

@@ -19,7 +19,10 @@ def images(height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (16, 16), (40, 57), (33, 300), (270, 480)])
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1), (2, 3), (16, 16), (40, 57), (33, 300), pytest.param((270, 480), marks=pytest.mark.slow)],
+)
 def test_value_and_gradient(size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
     image, target = images(*size, dtype)
     loss = l1_ssim_loss(image, target)

@@ -137,9 +137,8 @@ def test_backticks_become_code_and_stay_escaped():
 
 def test_verdict_says_that_it_pays_and_what_it_costs(report):
     page = report([make_record(images_per_s=4.0), make_record(layout="n1g2", images_per_s=7.2)])
-    assert (
-        "On builtin, replicated pays in time at n1g2: 1.80 times the images per second of n1g1" in page.text
-    )
+    assert "On builtin, replicated pays in time at n1g2: the quality of n1g1" in page.text
+    assert "1.80 times the images per second" in page.text
     assert "throughput scaling, 90" in page.text and "rank-hours" in page.text
     assert "single run" in page.text
 
@@ -287,6 +286,7 @@ def test_missing_figures_are_said_with_the_command(report):
     )
 
 
+@pytest.mark.slow
 def test_every_figure_is_in_the_report_with_its_definition(report):
     page = report([make_record(), make_record(layout="n1g2")], draw=figures.NAMES)
     images = [a for a in page.all("img") if a["src"].startswith("data:image/svg+xml")]
@@ -346,3 +346,12 @@ def test_cards_count_runs_and_name_the_unit_of_cost(tmp_path):
     cards = headline(read_table(tmp_path / "points.csv"), read_table(tmp_path / "runs.csv"))
     assert ("1 of 2", "runs succeeded", "1 did not: see below") in cards
     assert any(value == "2.00" and label == "GPU-hours spent" for value, label, _ in cards)
+
+
+def test_runs_that_shared_their_nodes_are_marked_beside_the_numbers(report):
+    records = [make_record(layout=layout) for layout in ("n1g1", "n1g2")]
+    warning = "shared its node with other jobs: scaling numbers are not to be trusted"
+    assert warning not in report(records).text and "†" not in report(records).text
+    shared = records[1].environment.model_copy(update={"nodes_shared": True})
+    page = report([records[0], records[1].model_copy(update={"environment": shared})])
+    assert warning in page.text and "n1g2 †" in page.text and "n1g1 †" not in page.text

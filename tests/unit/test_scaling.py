@@ -6,17 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist3dgs.record import QualityPoint
+from dist3dgs.report.verdict import best
 from dist3dgs.scaling import (
     Spread,
     compute_to_comm,
     efficiency,
     fit_amdahl,
+    fit_gustafson,
     fit_usl,
+    fitted_points,
     global_batch,
     rank_hours,
     scaling_definition,
     time_to_quality,
+    told_apart,
 )
+from dist3dgs.scaling.measures import ratio_derived
 from dist3dgs.scaling.points import point_rows
 
 from .records import make_record, usl_rate
@@ -139,10 +144,11 @@ def test_equal_quality_is_undefined_when_a_run_never_gets_there():
     worse = make_record(layout="n1g2", psnr=26.0)
     row = point_rows([base, worse])[1]
     assert row.get("speedup_time_to_quality") is None and row.get("efficiency_time_to_quality") is None
-    assert "not every run reached" in row["reason"] and "25.9" in row["reason"]
+    assert row["outcome"] == "missed_quality" and row.get("gain") is None
+    assert "0 of 1 runs reached" in row["reason"] and "25.9" in row["reason"]
 
 
-def test_equal_quality_needs_every_repeat():
+def test_equal_quality_needs_more_than_half_of_the_repeats():
     base = make_record(layout="n1g1", psnr=27.0)
     two = [make_record(layout="n1g2", repeat=i, psnr=q) for i, q in enumerate((27.0, 26.0))]
     assert point_rows([base, *two])[1].get("time_to_quality_s") is None
@@ -210,3 +216,176 @@ def test_cost_counts_what_was_allocated():
 def test_spread_ignores_unknowns():
     assert Spread.of([None, 3.0, 1.0, float("nan"), 2.0]) == Spread(2.0, 1.0, 3.0, 3)
     assert Spread.of([None]) is None
+
+
+def by_point(records, baseline=None):
+    return {(r["strategy"], r["layout"]): r for r in point_rows(records, baseline)}
+
+
+def test_a_layout_that_misses_the_quality_never_wins_on_time():
+    """Eight ranks are much faster and 0.4 dB short; two ranks reach the quality sooner."""
+    rows = by_point(
+        [
+            make_record(layout="n1g1", images_per_s=10.0, psnr=27.0),
+            make_record(layout="n1g2", images_per_s=19.4, psnr=27.0),
+            make_record(layout="n1g8", images_per_s=66.1, psnr=26.6),
+        ]
+    )
+    missed, reached = rows["replicated", "n1g8"], rows["replicated", "n1g2"]
+    assert missed["outcome"] == "missed_quality" and missed.get("gain") is None
+    assert missed["speedup"] == pytest.approx(6.61), "its images per second stay in the table"
+    assert reached["outcome"] == "gain" and reached["gain"] == pytest.approx(1.94)
+    assert reached["gain_of"] == "time to equal quality"
+    assert best(list(rows.values())) is reached
+
+
+def test_all_points_of_a_baseline_are_compared_by_one_definition():
+    """A point without evaluations is not compared by images per second where the others are by time to quality."""
+    rows = by_point([make_record(), make_record(layout="n1g2", curve=[], psnr=27.4)])
+    point = rows["replicated", "n1g2"]
+    assert point["outcome"] == "not_compared" and "not known" in point["reason"]
+    rows = by_point([make_record(curve=[]), make_record(layout="n1g2", curve=[])])
+    assert rows["replicated", "n1g2"]["gain_of"] == "images per second"
+
+
+def test_final_quality_alone_is_enough_to_miss_it():
+    rows = by_point([make_record(curve=[], psnr=27.4), make_record(layout="n1g2", curve=[], psnr=26.0)])
+    assert rows["replicated", "n1g2"]["outcome"] == "missed_quality"
+
+
+def test_one_rank_of_any_strategy_is_the_baseline_of_all_that_compute_the_same():
+    rows = by_point(
+        [
+            make_record(layout="n1g1", images_per_s=10.0),
+            make_record(strategy="bf16", layout="n1g2", images_per_s=15.0),
+            make_record(strategy="sharded", layout="n1g2", images_per_s=16.0),
+        ]
+    )
+    assert rows["bf16", "n1g2"]["speedup"] == pytest.approx(1.5)
+    assert rows["sharded", "n1g2"]["speedup"] == pytest.approx(1.6)
+    assert rows["bf16", "n1g2"]["baseline_strategy"] == "replicated"
+
+
+def test_strategies_that_train_otherwise_have_baselines_of_their_own():
+    mcmc = {"train": {"steps": 2000, "batch_per_rank": 1, "densify": {"kind": "mcmc"}}}
+    rows = by_point(
+        [
+            make_record(layout="n1g1", images_per_s=10.0),
+            make_record(strategy="mcmc", layout="n1g2", images_per_s=15.0, settings=mcmc),
+        ]
+    )
+    row = rows["mcmc", "n1g2"]
+    assert row["outcome"] == "baseline" and "no run on fewer than 2 ranks" in row["reason"]
+
+
+def test_another_baseline_can_be_named():
+    records = [
+        make_record(layout=x, images_per_s=r) for x, r in (("n1g1", 4.0), ("n1g2", 8.0), ("n1g4", 12.0))
+    ]
+    rows = by_point(records, "replicated/n1g2")
+    assert rows["replicated", "n1g4"]["speedup"] == pytest.approx(1.5)
+    assert rows["replicated", "n1g1"]["speedup"] == pytest.approx(0.5)
+
+
+def test_runs_on_other_hardware_are_never_one_speedup_or_one_mean():
+    fast = make_record(layout="n1g2", gpu=True, images_per_s=400.0)
+    rows = by_point([make_record(images_per_s=10.0), fast])
+    assert rows["replicated", "n1g2"]["outcome"] == "baseline", (
+        "there is no run on that hardware to compare with"
+    )
+    mixed = [make_record(layout="n1g2", repeat=i, images_per_s=18.0) for i in (0, 1)]
+    rows = by_point([make_record(images_per_s=10.0), *mixed, fast.model_copy(update={"run": mixed[0].run})])
+    row = rows["replicated", "n1g2"]
+    assert row["images_per_s"] == row["images_per_s_max"] == 18.0 and row["n_ok"] == 2
+    assert "1 run left out: other hardware" in row["reason"]
+
+
+def test_the_spread_of_the_baseline_counts():
+    """90/100/110 against 102 to 104 is no gain, and a single 0.996 no loss."""
+    base = [make_record(repeat=i, images_per_s=r) for i, r in enumerate((90.0, 100.0, 110.0))]
+    two = [make_record(layout="n1g2", repeat=i, images_per_s=r) for i, r in enumerate((102.0, 103.0, 104.0))]
+    row = by_point([*base, *two])["replicated", "n1g2"]
+    assert row["outcome"] == "no_difference" and not row["negative_scaling"]
+    assert row["speedup_min"] == pytest.approx(102 / 110) and row["speedup_max"] == pytest.approx(104 / 90)
+    row = by_point([make_record(images_per_s=10.0), make_record(layout="n1g2", images_per_s=9.96)])
+    assert row["replicated", "n1g2"]["outcome"] == "no_difference"
+    assert row["replicated", "n1g2"]["negative_scaling"] is False
+
+
+def test_one_missed_repeat_of_three_does_not_delete_a_point():
+    base = [make_record(repeat=i, psnr=q) for i, q in enumerate((27.0, 27.3, 26.7))]
+    two = [make_record(layout="n1g2", repeat=i, psnr=q) for i, q in enumerate((27.1, 26.2, 27.2))]
+    rows = by_point([*base, *two])
+    row = rows["replicated", "n1g2"]
+    assert row["time_to_quality_s"] > 0 and row["n_reached"] == 2 and row["outcome"] == "gain"
+
+
+@pytest.mark.parametrize("finals", [(27.0, 26.0), (27.0, 26.5, 26.0, 25.0), (25.0, 26.0, 27.0)])
+def test_a_baseline_cannot_miss_its_own_target(finals):
+    rows = by_point([make_record(repeat=i, psnr=q) for i, q in enumerate(finals)])
+    assert rows["replicated", "n1g1"]["time_to_quality_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("speedup", "ranks", "expected"), [(19.53 / 42.34, 4, 0.52), (99.94 / 124.95, 4, 1.0)]
+)
+def test_r_derived_from_a_speedup_is_that_of_one_rank(speedup, ranks, expected):
+    assert ratio_derived(speedup, ranks) == pytest.approx(expected, abs=0.01)
+
+
+def test_r_is_one_ranks_computation_over_all_ranks_communication():
+    """The computation left on each of two ranks over their communication is half of it."""
+    one = make_record(layout="n1g1", compute_s=100.0, comm_s=0.0)
+    two = make_record(layout="n1g2", compute_s=50.0, comm_s=25.0, compute_to_comm=2.0)
+    row = by_point([one, two])["replicated", "n1g2"]
+    assert row["r_measured"] == pytest.approx(4.0) and row["compute_to_comm"] == 2.0
+    assert row["r_derived"] == pytest.approx(1 / (1 / row["speedup"] - 1 / 2))
+
+
+def test_no_loss_has_no_ratio():
+    assert ratio_derived(2.1, 2) is None and ratio_derived(1.0, 1) is None
+
+
+def test_negative_scaling_is_refused_by_laws_that_cannot_express_it():
+    """The two transformers: 0.46x and 0.80x at four ranks."""
+    for rates in ([1.0, 0.7, 0.46], [1.0, 0.95, 0.8]):
+        fit = fit_amdahl([1, 2, 4], rates)
+        assert fit is not None and fit.sigma <= 1
+        assert "does not describe this data" in fit.describe() and "133" not in fit.describe()
+
+
+def test_a_law_that_misses_a_point_by_a_quarter_is_refused():
+    fit = fit_amdahl([1, 2, 4, 8], [1.0, 1.9, 1.95, 7.0])
+    assert fit is not None and fit.problem and "misses a point" in fit.problem
+
+
+def test_few_points_do_not_tell_laws_apart():
+    sizes, rates = [1, 2, 4], [1.0, 1.9, 3.6]
+    fits = [f for fit in (fit_amdahl, fit_gustafson, fit_usl) if (f := fit(sizes, rates))]
+    assert "3 points cannot tell" in told_apart(fits)
+    sizes = [1, 2, 4, 8, 16, 32]
+    rates = [
+        usl_rate(p, 3.0, 0.01, 0.0) * (1 + e)
+        for p, e in zip(sizes, [0.001, -0.001, 0.001, -0.002, 0.001, 0], strict=True)
+    ]
+    fits = [f for fit in (fit_amdahl, fit_gustafson) if (f := fit(sizes, rates))]
+    assert told_apart(fits).startswith("Amdahl describes the data best")
+
+
+def test_gustafson_recovers_the_serial_share():
+    sizes = [1, 2, 4, 8]
+    fit = fit_gustafson(sizes, [5.0 * (0.2 + 0.8 * p) for p in sizes])
+    assert fit is not None and fit.sigma == pytest.approx(0.2) and fit.rate_one == pytest.approx(5.0)
+
+
+def test_a_fit_takes_one_baseline_and_the_layout_on_fewest_nodes():
+    records = [make_record(layout="n1g1", images_per_s=1.0)]
+    records += [
+        make_record(strategy="sharded", layout=x, images_per_s=r)
+        for x, r in (("n1g2", 1.9), ("n1g4", 3.6), ("n2g2", 3.0))
+    ]
+    rows = point_rows(records)
+    series = [r for r in rows if r["strategy"] == "sharded"]
+    assert [(p["strategy"], p["layout"]) for p in fitted_points(series, rows)] == [
+        ("replicated", "n1g1"), ("sharded", "n1g2"), ("sharded", "n1g4"),
+    ]  # fmt: skip

@@ -231,3 +231,28 @@ def test_an_imported_runs_gpus_are_rows_too(tmp_path):
     (run,) = table(tmp_path, "runs.csv")
     assert run["gpu_power_average_w"] == "250.0"
     assert run["energy_wh"] == "" == run["wh_per_db"], "half of the energy is not the energy"
+
+
+def test_records_alone_say_whose_samples_are_elsewhere_and_how_to_get_them(tmp_path):
+    from dist3dgs.report import write_report
+
+    def sampled(layout):
+        record = make_record(layout=layout)
+        digests = {"events.jsonl": "0", "resources.node01.csv": "0"}
+        provenance = record.provenance.model_copy(update={"evidence_sha256": digests})
+        return record.model_copy(update={"provenance": provenance})
+
+    def page():
+        tabulate(paths, tmp_path / "runs.csv", tmp_path / "points.csv")
+        write_report(tmp_path / "report.html", paths, tmp_path / "figures", tmp_path, [], {})
+        return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    never = make_record(layout="n1g4")
+    paths = write_records(tmp_path / "my results", [sampled("n1g1"), sampled("n1g2"), never])
+    text = page()
+    said = text[text.index("The resource samples of") :].split("</p>")[0]
+    assert "n1g1" in said and "n1g2" in said and "n1g4" not in said, "it was never sampled"
+    assert "rsync" in said and "my results&#x27;/" in said and "attempts/***" in said
+    for path in paths[:2]:
+        write_samples(path.parent)
+    assert "The resource samples of" not in page()

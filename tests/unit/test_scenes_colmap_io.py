@@ -10,12 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dist3dgs.errors import UserError
-from dist3dgs.scenes.cameras import NUM_PARAMS, Camera
+from dist3dgs.scenes.cameras import MODELS, NUM_PARAMS, Camera, installed_models
 from dist3dgs.scenes.colmap_io import read_model
 from dist3dgs.scenes.colmap_model import reprojection_errors
 
 from .colmap_files import ring_model, write_bin, write_txt
 
+HUGE = "9" * 30
 WRITERS = {"bin": write_bin, "txt": write_txt}
 
 
@@ -84,24 +85,51 @@ def test_reads_pycolmaps_own_files_with_rigs_and_frames(tmp_path, suffix):
     )
 
 
-def test_camera_models_project_as_colmap_does():
+def lens(model, num_params, seed=1):
+    """Parameters of a mild lens of any model that has a formula here."""
+    rng = np.random.default_rng(seed)
+    probe = Camera(model, 640, 480, (0.0, 1.0, 2.0, 3.0))
+    head = (500.0, 320.0, 240.0) if probe.centre_px == (1.0, 2.0) else (500.0, 510.0, 320.0, 240.0)
+    return (*head, *rng.uniform(0.005, 0.04, num_params - len(head)))
+
+
+@pytest.mark.parametrize("model", NUM_PARAMS)
+def test_camera_models_project_as_colmap_does(model):
     pycolmap = pytest.importorskip("pycolmap")
     rng = np.random.default_rng(1)
     points = np.column_stack([rng.uniform(-0.5, 0.5, (40, 2)), np.ones(40)]) * rng.uniform(1, 4, (40, 1))
-    checked = 0
-    for model, num_params in NUM_PARAMS.items():
-        num_head = (
-            3 if model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL") or "RADIAL_FISHEYE" in model else 4
+    points[0, :2] = 0  # on the axis
+    params = lens(model, NUM_PARAMS[model])
+    ours = Camera(model, 640, 480, params)
+    theirs = pycolmap.Camera(model=model, width=640, height=480, params=params)
+    np.testing.assert_allclose(ours.matrix(), theirs.calibration_matrix())
+    np.testing.assert_allclose(ours.project(points), theirs.img_from_cam(points), atol=1e-9)
+
+
+def test_the_table_of_camera_models_is_the_installed_colmaps():
+    """Every model of COLMAP has a formula here, or is named; a new COLMAP with a new one is told apart from damage."""
+    known = installed_models()
+    assert known and MODELS.items() <= known.items()
+    assert {name for name, _ in known.values()} - set(NUM_PARAMS) == {"EQUIRECTANGULAR"}
+
+
+@pytest.mark.parametrize("kind", ["bin", "txt"])
+def test_every_installed_camera_model_is_read_by_name(tmp_path, kind):
+    for number, (name, num_params) in installed_models().items():
+        fake = ring_model(num_images=3, num_points=4)
+        fake.cameras[3] = camera = Camera(
+            name, 640, 480, lens(name, num_params) if name in NUM_PARAMS else (640.0, 480.0)
         )
-        head = (500.0, 320.0, 240.0) if num_head == 3 else (500.0, 510.0, 320.0, 240.0)
-        params = (*head, *rng.uniform(-0.04, 0.04, num_params - num_head))
-        ours = Camera(model, 640, 480, params)
-        theirs = pycolmap.Camera(model=model, width=640, height=480, params=params)
-        np.testing.assert_allclose(ours.matrix(), theirs.calibration_matrix())
-        if ours.is_supported:
-            np.testing.assert_allclose(ours.project(points), theirs.img_from_cam(points), atol=1e-9)
-            checked += 1
-    assert checked == 9
+        folder = tmp_path / name
+        if kind == "txt":
+            write_txt(fake, folder)
+        else:
+            fake.cameras[3] = Camera("PINHOLE", 640, 480, camera.params)
+            write_bin(fake, folder)
+            patch(folder / "cameras.bin", 12, struct.pack("<i", number))
+        read = read_model(folder).cameras[3]
+        assert (read.model, read.params) == (name, camera.params)
+        assert read.is_supported == (name != "EQUIRECTANGULAR")
 
 
 def test_rigs_and_frames_are_never_looked_at(folder):
@@ -163,9 +191,6 @@ def test_bytes_after_the_end(folder):
     ("change", "file", "match"),
     [
         (lambda m: m.points.update({10: ((np.nan, 0.0, 0.0), (1, 2, 3), 0.1, [])}), "points3D", "not finite"),
-        (lambda m: m.points[10][3].append((77, 0)), "points3D", "image 77"),
-        (lambda m: m.images[1][4].append((1.0, 1.0, 999999)), "images", "point 999999"),
-        (lambda m: m.images[1][4].append((np.inf, 1.0, -1)), "images", "keypoint"),
         (lambda m: m.images.update({1: (*m.images[1][:2], 99, *m.images[1][3:])}), "images", "camera 99"),
         (lambda m: m.images.update({1: (np.zeros(4), *m.images[1][1:])}), "images", "no valid pose"),
         (lambda m: m.images.update({1: (np.full(4, np.nan), *m.images[1][1:])}), "images", "no valid pose"),
@@ -180,9 +205,14 @@ def test_bytes_after_the_end(folder):
             "plain path",
         ),
         (
-            lambda m: m.images.update({1: (*m.images[1][:3], "a\\b.png", m.images[1][4])}),
+            lambda m: m.images.update({1: (*m.images[1][:3], "a\\..\\..\\b.png", m.images[1][4])}),
             "images",
             "plain path",
+        ),
+        (
+            lambda m: m.images.update({1: (*m.images[1][:3], "a\x1bb.png", m.images[1][4])}),
+            "images",
+            "control character",
         ),
         (
             lambda m: m.images.update({1: (*m.images[1][:3], m.images[2][3], m.images[1][4])}),
@@ -223,9 +253,92 @@ def test_wrong_content_is_refused(tmp_path, kind, change, file, match):
     refused(WRITERS[kind](fake, tmp_path / "m"), f"{file}.{kind}", match)
 
 
+def dropped(model, file, *words):
+    """The note on a file: what was dropped from it, and nothing else."""
+    assert list(model.notes) == [file]
+    assert all(word in model.notes[file] for word in words), model.notes
+    return model
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_training_does_not_use_is_dropped_with_a_note(tmp_path, kind):
+    write, points = WRITERS[kind], ring_model().points
+    fake = ring_model()
+    for point in list(points)[::3]:  # thinned out, images.txt left alone
+        del fake.points[point]
+    model = dropped(
+        read_model(write(fake, tmp_path / "a")), f"images.{kind}", "20 keypoints", "5 more images"
+    )
+    assert len(model.points) == 40 and len(reprojection_errors(model)) == 6 * 40
+    assert reprojection_errors(model).max() < 1e-6
+
+    fake = ring_model()
+    for image in (2, 5):  # blurred photographs were removed
+        del fake.images[image]
+    model = dropped(read_model(write(fake, tmp_path / "b")), f"points3D.{kind}", "2 images", "first: 2")
+    assert sorted(model.images) == [1, 3, 4, 6] and len(model.points) == 60
+
+    fake = ring_model()
+    fake.images[1][4].append((np.inf, 1.0, -1))
+    model = dropped(read_model(write(fake, tmp_path / "c")), f"images.{kind}", "1 keypoints", "not finite")
+    assert len(model.images[1].observations) == 61
+
+    assert not read_model(write(ring_model(), tmp_path / "d")).notes
+
+
+def test_points_of_another_model_are_noted(tmp_path):
+    fake = ring_model()
+    ids = list(fake.points)
+    fake.points = dict(zip(ids, [fake.points[i] for i in ids[1:] + ids[:1]], strict=True))
+    assert "different reconstructions" in read_model(write_bin(fake, tmp_path)).notes["cameras.bin"]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("points3D.txt", "\n10 ", f"\n{HUGE} "),
+        ("points3D.txt", "0.5", f"1e{HUGE}"),
+        ("images.txt", " 10 ", f" {HUGE} "),
+        ("cameras.txt", "PINHOLE 96", f"PINHOLE {HUGE}"),
+        ("cameras.txt", "80.0", f"1e{HUGE}"),
+    ],
+)
+def test_numbers_too_large_are_refused(tmp_path, file, old, new):
+    folder = write_txt(ring_model(), tmp_path / "m")
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new, 1))
+    if old == "0.5":  # the error of a point: nobody uses it
+        assert len(read_model(folder).points) == 60
+    else:
+        refused(folder, file)
+
+
+def test_a_track_of_an_impossible_image_is_dropped(tmp_path):
+    folder = write_txt(ring_model(), tmp_path / "m")
+    with (folder / "points3D.txt").open("a") as f:
+        f.write(f"9999 0 0 0 1 2 3 0.5 {HUGE} 0\n")
+    dropped(read_model(folder), "points3D.txt", "1 images")
+
+
+def test_text_of_other_systems(tmp_path):
+    """A byte-order mark, line ends of Windows, ids of no point as unsigned numbers, names with every kind of space."""
+    names = ["Screenshot 9.41.00\u202fAM.jpg", "a\u00a0b.jpg", "Ende\u3000.jpg"]
+    fake = ring_model()
+    for i, name in enumerate(names, 1):
+        fake.images[i] = (*fake.images[i][:3], name, fake.images[i][4])
+    folder = write_txt(fake, tmp_path / "m")
+    for file in ("cameras.txt", "images.txt", "points3D.txt"):
+        text = (folder / file).read_text().replace(" -1\n", f" {2**64 - 1}\n").replace("\n", "\r\n")
+        (folder / file).write_text("\ufeff" + text, newline="")
+    model = read_model(folder)
+    assert [model.images[i].name for i in (1, 2, 3)] == names and not model.notes
+    assert len(reprojection_errors(model)) == 6 * 60
+
+
 def test_unknown_camera_model(folder):
     patch(folder / "cameras.bin", 12, struct.pack("<i", 99))
-    refused(folder, "cameras.bin", "unknown model number 99")
+    refused(folder, "cameras.bin", "model number 99.*image_undistorter")
 
 
 @pytest.mark.parametrize(
@@ -275,13 +388,16 @@ def test_no_model(tmp_path):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_gives_anything_but_a_model_or_a_clear_error(tmp_path, data):
-    """Bytes changed, cut out or put in anywhere."""
-    folder = write_bin(ring_model(num_images=3, num_points=4), tmp_path / "fuzz")
-    path = folder / data.draw(st.sampled_from(["cameras.bin", "images.bin", "points3D.bin"]))
+    """Bytes changed, cut out or put in anywhere, in binary and in text."""
+    kind = data.draw(st.sampled_from(list(WRITERS)))
+    folder = WRITERS[kind](ring_model(num_images=3, num_points=4), tmp_path / f"fuzz-{kind}")
+    path = folder / f"{data.draw(st.sampled_from(['cameras', 'images', 'points3D']))}.{kind}"
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
     gone = data.draw(st.integers(0, 16))
-    path.write_bytes(whole[:at] + data.draw(st.binary(max_size=16)) + whole[at + gone :])
+    digits = st.text("0123456789-+.enaif \n", max_size=40).map(str.encode)
+    new = data.draw(st.binary(max_size=16) if kind == "bin" else st.binary(max_size=16) | digits)
+    path.write_bytes(whole[:at] + new + whole[at + gone :])
     try:
         model = read_model(folder)
     except UserError as error:

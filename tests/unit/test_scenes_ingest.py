@@ -1,6 +1,7 @@
 """Ingest of existing COLMAP models: everything but structure from motion, on real files."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -197,12 +198,35 @@ def test_distorted_models_are_undistorted(tmp_path):
 def test_a_model_that_cannot_be_undistorted(tmp_path):
     folder = tmp_path / "m"
     model = ring_model()
-    model.cameras[3] = Camera("FOV", 96, 64, (80.0, 80.0, 48.0, 32.0, 0.9))
-    write_bin(model, folder / "sparse/0")
+    model.cameras[3] = Camera("EQUIRECTANGULAR", 96, 64, (96.0, 64.0))
+    write_txt(model, folder / "sparse/0")
     for image in model.images.values():
         photograph(folder / "images" / image[3])
-    with pytest.raises(UserError, match="FOV cannot be undistorted here"):
+    with pytest.raises(UserError, match=r"EQUIRECTANGULAR.*panorama"):
         run(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("FOV", (80.0, 80.0, 48.0, 32.0, 0.4)),
+        ("FISHEYE", (80.0, 80.0, 48.0, 32.0)),
+        ("DIVISION", (80.0, 80.0, 48.0, 32.0, -0.05)),
+        ("EUCM", (80.0, 80.0, 48.0, 32.0, 0.4, 1.1)),
+        ("THIN_PRISM_FISHEYE", (80.0, 80.0, 48.0, 32.0, *[0.01] * 8)),
+        ("RAD_TAN_THIN_PRISM_FISHEYE", (80.0, 80.0, 48.0, 32.0, *[0.01] * 6, *[0.005] * 6)),
+    ],
+)
+def test_every_lens_gives_pinhole_views_without_borders(tmp_path, name, params):
+    folder = tmp_path / "m"
+    model = ring_model(camera=Camera(name, 96, 64, params))
+    write_bin(model, folder / "sparse/0")
+    (folder / "images").mkdir()
+    for i, image in model.images.items():
+        Image.new("RGB", (96, 64), (250, 250, 240 + i)).save(folder / "images" / image[3])
+    report, packed = run(folder)
+    assert packed.image(0).min() > 239 and report["reprojection_error_px"] < 1e-6
+    assert report["camera_models"][0]["model"] == name
 
 
 def test_a_model_without_points(tmp_path):
@@ -271,3 +295,104 @@ def test_truth_gives_a_pose_error_and_nothing_else(scene, tmp_path):
         and report["pose_error"]["position_max_percent"] < 1e-6
     )
     assert packed.digest == digest
+
+
+def notes(report):
+    return {x["image"]: x["note"] for x in report["notes"]}
+
+
+def test_what_a_model_has_too_much_is_noted(scene, capsys):
+    model = ring_model(num_images=12)
+    for image in (2, 5):
+        del model.images[image]
+    for point in list(model.points)[::4]:
+        del model.points[point]
+    write_bin(model, scene / "sparse/0")
+    said = []
+    source = IngestSource(name="court", kind="colmap", path=scene)
+    report = ingest(source, scene.parent / "out", IngestSettings(), say=said.append)
+    found = notes(report)
+    (tracks,) = (v for k, v in found.items() if k.endswith("sparse/0/points3D.bin"))
+    (keypoints,) = (v for k, v in found.items() if k.endswith("sparse/0/images.bin"))
+    assert "2 images" in tracks and "15 keypoints" in keypoints and "9 more images" in keypoints
+    assert any(tracks in line for line in said) and any(keypoints in line for line in said)
+    assert report["num_images"] == {"registered": 10, "total": 12} and report["num_points"] == 45
+
+
+def test_smaller_copies_of_another_type_fall_back_to_the_photographs(scene):
+    """A script that made images_2 wrote JPEG where the model says PNG."""
+    for i in range(1, 13):
+        photograph(scene / "images_2" / f"photo_{i:03d}.jpg", 48, 32, seed=50 + i)
+    report, packed = run(scene, settings=IngestSettings(downscale=2))
+    assert packed.num_views == 12 and packed.sizes.tolist() == [[48, 32]] * 12
+    assert "12 of 12" in notes(report)["images_2/"] and "images/" in notes(report)["images_2/"]
+    full = np.asarray(Image.open(scene / "images/photo_001.png"), np.float64)
+    np.testing.assert_allclose(packed.image(0), full.reshape(32, 2, 48, 2, 3).mean((1, 3)), atol=0.5001)
+
+
+def test_a_folder_of_smaller_copies_that_was_not_finished(scene):
+    """Five of twelve, the fifth cut, another of a wrong shape; images_4 is whole and too small."""
+    for i in range(1, 13):
+        photograph(scene / "images_4" / f"photo_{i:03d}.png", 24, 16)
+    for i in range(1, 6):
+        photograph(scene / "images_2" / f"photo_{i:03d}.png", 48, 32, seed=50 + i)
+    cut = scene / "images_2/photo_005.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    photograph(scene / "images_2/photo_004.png", 32, 48)
+    said = []
+    source = IngestSource(name="court", kind="colmap", path=scene)
+    ingest(source, scene.parent / "first", IngestSettings(max_width_px=48), say=said.append)
+    assert all(
+        any(name in line for line in said) for name in ("images_2/:", "photo_004.png", "photo_005.png")
+    )
+    report, packed = run(scene, settings=IngestSettings(max_width_px=48))
+    assert packed.num_views == 12 and packed.sizes.tolist() == [[48, 32]] * 12 and not report["left_out"]
+    np.testing.assert_array_equal(packed.image(0), np.asarray(Image.open(scene / "images_2/photo_001.png")))
+    found = notes(report)
+    assert "7 of 12" in found["images_2/"] and set(found) == {"images_2/", "photo_004.png", "photo_005.png"}
+    assert "images_2/" in found["photo_005.png"] and "shape" in found["photo_004.png"]
+
+
+def test_photographs_that_are_there_in_a_small_size_alone(scene):
+    (scene / "images_2").mkdir()
+    (scene / "images/photo_003.png").unlink()
+    photograph(scene / "images_2/photo_003.png", 48, 32, seed=3)
+    assert run(scene, settings=IngestSettings(downscale=2))[1].num_views == 12
+    assert run(scene)[1].num_views == 11, "too small for what is wanted"
+
+
+def test_accents_and_linked_folders_of_a_model(tmp_path):
+    folder = tmp_path / "m"
+    model = ring_model(prefix="vlevo/Prūhonice\u00a0")
+    write_bin(model, folder / "sparse/0")
+    for image in model.images.values():
+        photograph(tmp_path / "store" / unicodedata.normalize("NFD", image[3].removeprefix("vlevo/")))
+    (folder / "images").mkdir()
+    (folder / "images/vlevo").symlink_to("../../store")
+    (tmp_path / "store/up").symlink_to("..")
+    report, packed = run(folder)
+    assert packed.num_views == 6
+    assert [x["image"] for x in report["left_out"]] == ["vlevo/up"]
+
+
+def test_one_file_under_two_names_of_a_model_is_one_view(tmp_path):
+    model = ring_model()
+    composed = unicodedata.normalize("NFC", "é.png")
+    for i, name in ((1, composed), (2, unicodedata.normalize("NFD", composed))):
+        model.images[i] = (*model.images[i][:3], name, model.images[i][4])
+    write_bin(model, tmp_path / "sparse/0")
+    for image in list(model.images.values())[1:]:
+        photograph(tmp_path / "images" / image[3])
+    report, packed = run(tmp_path)
+    assert packed.num_views == 5 and "same file" in report["left_out"][0]["reason"]
+
+
+@pytest.mark.parametrize(("prefix", "below"), [("", "photos"), ("images/", "")])
+def test_a_folder_a_level_too_high_or_too_low_is_named(tmp_path, prefix, below):
+    model = ring_model(prefix=prefix)
+    write_bin(model, tmp_path / "sparse/0")
+    for image in model.images.values():
+        photograph(tmp_path / "images" / below / image[3].removeprefix(prefix))
+    right = tmp_path / "images" / below if below else tmp_path
+    with pytest.raises(UserError, match=rf"none of the 6 photographs.*`images: {right}/?`"):
+        run(tmp_path)

@@ -1,5 +1,8 @@
 """A folder of photographs: every bad one is named with its reason, every odd one becomes an upright RGB copy."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -49,9 +52,7 @@ def test_good_photographs_are_linked_not_copied(folder):
         ("empty.jpg", b"", "empty file"),
         ("text.jpg", b"this is no picture\n", "not a picture"),
         ("notes.txt", b"remember the milk", "not a picture"),
-        (".DS_Store", b"\0\0\0\1Bud1", "hidden"),
-        ("._good_0.jpg", b"\0\5\x16\7", "hidden"),
-        ("clip.mp4", b"\0\0\0\x18ftypmp42" + b"\0" * 100, "not a picture"),
+        ("clip.mp4", b"\0\0\0\x18ftypmp42" + b"\0" * 100, "video"),
         ("header.png", b"\x89PNG\r\n\x1a\n", "damaged|not a picture"),
     ],
 )
@@ -59,7 +60,7 @@ def test_files_that_are_no_photographs_are_named(folder, name, content, reason):
     (folder / name).write_bytes(content)
     result = prepare(folder)
     assert len(result.photos) == 4 and list(result.left_out) == [name]
-    assert __import__("re").search(reason, result.left_out[name])
+    assert re.search(reason, result.left_out[name])
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
@@ -173,8 +174,10 @@ def test_same_stem_other_type_do_not_collide(folder):
     save(folder, "a.tif")
     save(folder, "a.png")
     save(folder, "a.bmp")
+    save(folder, "a.tif.png")
     result = prepare(folder)
-    assert {"a.png", "a.tif", "a.bmp"} <= set(result.originals.values()) and len(result.originals) == 7
+    assert {"a.png", "a.tif", "a.bmp", "a.tif.png"} <= set(result.originals.values())
+    assert len(result.originals) == len(result.photos) == 8
 
 
 def test_subfolders_and_odd_names(folder):
@@ -211,3 +214,153 @@ def test_pixels_of_an_existing_model_are_never_turned(tmp_path):
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(UnusablePhoto, match="truncated"):
         load_pixels(path)
+
+
+def test_a_no_break_space_is_a_space(folder):
+    """macOS puts one before AM and PM in the names of screenshots."""
+    name = "Screenshot 2026-04-15 at 9.41.00\u202fAM.jpg"
+    save(folder, name)
+    result = prepare(folder)
+    assert name in [p.name for p in result.photos] and not result.left_out
+
+
+def test_an_odd_name_never_costs_the_folder(folder):
+    save(folder, "line\nbreak.jpg")
+    result = prepare(folder)
+    assert len(result.photos) == 4 and "rename" in result.left_out["line\\nbreak.jpg"]
+
+
+def test_litter_is_not_counted(folder):
+    for name in (".DS_Store", "._good_0.jpg", "Thumbs.db"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    result = prepare(folder)
+    assert len(result.photos) == 4 and not result.left_out
+
+
+HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 100
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "command"),
+    [
+        (
+            "IMG 1.HEIC",
+            HEIC,
+            "HEIC",
+            r"find -L \S+ -iname '\*\.heic' -exec heif-convert .* \{\} \{\}\.jpg \\;",
+        ),
+        ("IMG 1.jpg", HEIC, "HEIC", r"heif-convert -q 95 '\S+IMG 1.jpg' '\S+IMG 1.jpg.converted.jpg'"),
+        ("IMG.heif", b"\0\0\0\x18ftypmif1", "HEIC", "heif-convert"),
+        ("a.jxl", b"\xff\x0a\0", "JPEG XL", "djxl"),
+        ("clip.MOV", b"\0\0\0\x14ftypqt  ", "video", r"ffmpeg -i \S+clip.MOV -vf fps=2 .*clip_%05d\.jpg"),
+        ("clip.mkv", b"\x1aE\xdf\xa3", "video", "ffmpeg"),
+        ("a.CR3", b"\0\0\0\x18ftypcrx ", "RAW", r"find .* -iname '\*\.cr3' -exec darktable-cli"),
+    ],
+)
+def test_what_has_to_be_converted_is_named_with_the_command(folder, name, content, kind, command):
+    (folder / name).write_bytes(content)
+    result = prepare(folder)
+    assert len(result.photos) == 4 and kind in result.left_out[name]
+    (hint,) = result.hints
+    assert re.search(command, hint), hint
+
+
+def test_a_raw_file_is_not_taken_for_its_thumbnail(folder):
+    """To Pillow a DNG is a TIFF: the small picture in front of the large one."""
+    save(folder, "thumbnail.tif").rename(folder / "IMG_1.dng")
+    result = prepare(folder)
+    assert "RAW" in result.left_out["IMG_1.dng"] and "darktable" in result.hints[0]
+
+
+def test_a_photograph_under_a_wrong_suffix_is_one(folder):
+    save(folder, "a.jpg").rename(folder / "a.heic")
+    assert "a.heic" in [p.name for p in prepare(folder).photos]
+
+
+def test_nothing_but_heic_says_how_to_convert(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(40):
+        (folder / f"IMG_{i}.HEIC").write_bytes(HEIC)
+    with pytest.raises(
+        UserError, match=r"0 usable photographs of 40(.|\n)*IMG_0\.HEIC(.|\n)*heif-convert"
+    ) as error:
+        prepare(folder)
+    assert str(error.value).count("heif-convert") == 1
+
+
+def test_a_video_as_images(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"a video.*ffmpeg"):
+        prepare_photos(tmp_path / "clip.mp4", tmp_path / "copies")
+
+
+def smooth(seed):
+    """A picture that survives being reduced."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """images, the same at half the size, and masks."""
+    root = tmp_path / "dataset"
+    for folder in ("images", "half", "cutouts"):
+        (root / folder).mkdir(parents=True)
+    for i in range(4):
+        smooth(i).save(root / f"images/{i}.jpg")
+        smooth(i).resize((160, 120)).save(root / f"half/{i}.png")
+        mask = np.zeros((240, 320), np.uint8)
+        mask[50:90, 60:200] = 255
+        Image.fromarray(mask).save(root / f"cutouts/{i}.jpg.png")
+    return root
+
+
+def test_copies_and_masks_are_not_trained_on(dataset):
+    result = prepare(dataset)
+    assert [p.name for p in result.photos] == [f"images/{i}.jpg" for i in range(4)]
+    assert result.left_out["half/1.png"] == "a copy of images/1.jpg"
+    assert "mask" in result.left_out["cutouts/1.jpg.png"] and len(result.left_out) == 8
+    copies = dataset.parent / "copies"
+    assert sorted(p.name for p in copies.rglob("*.*")) == [f"{i}.jpg" for i in range(4)], (
+        "and no working copy"
+    )
+
+
+@pytest.mark.parametrize(
+    "beside", ["images_2/0.jpg", "masks/0.png", "sparse/0/cameras.bin", "transforms.json"]
+)
+def test_the_root_of_a_dataset_is_refused(dataset, beside):
+    for folder in ("half", "cutouts"):
+        shutil.rmtree(dataset / folder)
+    assert len(prepare_photos(dataset, dataset.parent / "alone").photos) == 4
+    (dataset / beside).parent.mkdir(parents=True, exist_ok=True)
+    (dataset / beside).write_bytes(b"x")
+    with pytest.raises(UserError, match=rf"root of a dataset.*`images: {dataset / 'images'}`") as error:
+        prepare(dataset)
+    assert (f"`colmap: {dataset}`" in str(error.value)) == beside.startswith("sparse")
+
+
+def test_two_cameras_with_the_same_names_are_no_copies(tmp_path):
+    for i in range(3):
+        for side in ("left", "right"):
+            path = tmp_path / "photos" / side / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture = smooth(i)
+            if side == "right":
+                shift = (1, 0, 12, 0, 1, 0)
+                picture = picture.transform(picture.size, Image.Transform.AFFINE, shift)
+            picture.save(path)
+    result = prepare(tmp_path / "photos")
+    assert len(result.photos) == 6 and not result.left_out
+
+
+def test_the_same_file_twice_is_one_photograph(folder):
+    (folder / "copy of good_1.jpg").write_bytes((folder / "good_1.jpg").read_bytes())
+    (folder / "linked.jpg").symlink_to("good_2.jpg")
+    result = prepare(folder)
+    assert len(result.photos) == 4
+    assert result.left_out == {
+        "good_1.jpg": "a copy of copy of good_1.jpg",
+        "linked.jpg": "a copy of good_2.jpg",
+    }

@@ -159,6 +159,7 @@ def test_the_memory_limit_holds(unrelated, tmp_path):
         run_sfm(unrelated, photos_in(unrelated), tmp_path / "work", settings, say=print)
 
 
+@pytest.mark.slow
 def test_the_child_dies_with_its_parent(court, tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\n"

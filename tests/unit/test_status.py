@@ -8,9 +8,11 @@ import pytest
 
 from dist3dgs.errors import UserError
 from dist3dgs.matrix import Study, load_study
+from dist3dgs.names import Point
+from dist3dgs.point_state import PointState
 from dist3dgs.record import Failure, Metrics, Run, RunRecord, save_record
 from dist3dgs.spec import Exclusion
-from dist3dgs.status import rows, show
+from dist3dgs.status import rows, show, summary
 
 from .evidence import spec, start, step, write_attempt
 
@@ -48,7 +50,9 @@ def test_every_state_from_files_alone(study: Study, tmp_path: Path) -> None:
     failed = RunRecord(run=run, status="failed", failure=Failure(cause="host_oom", phase="step", step=7))
     save_record(failed, tmp_path / "builtin/replicated/n1g4/r0/record.json")
     path = tmp_path / "builtin/replicated/n1g4/r0/record.json"
-    assert state(study)["n1g4"] == ("failed", f"host_oom in step at step 7; dist3dgs diagnose {path}")
+    assert state(study)["n1g4"] == ("failed", "out of memory at step 7")
+    command = {str(r.point.layout): r.command for r in rows(study)}
+    assert command == {"n1g1": None, "n1g2": None, "n1g4": f"dist3dgs diagnose {path}"}
 
 
 def test_the_table_prints_log_text_as_text(
@@ -126,3 +130,71 @@ def test_watching_looks_again_after_each_pause(
     with pytest.raises(KeyboardInterrupt):
         show(study, 5)
     assert pauses == [5, 5] and "1 ok" in capsys.readouterr().out
+
+
+def test_points_off_the_matrix_are_listed_apart(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A record of imported logs, an attempt asked for by its path; a folder of another shape is none."""
+    run = Run(scene="builtin", strategy="imported", layout="n4g8", repeat=0, seed=1)
+    save_record(RunRecord(run=run, status="ok"), tmp_path / "builtin/imported/n4g8/r0/record.json")
+    now = time.time()
+    started = {"status": "running", "returncode": None, "started_at": now}
+    folder = tmp_path / "builtin/replicated/n1g1/r7"
+    write_attempt(folder, spec("n1g1"), [start(0, now), step(50, now)], **started)
+    (tmp_path / "builtin/replicated/not-a-layout/r0/attempts").mkdir(parents=True)
+    others = [(str(r.point), r.state) for r in rows(study)][3:]
+    assert others == [("builtin/imported/n4g8/r0", "ok"), ("builtin/replicated/n1g1/r7", "running")]
+    show(study)
+    inside, outside = capsys.readouterr().out.split("not in the study's matrix")
+    assert "n4g8" in outside and "step 50/100" in outside and "3 waiting" in inside
+
+
+def test_a_command_is_never_wrapped(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "builtin/replicated/n1g2/r0/record.json"
+    run = Run(scene="builtin", strategy="replicated", layout="n1g2", repeat=0, seed=1)
+    save_record(RunRecord(run=run, status="failed", failure=Failure(cause="killed")), path)
+    show(study)
+    assert f"dist3dgs diagnose {path}" in [line.strip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_summary_counts_names_causes_and_the_next_command(study: Study, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    for layout, failure in (("n1g1", None), ("n1g2", Failure(cause="host_oom", step=7)), ("n1g4", None)):
+        run = Run(scene="builtin", strategy="replicated", layout=layout, repeat=0, seed=1)
+        status = "failed" if failure else "ok"
+        path = tmp_path / f"builtin/replicated/{layout}/r0/record.json"
+        save_record(RunRecord(run=run, status=status, failure=failure), path)
+    text = summary(list(rows(study)), report=report, elapsed_s=75)
+    assert text.splitlines() == [
+        "3 points: 2 ok, 1 failed, 1 min 15 s",
+        "  builtin/replicated/n1g2/r0: failed, out of memory at step 7",
+        f"why, and what to change: dist3dgs diagnose {tmp_path}/builtin/replicated/n1g2/r0/record.json",
+    ]
+    report.touch()
+    assert "report: " in summary(list(rows(study)), report=report)
+    os.utime(report, (1, 1))
+    assert "report: " not in summary(list(rows(study)), report=report), "of other records"
+
+
+def test_the_summary_of_many_failures_names_a_few_and_the_command_for_all() -> None:
+    states = [
+        PointState(
+            point=Point.parse("a", "b", "n1g1", f"r{i}"), state="failed", detail="killed", record=Path("x")
+        )
+        for i in range(8)
+    ]
+    text = summary(states, status_command="dist3dgs status --configfile other.yaml")
+    assert text.count("failed, killed") == 5 and "and 3 more" in text
+    assert text.endswith("dist3dgs status --configfile other.yaml")
+
+
+def test_the_summary_of_a_run_that_stopped_says_how_to_go_on() -> None:
+    states = [PointState(point=Point.parse("a", "b", "n1g1"), state="waiting")]
+    assert summary(states, elapsed_s=3).splitlines() == [
+        "1 point: 1 waiting, 3 s",
+        "the same command goes on from here",
+    ]

@@ -1,10 +1,13 @@
 """runs.csv and points.csv: every run a row, nothing invented."""
 
 import csv
+import json
+import math
 
 import pytest
 
 from dist3dgs.errors import UserError
+from dist3dgs.record import Metrics
 from dist3dgs.tabulate import read_table, tabulate
 
 from .records import make_record, write_records
@@ -108,3 +111,33 @@ def test_a_table_edited_by_hand_is_refused_with_the_way_out(tmp_path, content):
         read_table(path)
     with pytest.raises(UserError, match="snakemake --profile profiles/local tables"):
         read_table(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("images_per_s", "NaN"), ("total_s", "Infinity"), ("train_s", "-3.0"), ("steps", "-1")],
+)
+def test_one_bad_record_is_a_row_with_its_reason(tmp_path, field, value):
+    good, bad = write_records(tmp_path, [make_record(), make_record(layout="n1g2")])
+    record = json.loads(bad.read_text())
+    record["metrics"][field] = "BAD"
+    bad.write_text(json.dumps(record).replace('"BAD"', value))
+    tabulate([good, bad], tmp_path / "runs.csv", tmp_path / "points.csv")
+    rows = {r["layout"]: r for r in read_table(tmp_path / "runs.csv")}
+    assert rows["n1g1"]["status"] == "ok" and rows["n1g2"]["status"] == "unknown"
+    assert field in rows["n1g2"]["evidence"] and rows["n1g2"]["images_per_s"] is None
+
+
+def test_a_record_cut_in_half_is_a_row_too(tmp_path):
+    (path,) = write_records(tmp_path, [make_record()])
+    path.write_text(path.read_text()[:100])
+    tabulate([path], tmp_path / "runs.csv", tmp_path / "points.csv")
+    (row,) = read_table(tmp_path / "runs.csv")
+    assert row["status"] == "unknown" and "not a run record" in row["evidence"]
+
+
+def test_what_is_not_finite_is_left_out_of_the_metrics_with_its_reason():
+    metrics, reasons = Metrics.known({"psnr": math.nan, "train_s": -1.0, "images_per_s": 3.0, "loss": -0.5})
+    assert metrics.psnr is None and metrics.train_s is None
+    assert metrics.images_per_s == 3.0 and metrics.loss == -0.5
+    assert "nan" in reasons["psnr"] and "negative" in reasons["train_s"]

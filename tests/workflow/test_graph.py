@@ -1,5 +1,6 @@
 """The graph itself: what would run, for every config we ship, and what a change makes run again. Nothing is trained."""
 
+import json
 import os
 import re
 import shutil
@@ -84,7 +85,7 @@ def test_a_wrong_target_is_answered_in_words(study: Path, target: str, message: 
         ("scenes=['none']", "scene 'none' is not in config/scenes.yaml"),
         ("repeats=many", "--config: setting `repeats`: must be a whole number"),
         ("results=a{b}", "setting `results`"),
-        ("scene_library={mine: {images: /does/not/exist}} scenes=[mine]", "does not exist"),
+        ("scene_library={mine: {images: /does/not/exist}} scenes=[mine]", "no such folder"),
     ],
 )
 def test_a_wrong_config_stops_before_anything_runs(study: Path, config: str, message: str) -> None:
@@ -101,7 +102,7 @@ def test_a_wrong_config_stops_before_anything_runs(study: Path, config: str, mes
     [
         (
             "repeats: 1\nrepeats: 2",
-            "mine.yaml: not valid YAML: `repeats` stands in line 1 and again in line 2",
+            "mine.yaml, line 2, column 1: not valid YAML: `repeats` stands in line 1 and again in line 2",
         ),
         ("train: {stps: 3}", "mine.yaml: unknown setting `train.stps`; did you mean `steps`?"),
         ("strategy_library: {mcmc: {train: {stps: 3}}}", "mine.yaml: mcmc.train: unknown setting `stps`"),
@@ -111,6 +112,56 @@ def test_a_wrong_config_stops_before_anything_runs(study: Path, config: str, mes
 def test_a_mistake_in_a_file_on_top_is_found_in_that_file(study: Path, text: str, message: str) -> None:
     (study / "mine.yaml").write_text(text)
     assert message in snakemake(study, "-n", "--configfile", "mine.yaml", "--", "all", check=False)
+
+
+def test_photographs_of_any_name_are_listed_once(study: Path) -> None:
+    """As inputs of the rule and in source.json alike: odd names, linked folders, loops, litter."""
+    folder = study / "my photos"
+    (study / "store").mkdir()
+    folder.mkdir()
+    names = ["a.jpg", "{x}.jpg", "9.41\u202fAM.jpg", "$(touch x).jpg", "'\".jpg", "store/b.jpg"]
+    (folder / "store").symlink_to("../store")
+    (study / "store/up").symlink_to("..")
+    for name in [*names, ".DS_Store", "line\nbreak.jpg", os.fsdecode(b"caf\xe9.jpg")]:
+        (folder / name).write_bytes(b"x")
+    (study / "mine.yaml").write_text("scene_library: {mine: {images: my photos}}")
+    command = ("--configfile", "mine.yaml", "--", "data/mine/source.json")
+    text = snakemake(study, "--profile", "profiles/local", *command)
+    files = json.loads((study / "data/mine/source.json").read_text())["files"]
+    assert {f["path"] for f in files} == {f"my photos/{name}" for name in names}
+    assert "Nothing to be done" in snakemake(study, "--profile", "profiles/local", *command)
+    assert "Traceback" not in text and not (study / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "definition", "path"),
+    [
+        ("mine", "images: '{}'", "~/no such"),
+        ("room", "colmap: '{}', images: .", "$HOME/no"),
+        ("mine", "images: '{}', colmap: .", "clip.mp4"),
+    ],
+)
+def test_a_folder_that_is_not_there_names_the_file_that_has_it(
+    study: Path, name: str, definition: str, path: str
+) -> None:
+    (study / "clip.mp4").write_bytes(b"x")
+    (study / "mine.yaml").write_text(f"scene_library: {{{name}: {{{definition.format(path)}}}}}")
+    text = snakemake(study, "-n", "--configfile", "mine.yaml", "--", f"data/{name}/source.json", check=False)
+    (line,) = [x for x in text.splitlines() if x.startswith("error: ")]
+    place, _, rest = line.removeprefix("error: ").partition(f": {name}: `")
+    assert place == "mine.yaml", line
+    key, _, rest = rest.partition(":` ")
+    assert key == ("colmap" if name == "room" else "images")
+    assert rest.startswith(str(Path(path).expanduser())), "what it was taken for"
+    assert ("ffmpeg" if path == "clip.mp4" else "no such folder. Relative paths start") in rest
+
+
+def test_a_mistake_in_yaml_is_found_before_snakemake_stumbles_over_it(study: Path) -> None:
+    (study / "config").unlink()  # a link to the repository's
+    shutil.copytree(REPOSITORY / "config", study / "config")
+    (study / "config/scenes.yaml").write_text("scene_library:\n  mine: {builtin: {}\n")
+    text = snakemake(study, "-n", "--", "all", check=False)
+    assert "config/scenes.yaml, line 3" in text and "Traceback" not in text
 
 
 def test_a_study_in_the_shell_is_the_one_of_the_workflow(study: Path) -> None:

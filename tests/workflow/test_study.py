@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -44,7 +45,7 @@ def study(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("Snakefile", "workflow", "config", "profiles"):
         (folder / name).symlink_to(repository / name)
     (folder / "small.yaml").write_text(yaml.safe_dump(CONFIG))
-    run(folder, "all")
+    (folder / "terminal.txt").write_text(run(folder, "all"))
     return folder
 
 
@@ -89,8 +90,35 @@ def test_an_impossible_setting_is_a_failed_row_and_the_rest_completes(study: Pat
     assert "http://" not in html.replace("http://www.w3.org", ""), "self-contained"
 
 
-def test_a_second_run_does_nothing(study: Path) -> None:
-    assert "Nothing to be done" in run(study, "all")
+def test_the_terminal_follows_the_points_and_sums_them_up(study: Path) -> None:
+    text = (study / "terminal.txt").read_text()
+    assert "3 points: 3 waiting; full log: .snakemake/log/" in text
+    assert "ingest small: started" in text and "ingest small: done" in text
+    assert re.search(r"small/replicated/n1g2/r0: running, step \d+/30", text)
+    assert re.search(r"small/replicated/n1g2/r0: ok, PSNR [\d.]+ dB, .+ \[\d/3 done: ", text)
+    assert re.search(r"small/diverging/n1g1/r0: failed, diverged .+ \[\d/3 done: ", text)
+    end = text[text.rindex("3 points: ") :]
+    assert end.startswith("3 points: 2 ok, 1 failed")
+    assert "report: results/report/report.html" in end
+    assert "dist3dgs diagnose results/small/diverging/n1g1/r0/record.json" in end
+    assert not re.search(r'slurm_partition|mem_mb=|"train"|steps \(\d+%\) done|record.json: ok', text)
+
+
+def test_a_failed_point_is_the_exit_status_where_that_is_asked_for(study: Path) -> None:
+    """Also where nothing else is left to do, as long as the point has failed."""
+    (study / "strict.yaml").write_text(yaml.safe_dump({"fail_on": "failed"}))
+    strict = ["--profile", "profiles/local", "--configfile", "small.yaml", "strict.yaml", "--", "all"]
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="1 of 3 points failed"):
+            snakemake(study, *strict)
+    (study / "good.yaml").write_text(yaml.safe_dump({"strategies": ["replicated"], "exclude": []}))
+    snakemake(study, *strict[:5], "good.yaml", "--", "all")
+    run(study, "all")
+
+
+def test_a_second_run_does_nothing_and_says_how_the_study_ended(study: Path) -> None:
+    text = run(study, "all")
+    assert "Nothing to be done" in text and "3 points: 2 ok, 1 failed" in text
 
 
 def test_a_killed_rank_is_a_failed_record(study: Path) -> None:

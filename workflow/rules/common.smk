@@ -1,13 +1,19 @@
 import gc
+import hashlib
 import json
 import os
+import re
+import shlex
 import sys
 from functools import cache
 from pathlib import Path
 
 from dist3dgs import figures as figures_module
+from dist3dgs import follow
 from dist3dgs.errors import UserError
 from dist3dgs.names import NAME_PATTERN, Point
+from snakemake.exceptions import WorkflowError
+from snakemake.resources import Resources
 
 # A big study is millions of objects that stay: looking through them for garbage less often saves a tenth of the time.
 gc.set_threshold(20_000, 10, 10)
@@ -27,23 +33,39 @@ def config_layers():
     return Layers((*layers.layers, ("--config", workflow.config_settings.config or {})))
 
 
+def default_resources():
+    """Name and value of each default resource that is not Snakemake's own."""
+    usual = set(Resources.default("full").args)
+    given = workflow.resource_settings.default_resources
+    return dict(arg.split("=", 1) for arg in (given.args if given else []) if arg not in usual)
+
+
 try:
     from dist3dgs.config import Layers
+    from dist3dgs.files import sha256
     from dist3dgs.matrix import Study, spec_json
-    from dist3dgs.slurm import plugin
+    from dist3dgs.provenance import (
+        JUDGING_CODE,
+        code_digest,
+        content_digest,
+        imported_code_digest,
+        scene_digest,
+    )
+    from dist3dgs.scenes.listing import not_a_folder, scene_files
     from dist3dgs.slurm.planner import Planner, TrainJobs
-    from dist3dgs.slurm.resources import rule_defaults, rule_resources
-    from dist3dgs.slurm.settings import export, read_site
+    from dist3dgs.slurm.resources import contradiction, ingest_resources, rule_resources, sfm_limits
+    from dist3dgs.slurm.settings import current_site, former_place, on_cluster
+    from dist3dgs.slurm.submission import check_partitions
 
-    # The cluster, from the profile: no part of the study, so that moving to another one trains nothing again.
-    ON_CLUSTER = "site" in config
-    SITE = read_site(config.pop("site", None))
-    if ON_CLUSTER and " " in sys.executable:
-        raise UserError(
-            f"{sys.executable}: the Slurm plugin writes this path unquoted into job scripts, and it has a space in"
-            " it. Link the environment to a path without one (ln -s .venv's folder ~/env) and run"
-            " ~/env/bin/python -m snakemake --profile profiles/slurm ..."
-        )
+    # The cluster, from a file that the profile names: no part of the study, so that moving to another one trains
+    # nothing again. The executor's settings have read it.
+    if "site" in config:
+        raise UserError(former_place("the profile, or --config"))
+    SITE, ON_CLUSTER = current_site(), on_cluster()
+    if ON_CLUSTER and workflow.is_main_process:
+        if problem := contradiction(default_resources(), SITE):
+            raise UserError(problem)
+        check_partitions(SITE)
     STUDY = Study.from_config(config, config_layers())
     POINTS = STUDY.points()
 except UserError as error:
@@ -51,18 +73,13 @@ except UserError as error:
 
 RESULTS = STUDY.config.results
 DATA = STUDY.config.data
+WEIGHTS = f"{DATA}/weights/lpips-alex.safetensors"
 FIGURES = figures_module.NAMES
 FIGURE_KINDS = ("svg", "png", "pdf", "csv")
 FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
 
 
-# What every rule that runs on the cluster asks for.
-CLUSTER_RESOURCES = rule_defaults(SITE) if ON_CLUSTER else {}
 PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER, in_job=not workflow.is_main_process)
-if ON_CLUSTER:
-    export(SITE)
-    plugin.limit_interval(SITE.poll_s)
-    plugin.wait_for_the_rule()
 
 
 wildcard_constraints:
@@ -99,9 +116,112 @@ def spec_text(point):
         stop(error)
 
 
-def spec_of(wildcards):
-    """The run of a point as one line of JSON; a change of it, and of nothing else in the config, trains again."""
+def spec_of(wildcards, output=None):
+    """The run of a point as one line of JSON."""
     return spec_text(point_of(wildcards))
+
+
+# Content decides what is made again, not file times: touching, copying or checking out files again makes nothing again.
+# Rules have digests among their parameters, which Snakemake compares with those of the last time, and photographs and
+# scenes are `ancient` inputs. An ancient input hides from Snakemake that what makes it is about to run, and it then
+# passes over every job downstream, even one without outputs: where that is so the input is a plain one.
+
+
+def decides(wildcards):
+    """Digests of what decides the result of a point: settings of the run, what its scene is made from, the scene."""
+    point = point_of(wildcards)
+    try:
+        run = STUDY.run_key(point)
+    except UserError as error:
+        stop(error)
+    # One string for all repeats of a big study.
+    return sys.intern(f"run {run}, made from {scene_settings(point.scene)}, scene {packed_scene(point)}")
+
+
+@cache
+def scene_settings(scene):
+    """Digest of what a scene is made from: its settings and the content of its photographs."""
+    made_from = f"{scene_named(scene).ingest_json()} {photographs_digest(scene)}"
+    return hashlib.sha256(made_from.encode()).hexdigest()[:16]
+
+
+def scene_settings_of(wildcards):
+    return scene_settings(wildcards.scene)
+
+
+@cache
+def is_ingested(scene):
+    """Whether a scene has been ingested from what it is made from now, so that nothing will ingest it again."""
+    forced = workflow.dag_settings.forcerun or ()
+    try:
+        facts = json.loads(Path(DATA, scene, "ingest.json").read_text(encoding="utf-8"))
+        # A scene that was packed by hand is as it is; what an earlier version ingested is ingested again.
+        made_from = facts.get("made_from", None if "versions" in facts else scene_settings(scene))
+    except (OSError, ValueError, AttributeError):
+        return False
+    there = all(Path(DATA, scene, name).is_file() for name in ("source.json", "scene.safetensors"))
+    return there and made_from == scene_settings(scene) and not {"photographs", "ingest"} & set(forced)
+
+
+def unless_remade(name):
+    """Input function: a file of a scene that counts as new only where it is about to be made again."""
+
+    @cache
+    def path(scene):
+        path = f"{DATA}/{scene}/{name}"
+        return ancient(path) if is_ingested(scene) else path
+
+    return lambda wildcards: path(wildcards.scene)
+
+
+@cache
+def photographs_digest(scene):
+    """Digest of the photographs of a scene; "" where the workflow makes or downloads them."""
+    files = photograph_files(scene)
+    return content_digest(files, Path(DATA, scene, "photographs.json")) if files else ""
+
+
+def photographs_of(wildcards):
+    return photographs_digest(wildcards.scene)
+
+
+_packed = {}
+
+
+def packed_scene(point):
+    """Digest of the scene that a point trains on; of the one it was trained on where the packed scene is gone."""
+    path = f"{DATA}/{point.scene}/scene.safetensors"
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return trained_scene(point)
+    key = (path, stat.st_size, stat.st_mtime_ns)
+    if key not in _packed:
+        _packed[key] = (scene_digest(path) or "unreadable")[:16]
+    return _packed[key]
+
+
+def trained_scene(point):
+    try:
+        record = json.loads(Path(record_path(point)).read_text(encoding="utf-8"))
+        return (record["provenance"]["scene_digest"] or "")[:16]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+@cache
+def code_of(*modules):
+    """Digest of modules of the package and of what they import: an edit makes again what they make."""
+    return imported_code_digest(*modules)
+
+
+@cache
+def files_digest(*paths):
+    """Digest of the content of small files that are no inputs, as they are never made again."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path} {sha256(path)} ".encode())
+    return digest.hexdigest()[:16]
 
 
 def train_request(wildcards, attempt):
@@ -110,36 +230,71 @@ def train_request(wildcards, attempt):
 
 
 if ON_CLUSTER:
-    plugin.listen(TrainJobs(PLANNER, point_of, spec_text))
+    from dist3dgs.slurm import executor
+
+    executor.register(TrainJobs(PLANNER, point_of, spec_text))
 
 
-def newest_judge_file():
-    """The newest file of the code that makes records: when one changes, runs are judged again, not trained again.
-
-    One file says as much as all of them, which as inputs of every record were half of a big study's graph.
-    """
-    package = Path(figures_module.__file__).parent.parent
-    parts = [*(package / "judge").glob("*.py"), *(package / "diagnose").rglob("*.py"), package / "record.py"]
-    return str(max(parts, key=lambda path: (path.stat().st_mtime, str(path))))
-
-
-def scene_of(wildcards):
+def scene_named(name):
     try:
-        return STUDY.scene(wildcards.scene)
+        return STUDY.scene(name)
     except UserError as error:
         stop(error)
 
 
-def photograph_files(scene):
+def scene_of(wildcards):
+    return scene_named(wildcards.scene)
+
+
+def photograph_files(name):
     """Files whose change makes a scene's photographs new: one's own, or none for what is made or downloaded."""
-    folders = [f for f in (scene.images, scene.colmap) if f is not None]
-    for folder in folders:
-        if not Path(folder).is_dir():
+    scene = scene_named(name)
+    folders = {key: Path(f) for key in ("images", "colmap") if (f := getattr(scene, key)) is not None}
+    for key, folder in folders.items():
+        if not folder.is_dir():
             stop(
-                f"config/scenes.yaml: folder {folder!r} does not exist; expected photographs (images) or a COLMAP"
-                " model (colmap) there. Relative paths start where snakemake runs."
+                f"{STUDY.layers.where('scene_library', name, key)}: {name}: `{key}:` {not_a_folder(folder)}."
             )
-    return sorted(str(p) for f in folders for p in Path(f).rglob("*") if p.is_file())
+    try:
+        return [str(path) for path in scene_files(folders.get("images"), folders.get("colmap"))]
+    except UserError as error:
+        stop(error)
+
+
+def photographs_input(wildcards):
+    """Photographs as input files. Braces are wildcards to Snakemake: files with them in their names are left out."""
+    return [ancient(path) for path in photograph_files(wildcards.scene) if not set(path) & set("{}")]
+
+
+@cache
+def ingest_job(name):
+    """What the ingest job of a scene asks for, and the limits of its structure from motion."""
+    scene = scene_named(name)
+    request = ingest_resources(scene, SITE) if ON_CLUSTER else None
+    return (request or {}) | sfm_limits(scene, request)
+
+
+def ingest_request(wildcards, attempt):
+    return ingest_job(wildcards.scene)
+
+
+INGEST_KEYS = ("sfm_mem_mb", "sfm_timeout_s")
+if ON_CLUSTER:
+    INGEST_KEYS += ("nodes", "tasks", "cpus_per_task", "mem_mb", "runtime")
+
+
+def ingest_threads(wildcards):
+    """Threads of structure from motion: those of its job, or of the whole machine. Within a job Snakemake lowers them to
+    the cores that the job was given."""
+    if ON_CLUSTER:
+        return ingest_job(wildcards.scene)["cpus_per_task"]
+    try:
+        return scene_of(wildcards).sfm.num_threads or workflow.cores
+    except WorkflowError:
+        stop(
+            "ingest takes all cores, and Snakemake was given no number: on this machine with --cores all or"
+            " --profile profiles/local, on Slurm with `executor: dist3dgs-slurm` as in profiles/slurm"
+        )
 
 
 def train_threads(wildcards):
@@ -147,19 +302,32 @@ def train_threads(wildcards):
     return max(1, STUDY.config.hardware.threads_per_rank) * point_of(wildcards).layout.workers_per_node
 
 
-JUDGE_FILE = newest_judge_file()
+# Of the code that makes records: when it changes, runs are judged again, not trained again.
+JUDGE = code_digest(JUDGING_CODE)[:16]
 RECORDS = [record_path(p) for p in POINTS]
-if STUDY.config.only_existing:
-    RECORDS = [path for path in RECORDS if Path(path).is_file()]
+
+
+@cache
+def study_records():
+    """Records of the matrix; where none may be made (`only_existing`, profiles/cached), those that are there."""
+    allowed = workflow.dag_settings.allowed_rules
+    if STUDY.config.only_existing or (allowed and "record" not in allowed):
+        return [path for path in RECORDS if Path(path).is_file()]
+    return RECORDS
 
 
 def all_records(wildcards):
     """A function, so that the rules that take every record hold no list of them until they are asked for."""
-    return RECORDS
+    return study_records()
 
 
 # Records outside the matrix (points asked for by name, imported logs) are shown too, but never made again.
 OTHER_RECORDS = sorted({str(path) for path in Path(RESULTS).glob("*/*/*/r*/record.json")} - set(RECORDS))
+
+
+def other_records(wildcards):
+    """Digest of the records outside the matrix."""
+    return files_digest(*OTHER_RECORDS)
 
 
 def study_facts():
@@ -171,3 +339,41 @@ def study_facts():
         flags += ["--config", f"results={RESULTS}"]
     exclusions = [e.model_dump() for e in STUDY.config.exclude]
     return json.dumps({"flags": flags, "exclusions": exclusions, "licences": STUDY.licences()})
+
+
+def status_command():
+    """The command that prints the status of this study; None where `--config` has changed it."""
+    if set(workflow.config_settings.config or {}) - {"site"}:
+        return None
+    overlays = [flag for f in workflow.overwrite_configfiles for flag in ("--configfile", os.path.relpath(f))]
+    return shlex.join(["dist3dgs", "status", *overlays])
+
+
+# What the terminal follows: see dist3dgs.follow.
+FOLLOWED = follow.FollowedStudy(
+    Path(RESULTS),
+    POINTS,
+    lambda point: STUDY.spec(point).num_steps,
+    queue=PLANNER.queue if ON_CLUSTER else None,
+    poll_s=SITE.poll_s,
+    status_command=status_command(),
+)
+if workflow.is_main_process:
+    follow.announce(FOLLOWED)
+else:
+    os.environ.pop(follow.FOLLOWED, None)  # a job on a node prints to its own log, which Slurm keeps
+
+
+def points_of_run():
+    """The points that this run of Snakemake is asked for, and those of them that it trains or judges."""
+    asked, needed = {}, []
+    for job in workflow.dag.jobs:
+        if job.rule.name in ("train", "record"):
+            asked.setdefault(point_of(job.wildcards))
+            if workflow.dag.needrun(job):
+                needed.append(point_of(job.wildcards))
+    return sorted(asked), needed
+
+
+# With `fail_on: failed` a failed point is the exit status of `all`.
+CHECKED = [f"{RESULTS}/tables/no_failed_points.txt"] if STUDY.config.fail_on == "failed" else []

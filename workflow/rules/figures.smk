@@ -5,6 +5,7 @@ localrules:
     tabulate,
     figure,
     write_report,
+    check,
 
 
 rule tabulate:
@@ -17,12 +18,14 @@ rule tabulate:
         performance=f"{RESULTS}/tables/performance_comparison.csv",
         resources=f"{RESULTS}/tables/resources.csv",
     log:
-        "logs/tabulate.log",
+        f"{RESULTS}/logs/tabulate.log",
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
     params:
         others=OTHER_RECORDS,
+        contents=other_records,
+        code=lambda wildcards: code_of("tabulate"),
     shell:
         "dist3dgs --log {log:q} tabulate --runs {output.runs:q} --points {output.points:q}"
         " --records {input:q} {params.others:q}"
@@ -36,7 +39,7 @@ rule figure:
     output:
         [f"{RESULTS}/figures/{{figure}}.{kind}" for kind in FIGURE_KINDS],
     log:
-        "logs/figures/{figure}.log",
+        f"{RESULTS}/logs/figures/{{figure}}.log",
     wildcard_constraints:
         figure="|".join(FIGURES),
     retries: 0
@@ -45,6 +48,8 @@ rule figure:
     params:
         base=subpath(output[0], strip_suffix=".svg"),
         others=OTHER_RECORDS,
+        contents=other_records,
+        code=lambda wildcards: code_of(f"figures.{wildcards.figure}"),
     shell:
         "dist3dgs --log {log:q} figure {wildcards.figure:q} --runs {input.runs:q} --points {input.points:q}"
         " --out {params.base:q} --records {input.records:q} {params.others:q}"
@@ -62,7 +67,7 @@ rule write_report:
             caption="../report/report.rst",
         ),
     log:
-        "logs/report.log",
+        f"{RESULTS}/logs/report.log",
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
@@ -72,6 +77,26 @@ rule write_report:
         data=DATA,
         study=study_facts(),
         others=OTHER_RECORDS,
+        contents=other_records,
+        code=lambda wildcards: code_of("report"),
+        # The report marks records that other code has trained.
+        training_code=lambda wildcards: code_digest(),
     shell:
         "dist3dgs --log {log:q} report --out {output:q} --figures {params.figures:q} --tables {params.tables:q}"
         " --data {params.data:q} --study {params.study:q} --records {input.records:q} {params.others:q}"
+
+
+rule check:
+    """Fail where a point has failed (`fail_on: failed`), when all that can be made has been made."""
+    input:
+        records=all_records,
+        report=rules.write_report.output,
+    output:
+        f"{RESULTS}/tables/no_failed_points.txt",
+    log:
+        "logs/check.log",
+    retries: 0
+    conda:
+        "../envs/dist3dgs.yaml"
+    shell:
+        "dist3dgs --log {log:q} check --records {input.records:q} --out {output:q}"

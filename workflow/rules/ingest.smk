@@ -1,7 +1,5 @@
 # Photographs from where they are, once: poses, pinhole images, one packed file.
 
-from math import ceil
-
 
 localrules:
     photographs,
@@ -11,11 +9,11 @@ localrules:
 rule photographs:
     """Make, download or find a scene's photographs. Runs where the workflow runs: it may need the internet."""
     input:
-        lambda wildcards: photograph_files(scene_of(wildcards)),
+        photographs_input,
     output:
         f"{DATA}/{{scene}}/source.json",
     log:
-        "logs/photographs/{scene}.log",
+        f"{DATA}/logs/photographs/{{scene}}.log",
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
@@ -23,6 +21,7 @@ rule photographs:
         scene=lambda wildcards: scene_of(wildcards).model_dump_json(
             include={"builtin", "images", "colmap", "download", "truth"}
         ),
+        content=photographs_of,
     shell:
         "dist3dgs --log {log:q} photographs {wildcards.scene:q} --scene {params.scene:q} --out {output:q}"
 
@@ -30,42 +29,40 @@ rule photographs:
 rule ingest:
     """Structure from motion (or an existing model), undistortion, resizing, packing."""
     input:
-        f"{DATA}/{{scene}}/source.json",
+        unless_remade("source.json"),
     output:
         pack=f"{DATA}/{{scene}}/scene.safetensors",
         facts=f"{DATA}/{{scene}}/ingest.json",
     log:
-        "logs/ingest/{scene}.log",
+        f"{DATA}/logs/ingest/{{scene}}.log",
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
-    # Of the `train` rule the launcher, which must speak with Slurm, is not in the image; its ranks are (slurm/plan.py).
+    # The launcher of `train` runs outside the container because it needs Slurm; only its ranks run inside (slurm/plan.py).
     container:
         SITE.image
     envmodules:
         *SITE.modules,
     # Extraction and matching use them all and give the same result with any number (docs/decisions/0020).
-    threads: lambda wildcards: scene_of(wildcards).sfm.num_threads or workflow.cores or 8
+    threads: ingest_threads
+    # The limits are resources: a change of a parameter makes outputs again, a change of a resource does not.
     resources:
-        **CLUSTER_RESOURCES,
-        mem_mb=lambda wildcards: int(scene_of(wildcards).sfm.memory_gib * 1024),
-        runtime=lambda wildcards: 10 + int(scene_of(wildcards).sfm.timeout_s / 60),
-        sfm_timeout_s=lambda wildcards: ceil(scene_of(wildcards).sfm.timeout_s),
-    # The limits come as resources: a change of a parameter, but not of a resource, makes outputs again.
+        **rule_resources(ingest_request, SITE, INGEST_KEYS),
     params:
         scene=lambda wildcards: scene_of(wildcards).ingest_json(),
+        made_from=scene_settings_of,
     shell:
-        "dist3dgs --log {log:q} ingest {wildcards.scene:q} --scene {params.scene:q}"
-        " --threads {threads} --memory-mb {resources.mem_mb} --timeout-s {resources.sfm_timeout_s}"
+        "dist3dgs --log {log:q} ingest {wildcards.scene:q} --scene {params.scene:q} --made-from {params.made_from}"
+        " --threads {threads} --memory-mb {resources.sfm_mem_mb} --timeout-s {resources.sfm_timeout_s}"
         " --source {input:q} --pack {output.pack:q} --facts {output.facts:q}"
 
 
 rule weights:
     """LPIPS weights, for those who want that metric; needs the internet."""
     output:
-        f"{DATA}/weights/lpips-alex.safetensors",
+        WEIGHTS,
     log:
-        "logs/weights.log",
+        f"{DATA}/logs/weights.log",
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"

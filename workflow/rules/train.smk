@@ -4,11 +4,14 @@
 rule train:
     """One scaling point. Its output is there whether the run succeeded or failed."""
     input:
-        scene=f"{DATA}/{{scene}}/scene.safetensors",
+        scene=unless_remade("scene.safetensors"),
     output:
-        f"{RESULTS}/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}/launch.json",
+        "{results}/{scene}/{strategy}/{layout}/{repeat}/launch.json",
     log:
-        "logs/train/{scene}/{strategy}/{layout}/{repeat}.log",
+        "{results}/logs/train/{scene}/{strategy}/{layout}/{repeat}.log",
+    # A wildcard with one value: it names the study in the comment and the log folder of the Slurm job.
+    wildcard_constraints:
+        results=re.escape(RESULTS),
     conda:
         "../envs/dist3dgs.yaml"
     envmodules:
@@ -16,15 +19,15 @@ rule train:
     # What counts on a cluster is cpus_per_task; a function less to call for each job of a big study.
     threads: 1 if ON_CLUSTER else train_threads
     resources:
-        **rule_resources(train_request, SITE),
-        # Present, though empty: the plugin runs the rule in the batch step itself instead of under an srun of its own,
-        # which dies where the controller is away for a moment as the job starts.
-        mpi="",
+        **(rule_resources(train_request, SITE) if ON_CLUSTER else {}),
         trainings=1,
     params:
+        # A change of this trains again.
+        decides,
+        # Not of this one: Snakemake does not compare what is derived from outputs, as a function that takes them is.
         spec=spec_of,
         out=subpath(output[0], parent=True),
-        weights=f"{DATA}/weights/lpips-alex.safetensors",
+        weights=lambda wildcards: WEIGHTS,
     shell:
         "dist3dgs --log {log:q} launch --spec {params.spec:q} --scene {input.scene:q}"
         " --out {params.out:q} --weights {params.weights:q}"
@@ -33,19 +36,20 @@ rule train:
 rule record:
     """Evidence in, verdict out. A better parser judges old runs again without training them again."""
     input:
-        launch=rules.train.output[0],
-        parser=JUDGE_FILE,
+        launch=f"{RESULTS}/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}/launch.json",
     output:
         f"{RESULTS}/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}/record.json",
     log:
-        "logs/record/{scene}/{strategy}/{layout}/{repeat}.log",
+        f"{RESULTS}/logs/record/{{scene}}/{{strategy}}/{{layout}}/{{repeat}}.log",
     # Before the next training is submitted: a big study's rows are there as its points end, not when all are submitted.
     priority: 1
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
+    # The digest of the judging code stands in the shell line, which Snakemake compares: a parameter would be one object
+    # more for each of a big study's jobs.
     shell:
-        "dist3dgs --log {log:q} record --launch {input.launch:q} --out {output:q}"
+        "dist3dgs --log {log:q} record --launch {input.launch:q} --out {output:q}" f"  # judged by {JUDGE}"
 
 
 localrules:

@@ -79,18 +79,23 @@ def _unread(verdicts: Sequence[tuple[str, Any]]) -> bool:
 
 def run_import(
     paths: Sequence[Path | str], *, scene: str, layout: str, strategy: str = "imported", repeat: str = "r0",
-    results: Path = Path("results"), force: bool = False,
+    results: Path = Path("results"), force: bool = False, **reading: Any,
 ) -> int:  # fmt: skip
-    """Turn a foreign job's logs into `results/{scene}/{strategy}/{layout}/{repeat}/record.json`."""
+    """Turn a foreign job's logs into `results/{scene}/{strategy}/{layout}/{repeat}/record.json`.
+
+    `reading`: fields of `importer.Reading`.
+    """
     from ..record import save_record
-    from .importer import import_record
+    from .importer import Reading, import_record
 
     record, path = import_record(
-        paths, scene=scene, layout=layout, strategy=strategy, repeat=repeat, results=results, force=force
-    )
+        paths, scene=scene, layout=layout, strategy=strategy, repeat=repeat, results=results, force=force,
+        reading=Reading(**reading),
+    )  # fmt: skip
     save_record(record, path)
     cause = f" ({record.failure.cause})" if record.failure else ""
-    _print(f"{path}: {record.status}{cause}")
+    note = f" ({record.reasons['status']})" if "status" in record.reasons else ""
+    _print(f"{path}: {record.status}{cause}{note}")
     return 0
 
 

@@ -25,6 +25,16 @@ class Rate(Model):
 
     unit: str
     mean: float
+    median: float
+    last: float
+    per_epoch: bool = False
+
+
+class EpochTime(Model):
+    """Seconds per epoch."""
+
+    mean: float
+    median: float
     last: float
 
 
@@ -177,14 +187,31 @@ def _stepping(scan: Scan, series: StepSeries | None) -> float | None:
 def rates(scan: Scan, pace: Pace) -> list[Rate]:
     """As displays show them, and steps per second where the mean is that of the run."""
     rates = [
-        Rate(unit=s.rate_unit, mean=statistics.fmean(s.rates), last=s.rates[-1])
+        Rate(
+            unit=s.rate_unit,
+            mean=statistics.fmean(s.rates),
+            median=statistics.median(s.rates),
+            last=s.rates[-1],
+            per_epoch=s.format.epochs,
+        )
         for s in scan.series.values()
         if s.rates and s.rate_unit and s.covers_run
     ]
     step_s = pace.step_s
     if step_s is not None and pace.kind != "per epoch" and pace.shown is None and step_s.mean > 0:
-        rates.append(Rate(unit="steps/s", mean=1 / step_s.mean, last=1 / step_s.mean))
+        rate = 1 / step_s.mean
+        rates.append(Rate(unit="steps/s", mean=rate, median=1 / step_s.median, last=rate))
     return rates
+
+
+def epoch_time(scan: Scan) -> EpochTime | None:
+    """Seconds per epoch, where the log shows those of all."""
+    for s in scan.series.values():
+        if s.format.epochs and s.seconds and s.covers_run:
+            return EpochTime(
+                mean=statistics.fmean(s.seconds), median=statistics.median(s.seconds), last=s.seconds[-1]
+            )
+    return None
 
 
 def finished(scan: Scan, series: StepSeries | None) -> Evidence | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .lines import Block, clean
-from .series import StepFormat, StepSeries
+from .series import StepFormat
 from .steps import FORMATS
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Displays:
             if series is None:
                 if len(all_series) >= MAX_SERIES * (self.index + 1):
                     continue
-                series = all_series[key] = StepSeries(fmt, p.total, _description(fmt, data, groups))
+                series = self.result.series_of(self.index, fmt, p.total, _description(fmt, data, groups))
             series.sampled = self.num_blocks >= FULL_BLOCKS
             series.add(p)
 

@@ -69,7 +69,11 @@ class Facts:
             found = self.many.setdefault(key, [])
             if len(found) < MAX_LIST and (keep == "list" or all(f.value != value for f in found)):
                 found.append(Fact(value, line))
-        elif key not in self.one or keep == "last" or (keep == "max" and value > self.one[key].value):
+        elif (
+            key not in self.one
+            or (keep == "last" and not _above(line, self.one[key].line))
+            or (keep == "max" and value > self.one[key].value)
+        ):
             self.one[key] = Fact(value, line)
 
     def get(self, key: str) -> Any:
@@ -91,6 +95,13 @@ class Facts:
                 if p.often or p.some:
                     again.append(p)
         return again
+
+
+def _above(line: Line, other: Line) -> bool:
+    """True if it is known that `line` stands above `other`: lines of one shape are read after the others of a block."""
+    if line.number is None or other.number is None or line.file != other.file:
+        return False
+    return line.number < other.number
 
 
 def number(text: str) -> float:

@@ -121,7 +121,7 @@ def read_blocks(path: Path) -> Iterator[Block]:
         recode = None
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             recode = codecs.getincrementaldecoder("utf-16")("replace")
-        carry, first_line = b"", 1
+        carry, held, first_line = b"", b"", 1
         while chunk := f.read(BLOCK_BYTES):
             if recode is not None:
                 chunk = recode.decode(chunk).encode("utf-8", "replace")
@@ -133,10 +133,13 @@ def read_blocks(path: Path) -> Iterator[Block]:
             if len(carry) > MAX_LINE_BYTES:
                 carry = carry[: MAX_LINE_BYTES // 2] + carry[-MAX_LINE_BYTES // 2 :]
             if whole:
-                yield _block(whole, first_line)
-                first_line += whole.count(b"\n")
-        if carry:
-            yield _block(carry, first_line)
+                if held:
+                    yield _block(held, first_line)
+                    first_line += held.count(b"\n")
+                held = whole
+        # A last line without a newline belongs to the block before it: readers look back from a file's end.
+        if held or carry:
+            yield _block(held + carry, first_line)
 
 
 def _block(data: bytes, first_line: int) -> Block:

@@ -9,6 +9,7 @@ from .readers.nvidia_smi import GpuSamples
 from .scan import Scan
 
 MIB_PER_GIB = 1024.0
+MODE_BIN_MIB = 64
 
 
 class GpuUse(Model):
@@ -16,11 +17,13 @@ class GpuUse(Model):
 
     gpu: str = Field(description="index or UUID; before it the node or file, where there are several")
     name: str | None = None
-    num_samples: int
+    num_samples: int = Field(description="0: a line of the log states the numbers")
     seconds: float | None = Field(None, description="from the first sample to the last")
     memory_peak_gib: float | None = None
     memory_average_gib: float | None = None
-    memory_mode_gib: float | None = Field(None, description="the most frequent value, in bins of 64 MiB")
+    memory_mode_gib: float | None = Field(
+        None, description="the most frequent value of the fullest bin of 64 MiB"
+    )
     utilisation_average_percent: float | None = None
     power_average_w: float | None = None
     energy_wh: float | None = Field(None, description="power integrated over the samples' times")
@@ -104,7 +107,23 @@ def gpus_of_logs(scan: Scan) -> list[tuple[str, GpuSamples]]:
 
 def gpus(scan: Scan) -> list[GpuUse]:
     of_nodes = [(f"{n.node}:{key}", g) for n in scan.nodes for key, g in n.gpus.items()]
-    return [gpu(key, g) for key, g in [*gpus_of_logs(scan), *of_nodes]]
+    sampled = [gpu(key, g) for key, g in [*gpus_of_logs(scan), *of_nodes]]
+    return sampled or _stated(scan)
+
+
+def _stated(scan: Scan) -> list[GpuUse]:
+    """Memory of each GPU as the last line about it states it."""
+    last = {fact.value[0]: fact.value for fact in scan.facts.many.get("gpu_memory", [])}
+    return [
+        GpuUse(
+            gpu=index,
+            num_samples=0,
+            memory_peak_gib=peak / MIB_PER_GIB,
+            memory_average_gib=average / MIB_PER_GIB,
+            memory_mode_gib=mode / MIB_PER_GIB,
+        )
+        for index, peak, average, mode in last.values()
+    ]
 
 
 def hosts(scan: Scan) -> list[HostUse]:
@@ -132,9 +151,6 @@ def hosts(scan: Scan) -> list[HostUse]:
 
 def gpu(key: str, g: GpuSamples) -> GpuUse:
     memory, busy = g.memory_mib, g.utilisation
-    bins: Counter[int] = Counter()
-    for mib, count in memory.items():
-        bins[round(mib / 64)] += count
     return GpuUse(
         gpu=key,
         name=g.name,
@@ -144,8 +160,17 @@ def gpu(key: str, g: GpuSamples) -> GpuUse:
         memory_average_gib=sum(m * n for m, n in memory.items()) / memory.total() / MIB_PER_GIB
         if memory
         else None,
-        memory_mode_gib=bins.most_common(1)[0][0] * 64 / MIB_PER_GIB if bins else None,
+        memory_mode_gib=_mode_mib(memory) / MIB_PER_GIB if memory else None,
         utilisation_average_percent=sum(u * n for u, n in busy.items()) / busy.total() if busy else None,
         power_average_w=g.power_sum / g.power_count if g.power_count else None,
         energy_wh=g.energy_j / 3600 if g.energy_j > 0 else None,
     )
+
+
+def _mode_mib(memory: Counter[int]) -> int:
+    """Return the most frequent sample of the fullest bin, so that noise of a few MiB does not split a plateau."""
+    bins: Counter[int] = Counter()
+    for mib, count in memory.items():
+        bins[mib // MODE_BIN_MIB] += count
+    fullest = bins.most_common(1)[0][0]
+    return max((m for m in memory if m // MODE_BIN_MIB == fullest), key=lambda m: (memory[m], m))

@@ -29,6 +29,10 @@ TASK_FAILED = re.compile(r"error: \S+: tasks? [\d,-]+: ")
 #: A process that ended by itself, and not by SIGTERM (15, in a shell 143).
 FAILED_CODE = re.compile(r"(?:exit ?code|return code|exit status)[ :=]*-?(?!0\b|15\b|143\b)\d")
 
+#: What NCCL says to a rank that its world has no place for.
+INVALID_RANK = re.compile(r"(?i)invalid (?:argument|usage)|ncclInvalid(?:Argument|Usage)")
+MAX_TASKS = 65536
+
 BY_NAME = {r.name: r for r in RULES}
 
 
@@ -66,6 +70,8 @@ def choose(scan: Scan, finished: bool) -> Choice:
     live = _without_echoes(live, choice)
     live = _after_timeouts(live, choice)
     live = _desynchronised(live, choice)
+    live = _the_program_first(live, choice)
+    _name_ranks_beyond_the_world(live, scan, choice)
     if not live:
         return choice
     root = min(live, key=_nearness)
@@ -141,7 +147,8 @@ def survived(hit: Hit, scan: Scan, finished: bool) -> bool:
         went_on = progress.bytes > hit.bytes_before and progress.count > 0
         if went_on and progress.bytes - hit.bytes_before > SURVIVED_BYTES:
             return True
-        if went_on and "NCCL WARN" in hit.line.text and progress.count - hit.steps_before >= WARNED_ROWS:
+        warned = hit.rule.warns or "NCCL WARN" in hit.line.text
+        if went_on and warned and progress.count - hit.steps_before >= WARNED_ROWS:
             return True
     return finished and (went_on or _finish_below(hit, scan))
 
@@ -278,6 +285,47 @@ def _desynchronised(live: list[Hit], choice: Choice) -> list[Hit]:
         (h, "the ranks wait in different collectives, which is what it follows from") for h in network[:1]
     ]
     return [h for h in live if h not in network]
+
+
+def _the_program_first(live: list[Hit], choice: Choice) -> list[Hit]:
+    """Drop what accuses the GPU where a kernel of the program was caught; a broken GPU's own word outranks both."""
+    caught = next((h for h in live if h.rule.name == "kernel-fault"), None)
+    if caught is None:
+        return live
+    faults = [h for h in live if h.rule.name == "gpu-fault"]
+    choice.ruled_out += [
+        (h, f"a kernel of the program did it (line {caught.line.number}); the GPU is the second suspect")
+        for h in faults[:1]
+    ]
+    return [h for h in live if h not in faults]
+
+
+def _name_ranks_beyond_the_world(live: list[Hit], scan: Scan, choice: Choice) -> None:
+    """Name NCCL's `invalid argument` by its cause where just the tasks failed that the world has no ranks for."""
+    refused = [h for h in live if h.rule.name == "nccl-error" and INVALID_RANK.search(h.line.text)]
+    if not refused:
+        return
+    failed = {t for h in choice.symptoms for t in _failed_tasks(h.line.text)}
+    world = scan.facts.get("world_size")
+    beyond = world is not None and any(
+        rank is not None and rank >= world for rank in [*failed, *(h.rank for h in refused)]
+    )
+    # The first tasks found their ranks and those from one on did not.
+    from_one_on = len(failed) > 1 and min(failed) > 0 and failed == set(range(min(failed), max(failed) + 1))
+    if beyond or from_one_on:
+        for hit in refused:
+            hit.rule, hit.pattern = BY_NAME["ranks-beyond-the-world"], 0
+
+
+def _failed_tasks(text: str) -> set[int]:
+    """Task numbers of `srun: error: node01: tasks 8-13,15: Exited with exit code 1`."""
+    m = re.search(r"error: \S+: tasks? ([\d,-]+): ", text)
+    tasks: set[int] = set()
+    for part in m[1].split(",") if m else ():
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            tasks |= set(range(int(first), min(int(last or first), int(first) + MAX_TASKS) + 1))
+    return tasks
 
 
 def collectives(timeouts: Sequence[Hit]) -> dict[str, Hit]:

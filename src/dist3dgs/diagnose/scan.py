@@ -6,13 +6,14 @@ from pathlib import Path
 
 from ..errors import UserError
 from .facts import Facts, Line
+from .heartbeats import Heartbeats
 from .jobs import Job, by_job
 from .lines import Block, clean, looks_binary, read_blocks
 from .loss import LossWatch
 from .readers import events as own_events
 from .readers import gsplat, metrics_csv, nvidia_smi, psrecord, resources, sacct
 from .rules import Hit
-from .series import StepSeries
+from .series import StepFormat, StepSeries
 from .text import TextReader
 
 
@@ -59,23 +60,39 @@ class Scan:
     last_stamped: dict[int, Line] = field(
         default_factory=dict
     )  # the last line with a time above any end from outside
+    heartbeats: dict[int, Heartbeats] = field(default_factory=dict)  # with which a file ends
     timeless_below: dict[int, list[Line]] = field(default_factory=dict)  # lines without one below it
+    warmup_steps: int = 0  # left out of the statistics of progress displays
+    warmup_epochs: int = 0
+
+    def series_of(
+        self, index: int, fmt: StepFormat, total: int | None = None, description: str = ""
+    ) -> StepSeries:
+        """Add the series of a progress display of the file of that index."""
+        warmup = self.warmup_epochs if fmt.epochs else self.warmup_steps
+        series = StepSeries(fmt, total, description, warmup=warmup)
+        self.series[index, fmt.name, total] = series
+        return series
 
     def progress_of(self, index: int) -> Progress:
         return self.progress.setdefault(index, Progress())
 
 
-def scan(paths: Sequence[Path | str]) -> Scan:
+def scan(paths: Sequence[Path | str], warmup_steps: int = 0, warmup_epochs: int = 0) -> Scan:
     """Read all `paths` (files of one job; a `Job` names it). Missing, empty and binary ones are noted.
 
-    A folder is refused.
+    So many first steps and epochs are left out of the statistics of their times. A folder is refused.
     Raises `UserError` if nothing at all can be read.
     """
     if not paths:
         raise UserError("no log given; give the job's files, e.g.: dist3dgs diagnose job.out job.err")
     if not isinstance(paths, Job) and len(jobs := by_job(paths)) == 1:
         paths = jobs[0]
-    result = Scan(job_id=paths.job_id if isinstance(paths, Job) else None)
+    result = Scan(
+        job_id=paths.job_id if isinstance(paths, Job) else None,
+        warmup_steps=warmup_steps,
+        warmup_epochs=warmup_epochs,
+    )
     for path in dict.fromkeys(Path(p) for p in paths):
         result.files.append(_scan_file(path, len(result.files), result))
     _read_events(result)
@@ -128,8 +145,7 @@ def _scan_file(path: Path, index: int, result: Scan) -> FileInfo:
         result.processes.append(psrecord.read(path))
         return FileInfo(str(path), "psrecord", size)
     if metrics_csv.sniff(text):
-        series = metrics_csv.read(path, result.facts)
-        result.series[index, series.format.name, None] = series
+        metrics_csv.read(path, result.facts, lambda fmt: result.series_of(index, fmt))
         return FileInfo(str(path), "metrics.csv", size)
     blocks: Iterable[Block] = read_blocks(path)
     kind, note = "text", None

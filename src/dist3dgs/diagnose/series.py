@@ -81,6 +81,9 @@ class StepSeries:
     earlier_shown: int = 0  # steps that were shown before the current round
     began_at: int | None = None  # the very first step shown
     loss: float | None = None
+    warmup: int = 0  # so many first steps count in no statistic, only in the time of all
+    warmup_rows: int = 0  # those that showed how fast it went
+    warmup_s: array = field(default_factory=lambda: array("d"))
     seconds: array = field(default_factory=lambda: array("d"))
     rates: array = field(default_factory=lambda: array("d"))
     rate_unit: str = ""
@@ -126,6 +129,11 @@ class StepSeries:
             self._note_total(p.step, p.percent)
         self.rate_unit = p.rate_unit or self.rate_unit
         self._phase += 1
+        if self.began_at + self.warmup > p.step and not self.restarts:
+            self.warmup_rows += seconds is not None or p.rate is not None
+            if seconds is not None and 0 < seconds < 1e9:
+                self.warmup_s.append(seconds)
+            return
         if self._phase % self.thinned or p.step < self.format.skip_first:
             return
         if seconds is not None and 0 < seconds < 1e9:
@@ -265,15 +273,18 @@ class StepSeries:
         """Seconds that the steps shown took: by the display's clock, or their mean times their number."""
         if self.elapsed_s is not None:
             return self.earlier_s + self.elapsed_s
-        step_s = self.step_time()
-        return step_s.mean * self.steps_shown if step_s is not None else None
+        if not self.warmup_s:
+            step_s = self.step_time()
+            return step_s.mean * self.steps_shown if step_s is not None else None
+        num = len(self.warmup_s) + self.thinned * len(self.seconds)
+        return (sum(self.warmup_s) + self.thinned * sum(self.seconds)) / num * self.steps_shown
 
     def step_time(self) -> StepTime | None:
         """Statistics of the seconds per step over the rows shown, or None if the display shows no times."""
         if not self.seconds:
             return None
         values = sorted(self.seconds)
-        mean = self.span_mean() or statistics.fmean(values)
+        mean = (None if self.warmup else self.span_mean()) or statistics.fmean(values)
         median, p5, p95 = (_quantile(values, q) for q in (0.5, 0.05, 0.95))
         return StepTime(median=median, mean=mean, p5=p5, p95=p95)
 

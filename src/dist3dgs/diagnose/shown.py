@@ -112,7 +112,8 @@ def _gpu(g: GpuUse) -> Iterator[str]:
     if g.energy_wh is not None:
         use.append(f"energy {g.energy_wh:.3g} Wh")
     over = f" over {duration(g.seconds)}" if g.seconds else ""
-    yield ", ".join(use) + (", " if use else "") + _count(g.num_samples, "sample") + over
+    sampled = _count(g.num_samples, "sample") if g.num_samples else "as the log states"
+    yield ", ".join(use) + (", " if use else "") + sampled + over
 
 
 def _host(h: HostUse) -> str:

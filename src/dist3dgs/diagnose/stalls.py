@@ -1,4 +1,4 @@
-"""Whether a job that was stopped had been standing still."""
+"""Detect a job that stood still before it was stopped."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,9 @@ SILENCE_S = 1800.0
 SILENCE_STEPS = 10
 #: Without any step: an hour.
 NO_STEP_S = 3600.0
+#: Heartbeats alone prove more than silence does: so long without a step, or so many where they state no time.
+ALIVE_S = 600.0
+ALIVE_BEATS = 20
 
 
 def silent_before(stop: Hit, scan: Scan) -> Sequence[Evidence] | None:
@@ -38,6 +41,31 @@ def silent_before(stop: Hit, scan: Scan) -> Sequence[Evidence] | None:
     if last is None or last.time is None or stop.line.time - last.time < NO_STEP_S:
         return None
     return [Evidence(file=last.file, line=last.number, text=last.text[:1000])]
+
+
+def only_alive(scan: Scan) -> Sequence[Evidence] | None:
+    """Return the first and the last of the heartbeats that a job ends in, if they go on for long without a step."""
+    for index, beats in scan.heartbeats.items():
+        stepped = {i for i, p in scan.progress.items() if p.last is not None} | {
+            key[0] for key in scan.series
+        }
+        if stepped - {index}:
+            continue  # the steps stand in another file
+        enough = ALIVE_S
+        lines = [beats.first, beats.last]
+        if index in stepped:
+            means = [s.step_time() for s in scan.series.values() if not s.format.epochs]
+            step_s = max([m.mean for m in means if m is not None], default=0.0)
+            enough = max(SILENCE_S, SILENCE_STEPS * step_s)
+            last = scan.progress[index].last if index in scan.progress else None
+            lines = [*([last] if last is not None else []), *lines]
+        if beats.seconds is None:
+            if stepped or beats.count < ALIVE_BEATS:
+                continue
+        elif beats.seconds < enough:
+            continue
+        return [Evidence(file=x.file, line=x.number, text=x.text.strip()[:1000]) for x in lines]
+    return None
 
 
 def _by_diary(diary: RunDiary) -> Sequence[Evidence] | None:

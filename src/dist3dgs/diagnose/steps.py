@@ -66,7 +66,7 @@ def _megatron(g: Sequence[bytes]) -> Progress:
 
 def _epoch(g: Sequence[bytes]) -> Progress:
     unit = f"{g[4].decode().replace('images', 'img')}/s" if g[4] else None
-    return Progress(int(g[0]), int(g[1]), seconds=float(g[2]) if g[2] else None, rate=_number(g[3]) if g[3] else None, rate_unit=unit)  # fmt: skip
+    return Progress(int(g[0]), _int(g[1]), seconds=float(g[2]) if g[2] else None, rate=_number(g[3]) if g[3] else None, rate_unit=unit)  # fmt: skip
 
 
 def _stamped(g: Sequence[bytes]) -> Progress:
@@ -79,6 +79,8 @@ def _stamped(g: Sequence[bytes]) -> Progress:
 
 
 NUM = rb"([\d.]+)"
+#: `time: 42.3s`, `time=42.34s`, `epoch_time=42.34s`, `Time 42.34 s`.
+EPOCH_TIME = rb"(?:\b|_)[Tt]ime[:=]? *"
 STAMP = rb"(?m)^[^\n]{0,24}?\b(20\d\d)[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?"
 KEY_VALUE = (
     rb"(?:\b[Ss]tep|\b[Ii]ter(?:ation)?|opt_step|global_step)s?\]?[ \t=:#\[]+(\d+)(?: ?/ ?(\d+))?\b"
@@ -109,7 +111,7 @@ FORMATS: tuple[StepFormat, ...] = (
     ),
     StepFormat(
         "epochs",
-        re.compile(rb"[Ee]poch:? *\[?(\d+)/(\d+)\]?(?![^\n]*it/s)(?:[^\n]*?\b[Tt]ime:? *" + NUM + rb" ?s\b)?(?:[^\n]*?\b[Tt]hroughput: *" + NUM + rb" *(img|images|samples|tokens)/s)?"),
+        re.compile(rb"[Ee]poch[:=]? *\[?(\d+)(?:/(\d+)\]?(?![^\n]*it/s)|(?!\d|\]?[\[/.])(?=[^\n]{0,400}?" + EPOCH_TIME + rb"[\d.]+ ?s\b)(?![^\n]{0,400}(?:it/s|[Bb]atch|[Ss]tep|[Ii]ter)))(?:[^\n]*?" + EPOCH_TIME + NUM + rb" ?s\b)?(?:[^\n]*?\b[Tt]hroughput[:=] *" + NUM + rb" *(img|images|samples|tokens)/s)?"),
         _epoch,
         rate_unit="img/s",
         epochs=True,

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ..record import Evidence, Model, StepTime
 from . import course, machines
-from .course import Rate
+from .course import EpochTime, Rate
 from .machines import GpuUse, HostUse
 from .scan import FileInfo, Scan
 from .series import StepSeries
@@ -39,6 +39,7 @@ class LogSummary(Model):
     iterations: int | None = Field(None, description="training steps done")
     iterations_asked: int | None = None
     epochs: int | None = None
+    epoch_s: EpochTime | None = Field(None, description="null unless the times of all epochs are shown")
     phases_s: dict[str, float] = Field(
         default_factory=dict, description="environment, caching, stepping, evaluation, other"
     )
@@ -96,6 +97,7 @@ def summarise(scan: Scan) -> LogSummary:
         "iterations": iterations,
         "iterations_asked": asked,
         "epochs": course.epochs(scan),
+        "epoch_s": course.epoch_time(scan),
         "phases_s": phases,
         "step_s": None if pace.shown else pace.step_s,
         "step_s_shown": pace.step_s if pace.shown else None,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import where
+from . import heartbeats, where
 from .clock import Clock
 from .displays import Displays
 from .facts import FactPattern, FactTable, Line
@@ -114,7 +114,7 @@ class TextReader:
         return text
 
     def _look_often(self, block: Block) -> None:
-        for shape in self.often.keys() & block.last.keys():
+        for shape in sorted(self.often.keys() & block.last.keys(), key=block.last.__getitem__):
             i, patterns = block.last[shape], self.often[shape]
             number = block.number(i) if any(p.placed for p in patterns) else None
             self.result.facts.read(Line(self.path, number, clean(block.line(i))), patterns)
@@ -239,6 +239,7 @@ class TextReader:
             self._look_at_the_end(self.last_block)
         self.result.hits.extend(self.late.values())
         lines = self.last_block.lines
+        self._note_heartbeats(self.last_block)
         below = self.result.timeless_below.setdefault(self.index, [])
         for i in range(len(lines) - 1, max(-1, len(lines) - 400), -1):
             text = clean(lines[i])
@@ -251,6 +252,18 @@ class TextReader:
             if not SLURM_LINE.search(text):
                 self.result.last_stamped[self.index] = Line(self.path, self.last_block.number(i), text, time)
                 return
+
+    def _note_heartbeats(self, block: Block) -> None:
+        lines = block.lines
+        end = len(lines)
+        for i in range(end - 1, max(-1, end - heartbeats.MAX_ENDING), -1):
+            if heartbeats.STOPPED.search(clean(lines[i])):
+                end = i
+        found = heartbeats.at_the_end(
+            Line(self.path, block.number(i), clean(lines[i])) for i in range(end - 1, -1, -1)
+        )
+        if found is not None:
+            self.result.heartbeats[self.index] = found
 
     def _look_at_the_end(self, block: Block) -> None:
         self.order -= len(block.shapes)

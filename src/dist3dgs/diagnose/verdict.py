@@ -14,9 +14,9 @@ from .facts import Line
 from .halves import missing_halves
 from .jobs import Job
 from .roots import BY_NAME, Choice, collectives
-from .rules import RULES, Hit, Rule, Tier
+from .rules import RULES, Hit, Rule, Tier, takers
 from .scan import Scan, scan
-from .stalls import silent_before
+from .stalls import only_alive, silent_before
 from .summary import LogSummary, summarise
 
 #: Lines that a job prints while it stands still, or while it is being ended.
@@ -24,6 +24,10 @@ NO_LIFE = re.compile(
     r"not responding|[Ss]till (?:trying|waiting)|[Ww]aiting (?:for|in)\b|blocked for more than|"
     + roots.ENDING.pattern
 )
+#: A model is gone when so few Gaussians are left, and so small a part, of at least so many.
+GONE = 100
+GONE_PART = 0.01
+ONCE_MANY = 1000
 MAX_EVIDENCE = 6
 MAX_EVIDENCE_TEXT = 1000
 
@@ -94,16 +98,19 @@ def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Di
     if context.get("own_run") or (found.diary is not None and found.diary.num_events):
         found.facts.add("trainer", "dist3dgs", Line("", None, ""), keep="last")
     finished = summary.finished is not None
+    collapse = _collapsed(found)
+    if collapse is not None and not finished:
+        found.hits.append(collapse)
     choice = roots.choose(found, finished)
     if choice.root is None and not finished:
         _stall_without_stop(found, choice)
+    if choice.root is None:
+        choice.root = _signal_of(context, found)
     if choice.root is not None:
         return _failed(found, choice)
-    lost = _nan_loss(found)
+    lost = _nan_loss(found) or collapse
     if lost is not None:
-        return _diagnosis(
-            "degraded" if not choice.symptoms else "failed", BY_NAME["diverged"], lost, found, choice
-        )
+        return _diagnosis("degraded" if not choice.symptoms else "failed", lost.rule, lost, found, choice)
     if not _ended_well(found, summary, choice, context):
         return _without_cause(found, summary, choice, context)
     return _mismatch(found, summary, choice, context) or Diagnosis(
@@ -122,6 +129,8 @@ def _failed(found: Scan, choice: Choice) -> Diagnosis:
         hung = rule.cause == "time_limit" and _nothing_below(root, found)
         if silence is not None and (found.diary or _stepped(found) or hung):
             rule, extra = BY_NAME["no-step"], silence
+        elif rule.cause == "time_limit" and (alive := only_alive(found)) is not None:
+            rule, extra = BY_NAME["no-step"], alive
     return _diagnosis("failed", rule, root, found, choice, extra)
 
 
@@ -153,7 +162,8 @@ def _diagnosis(
         step = _last_step(found)
     return Diagnosis(
         status=status, cause=rule.cause, phase=_phase(rule, root), step=step, rank=rank, node=node,
-        evidence=evidence[:MAX_EVIDENCE], explanation=rule.why, remedy=rule.remedy_for(found.facts.get("trainer")),
+        evidence=evidence[:MAX_EVIDENCE], explanation=rule.why,
+        remedy=rule.remedy_for(found.facts.get("trainer"), root.line.text),
         ruled_out=_ruled_out(choice),
         looked_for=[] if rule.cause != "unknown" else _looked_for(),
     )  # fmt: skip
@@ -190,7 +200,10 @@ def _telling(root: Hit, choice: Choice) -> list[Hit]:
         if _wording(hit) not in seen:
             seen.add(_wording(hit))
             lines.append(hit)
-    if root.rule.tier in (Tier.COMMUNICATION, Tier.SIGNAL, Tier.IGNORED):
+    if (
+        root.rule.tier in (Tier.COMMUNICATION, Tier.SIGNAL, Tier.IGNORED)
+        or root.rule.name == "ranks-beyond-the-world"
+    ):
         lines += [h for h in choice.symptoms if re.search(r"error: \S+: tasks? ", h.line.text)][:2]
     return [h for h in lines if h is not root]
 
@@ -219,6 +232,32 @@ def _nan_loss(found: Scan) -> Hit | None:
     m = re.search(r"(?i)(?:step|iter(?:ation)?)[ :=\[]*(\d{1,12})", line.text)
     hit.step = int(m[1]) if m else None
     return hit
+
+
+def _collapsed(found: Scan) -> Hit | None:
+    """Return a hit for the last count of Gaussians, if next to nothing is left of a model."""
+    last, most = found.facts.one.get("num_gaussians"), found.facts.one.get("most_gaussians")
+    if last is None or most is None or re.search(r"(?i)\binitiali[sz]", last.line.text):
+        return None
+    if most.value < ONCE_MANY or last.value > min(GONE, GONE_PART * most.value):
+        return None
+    line = last.line
+    index = next((i for i, f in enumerate(found.files) if f.path == line.file), 0)
+    # Steps below it do not speak against it: nothing is trained that is not there.
+    hit = Hit(BY_NAME["collapsed"], 0, line, index, line.number or 0, steps_before=1, bytes_before=1 << 62)
+    m = re.search(r"(?i)(?:step|iter(?:ation)?)[ :=\[]*(\d{1,12})", line.text)
+    hit.step = int(m[1]) if m else None
+    return hit
+
+
+def _signal_of(context: Mapping[str, Any], found: Scan) -> Hit | None:
+    """Return a hit for the signal that, as the caller says, ended the process."""
+    code, signal = context.get("exit_code"), context.get("signal")
+    text = f"exit code -{signal}" if isinstance(signal, int) and signal > 0 else f"exit code {code}"
+    rule = next((r for r, _ in takers(text) if r.tier == Tier.SIGNAL), None)
+    if rule is None:
+        return None
+    return Hit(rule, 0, Line(found.files[0].path, None, text), 0, 0)
 
 
 def _stall_without_stop(found: Scan, choice: Choice) -> None:

@@ -18,6 +18,7 @@ NAMES = (
     "efficiency",
     "throughput",
     "step_time",
+    "compute_to_comm",
     "phases",
     "memory",
     "resources",

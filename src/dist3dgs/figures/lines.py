@@ -188,14 +188,14 @@ def _series(axes: Any, rows: Sequence[Row], name: str, ranks: Ranks) -> None:
     others = [[r] for r in line if r not in joined]
     lost = {r["ranks"] for r in rows if r["status"] in ("failed", "degraded")} - {r["ranks"] for r in line}
     for part in [*_unbroken(joined, lost), *others]:
-        x = [ranks.at(r["ranks"], name) for r in part]
+        x = [ranks.at(r["ranks"], name, r["layout"]) for r in part]
         axes.plot(x, [r["value"] for r in part], zorder=3, gid="line", **look)
     for r in line:
         if r["n"] > 1 and r["low"] is not None and r["high"] is not None:
             below, above = max(r["value"] - r["low"], 0), max(r["high"] - r["value"], 0)
             axes.errorbar(
-                ranks.at(r["ranks"], name), r["value"], yerr=[[below], [above]], color=look["color"], capsize=2,
-                elinewidth=0.7, capthick=0.7, zorder=2,
+                ranks.at(r["ranks"], name, r["layout"]), r["value"], yerr=[[below], [above]], color=look["color"],
+                capsize=2, elinewidth=0.7, capthick=0.7, zorder=2,
             )  # fmt: skip
 
 
@@ -214,7 +214,13 @@ def _trouble(axes: Any, rows: Sequence[Row], ranks: Ranks) -> None:
     at_foot: dict[int, list[Row]] = {}
     for r in sorted(rows, key=lambda r: (r["ranks"], r["nodes"], r["series"], r["cause"])):
         if r["status"] == "degraded" and r["value"] is not None:
-            axes.plot(ranks.at(r["ranks"], r["series"]), r["value"], zorder=5, gid="degraded", **DEGRADED)
+            axes.plot(
+                ranks.at(r["ranks"], r["series"], r["layout"]),
+                r["value"],
+                zorder=5,
+                gid="degraded",
+                **DEGRADED,
+            )
         else:
             at_foot.setdefault(r["ranks"], []).append(r)
     for size, group in at_foot.items():

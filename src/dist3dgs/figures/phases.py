@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..record import RunRecord
+from ..record import Metrics, RunRecord
 from ..tabulate import phase_order
 from . import lines, style, ticks
 from .page import EDGE_MM, Page, body_room_mm
@@ -13,8 +13,9 @@ TITLE = "Where the time goes"
 CAPTION = (
     "Wall seconds per phase of a run, mean over its successful repeats (means add up, medians do not). Each "
     "phase is that of its slowest rank. Steps are split into computing and exposed communication, the part "
-    "of the collectives that was not hidden behind computing, where it was measured. Other: the launcher's "
-    "total less all phases. Only the stepping part can shrink with more ranks; the rest is what Amdahl's law"
+    "of the collectives that was not hidden behind computing, where it was measured. Of a resumed run all "
+    "attempts add up, their steps split as those since the last resume. Other: the launcher's total less all "
+    "phases. Only the stepping part can shrink with more ranks; the rest is what Amdahl's law"
     " is about. A run that failed is shown up to where it came, with a cross, a degraded one in full with a diamond. "
     "The numbers beside a bar are its parts in seconds, each below its phase's name."
 )
@@ -58,14 +59,19 @@ def split_phases(record: RunRecord) -> dict[str, float]:
     parts: dict[str, float] = {}
     for phase, seconds in m.phases_s.items():
         if phase == "step" and m.exposed_comm_s is not None:
-            parts["compute"] = max(seconds - m.exposed_comm_s, 0.0)
-            parts["communication"] = min(m.exposed_comm_s, seconds)
+            exposed = min(seconds, m.exposed_comm_s * _untimed(m))
+            parts["compute"], parts["communication"] = seconds - exposed, exposed
         else:
             parts["compute" if phase == "step" else phase] = seconds
     rest = 0.0 if m.total_s is None else m.total_s - sum(parts.values())
     if parts and rest > 0:
         parts["other"] = parts.get("other", 0.0) + rest
     return parts
+
+
+def _untimed(m: Metrics) -> float:
+    """Return by how much the steps of a resumed run are more than those whose communication was measured."""
+    return max(m.steps / m.timed_steps, 1.0) if m.steps and m.timed_steps else 1.0
 
 
 def mean_phases(records: Sequence[RunRecord]) -> dict[str, float]:

@@ -13,6 +13,8 @@ _TICK_PT, _LINE_MM = 6.5, 2.7
 #: Neighbouring series stand apart by this much, so that equal values are seen as several.
 _DODGE_PT = 2.4
 _MARGIN = 1.35
+#: Between the groups of marks of two layouts with as many ranks.
+_GROUP_MM = 3.0
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,14 @@ class Ranks:
         axes.set_xticks(self.sizes, self._labels, rotation=90 if self.upright else 0)
         axes.xaxis.set_minor_locator(NullLocator())
 
-    def at(self, ranks: float, series: str) -> float:
-        """Where a mark of the series stands: beside those of the other series."""
+    def at(self, ranks: float, series: str, layout: str | None = None) -> float:
+        """Return where a mark stands: beside those of other series, and right of layouts on fewer nodes."""
         place = self.series.index(series) - (len(self.series) - 1) / 2
         apart_mm = min(_DODGE_PT * style.MM_PER_PT, 0.4 * self._gap_mm / len(self.series))
-        return self.shifted(ranks, place * apart_mm)
+        alike = [name for r, _, name in self.layouts if r == ranks]
+        group_mm = min(apart_mm * (len(self.series) - 1) + _GROUP_MM, 0.4 * self._gap_mm)
+        groups = alike.index(layout) if layout in alike else 0
+        return self.shifted(ranks, place * apart_mm + groups * group_mm)
 
     def shifted(self, ranks: float, by_mm: float) -> float:
         return float(ranks * 2 ** (by_mm / self._octave_mm))

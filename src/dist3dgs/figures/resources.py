@@ -18,7 +18,10 @@ CAPTION = (
     "utilisation of each GPU. The band above a panel: the phases of rank 0. A long run is thinned, keeping the "
     "peak of every stretch."
 )
-EMPTY = "there are no resource samples beside these records"
+EMPTY = (
+    "there are no resource samples beside these records; this figure alone needs the runs' attempts folders, to be "
+    "copied from where they ran"
+)
 COLUMNS = ("run", "status", "kind", "node", "gpu", "quantity", "phase", "t_s", "end_s", "value")
 Row = dict[str, Any]
 

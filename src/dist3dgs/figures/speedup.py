@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..scaling import fit_usl
+from ..scaling import fit_usl, fitted_points
 from . import lines, style, ticks
 from .page import Entry, size_mm
 from .ranks import Ranks
@@ -11,13 +11,15 @@ from .study import Study
 
 TITLE = "Speedup"
 CAPTION = (
-    "Speedup over the baseline, the smallest layout of the same scene and strategy that succeeded. Filled "
-    "marks: ratio of images/s, named by its definition: strong scaling where the global batch is the same at"
-    " every size, throughput scaling where the batch per rank is. Hollow marks: ratio of the training times "
-    "to equal quality (the baseline's final held-out PSNR less 0.1 dB). Whiskers: smallest and largest "
-    "repeat. Dotted: ideal. Shaded: negative scaling, where more ranks are slower than the baseline. A "
-    "fitted Universal Scalability Law (thin line) is drawn only where there are more sizes than its three "
-    "parameters. Both axes are logarithmic. Marks of several strategies at one size stand side by side."
+    "Speedup over the baseline: the smallest layout of the scene that succeeded on the same hardware with the same "
+    "settings, whichever strategy ran it. Filled marks: ratio of images/s (of epochs per hour where a "
+    "log shows no other), named by its definition: strong scaling "
+    "where the global batch is the same at every size, throughput scaling where the batch per rank is. Hollow marks: "
+    "ratio of the training times to equal quality (the baseline's final held-out PSNR less 0.1 dB). Whiskers: "
+    "smallest and largest ratio of any two repeats. Dotted: ideal. Shaded: negative scaling, where more ranks are "
+    "slower than the baseline. A fitted Universal Scalability Law (thin line) is drawn only where there are more "
+    "sizes than its three parameters and it describes them. Both axes are logarithmic. Marks of several strategies at "
+    "one size stand side by side, layouts with as many ranks on more nodes to the right of them."
 )
 EMPTY = "no run to compare yet"
 COLUMNS = (*lines.COLUMNS, "definition", "baseline_ranks")
@@ -27,6 +29,7 @@ _NAMES = {
     "strong": "strong scaling",
     "throughput": "throughput scaling",
     "mixed": "batch neither fixed nor per rank",
+    "unknown": "batch unknown",
 }
 
 
@@ -50,10 +53,11 @@ def data(study: Study) -> list[Row]:
 
 def _trouble(study: Study) -> list[Row]:
     """Failed and degraded runs; a degraded one at its images/s over the baseline's."""
+    rates = {(p["scene"], p["strategy"], p["layout"]): p.get("images_per_s") for p in study.points}
     baselines = {
-        (p["scene"], p["strategy"]): p["images_per_s"]
+        (p["scene"], p["strategy"]): rates.get((p["scene"], p["baseline_strategy"], p["baseline_layout"]))
         for p in study.points
-        if p["layout"] == p["baseline_layout"] and p["images_per_s"]
+        if p.get("baseline_layout")
     }
     marks = lines.trouble_marks(study, "images_per_s")
     for m in marks:
@@ -67,24 +71,17 @@ def _fits(study: Study) -> list[Row]:
     rows = []
     for scene in study.scenes:
         for strategy in study.strategies:
-            points = [
-                p
-                for p in study.points
-                if (p["scene"], p["strategy"]) == (scene, strategy)
-                and p.get("images_per_s")
-                and p.get("scaling") in ("baseline", "strong", "throughput")
-            ]
-            if len({p["scaling"] for p in points}) > 2:
-                continue
+            series = [p for p in study.points if (p["scene"], p["strategy"]) == (scene, strategy)]
+            points = fitted_points(series, study.points)
             fit = (
                 fit_usl([p["ranks"] for p in points], [p["images_per_s"] for p in points]) if points else None
             )
-            if fit is None or not fit.checked:
+            if fit is None or not fit.checked or fit.problem:
                 continue
             first, last = points[0]["ranks"], max(p["ranks"] for p in points)
             for i in range(33):
                 ranks = first * (last / first) ** (i / 32)
-                row = lines.mark(points[0], scene, "fit", fit.speedup(ranks, first), None, None, 0)
+                row = lines.mark(points[-1], scene, "fit", fit.speedup(ranks, first), None, None, 0)
                 rows.append(row | {"ranks": ranks, "layout": None, "nodes": None, "note": fit.describe()})
     return rows
 
@@ -174,6 +171,6 @@ def _to_quality(ax: Any, rows: Sequence[Row], ranks: Ranks) -> None:
         look = style.series_style(name, ranks.series)
         points = [r for r in rows if r.get("definition") == "time_to_quality" and r["series"] == name]
         ax.plot(
-            [ranks.at(r["ranks"], name) for r in points], [r["value"] for r in points], zorder=4,
+            [ranks.at(r["ranks"], name, r["layout"]) for r in points], [r["value"] for r in points], zorder=4,
             **_QUALITY | {"marker": look["marker"], "markeredgecolor": look["color"]},
         )  # fmt: skip

@@ -9,7 +9,7 @@ from .study import Study
 
 TITLE = "Throughput"
 CAPTION = (
-    "Training images rendered per second by all ranks together, in steps after the warm-up; both axes are "
+    "Training images per second by all ranks together, in steps after the warm-up; both axes are "
     "logarithmic, so that ideal scaling is a straight line of the same slope from every start. A mark is the "
     "median over repeats, whiskers their smallest and largest. Dotted: ideal, the throughput per rank of the "
     "smallest layout that succeeded, at every size."

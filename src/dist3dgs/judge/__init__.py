@@ -20,6 +20,9 @@ def judge(launch_json: Path) -> RunRecord:
     """Make the record of the point whose `launch.json` this is. Raises `UserError` if it cannot be read."""
     case = Case.of(launch_json)
     metrics, reasons = measure(case)
+    shared, neighbours, why = _co_tenancy(case)
+    if shared is None:
+        reasons["nodes_shared"] = why
     status, found = verdict(case)
     names = ("scene", "strategy", "layout", "repeat", "seed")
     return RunRecord(
@@ -29,7 +32,7 @@ def judge(launch_json: Path) -> RunRecord:
         metrics=metrics,
         reasons=reasons,
         earlier=[_earlier(case, attempt) for attempt in case.earlier],
-        environment=_environment(case),
+        environment=_environment(case).model_copy(update={"nodes_shared": shared, "neighbours": neighbours}),
         provenance=_provenance(case),
     )
 
@@ -50,6 +53,21 @@ def _earlier(case: Case, attempt: Attempt) -> EarlierAttempt:
         finished_at=launch.get("finished_at") or (launch.get("ended") or {}).get("at") or last_t,
         failure=None if launch.get("status") == "ok" else failure(alone),
     )
+
+
+def _co_tenancy(case: Case) -> tuple[bool | None, dict[str, list[str]], str]:
+    """Whether other jobs were on the run's nodes, in any attempt that it continues; which; why that is not known."""
+    launches = [case.launch if a == case.last else a.launch() for a in case.story]
+    told = [launch.get("co_tenancy") or {} for launch in launches]
+    jobs: dict[str, set[str]] = {}
+    for facts in told:
+        for node, ids in (facts.get("jobs") or {}).items():
+            jobs.setdefault(node, set()).update(ids)
+    if any(facts.get("shared") for facts in told):
+        return True, {node: sorted(ids) for node, ids in sorted(jobs.items())}, ""
+    if not case.launch.get("slurm"):
+        return None, {}, "not a Slurm job: what else ran on the machine was not looked at"
+    return told[-1].get("shared"), {}, told[-1].get("reason") or "the launcher did not live to say"
 
 
 def _environment(case: Case) -> Environment:

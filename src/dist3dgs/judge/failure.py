@@ -134,16 +134,26 @@ def _silent_rank(case: Case, error: dict[str, Any] | None) -> int | None:
 
 
 def _open_phase(case: Case, rank: int) -> str:
-    """The innermost phase that the rank entered and did not leave."""
-    stack = ["startup"]
+    """Return the innermost phase that the rank was in when it failed.
+
+    A rank that was told to stop leaves all phases in order: then the one in which the signal reached it, else the one
+    it left last.
+    """
+    stack, last = ["startup"], "startup"
+    at_signal: str | None = None
     for e in case.events:
         if e["rank"] != rank:
             continue
         if e["event"] == "enter":
             stack.append(e["phase"])
-        elif e["event"] == "leave" and len(stack) > 1 and stack[-1] == e["phase"]:
-            stack.pop()
-    return stack[-1]
+        elif e["event"] == "leave" and stack and e["phase"] in stack:
+            last = e["phase"]
+            del stack[len(stack) - 1 - stack[::-1].index(last) :]
+            if last == "startup":
+                stack.clear()
+        elif e["event"] == "signal" and at_signal is None:
+            at_signal = stack[-1] if stack else last
+    return stack[-1] if stack else at_signal or last
 
 
 def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
@@ -185,7 +195,9 @@ def _own_words(case: Case, error: dict[str, Any] | None, phase: str) -> Failure:
 def _by_log(case: Case, phase: str) -> Failure | None:
     """What the ranks and torchrun printed, where no rank came so far as to write an event; None if it says nothing."""
     try:
-        verdict = diagnose([case.last.log_path], {"own_run": True})
+        verdict = diagnose(
+            [case.last.log_path], {"own_run": True, "exit_code": case.launch.get("returncode")}
+        )
     except UserError:
         return None
     found = verdict.failure()
@@ -211,4 +223,4 @@ def _named(
     if rule is None:
         what = "read the traceback in train.log"
         return Failure(cause="code_error", phase=phase, evidence=[evidence], remedy=what)
-    return Failure(cause=rule.cause, phase=phase, evidence=[evidence], remedy=rule.remedy_for(_OURS))
+    return Failure(cause=rule.cause, phase=phase, evidence=[evidence], remedy=rule.remedy_for(_OURS, text))

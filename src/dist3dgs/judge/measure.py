@@ -3,8 +3,12 @@
 from collections import defaultdict
 from typing import Any
 
+from ..evidence import Attempt
 from ..record import Collective, Metrics, QualityPoint, RankMetrics, StepTime, ViewQuality
 from .case import Case
+
+#: Seconds by phase.
+Phases = dict[str, float]
 
 #: What a rank's steps are split into.
 _SHARES = ("compute_s", "comm_s", "exposed_comm_s")
@@ -16,12 +20,13 @@ def measure(case: Case) -> tuple[Metrics, dict[str, str]]:
     slowest = max(timing.values(), key=lambda e: e["train_s"], default=None)
     evals = [e for e in case.diary if e["event"] == "eval"]
     final = evals[-1] if evals else {}
+    by_attempt = [_booked(case, attempt) for attempt in case.story]
     values: dict[str, Any] = {
         "total_s": _total_s(case),
-        "phases_s": _phases(case, timing),
+        "phases_s": _phases(by_attempt),
         "curve": [_curve_point(e) for e in evals],
         "views": [_view(v) for v in final.get("views", [])],
-        "ranks": _ranks(case, timing),
+        "ranks": _ranks(case, timing, by_attempt),
         "psnr": final.get("psnr"),
         "ssim": final.get("ssim"),
         "lpips": final.get("lpips"),
@@ -33,7 +38,8 @@ def measure(case: Case) -> tuple[Metrics, dict[str, str]]:
     memory = case.of_kind("memory")
     values["peak_rss_gib"] = max((e["peak_rss_gib"] for e in memory if e.get("peak_rss_gib")), default=None)
     values["peak_gpu_gib"] = max((e["peak_gpu_gib"] for e in memory if e.get("peak_gpu_gib")), default=None)
-    return Metrics(**values), _reasons(case, values, slowest)
+    metrics, wrong = Metrics.known(values)
+    return metrics, _reasons(case, values, slowest) | wrong
 
 
 def _speed(case: Case, slowest: dict[str, Any]) -> dict[str, Any]:
@@ -125,10 +131,11 @@ def _collectives(case: Case, rank: int) -> list[Collective]:
     ]
 
 
-def _ranks(case: Case, timing: dict[int, dict[str, Any]]) -> list[RankMetrics]:
+def _ranks(
+    case: Case, timing: dict[int, dict[str, Any]], by_attempt: list[dict[int, Phases]]
+) -> list[RankMetrics]:
     digests = [e["digests"] for e in case.of_kind("digest")]
     memory = {e["rank"]: e for e in case.of_kind("memory")}
-    startup_s = _startup_s(case)
     ranks = []
     for e in sorted(case.of_kind("start"), key=lambda e: e["rank"]):
         r = e["rank"]
@@ -138,7 +145,7 @@ def _ranks(case: Case, timing: dict[int, dict[str, Any]]) -> list[RankMetrics]:
                 rank=r,
                 host=e.get("host"),
                 device=e.get("device"),
-                phases_s=_with_startup(mine["phases_s"] if mine else {}, startup_s.get(r)),
+                phases_s=_sum([booked[r] for booked in by_attempt if r in booked]),
                 step_parts_s=mine["parts_s"] if mine else {},
                 **(_shares(case, mine) if mine else {}),
                 peak_rss_gib=memory.get(r, {}).get("peak_rss_gib"),
@@ -149,41 +156,83 @@ def _ranks(case: Case, timing: dict[int, dict[str, Any]]) -> list[RankMetrics]:
     return ranks
 
 
-def _phases(case: Case, timing: dict[int, dict[str, Any]]) -> dict[str, float]:
-    """Slowest rank's seconds per phase; of a run that did not end, what rank 0 had booked by then."""
-    if timing:
-        names = {p for e in timing.values() for p in e["phases_s"]}
-        phases = {p: max(e["phases_s"].get(p, 0.0) for e in timing.values()) for p in names}
-    else:
-        phases = {}
-        for e in case.events:
-            if e["event"] == "leave" and e["rank"] == 0:
-                phases[e["phase"]] = phases.get(e["phase"], 0.0) + e["s"]
-    return _with_startup(phases, max(_startup_s(case).values(), default=None))
+def _phases(by_attempt: list[dict[int, Phases]]) -> Phases:
+    """Add up the slowest rank's seconds of each phase over all attempts, as the total adds up theirs."""
+    slowest = []
+    for booked in by_attempt:
+        names = dict.fromkeys(name for phases in booked.values() for name in phases)
+        slowest.append({name: max(phases.get(name, 0.0) for phases in booked.values()) for name in names})
+    return _sum(slowest)
 
 
-def _startup_s(case: Case) -> dict[int, float]:
-    """By rank, from the launcher's start to having joined; the ranks' own clocks begin when torch is loaded."""
-    started = case.launch.get("started_at")
-    joined = {e["rank"]: e["t"] for e in case.of_kind("leave") if e["phase"] == "startup"}
-    return {rank: t - started for rank, t in joined.items()} if started else {}
+def _sum(parts: list[Phases]) -> Phases:
+    names = dict.fromkeys(name for phases in parts for name in phases)
+    return {name: sum(phases.get(name, 0.0) for phases in parts) for name in names}
 
 
-def _with_startup(phases: dict[str, float], startup_s: float | None) -> dict[str, float]:
-    rest = {k: v for k, v in phases.items() if k != "startup"}
-    return rest if startup_s is None else {"startup": startup_s, **rest}
+def _booked(case: Case, attempt: Attempt) -> dict[int, Phases]:
+    """Return each rank's seconds by phase in one attempt: as it wrote them at its end, else from its events.
+
+    `startup` is from the launcher's start; the ranks' own clocks begin when torch is loaded. A phase that was open
+    when the attempt ended lasted to that end.
+    """
+    start, end = _times(case, attempt)
+    walks: dict[int, _Walk] = {}
+    written: dict[int, Phases] = {}
+    for e in attempt.events():
+        rank, t = e.get("rank"), e.get("t")
+        if not isinstance(rank, int) or not isinstance(t, int | float):
+            continue
+        walk = walks.setdefault(rank, _Walk(start))
+        if e["event"] in ("enter", "leave"):
+            walk.take(e, t)
+        elif e["event"] == "timing":
+            written[rank] = e["phases_s"]
+    booked = {}
+    for rank, walk in walks.items():
+        if rank not in written and end is not None:
+            walk.close(end)
+        phases = written.get(rank, walk.phases_s)
+        startup = {"startup": walk.phases_s["startup"]} if "startup" in walk.phases_s else {}
+        booked[rank] = {**startup, **{k: v for k, v in phases.items() if k != "startup"}}
+    return booked
+
+
+class _Walk:
+    """Adds up one rank's time in its phases along its events; what nested phases take is theirs."""
+
+    def __init__(self, start: float | None) -> None:
+        self.phases_s: Phases = {}
+        self._open = ["startup"]
+        self._since = start
+
+    def take(self, event: dict[str, Any], t: float) -> None:
+        self.close(t)
+        phase = str(event.get("phase"))
+        if event["event"] == "leave":
+            self._open = self._open[:-1]
+        elif self._open != ["startup"] or phase != "startup":  # the launcher's start began it
+            self._open.append(phase)
+
+    def close(self, t: float) -> None:
+        """Book the time up to `t` under the innermost open phase."""
+        if self._open and self._since is not None and t > self._since:
+            name = self._open[-1]
+            self.phases_s[name] = self.phases_s.get(name, 0.0) + t - self._since
+        self._since = t
 
 
 def _total_s(case: Case) -> float | None:
-    """From first start to last end; waiting between attempts is not training and not counted."""
-    total = 0.0
-    for attempt in case.story:
-        launch = case.launch if attempt == case.last else attempt.launch()
-        ends = [launch.get("finished_at")] if launch.get("finished_at") else []
-        ends = ends or [e["t"] for e in attempt.events()][-1:]
-        if launch.get("started_at") and ends:
-            total += ends[0] - launch["started_at"]
-    return total or None
+    """Add up the attempts from start to end; waiting between them is not training and not counted."""
+    times = [_times(case, attempt) for attempt in case.story]
+    return sum(end - start for start, end in times if start and end) or None
+
+
+def _times(case: Case, attempt: Attempt) -> tuple[float | None, float | None]:
+    """Unix seconds of an attempt's start and end; of one whose launcher was killed, of its last event."""
+    launch = case.launch if attempt == case.last else attempt.launch()
+    last = [e["t"] for e in attempt.events() if isinstance(e.get("t"), int | float)][-1:]
+    return launch.get("started_at"), launch.get("finished_at") or next(iter(last), None)
 
 
 def _curve_point(e: dict[str, Any]) -> QualityPoint:

@@ -101,8 +101,9 @@ def _performance(story: list[Attempt]) -> Html:
             _folded(table(head, rows), len(rows)),
             tag(
                 "p",
-                "All for the work of the baseline: the stepping time of a run that saw more or fewer images "
-                "is scaled to the baseline's. Expected: the baseline's wall time divided by how many times "
+                "Against the smallest success of the same program on the same hardware, all for the work of that "
+                "baseline: the stepping time of a run that saw more or fewer images (epochs, where those are not "
+                "known) is scaled to the baseline's. Expected: the baseline's wall time divided by how many times "
                 "more ranks. Best possible: this run's serial phases (everything but stepping) plus the "
                 "baseline's stepping divided by how many "
                 "times more ranks; no number of ranks can bring it below the serial part.",

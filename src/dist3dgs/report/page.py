@@ -8,6 +8,7 @@ from .. import __version__
 from . import failures, ingestion, journey, origin, results, usage
 from .content import Content
 from .markup import Html, join, tag
+from .study import SPLATTING, programs
 from .verdict import headline, verdict
 
 
@@ -24,6 +25,8 @@ def page(content: Content, elapsed_s: Callable[[], float]) -> str:
         ("time", "Where the time went", origin.time_section(content, elapsed_s)),
         ("provenance", "Provenance, and how to make it again", origin.provenance_section(content)),
     ]
+    if SPLATTING not in programs(content.records):
+        sections = [s for s in sections if s[0] not in ("views", "sfm")]
     title = f"dist3dgs: {', '.join(content.scenes) or 'no runs yet'}"
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     head = tag(
@@ -63,7 +66,7 @@ def _top(content: Content) -> Html:
     return join(
         [
             tag("h1", "Does distributed training pay?"),
-            tag("p", f"3D Gaussian Splatting on {scenes}: a scaling study", class_="lead"),
+            tag("p", f"{', '.join(programs(content.records))} on {scenes}: a scaling study", class_="lead"),
             _verdict(verdict(content.points)),
             tag("div", *cards, class_="cards") if content.runs else None,
         ]

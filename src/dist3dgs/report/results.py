@@ -4,11 +4,12 @@ from typing import Any
 
 from .. import figures
 from ..errors import snakemake
-from ..scaling import fit_amdahl, fit_usl
+from ..scaling import fit_amdahl, fit_gustafson, fit_usl, fitted_points, told_apart
 from ..tabulate import summarise
 from . import numbers, renders
 from .content import Content, Row
 from .markup import Html, join, picture, table, tag, without_empty
+from .study import SPLATTING, programs
 from .verdict import by_series
 
 _OWN_SECTION = ("journey",)
@@ -35,6 +36,13 @@ _SCALING_NOTE = (
 )
 
 
+_SHARED_MARK = "†"
+_SHARED_NOTE = (
+    "At least one of the runs shared its node with other jobs: scaling numbers are not to be trusted. Which runs: "
+    "nodes_shared in runs.csv. Whole nodes: site.exclusive in the profile."
+)
+
+
 def numbers_section(content: Content) -> Html:
     if not content.points:
         return tag("p", "No run has left a record yet.", class_="missing")
@@ -51,10 +59,22 @@ def numbers_section(content: Content) -> Html:
             tag("h3", "Scaling and quality"),
             table(*without_empty(_SCALING_HEAD[skip:], scaling), numbers_from=3 - skip),
             tag("p", _SCALING_NOTE, class_="note"),
+            _shared(content),
             _reasons(content),
             _fits(content),
         ]
     )
+
+
+def _layout(p: Row) -> str:
+    return f"{p['layout']} {_SHARED_MARK}" if p.get("n_shared") else str(p["layout"])
+
+
+def _shared(content: Content) -> Html | None:
+    """The footnote of layouts whose runs had company."""
+    if not any(p.get("n_shared") for p in content.points):
+        return None
+    return tag("p", f"{_SHARED_MARK} {_SHARED_NOTE}", class_="note bad")
 
 
 def _where_it_ran(content: Content) -> str:
@@ -71,11 +91,11 @@ def _where_it_ran(content: Content) -> str:
 def _time_row(p: Row) -> tuple[Any, ...]:
     runs = p["n_ok"] + p["n_failed"] + p["n_degraded"] + p["n_other"]
     return (
-        *(p["scene"], p["strategy"], p["layout"], p["ranks"]),
+        *(p["scene"], p["strategy"], _layout(p), p["ranks"]),
         f"{p['n_ok']} of {runs}"
         if p["n_ok"] == runs
         else tag("span", f"{p['n_ok']} of {runs}", class_="bad"),
-        p["global_batch"],
+        "unknown" if p["global_batch"] is None and p["n_ok"] else p["global_batch"],
         _spread(p, "images_per_s", numbers.plain),
         _spread(p, "step_s", numbers.milliseconds),
         numbers.plain(p["compute_to_comm"]),
@@ -88,7 +108,7 @@ def _scaling_row(p: Row) -> tuple[Any, ...]:
     gpu, host = p["peak_gpu_gib"], p["peak_rss_gib"]
     memory = numbers.plain(gpu if gpu is not None else host)
     return (
-        *(p["scene"], p["strategy"], p["layout"]),
+        *(p["scene"], p["strategy"], _layout(p)),
         _spread(p, "speedup", numbers.times),
         numbers.percent(p["efficiency_strong"]),
         numbers.percent(p["efficiency_throughput"]),
@@ -115,18 +135,16 @@ def _reasons(content: Content) -> Html | None:
 
 
 def _fits(content: Content) -> Html | None:
-    """Amdahl and USL through every series with enough sizes, with what they are worth."""
+    """Show the laws fitted to every series with enough sizes, and what they are worth."""
     lines = []
     for series in by_series(content.points):
-        rated = [
-            p
-            for p in series
-            if p.get("images_per_s") and p["scaling"] in ("baseline", "strong", "throughput")
-        ]
+        rated = fitted_points(series, content.points)
         sizes, rates = [p["ranks"] for p in rated], [p["images_per_s"] for p in rated]
-        for fit in (fit_amdahl(sizes, rates), fit_usl(sizes, rates)) if rated else ():
-            if fit is not None:
-                lines.append(tag("li", f"{series[0]['scene']} {series[0]['strategy']}, {fit.describe()}"))
+        fits = [f for fit in (fit_amdahl, fit_gustafson, fit_usl) if rated and (f := fit(sizes, rates))]
+        where = f"{series[0]['scene']} {series[0]['strategy']}"
+        lines += [tag("li", f"{where}, {fit.describe()}") for fit in fits]
+        if apart := told_apart(fits):
+            lines.append(tag("li", f"{where}: {apart}"))
     if not lines:
         return None
     return join(
@@ -135,9 +153,9 @@ def _fits(content: Content) -> Html | None:
             tag("ul", *lines),
             tag(
                 "p",
-                "Throughput over ranks p as X(p) = λp / (1 + σ(p − 1) + κp(p − 1)): σ is the serial share "
-                "(Amdahl when "
-                "κ = 0), κ the cost of keeping every pair of ranks coherent (Universal Scalability Law).",
+                "Throughput over ranks p as X(p) = λp / (1 + σ(p − 1) + κp(p − 1)): σ is the serial share (Amdahl when "
+                "κ = 0), κ the cost of keeping every pair of ranks coherent (Universal Scalability Law, USL). "
+                "Gustafson: X(p) = λ(σ + (1 − σ)p), for batches that grow with the ranks.",
                 class_="note",
             ),
         ]
@@ -146,7 +164,8 @@ def _fits(content: Content) -> Html | None:
 
 def figures_section(content: Content) -> Html:
     """Narrow figures that follow each other stand side by side."""
-    drawn = [figure(content, name) for name in figures.NAMES if name not in _OWN_SECTION]
+    without = _OWN_SECTION if SPLATTING in programs(content.records) else (*_OWN_SECTION, "quality_time")
+    drawn = [figure(content, name) for name in figures.NAMES if name not in without]
     rows: list[list[Html]] = []
     for html in drawn:
         narrow = html.startswith(_NARROW)

@@ -1,7 +1,10 @@
 """What the report says of the study that no record knows: how it was asked for, what it leaves out, licences."""
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
+from ..record import RunRecord
 from ..spec import Exclusion, Settings
 from .markup import Html, tag
 
@@ -14,6 +17,24 @@ class StudyFacts(Settings):
     exclusions: tuple[Exclusion, ...] = ()
     licences: dict[str, str] = Field({})
     code_digest: str | None = None
+
+
+SPLATTING = "3D Gaussian Splatting"
+
+
+def program(record: RunRecord) -> str:
+    """Name what a record's program does, or of an import of another kind the program."""
+    settings, run = record.run.settings, record.run
+    splats = settings.get("trainer") == "gsplat" or str(settings.get("method") or "").startswith("splat")
+    if record.provenance.source == "dist3dgs" or splats or record.metrics.num_gaussians is not None:
+        return SPLATTING
+    trainer = settings.get("trainer")
+    return run.strategy if run.strategy != "imported" else str(trainer or "an imported program")
+
+
+def programs(records: Sequence[RunRecord]) -> list[str]:
+    """Name each program once, in the order of the records; ours where there is none."""
+    return list(dict.fromkeys(map(program, records))) or [SPLATTING]
 
 
 def left_out(facts: StudyFacts) -> Html | None:

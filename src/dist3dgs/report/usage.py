@@ -5,13 +5,14 @@ from typing import Any
 
 from ..record import RunRecord
 from ..scaling import rank_hours, rank_unit
-from ..scaling.resources import Samples, energy_wh, read_chain
+from ..scaling.resources import Samples, copy_command, energy_wh, read_chain, samples_elsewhere
 from . import numbers
 from .content import Content
 from .failures import name
 from .markup import Html, join, table, tag, without_empty
 
 _MAX_ROWS = 64
+_MAX_NAMES = 8
 _HEAD = (
     *("run", "where", "memory GiB: peak", "average", "mode", "use %: peak", "average", "mode"),
     *("power W: average", "energy Wh"),
@@ -37,10 +38,13 @@ def section(content: Content) -> Html:
         for record, path in zip(content.records, content.paths, strict=True)
         if (samples := read_chain(path.parent))
     ]
-    if not sampled:
-        return tag("p", "No resource samples lie beside these records.", class_="missing")
-    rows = [row for record, samples in sampled for row in _rows(record, samples)]
+    elsewhere = _elsewhere(content)
+    imported = [row for record in content.records for row in _imported(record)]
+    if not sampled and not imported:
+        return elsewhere or tag("p", "No resource samples lie beside these records.", class_="missing")
+    rows = [*imported, *(row for record, samples in sampled for row in _rows(record, samples))]
     tables = [
+        elsewhere,
         table(*without_empty(_HEAD, rows[:_MAX_ROWS]), numbers_from=2),
         tag(
             "p",
@@ -49,6 +53,10 @@ def section(content: Content) -> Html:
             "card, utilisation as the driver states it. Mode: the most frequent value.",
             class_="note",
         ),
+    ]
+    if not sampled:
+        return join(tables)
+    tables += [
         tag("h3", "Cost"),
         table(*without_empty(_COST_HEAD, [_cost(*one) for one in sampled[:_MAX_ROWS]]), numbers_from=1),
         tag(
@@ -60,6 +68,25 @@ def section(content: Content) -> Html:
         ),
     ]
     return join(tables)
+
+
+def _elsewhere(content: Content) -> Html | None:
+    """Say which runs' samples were not copied with their records, what lacks them, and how to get them."""
+    found = samples_elsewhere(content.records, content.paths)
+    if not found:
+        return None
+    names = [name(record) for record, _ in found]
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    hosts = ", ".join(sorted({host for record, _ in found for host in record.environment.hosts})[:_MAX_NAMES])
+    return tag(
+        "p",
+        f"The resource samples of {', '.join(names[:_MAX_NAMES])}{more} are not beside their records, so this "
+        "section, the figure of resources, resources.csv and the energy and utilisation in runs.csv lack them; all "
+        f"else is made from the records alone. They are where the runs were made{f' (on {hosts})' if hosts else ''}: ",
+        tag("code", copy_command(found[0][1])),
+        " and make the tables, figures and this page again.",
+        class_="missing",
+    )
 
 
 def _rows(record: RunRecord, samples: Sequence[Samples]) -> list[tuple[Any, ...]]:
@@ -83,6 +110,24 @@ def _rows(record: RunRecord, samples: Sequence[Samples]) -> list[tuple[Any, ...]
             )
         )
     return rows
+
+
+def _imported(record: RunRecord) -> list[tuple[Any, ...]]:
+    """One row per GPU, as the log of another program has it."""
+    return [
+        (
+            name(record),
+            f"GPU {gpu.gpu}",
+            *(
+                numbers.plain(v, 3)
+                for v in (gpu.memory_peak_gib, gpu.memory_average_gib, gpu.memory_mode_gib)
+            ),
+            *(None, numbers.plain(gpu.utilisation_average_percent, 3), None),
+            numbers.plain(gpu.power_average_w),
+            numbers.plain(gpu.energy_wh),
+        )
+        for gpu in record.metrics.gpus
+    ]
 
 
 def _three(samples: Samples | None, digits: int) -> tuple[str | None, ...]:

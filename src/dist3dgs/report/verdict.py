@@ -1,124 +1,195 @@
-"""Does it pay? In words, from points.csv."""
+"""Say in words whether distributed training pays, from points.csv (its `outcome` decides: scaling/points.py)."""
 
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from ..scaling.points import SINGLE_RUN_NOISE
 from . import numbers
 
 Row = dict[str, Any]
 
-_SCALING = {"strong": "strong scaling", "throughput": "throughput scaling"}
-#: With one run per point nothing is known about the noise; smaller gains are not called gains.
-SINGLE_RUN_NOISE = 0.05
+_SCALING = {"strong": "strong scaling", "throughput": "throughput scaling", "unknown": "global batch unknown"}
 #: Gains beyond this share of the ideal are remarked upon.
 SUPERLINEAR = 1.05
 
 
 def verdict(points: Sequence[Row]) -> list[str]:
-    """A summary where there is more than one scene or strategy, a paragraph for each, then what limits the answer."""
+    """Say whether it pays: a summary where there are several scenes or strategies, a paragraph for each, the limits."""
     if not points:
         return ["There are no runs yet: nothing is known. Start with: make demo"]
     every = by_series(points)
     paragraphs = [_summary(every)] if len(every) > 1 else []
-    paragraphs += [_series(series) for series in every]
+    paragraphs += [_series(series, points) for series in every]
     measured = [p for p in points if p["n_ok"]]
+    if mixed := _mixed(points):
+        paragraphs.append(mixed)
     if measured and all(p["n_ok"] == 1 for p in measured):
         paragraphs.append(
-            "Every point is a single run, so nothing is known about the noise between runs; gains under "
-            f"{100 * SINGLE_RUN_NOISE:.0f} % are not called gains. Set repeats to 3 in the config to know it."
+            "Every point is a single run, so nothing is known about the noise between runs; differences under "
+            f"{100 * SINGLE_RUN_NOISE:.0f} % are called neither gain nor loss. Set repeats to 3 in the config."
         )
     return paragraphs
 
 
 def _summary(every: Sequence[Sequence[Row]]) -> str:
-    """One sentence over all scenes and strategies."""
-    tops = [top for series in every if (top := best(series)) is not None]
-    if not tops:
+    """Sum up all scenes and strategies in one sentence."""
+    compared = [series for series in every if any(_is_compared(p) for p in series)]
+    if not compared:
         return "Whether distributed training pays is not known yet: no larger layout has succeeded beside a baseline."
-    gains = [top for top in tops if is_gain(top)]
-    if not gains:
-        return f"Distributed training does not pay here: none of {len(tops)} combinations of scene and strategy gains."
-    top = max(gains, key=lambda p: gain(p) or 0.0)
-    what = "equal quality" if top.get("speedup_time_to_quality") is not None else "the same number of images"
-    if len(tops) == 1:
+    tops = [top for series in compared if (top := best(series)) is not None and top["outcome"] == "gain"]
+    if not tops:
+        what = (
+            f"none of {len(compared)} combinations of scene and strategy gains"
+            if len(compared) > 1
+            else ("the one combination of scene and strategy that could be compared does not gain")
+        )
+        return f"Distributed training does not pay here: {what}{_missed_by_all(compared)}."
+    # Ratios of times to quality and of images per second are not one scale: quality is what a study is for.
+    judged = [t for t in tops if t["gain_of"] == "time to equal quality"] or tops
+    top = max(judged, key=lambda p: p["gain"])
+    if len(compared) == 1:
         count = "the one combination of scene and strategy that could be compared:"
-    elif len(gains) == len(tops):
-        count = f"each of the {len(tops)} combinations of scene and strategy that could be compared; most"
+    elif len(tops) == len(compared):
+        count = f"each of the {len(compared)} combinations of scene and strategy that could be compared; most"
     else:
-        count = f"{len(gains)} of {len(tops)} combinations of scene and strategy that could be compared; most"
+        count = (
+            f"{len(tops)} of {len(compared)} combinations of scene and strategy that could be compared; most"
+        )
     best_of = f"{top['scene']} with {top['strategy']} at {top['layout']}"
+    return f"In time, distributed training pays for {count} on {best_of}: {_faster(top)}."
+
+
+def _faster(point: Row) -> str:
+    """Put a gain into words, by what was measured."""
+    if point["gain_of"] == "time to equal quality":
+        return f"equal quality {point['gain']:.2f} times sooner than {_baseline_name(point)}"
     return (
-        f"In time, distributed training pays for {count} on {best_of}: {what} {gain(top):.2f} times sooner than "
-        f"{top['baseline_layout']}."
+        f"{point['gain']:.2f} times the {_speed_unit(point)} of {_baseline_name(point)} (quality not known)"
     )
 
 
+def _speed_unit(point: Row) -> str:
+    """Name what the speedup is a ratio of; the log of another program may show its epochs' times alone."""
+    return "images per second" if point.get("images_per_s") else "epochs per hour"
+
+
+def _baseline_name(point: Row) -> str:
+    """Name the baseline's layout, with its strategy where that is another one."""
+    layout, strategy = point["baseline_layout"], point["baseline_strategy"]
+    return str(layout) if strategy == point["strategy"] else f"{layout} ({strategy})"
+
+
+def _missed_by_all(compared: Sequence[Sequence[Row]]) -> str:
+    """Name the reason where every larger layout misses the quality."""
+    larger = [p for series in compared for p in series if _is_compared(p)]
+    return ", and no larger layout reaches the baseline's quality" if all(map(_missed, larger)) else ""
+
+
+def _mixed(points: Sequence[Row]) -> str | None:
+    """Say which hardware was kept apart."""
+    kinds = sorted({str(p["hardware"]) for p in points if p.get("hardware")})
+    left = sum(1 for p in points if p.get("left_out"))
+    text = ""
+    if len(kinds) > 1:
+        text = f"Runs on different hardware ({'; '.join(kinds)}) are not compared with each other. "
+    if left:
+        text += f"At {left} point{'s' if left > 1 else ''} runs that differ in hardware, code or data are left out."
+    return text.strip() or None
+
+
 def by_series(points: Sequence[Row]) -> list[list[Row]]:
-    """Points grouped by scene and strategy, each sorted by ranks as in points.csv."""
+    """Group points by scene and strategy, each group in the order of points.csv."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for p in points:
         groups.setdefault((p["scene"], p["strategy"]), []).append(p)
     return list(groups.values())
 
 
-def gain(point: Row) -> float | None:
-    """What a layout gains in time: to equal quality where that is known, else in images/s."""
-    to_quality: float | None = point.get("speedup_time_to_quality")
-    rate: float | None = point.get("speedup")
-    return to_quality if to_quality is not None else rate
+def _is_compared(point: Row) -> bool:
+    return point["outcome"] in ("gain", "loss", "no_difference", "missed_quality")
+
+
+def _missed(point: Row) -> bool:
+    return bool(point["outcome"] == "missed_quality")
 
 
 def best(series: Sequence[Row]) -> Row | None:
-    """The layout larger than the baseline that gains most, or None."""
-    larger = [p for p in series if p["n_ok"] and p["layout"] != p["baseline_layout"] and gain(p) is not None]
-    return max(larger, key=lambda p: gain(p) or 0.0, default=None)
+    """Return the point that gains most over its baseline; one that misses the quality only where all do.
+
+    Points of one series that have different baselines (hardware, code) are ranked by outcome before size of gain.
+    """
+    order = {"gain": 3, "no_difference": 2, "loss": 1, "missed_quality": 0}
+    found = [p for p in series if _is_compared(p)]
+    return max(found, key=lambda p: (order[p["outcome"]], p.get("gain") or 0.0), default=None)
 
 
-def is_gain(point: Row) -> bool:
-    """Faster than the baseline beyond the noise: every repeat, or one run by more than 5 %."""
-    name = "speedup_time_to_quality" if point.get("speedup_time_to_quality") is not None else "speedup"
-    lowest, value = point.get(f"{name}_min"), point.get(name)
-    if value is None:
-        return False
-    return bool(value > 1 + SINGLE_RUN_NOISE if point["n_ok"] < 2 or lowest is None else lowest > 1)
-
-
-def _series(series: Sequence[Row]) -> str:
+def _series(series: Sequence[Row], points: Sequence[Row]) -> str:
     where = f"On {series[0]['scene']}, {series[0]['strategy']}"
     ok = [p for p in series if p["n_ok"]]
     if not ok:
         causes = ", ".join(f"{p['layout']}: {p['causes'] or 'unknown'}" for p in series)
         return f"{where} has not succeeded yet ({causes}): whether it pays is not known."
-    baseline = next(p for p in ok if p["layout"] == p["baseline_layout"])
-    sentences = []
     top = best(series)
     if top is None:
+        own = next((p for p in ok if p["outcome"] == "baseline"), ok[0])
+        alone = f"{where} has succeeded only at {own['layout']}{_finished(own)}: whether more ranks pay is not known."
+        return " ".join([alone, *_losses(series)])
+    baseline = _baseline_of(top, points)
+    sentences = []
+    if top["outcome"] == "gain":
+        sentences += [f"{where} pays in time at {top['layout']}: {_gains(top)}.", _cost(top, baseline)]
+    elif _missed(top):
         sentences.append(
-            f"{where} has succeeded only at {baseline['layout']}"
-            f"{_outcome(baseline)}: whether more ranks pay is not known."
+            f"{where} does not reach the quality of {_baseline_name(top)} at any larger layout: {_shortfall(top)}. "
+            f"Its speed ({_rate(top)}) buys no time to equal quality."
         )
-    elif is_gain(top):
-        sentences.append(f"{where} pays in time at {top['layout']}: {_gains(top)}.")
-        sentences.append(_cost(top, baseline))
-    elif (gain(top) or 0) < 1:
+    elif top["outcome"] == "loss":
         sentences.append(
             f"{where} does not pay: even its best larger layout, {top['layout']}, is slower than "
-            f"{baseline['layout']} ({_gains(top)})."
+            f"{_baseline_name(top)} ({_gains(top)})."
         )
     else:
         sentences.append(f"{where} shows no gain beyond the noise: {top['layout']} brings {_gains(top)}.")
-    turns = _turns(ok) if top is not None and is_gain(top) else []
-    if top is not None and (gain(top) or 0) > SUPERLINEAR * top["ranks"] / top["baseline_ranks"]:
+    others = [p for p in series if _missed(p) and p is not top]
+    if others and not _missed(top):
+        sentences.append(
+            "; ".join(f"{p['layout']} misses the quality: {_shortfall(p)}" for p in others) + "."
+        )
+    if (top.get("gain") or 0) > SUPERLINEAR * top["ranks"] / top["baseline_ranks"]:
         sentences.append(
             "That is more than ideal: either the baseline was disturbed (repeat it on a quiet machine) or more ranks "
             "have more cache and memory bandwidth together."
         )
+    turns = _turns(ok) if top["outcome"] == "gain" else []
     sentences += _quality(top, baseline) + turns + _losses(series)
     return " ".join(s for s in sentences if s)
 
 
-def _outcome(point: Row) -> str:
+def _baseline_of(point: Row, points: Sequence[Row]) -> Row:
+    key = point["scene"], point["baseline_strategy"], point["baseline_layout"]
+    return next(p for p in points if (p["scene"], p["strategy"], p["layout"]) == key)
+
+
+def _shortfall(point: Row) -> str:
+    """Say how far below the quality to reach a point ended."""
+    if point.get("psnr") is None:
+        return f"{point['layout']} did not reach {point['target_psnr']:.2f} dB"
+    deficit = point["target_psnr"] - point["psnr"]
+    short = (
+        f", {deficit:.2f} dB below the {point['target_psnr']:.2f} dB to reach"
+        if deficit > 0
+        else (f"; most of its runs ended below {point['target_psnr']:.2f} dB")
+    )
+    return f"{point['layout']} ended at {point['psnr']:.2f} dB{short}"
+
+
+def _rate(point: Row) -> str:
+    value = point.get("speedup")
+    return "not known" if value is None else f"{value:.2f} times the {_speed_unit(point)}"
+
+
+def _finished(point: Row) -> str:
     parts = [numbers.decibel(point.get("psnr")), numbers.seconds(point.get("total_s"))]
     known = " in ".join(p for p in parts if p)
     return f" ({known})" if known else ""
@@ -126,17 +197,18 @@ def _outcome(point: Row) -> str:
 
 def _gains(point: Row) -> str:
     parts = []
+    if point.get("speedup_time_to_quality") is not None:
+        value, q = point["speedup_time_to_quality"], point["target_psnr"]
+        sooner = f"{value:.2f} times sooner" if value >= 1 else f"{1 / value:.2f} times later"
+        reached = point.get("n_reached")
+        some = "" if reached in (None, point["n_ok"]) else f" ({reached} of {point['n_ok']} runs reached it)"
+        parts.append(f"the quality of {_baseline_name(point)} ({q:.2f} dB) {sooner}{some}")
     if point.get("speedup") is not None:
         name = _SCALING.get(point["scaling"], "global batch changed")
         worth = point.get(f"efficiency_{point['scaling']}")
         efficient = f", {numbers.percent(worth)} efficient" if worth is not None else ""
-        parts.append(
-            f"{point['speedup']:.2f} times the images per second of {point['baseline_layout']} ({name}{efficient})"
-        )
-    if point.get("speedup_time_to_quality") is not None:
-        value, q = point["speedup_time_to_quality"], point["target_psnr"]
-        sooner = f"{value:.2f} times sooner" if value >= 1 else f"{1 / value:.2f} times later"
-        parts.append(f"the baseline's quality ({q:.2f} dB) {sooner}")
+        of = "" if parts else f" of {_baseline_name(point)}"
+        parts.append(f"{point['speedup']:.2f} times the {_speed_unit(point)}{of} ({name}{efficient})")
     return " and ".join(parts)
 
 
@@ -147,7 +219,7 @@ def _cost(point: Row, baseline: Row) -> str:
     ratio = cost / reference
     share = f"{ratio:.2f} times the rank-hours" if ratio >= 1 else f"only {ratio:.2f} of the rank-hours"
     return (
-        f"From launch to end the same number of images took {numbers.seconds(point.get('total_s'))} instead of "
+        f"From launch to end the same work took {numbers.seconds(point.get('total_s'))} instead of "
         f"{numbers.seconds(baseline.get('total_s'))} ({point['speedup_total']:.2f} times faster), for {share}."
     )
 
@@ -164,10 +236,13 @@ def _quality(top: Row | None, baseline: Row) -> list[str]:
 
 
 def _turns(ok: Sequence[Row]) -> list[str]:
-    """Where adding ranks starts to cost throughput."""
+    """Say where adding ranks starts to cost throughput, beyond the spread of the repeats."""
     rated = [p for p in ok if p.get("images_per_s")]
     for before, after in itertools.pairwise(rated):
-        if after["ranks"] > before["ranks"] and after["images_per_s"] < before["images_per_s"]:
+        falls = after["images_per_s_max"] < before["images_per_s_min"] / (
+            1 + (SINGLE_RUN_NOISE if min(before["n_ok"], after["n_ok"]) < 2 else 0)
+        )
+        if after["ranks"] > before["ranks"] and falls:
             return [
                 f"Going from {before['layout']} to {after['layout']} lowers the throughput: scaling has turned."
             ]
@@ -188,21 +263,25 @@ def _losses(series: Sequence[Row]) -> list[str]:
 def headline(points: Sequence[Row], runs: Sequence[Row]) -> list[tuple[str, str, str]]:
     """(value, label, note) for the cards at the top."""
     cards = []
-    tops = [t for s in by_series(points) if (t := best(s)) is not None]
-    rated = max((t for t in tops if t.get("speedup") is not None), key=lambda t: t["speedup"], default=None)
-    if rated is not None:
-        definition = _SCALING.get(rated["scaling"], "images/s")
-        against = f"{rated['layout']} over {rated['baseline_layout']}, {_where(rated, points)}"
-        cards.append((f"{rated['speedup']:.2f}×", f"speedup, {definition}", against))
+    tops = [t for s in by_series(points) if (t := best(s)) is not None and t.get("gain") is not None]
     sooner = max(
-        (t for t in tops if t.get("speedup_time_to_quality") is not None),
-        key=lambda t: t["speedup_time_to_quality"],
-        default=None,
+        (t for t in tops if t["gain_of"] == "time to equal quality"), key=lambda t: t["gain"], default=None
     )
     if sooner is not None:
         worth = numbers.percent(sooner["efficiency_time_to_quality"])
-        note = f"{worth} efficient, {sooner['layout']}, {_where(sooner, points)}"
-        cards.append((f"{sooner['speedup_time_to_quality']:.2f}×", "sooner to equal quality", note))
+        note = (
+            f"{worth} efficient, {sooner['layout']} over {_baseline_name(sooner)}, {_where(sooner, points)}"
+        )
+        label = "time to equal quality, speedup"
+        cards.append((f"{sooner['gain']:.2f}×", label, note))
+    rated = max((t for t in tops if t.get("speedup") is not None), key=lambda t: t["speedup"], default=None)
+    if rated is not None:
+        definition = _SCALING.get(rated["scaling"], "global batch changed")
+        against = f"{rated['layout']} over {_baseline_name(rated)}, {_where(rated, points)}"
+        cards.append((f"{rated['speedup']:.2f}×", f"{_speed_unit(rated)}, {definition}", against))
+    if not tops and (missed := [p for p in points if p["outcome"] == "missed_quality"]):
+        worst = max(missed, key=lambda p: p.get("psnr") or 0.0)
+        cards.append(("missed", "the baseline's quality", _shortfall(worst)))
     good = max((p for p in points if p.get("psnr") is not None), key=lambda p: p["psnr"], default=None)
     if good is not None:
         cards.append(

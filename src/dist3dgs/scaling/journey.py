@@ -7,6 +7,7 @@ from typing import Any
 from ..names import Layout
 from ..record import Evidence, Metrics, RunRecord
 from .measures import rank_hours
+from .points import application, hardware
 
 #: Seconds in these phases can be shared among ranks; all others are serial. Foreign logs call it stepping.
 PARALLEL_PHASES = ("step", "stepping")
@@ -201,10 +202,18 @@ def performance_comparison(story: Sequence[Attempt]) -> list[Performance]:
 def _baseline(attempt: Attempt, story: Sequence[Attempt]) -> Attempt | None:
     """The smallest and shortest success of the scene: under the same settings, else of the same strategy, else any.
 
-    Where nothing succeeded, a run that finished on fewer ranks than it was given shows what those can do.
+    It is of the same program and not of other hardware: another one's time says nothing of what to expect. Where
+    nothing succeeded, a run that finished on fewer ranks than it was given shows what those can do.
     """
     run = attempt.record.run
-    done = [a for a in story if a.record.run.scene == run.scene and a.record.metrics.total_s]
+    done = [
+        a
+        for a in story
+        if a.record.run.scene == run.scene
+        and a.record.metrics.total_s
+        and application(a.record) == application(attempt.record)
+        and _same_hardware(a.record, attempt.record)
+    ]
     ok = [a for a in done if a.record.status == "ok"]
     groups = (
         [a for a in ok if _comparable(a.record) == _comparable(attempt.record)],
@@ -213,6 +222,12 @@ def _baseline(attempt: Attempt, story: Sequence[Attempt]) -> Attempt | None:
         [a for a in done if a.record.status == "degraded" and a.record.metrics.ranks],
     )
     return min(next(filter(None, groups), []), key=_size, default=None)
+
+
+def _same_hardware(a: RunRecord, b: RunRecord) -> bool:
+    """Return False where both are named and differ; a run that failed early, or a log, may not name its devices."""
+    known = {hardware(r) for r in (a, b)} - {"", "GPU"}
+    return len(known) < 2
 
 
 def _comparable(record: RunRecord) -> dict[str, Any]:
@@ -224,7 +239,7 @@ def _comparable(record: RunRecord) -> dict[str, Any]:
 
 def _size(attempt: Attempt) -> tuple[int, float, int]:
     m = attempt.record.metrics
-    return _ranks_used(attempt.record), m.images or m.steps or 0, attempt.number
+    return _ranks_used(attempt.record), m.images or m.steps or m.epochs or 0, attempt.number
 
 
 def _ranks_used(record: RunRecord) -> int:
@@ -243,7 +258,7 @@ def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
         **dict.fromkeys(("normalised_steps", "expected_s", "measured_s", "best_possible_s", "reason")),
     }
     if baseline is None:
-        values["reason"] = "no successful run of this scene to compare with"
+        values["reason"] = "no successful run of this program on this scene and hardware to compare with"
         return Performance(**values)
     base = baseline.record
     used = _ranks_used(base)
@@ -264,7 +279,7 @@ def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
     stepping, base_stepping = _stepping(record), _stepping(base)
     if stepping is None or base_stepping is None or not work or not base_work:
         values["reason"] = "no phases: stepping cannot be told from the serial rest"
-        if work == base_work:
+        if work and work == base_work:
             values["measured_s"] = record.metrics.total_s
         return Performance(**values)
     if record.metrics.steps:
@@ -276,9 +291,13 @@ def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
 
 
 def _work(base: RunRecord, record: RunRecord) -> tuple[float | None, float | None]:
-    """How much each of two runs did, in the unit both know: images seen, else steps."""
+    """How much each of two runs did, in the unit both know: images seen, else epochs, else steps."""
     a, b = base.metrics, record.metrics
-    return (a.images, b.images) if a.images and b.images else (a.steps, b.steps)
+    for name in ("images", "epochs"):
+        works = getattr(a, name), getattr(b, name)
+        if all(works):
+            return works
+    return a.steps, b.steps
 
 
 def _stepping(record: RunRecord) -> float | None:

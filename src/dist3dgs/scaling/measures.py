@@ -41,7 +41,7 @@ def scaling_definition(
 ) -> tuple[Definition | None, str | None]:
     """Which scaling a point's images/s shows against its baseline, or None and why neither."""
     if batch is None or baseline_batch is None:
-        return None, "global batch not known"
+        return None, "global batch not known (of a log: dist3dgs import --batch-per-rank or --global-batch)"
     if batch == baseline_batch:
         return "strong", None
     if batch * baseline_ranks == baseline_batch * ranks:
@@ -75,8 +75,38 @@ def time_to_quality(curve: Sequence[QualityPoint], target_psnr: float) -> float 
     return None
 
 
+#: Below this R = T_compute / T_comm, communication takes more than N / (N + R) of the ideal speedup (the studies'
+#: threshold for data-parallel training to pay).
+R_PAYS = 3.0
+
+
+def seconds_per_image(record: RunRecord, name: Literal["compute_s", "comm_s"] | str) -> float | None:
+    """Seconds of computation or communication in steps, per image of all ranks together; timed steps only."""
+    seconds, steps, batch = getattr(record.metrics, name), record.metrics.timed_steps, global_batch(record)
+    steps = steps or record.metrics.steps
+    return None if seconds is None or not steps or not batch else float(seconds / (steps * batch))
+
+
+def ratio_measured(compute_one_s: float | None, comm_s: float | None) -> float | None:
+    """R = T_compute of one rank / T_comm of N ranks, for the same images.
+
+    With S = 1 / (1/N + 1/R) this is the R that decides what N ranks gain. The computation left on each of N ranks over
+    their communication (`compute_to_comm`) is R / N.
+    """
+    return None if compute_one_s is None or not comm_s else compute_one_s / comm_s
+
+
+def ratio_derived(speedup: float, ranks: int) -> float | None:
+    """Return the R that explains a speedup over one rank, R = 1 / (1/S - 1/N); None where nothing was lost."""
+    lost = 1 / speedup - 1 / ranks
+    return 1 / lost if ranks > 1 and lost > 0 else None
+
+
 def compute_to_comm(record: RunRecord) -> float | None:
-    """R = T_compute / T_comm within steps: as recorded, else (step seconds - exposed comm) / all comm."""
+    """Computation over communication on each of the run's ranks, within steps: R / N of `ratio_measured`.
+
+    As recorded, else (step seconds - exposed communication) / all communication.
+    """
     m = record.metrics
     if m.compute_to_comm is not None:
         return m.compute_to_comm

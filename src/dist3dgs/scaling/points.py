@@ -1,11 +1,22 @@
-"""Repeats of a point aggregated, and every point compared with its baseline: the rows of points.csv.
+"""Aggregate the repeats of each point and compare it with its baseline: the rows of points.csv.
 
 Only runs with status `ok` count: a degraded run (4 GPUs allocated, 1 used) says nothing about 4 GPUs.
+
+One comparison, one definition. Points are compared within a scene where they computed the same thing on the same
+hardware with the same code (`conditions`). The baseline is the smallest layout of those that succeeded, whichever
+strategy ran it: on one rank, strategies that only share out the work differently are one program. Where the
+baseline has a held-out quality, a point's gain is the ratio of the times to that quality, and a point that does not
+reach it has no gain (`missed_quality`); only where no quality is known is it the ratio of images per second, and
+where an imported log shows no rate the ratio of seconds per epoch. A gain
+or a loss is called so only beyond the joint spread of both sides' repeats.
 """
 
+import json
+import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..names import Layout
 from ..record import RunRecord
@@ -15,173 +26,375 @@ from .measures import (
     efficiency,
     global_batch,
     rank_hours,
+    ratio_derived,
+    ratio_measured,
     scaling_definition,
+    seconds_per_image,
     time_to_quality,
 )
 from .spread import Spread
 
 Row = dict[str, Any]
+Outcome = Literal["baseline", "gain", "loss", "no_difference", "missed_quality", "not_compared"]
 
 #: Measured per run, aggregated to median (`name`), `name_min` and `name_max`.
 AGGREGATED = (
+    *("total_s", "train_s", "rank_hours", "steps", "images", "step_s", "steps_per_s", "images_per_s"),
     *(
-        "total_s",
-        "train_s",
-        "rank_hours",
-        "steps",
-        "images",
-        "step_s",
-        "steps_per_s",
-        "images_per_s",
         "comm_s",
         "exposed_comm_s",
+        "compute_to_comm",
+        "compute_s_per_image",
+        "comm_s_per_image",
+        "peak_rss_gib",
+        "peak_host_gib",
+        "peak_gpu_gib",
     ),
-    *("compute_to_comm", "peak_rss_gib", "peak_host_gib", "peak_gpu_gib", "num_gaussians"),
-    *("psnr", "ssim", "lpips", "time_to_quality_s"),
+    *("num_gaussians", "psnr", "ssim", "lpips", "time_to_quality_s", "epochs", "epoch_s"),
 )
-_COMPARED = ("speedup", "speedup_time_to_quality", "speedup_total")
+_COMPARED = ("speedup", "speedup_time_to_quality", "speedup_total", "gain")
 
 POINT_COLUMNS = (
-    *("scene", "strategy", "layout", "nodes", "workers_per_node", "ranks"),
-    *("n_ok", "n_failed", "n_degraded", "n_other", "causes", "global_batch"),
-    *("baseline_layout", "baseline_ranks", "scaling"),
+    *("scene", "strategy", "layout", "nodes", "workers_per_node", "ranks", "hardware"),
+    *("n_ok", "n_failed", "n_degraded", "n_other", "n_shared", "causes", "left_out", "global_batch"),
+    *("baseline_strategy", "baseline_layout", "baseline_ranks", "scaling", "outcome", "gain_of"),
     *(f"{name}{end}" for name in _COMPARED for end in ("", "_min", "_max")),
     *("efficiency_strong", "efficiency_throughput", "efficiency_time_to_quality"),
-    *("negative_scaling", "target_psnr", "reason"),
+    *("r_measured", "r_derived", "negative_scaling", "target_psnr", "n_reached", "reason"),
     *(f"{name}{end}" for name in AGGREGATED for end in ("", "_min", "_max")),
 )
 
+#: With one run on either side nothing is known about the noise: smaller differences are not called gains or losses.
+SINGLE_RUN_NOISE = 0.05
+#: Training settings that leave the mathematics of a step alone. Runs of other lengths are compared by rates.
+_NO_WORK = {
+    *("steps", "keep"),
+    *(
+        "eval_every",
+        "eval_views",
+        "lpips",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "digest_every",
+        "log_every",
+    ),
+    *("tensorboard", "batch_per_rank", "global_batch"),
+}
 
-def point_rows(records: Iterable[RunRecord]) -> list[Row]:
-    """One row per (scene, strategy, layout), sorted; points without a successful run have counts and causes only."""
-    groups: dict[tuple[str, str], dict[Layout, list[RunRecord]]] = {}
+Conditions = tuple[str, str, str, str]
+
+
+def point_rows(records: Iterable[RunRecord], baseline: str | None = None) -> list[Row]:
+    """Return one row per (scene, strategy, layout), sorted; points without a successful run have counts and causes.
+
+    Args:
+        records: of any scenes, strategies and layouts, failures included.
+        baseline: `strategy/layout` to compare with instead of the smallest layout, where a scene has it.
+    """
+    points: dict[tuple[str, str, Layout], list[RunRecord]] = {}
     for record in records:
-        series = groups.setdefault((record.run.scene, record.run.strategy), {})
-        series.setdefault(Layout.parse(record.run.layout), []).append(record)
-    return [row for key in sorted(groups) for row in _series_rows(*key, groups[key])]
+        key = record.run.scene, record.run.strategy, Layout.parse(record.run.layout)
+        points.setdefault(key, []).append(record)
+    order = sorted(points, key=lambda k: (k[0], k[1], k[2].world_size, k[2].nodes))
+    # The point that others are compared with, by scene and conditions; a point's own conditions are its counted runs'.
+    references: dict[tuple[str, Conditions], tuple[str, str, Layout]] = {}
+    for scene in dict.fromkeys(k[0] for k in order):
+        for key in sorted((k for k in order if k[0] == scene), key=lambda k: _baseline_order(k, baseline)):
+            for record in points[key]:
+                if record.status == "ok":
+                    references.setdefault((scene, conditions(record)), key)
+    rows: dict[tuple[str, str, Layout], Row] = {}
+    compared: list[tuple[Row, tuple[str, str, Layout], Sequence[RunRecord]]] = []
+    for key in order:
+        counted, left_out = _alike(points[key], references, key)
+        own = next(iter(counted), None)
+        reference = None if own is None else references[key[0], conditions(own)]
+        target = None
+        if own is not None and reference is not None:
+            target = _target([r for r in points[reference] if _counts_as(r, own)])
+        rows[key] = _row(key, points[key], counted, left_out, target)
+        if reference is not None:
+            compared.append((rows[key], reference, counted))
+    for row, reference, _ in compared:
+        _compare(row, rows[reference])
+    for row in rows.values():
+        if not row["n_ok"]:
+            row |= {"reason": "no successful run", "outcome": "not_compared"}
+        if row["left_out"]:
+            row["reason"] = "; ".join(filter(None, [row.get("reason"), row["left_out"]]))
+    return [rows[key] for key in order]
 
 
-def _series_rows(scene: str, strategy: str, layouts: dict[Layout, list[RunRecord]]) -> list[Row]:
-    """All layouts of one scene and strategy, compared with the smallest one that succeeded."""
-    order = sorted(layouts, key=lambda layout: (layout.world_size, layout.nodes))
-    baseline = next((x for x in order if any(r.status == "ok" for r in layouts[x])), None)
-    target = None
-    if baseline is not None:
-        final = Spread.of(r.metrics.psnr for r in layouts[baseline] if r.status == "ok")
-        target = None if final is None else final.median - QUALITY_TOLERANCE_DB
-    rows: dict[Layout, Row] = {}
-    for layout in order:
-        rows[layout] = {
-            "scene": scene,
-            "strategy": strategy,
-            "layout": str(layout),
-            "nodes": layout.nodes,
-            "workers_per_node": layout.workers_per_node,
-            "ranks": layout.world_size,
-            "target_psnr": target,
-            **_aggregate(layouts[layout], target),
-        }
-    if baseline is not None:
-        for row in rows.values():
-            _compare(row, rows[baseline])
-    return list(rows.values())
+def conditions(record: RunRecord) -> Conditions:
+    """Return what must be the same in two runs for their times to be compared: hardware, code, data, work.
+
+    Strategies of our own that train with the same settings do the same work; a foreign program is compared with
+    itself alone.
+    """
+    provenance, settings = record.provenance, record.run.settings
+    if provenance.source == "dist3dgs" and isinstance(train := settings.get("train"), dict):
+        work = json.dumps({k: v for k, v in train.items() if k not in _NO_WORK}, sort_keys=True)
+    else:
+        work = f"{application(record)} {settings.get('trainer') or ''}"
+    return hardware(record), provenance.code_digest or "", provenance.scene_digest or "", work
 
 
-def _aggregate(records: Sequence[RunRecord], target_psnr: float | None) -> Row:
+def application(record: RunRecord) -> str:
+    """Name the program that ran: ours, or of an import its strategy, which stands for the program there."""
+    own = record.provenance.source == "dist3dgs"
+    return "dist3dgs" if own else f"imported {record.run.strategy}"
+
+
+def hardware(record: RunRecord) -> str:
+    """Name the devices that a run computed on, e.g. `NVIDIA H200`, or its processor: `cpu (AMD EPYC)`."""
+    kinds = sorted(set(record.environment.devices))
+    cpu = record.environment.cpu
+    return ", ".join(f"cpu ({cpu})" if kind == "cpu" and cpu else kind for kind in kinds)
+
+
+def _counts_as(record: RunRecord, other: RunRecord) -> bool:
+    return record.status == "ok" and conditions(record) == conditions(other)
+
+
+def _baseline_order(key: tuple[str, str, Layout], named: str | None) -> tuple[Any, ...]:
+    """Sort candidates: the named one first, then by ranks, nodes, and `replicated` before other strategies."""
+    _, strategy, layout = key
+    return (
+        f"{strategy}/{layout}" != named,
+        layout.world_size,
+        layout.nodes,
+        strategy != "replicated",
+        strategy,
+    )
+
+
+def _alike(
+    records: Sequence[RunRecord],
+    references: dict[tuple[str, Conditions], tuple[str, str, Layout]],
+    key: tuple[str, str, Layout],
+) -> tuple[list[RunRecord], str | None]:
+    """Choose the successful runs of a point that may be averaged, and say in words what was left out.
+
+    Those that can be compared with another point come first, then the most numerous, then the newest.
+    """
+    groups: dict[Conditions, list[RunRecord]] = {}
+    for record in records:
+        if record.status == "ok":
+            groups.setdefault(conditions(record), []).append(record)
+    if len(groups) < 2:
+        return next(iter(groups.values()), []), None
+
+    def rank(found: Conditions) -> tuple[bool, int, float]:
+        newest = max(r.provenance.finished_at or 0.0 for r in groups[found])
+        return references[key[0], found] != key, len(groups[found]), newest
+
+    best = max(groups, key=rank)
+    others = [found for found in groups if found != best]
+    names = ("hardware", "training code", "packed scene", "training settings")
+    differ = [name for i, name in enumerate(names) if any(other[i] != best[i] for other in others)]
+    count = sum(len(groups[other]) for other in others)
+    what = f"{count} run{'s' if count > 1 else ''} left out: other {' and '.join(differ)}"
+    return groups[best], what
+
+
+def _target(baseline: Sequence[RunRecord]) -> float | None:
+    """Return the PSNR to reach: the baseline's final one less the tolerance, so that most of its own runs reach it."""
+    finals = [
+        r.metrics.psnr for r in baseline if r.metrics.psnr is not None and math.isfinite(r.metrics.psnr)
+    ]
+    return statistics.median_low(finals) - QUALITY_TOLERANCE_DB if finals else None
+
+
+def _row(
+    key: tuple[str, str, Layout],
+    records: Sequence[RunRecord],
+    counted: Sequence[RunRecord],
+    left_out: str | None,
+    target: float | None,
+) -> Row:
+    scene, strategy, layout = key
     statuses = Counter(r.status for r in records)
     causes = Counter(r.failure.cause for r in records if r.failure is not None)
-    ok = [r for r in records if r.status == "ok"]
-    batches = {global_batch(r) for r in ok}
+    batches = {global_batch(r) for r in counted}
     row: Row = {
-        "n_ok": statuses["ok"],
+        "scene": scene,
+        "strategy": strategy,
+        "layout": str(layout),
+        "nodes": layout.nodes,
+        "workers_per_node": layout.workers_per_node,
+        "ranks": layout.world_size,
+        "hardware": hardware(counted[0]) if counted else None,
+        "n_ok": len(counted),
         "n_failed": statuses["failed"],
         "n_degraded": statuses["degraded"],
-        "n_other": statuses["unknown"],
+        "n_other": statuses["unknown"] + statuses["ok"] - len(counted),
+        # Successful runs during which other jobs were on their nodes.
+        "n_shared": sum(1 for r in counted if r.environment.nodes_shared),
         "causes": ", ".join(f"{cause} x{n}" if n > 1 else cause for cause, n in sorted(causes.items())),
+        "left_out": left_out,
+        "target_psnr": target,
         "global_batch": batches.pop() if len(batches) == 1 else None,
     }
     for name in AGGREGATED:
-        values = [_measure(r, name, target_psnr) for r in ok]
-        if name == "time_to_quality_s" and None in values:
-            continue  # the median of the repeats that got there would hide those that did not
-        spread = Spread.of(values)
+        if name == "time_to_quality_s":
+            row |= _times_to_quality(counted, target)
+            continue
+        spread = Spread.of(_measure(r, name) for r in counted)
         if spread is not None:
             row |= {name: spread.median, f"{name}_min": spread.low, f"{name}_max": spread.high}
     return row
 
 
-def _measure(record: RunRecord, name: str, target_psnr: float | None) -> float | None:
-    if name == "time_to_quality_s":
-        return None if target_psnr is None else time_to_quality(record.metrics.curve, target_psnr)
+def _measure(record: RunRecord, name: str) -> float | None:
     if name == "compute_to_comm":
         return compute_to_comm(record)
     if name == "rank_hours":
         return rank_hours(record)
+    if name.endswith("_per_image"):
+        return seconds_per_image(record, name.removesuffix("_per_image"))
     if name == "step_s":
         return None if record.metrics.step_s is None else record.metrics.step_s.median
     value: float | None = getattr(record.metrics, name)
     return value
 
 
+def _times_to_quality(records: Sequence[RunRecord], target: float | None) -> Row:
+    """Aggregate the times to the target; a run that never reaches it counts as infinitely late.
+
+    So a point has a time where more than half of its runs got there, and one unlucky evaluation does not delete it.
+    """
+    if target is None or not any(r.metrics.curve for r in records):
+        return {}
+    times = [time_to_quality(r.metrics.curve, target) for r in records]
+    reached = [t for t in times if t is not None]
+    median = statistics.median(math.inf if t is None else t for t in times)
+    row: Row = {"n_reached": len(reached)}
+    if math.isfinite(median):
+        names = ("time_to_quality_s", "time_to_quality_s_min", "time_to_quality_s_max")
+        row |= dict(zip(names, (median, min(reached), max(reached)), strict=True))
+    return row
+
+
 def _compare(row: Row, baseline: Row) -> None:
-    """Add speedups, the efficiencies that are defined, and the reasons for those that are not."""
-    row["baseline_layout"], row["baseline_ranks"] = baseline["layout"], baseline["ranks"]
-    if not row["n_ok"]:
-        row["reason"] = "no successful run"
-        return
+    """Add speedups, the outcome, the efficiencies that are defined, and the reasons for those that are not."""
+    row["baseline_strategy"], row["baseline_layout"] = baseline["strategy"], baseline["layout"]
+    row["baseline_ranks"] = baseline["ranks"]
     ranks, baseline_ranks = row["ranks"], baseline["ranks"]
     reasons = []
-    _ratio(row, "speedup", row, "images_per_s", baseline.get("images_per_s"))
-    if same_work(row.get("images"), baseline.get("images")):
-        _ratio(row, "speedup_total", row, "total_s", baseline.get("total_s"), inverse=True)
+    if row is baseline and ranks > 1:
+        reasons.append(f"no run on fewer than {ranks} ranks to compare with")
+    _ratio(row, "speedup", "images_per_s", baseline)
+    if row.get("speedup") is None:
+        _ratio(row, "speedup", "epoch_s", baseline, inverse=True)
+    if any(same_work(row.get(name), baseline.get(name)) for name in ("images", "epochs")):
+        _ratio(row, "speedup_total", "total_s", baseline, inverse=True)
     else:
-        reasons.append("no ratio of total times: the runs did not see the same number of images")
-    _ratio(
-        row,
-        "speedup_time_to_quality",
-        row,
-        "time_to_quality_s",
-        baseline.get("time_to_quality_s"),
-        inverse=True,
-    )
+        reasons.append("no ratio of total times: the runs did not see the same number of images or epochs")
+    _ratio(row, "speedup_time_to_quality", "time_to_quality_s", baseline, inverse=True)
 
     definition, why = scaling_definition(row["global_batch"], ranks, baseline["global_batch"], baseline_ranks)
-    row["scaling"] = "baseline" if row is baseline else definition
+    if definition is None and None in (row["global_batch"], baseline["global_batch"]):
+        row["scaling"] = "unknown"
+    else:
+        row["scaling"] = definition
+    if row is baseline:
+        row["scaling"] = "baseline"
     if why:
         reasons.append(why)
     speedup = row.get("speedup")
     if speedup is None:
-        reasons.append("images/s not known")
+        reasons.append("neither images/s nor seconds per epoch known")
     else:
         wanted = ("strong", "throughput") if row is baseline else (definition,)
         for name in filter(None, wanted):
             row[f"efficiency_{name}"] = efficiency(speedup, ranks, baseline_ranks)
-        row["negative_scaling"] = ranks > baseline_ranks and speedup < 1
+        if baseline_ranks == 1:
+            row["r_measured"] = ratio_measured(
+                baseline.get("compute_s_per_image"), row.get("comm_s_per_image")
+            )
+            row["r_derived"] = ratio_derived(speedup, ranks)
+        row["negative_scaling"] = ranks > baseline_ranks and _beyond_spread(row, "speedup", baseline) < 0
     to_quality = row.get("speedup_time_to_quality")
     if to_quality is not None:
         row["efficiency_time_to_quality"] = efficiency(to_quality, ranks, baseline_ranks)
     elif row.get("target_psnr") is None:
         reasons.append("no held-out PSNR of the baseline to reach")
-    else:
+    elif missed_quality(row):
+        reached = f"{row.get('n_reached', 0)} of {row['n_ok']} runs"
         best = row.get("psnr_max")
         ended = "" if best is None else f" (its best run ended at {best:.2f} dB)"
-        reasons.append(f"not every run reached {row['target_psnr']:.2f} dB{ended}")
+        reasons.append(f"{reached} reached {row['target_psnr']:.2f} dB{ended}")
+    else:
+        reasons.append("no evaluations during training: the time to equal quality is not known")
+    row["outcome"] = _outcome(row, baseline)
+    if row["outcome"] not in ("not_compared", "missed_quality"):
+        for end in ("", "_min", "_max"):
+            row[f"gain{end}"] = row.get(f"{_definition(baseline)}{end}")
+        row["gain_of"] = _gain_of(row, baseline)
     row["reason"] = "; ".join(reasons) or None
 
 
+def missed_quality(row: Row) -> bool:
+    """Return whether most of a point's runs ended below the quality to reach."""
+    target = row.get("target_psnr")
+    if target is None or row.get("time_to_quality_s") is not None:
+        return False
+    return row.get("n_reached") is not None or (row.get("psnr") is not None and row["psnr"] < target)
+
+
+def _definition(baseline: Row) -> str:
+    """Name the ratio by which the points of one baseline are compared, all of them by the same."""
+    return "speedup" if baseline.get("time_to_quality_s") is None else "speedup_time_to_quality"
+
+
+def _gain_of(row: Row, baseline: Row) -> str:
+    if "quality" in _definition(baseline):
+        return "time to equal quality"
+    rated = row.get("images_per_s") and baseline.get("images_per_s")
+    return "images per second" if rated else "seconds per epoch"
+
+
+def _outcome(row: Row, baseline: Row) -> Outcome:
+    if row is baseline:
+        return "baseline"
+    if missed_quality(row):
+        return "missed_quality"
+    if row.get(_definition(baseline)) is None:
+        return "not_compared"
+    sign = _beyond_spread(row, _definition(baseline), baseline)
+    return "gain" if sign > 0 else "loss" if sign < 0 else "no_difference"
+
+
+def _beyond_spread(row: Row, name: str, baseline: Row) -> int:
+    """Return 1 or -1 where the ratio differs from 1 in every pair of repeats, and else 0.
+
+    Where either side is a single run, a difference must exceed `SINGLE_RUN_NOISE` as well.
+    """
+    noise = SINGLE_RUN_NOISE if min(row["n_ok"], baseline["n_ok"]) < 2 else 0.0
+    value, low, high = (row.get(f"{name}{end}") or math.nan for end in ("", "_min", "_max"))
+    if low > 1 and value > 1 + noise:
+        return 1
+    return -1 if high < 1 and value < 1 / (1 + noise) else 0
+
+
 def same_work(images: float | None, baseline_images: float | None) -> bool:
-    """Whether two runs saw as many images, to 2 % (a last partial batch)."""
+    """Return whether two runs saw as many images, to 2 % (a last partial batch)."""
     return bool(images and baseline_images) and abs(images / baseline_images - 1) <= 0.02  # type: ignore[operator]
 
 
-def _ratio(
-    row: Row, name: str, source: Row, measure: str, reference: float | None, inverse: bool = False
-) -> None:
-    """`name`, `name_min`, `name_max`: measure / baseline's median, or the inverse where less is better."""
-    if not reference:
+def _ratio(row: Row, name: str, measure: str, baseline: Row, inverse: bool = False) -> None:
+    """Add `name`, `name_min`, `name_max`: measure / baseline, or the inverse where less is better.
+
+    The extremes are those of any pair of repeats, so both sides' spread counts; the baseline's own are its repeats
+    over their median.
+    """
+    own = [row.get(f"{measure}{end}") for end in ("", "_min", "_max")]
+    base = [baseline.get(f"{measure}{end}") for end in ("", "_max", "_min")]
+    if row is baseline:
+        base = [base[0]] * 3
+    if not all(own) or not all(base):
         return
-    ends = ("", "_max", "_min") if inverse else ("", "_min", "_max")
-    for end, from_end in zip(("", "_min", "_max"), ends, strict=True):
-        value = source.get(f"{measure}{from_end}")
-        if value:
-            row[f"{name}{end}"] = reference / value if inverse else value / reference
+    ratios = [a / b for a, b in zip(own, base, strict=True)]  # type: ignore[operator]
+    if inverse:
+        ratios = [1 / ratios[0], 1 / ratios[2], 1 / ratios[1]]
+    row |= dict(zip((name, f"{name}_min", f"{name}_max"), ratios, strict=True))

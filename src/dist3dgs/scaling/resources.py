@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..evidence import Attempt, attempts, chain
+from ..record import RunRecord
 
 #: Width of the bins in which the most frequent value (mode) is looked for.
 MODE_BIN = {
@@ -81,6 +83,25 @@ def read_samples(point_folder: Path) -> list[Samples]:
 def read_chain(point_folder: Path) -> list[Samples]:
     """As `read_samples`, of all attempts that make up the run: those whose time its record adds up."""
     return _samples(chain(point_folder))
+
+
+def samples_elsewhere(records: Sequence[RunRecord], paths: Sequence[Path]) -> list[tuple[RunRecord, Path]]:
+    """Return the records that were made with samples of which none lie beside them: only the records were copied."""
+    return [
+        (record, path)
+        for record, path in zip(records, paths, strict=True)
+        if any(name.startswith("resources.") for name in record.provenance.evidence_sha256)
+        and not any(attempt.resources_paths() for attempt in attempts(path.parent))
+    ]
+
+
+def copy_command(path: Path) -> str:
+    """Return the command that brings the attempts of all records of a study to where this one of them lies."""
+    results = path.parents[4] if len(path.parents) > 4 else path.parent
+    return (
+        "rsync -a --include='*/' --include='attempts/***' --exclude='*' "
+        f"HOST:PROJECT/results/ {shlex.quote(str(results))}/"
+    )
 
 
 def _samples(tried: Sequence[Attempt]) -> list[Samples]:

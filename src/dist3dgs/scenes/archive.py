@@ -149,7 +149,7 @@ def _below(members: list[_Member], folder: str, archive: Path) -> list[tuple[Pur
     else:
         tops = sorted({"/".join(m.path.parts[:2]) for m in members})[:12]
         raise UserError(
-            f"{archive}: no folder {folder!r} in it. It holds: {', '.join(tops)}. Mend `download:`'s #folder."
+            f"{archive}: no folder {folder!r} in it. It holds: {', '.join(tops)}. Correct `download:`'s #folder."
         )
     total = sum(m.num_bytes for m in inside)
     if total > MAX_BYTES:

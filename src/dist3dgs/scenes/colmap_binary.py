@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .cameras import MODELS, Camera
-from .colmap_model import OBSERVATION, Image, add, bad, camera_of, pose_of
+from .cameras import Camera
+from .colmap_model import OBSERVATION, Image, add, bad, camera_of, model_numbered, pose_of
 
 MAX_NAME_BYTES = 1024
 _TRACK = np.dtype([("image_id", "<u4"), ("point2d", "<u4")])
@@ -71,11 +71,9 @@ class _Bytes:
 def read_cameras(path: Path) -> dict[int, Camera]:
     reader = _Bytes(path)
     cameras: dict[int, Camera] = {}
-    for _ in range(reader.count(_CAMERA.size + 3 * 8, "cameras")):
+    for _ in range(reader.count(_CAMERA.size, "cameras")):
         camera_id, number, width, height = reader.unpack(_CAMERA, "a camera")
-        if number not in MODELS:
-            bad(path, f"camera {camera_id} has unknown model number {number}")
-        model, num_params = MODELS[number]
+        model, num_params = model_numbered(path, camera_id, number)
         params = reader.unpack(struct.Struct(f"<{num_params}d"), f"camera {camera_id}")
         add(path, cameras, camera_id, camera_of(path, model, width, height, params), "camera")
     reader.finish()
@@ -105,13 +103,27 @@ def read_images(path: Path) -> dict[int, Image]:
 def read_points(path: Path) -> tuple:
     reader = _Bytes(path)
     count = reader.count(_POINT.size, "points")
-    ids, tracks = np.empty(count, np.int64), []
-    points, colors, errors = np.empty((count, 3)), np.empty((count, 3), np.uint8), np.empty(count)
+    ids, rows = np.empty(count, np.int64), np.empty((count, 4))
+    colors = np.empty((count, 3), np.uint8)
+    tracks = []
+    # Millions of times: no more than this is done for each point.
+    data, at, unpack, size = reader.data, reader.at, _POINT.unpack_from, _POINT.size
     for i in range(count):
-        point_id, x, y, z, r, g, b, error, length = reader.unpack(_POINT, "a point")
+        if len(data) - at < size:
+            reader.at = at
+            reader.need(size, "a point")
+        point_id, x, y, z, r, g, b, error, length = unpack(data, at)
+        at += size
+        end = at + length * _TRACK.itemsize
+        if end > len(data):
+            reader.at = at
+            reader.need(end - at, f"the track of point {point_id}")
         if point_id >= 2**63:
             bad(path, f"point id {point_id} is out of range")
-        ids[i], points[i], colors[i], errors[i] = point_id, (x, y, z), (r, g, b), error
-        tracks.append(reader.array(_TRACK, length, f"the track of point {point_id}")["image_id"])
+        ids[i], rows[i], colors[i] = point_id, (x, y, z, error), (r, g, b)
+        tracks.append(data[at:end])
+        at = end
+    reader.at = at
     reader.finish()
-    return ids, points, colors, errors, np.concatenate(tracks) if tracks else np.empty(0, np.uint32)
+    track_images = set(np.unique(np.frombuffer(b"".join(tracks), _TRACK)["image_id"]).tolist())
+    return ids, rows[:, :3], colors, rows[:, 3], track_images

@@ -1,9 +1,9 @@
 """COLMAP models, read without COLMAP: cameras, images and points3D, binary or text.
 
 COLMAP's own reader trusts its files: a cut or hostile one makes it hang, eat memory or return garbage. Here every
-count is held against the bytes that are there before anything is allocated, numbers must be finite and ids must
-exist; what is wrong becomes a `UserError` that names the file. The rigs and frames files that COLMAP writes since 3.12
-are not needed: images.bin still holds every image's own pose. Format: https://colmap.github.io/format.html
+count is held against the bytes that are there before anything is allocated; what would spoil the training becomes a
+`UserError` that names the file, what training does not use is dropped with a note. The rigs and frames files that
+COLMAP writes since 3.12 are not needed: images.bin still holds every image's own pose. Format: https://colmap.github.io/format.html
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import UserError
 from . import colmap_binary, colmap_text
-from .colmap_model import Model, check
+from .colmap_model import Model, checked
 
 
 def model_format(folder: Path) -> str | None:
@@ -34,7 +34,7 @@ def read_model(folder: Path) -> Model:
     files = colmap_binary if suffix == ".bin" else colmap_text
     cameras = files.read_cameras(Path(folder, "cameras" + suffix))
     images = files.read_images(Path(folder, "images" + suffix))
-    ids, points, colors, errors, tracks = files.read_points(Path(folder, "points3D" + suffix))
+    ids, points, colors, errors, track_images = files.read_points(Path(folder, "points3D" + suffix))
     order = np.argsort(ids, kind="stable")
     model = Model(
         cameras=cameras,
@@ -44,5 +44,4 @@ def read_model(folder: Path) -> Model:
         colors=colors[order],
         errors=errors[order],
     )
-    check(model, tracks, Path(folder), suffix)
-    return model
+    return checked(model, track_images, Path(folder), suffix)

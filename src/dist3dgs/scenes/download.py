@@ -51,7 +51,7 @@ def fetch_scene(
     if local is not None and local.is_dir():
         scene = (local / folder).resolve()
         if not scene.is_relative_to(local.resolve()) or not scene.is_dir():
-            raise UserError(f"{local}: no folder {folder!r} in it. Mend the scene's `download:`.")
+            raise UserError(f"{local}: no folder {folder!r} in it. Correct the scene's `download:`.")
         return scene
     if target.is_dir():  # extraction is atomic: what is there is whole
         return target
@@ -97,7 +97,7 @@ def _local_path(url: str) -> Path | None:
         path = Path(url).expanduser()
     else:
         raise UserError(
-            f"{url}: only http://, https://, file:/// and local paths can be fetched. Mend `download:`."
+            f"{url}: only http://, https://, file:/// and local paths can be fetched. Correct `download:`."
         )
     if not path.exists():
         raise UserError(f"{path}: no such file or folder. Check the scene's `download:`.")

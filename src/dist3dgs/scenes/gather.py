@@ -1,5 +1,7 @@
 """Where a scene's photographs and poses come from: settings, structure from motion, or an existing COLMAP model."""
 
+import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from ..errors import UserError
 from ..spec import SfmSettings
 from .colmap_io import model_format, read_model
 from .colmap_model import Model
+from .listing import Listing, list_files, smaller_copies
 from .photos import prepare_photos
 from .sfm import run_sfm
 
@@ -42,7 +45,8 @@ class IngestSource:
 class IngestSettings:
     """max_width_px: shrink photographs to this width at most (None: as they are).
     downscale: or divide their size by this whole number.
-        Where a COLMAP scene has images_2, _4 or _8 beside images, the smallest that is large enough is used.
+        Where a COLMAP scene has images_2, images_4, ... beside images, the smallest that is large enough is used,
+        photograph by photograph.
     test_every: every n-th photograph by name, from the first, is held out; 0 holds out none.
     sfm: structure from motion, for photographs without a model.
     """
@@ -55,24 +59,27 @@ class IngestSettings:
     def __post_init__(self) -> None:
         if self.max_width_px is not None and self.max_width_px < 16:
             raise UserError(
-                f"max_width_px {self.max_width_px}: at least 16 is needed. Mend the scene's settings."
+                f"max_width_px {self.max_width_px}: at least 16 is needed. Correct the scene's settings."
             )
         if not 1 <= self.downscale <= 64:
             raise UserError(
-                f"downscale {self.downscale}: a whole number from 1 to 64. Mend the scene's settings."
+                f"downscale {self.downscale}: a whole number from 1 to 64. Correct the scene's settings."
             )
         if self.test_every < 0 or self.test_every == 1:
             raise UserError(
-                f"test_every {self.test_every}: 0 (hold out nothing) or at least 2. Mend the scene's settings."
+                f"test_every {self.test_every}: 0 (hold out nothing) or at least 2. Correct the scene's settings."
             )
 
 
 @dataclass(kw_only=True)
 class PosedPhotos:
-    """A model with its photographs: `files` maps an image id to (name as given, path)."""
+    """A model with its photographs.
+
+    files: image id -> (name as given, paths to try: the photograph and its smaller copies, the best first).
+    """
 
     model: Model
-    files: dict[int, tuple[str, Path]]
+    files: dict[int, tuple[str, list[Path]]]
     left_out: dict[str, str]
     notes: dict[str, str]
     report: dict[str, Any]
@@ -86,8 +93,10 @@ def from_photos(
     copies, sfm_work = work / "images", work / "sfm"
     sfm_work.mkdir()
     photos = prepare_photos(folder, copies)
-    _say_each(say, "ingest: WARNING left out", photos.left_out)
-    _say_each(say, "ingest: note", photos.notes)
+    say_each(say, "ingest: WARNING left out", photos.left_out)
+    say_each(say, "ingest: note", photos.notes)
+    for hint in photos.hints:
+        say(f"ingest: {hint}")
     timings_s = {"check": time.monotonic() - start}
     say(f"ingest: structure from motion of {len(photos.photos)} photographs")
     try:
@@ -95,19 +104,21 @@ def from_photos(
     finally:
         if (sfm_work / SFM_LOG).exists():
             shutil.copy(sfm_work / SFM_LOG, out_folder / SFM_LOG)
-    files = {i: (photos.originals[x.name], copies / x.name) for i, x in result.model.images.items()}
-    left_out = dict(photos.left_out)
+    files = {i: (photos.originals[x.name], [copies / x.name]) for i, x in result.model.images.items()}
     registered = {image.name for image in result.model.images.values()}
-    for photo in photos.photos:
-        if photo.name not in registered:
-            left_out[photos.originals[photo.name]] = (
-                f"not registered by structure from motion: {result.num_features[photo.name]} features, "
-                f"{result.num_matches[photo.name]} verified matches with other photographs"
-            )
+    unregistered = {
+        photos.originals[photo.name]: (
+            f"not registered by structure from motion: {result.num_features[photo.name]} features, "
+            f"{result.num_matches[photo.name]} verified matches with other photographs"
+        )
+        for photo in photos.photos
+        if photo.name not in registered
+    }
+    say_each(say, "ingest: WARNING left out", unregistered)
     return PosedPhotos(
         model=result.model,
         files=files,
-        left_out=left_out,
+        left_out=photos.left_out | unregistered,
         notes=photos.notes,
         report={
             "sfm": {
@@ -123,7 +134,7 @@ def from_photos(
     )
 
 
-def _say_each(say: Callable[[str], None], what: str, items: dict[str, str], most: int = 10) -> None:
+def say_each(say: Callable[[str], None], what: str, items: dict[str, str], most: int = 10) -> None:
     for name, text in list(items.items())[:most]:
         say(f"{what}: {name}: {text}")
     if len(items) > most:
@@ -138,7 +149,7 @@ def find_models(path: Path) -> list[Path]:
     return [p for p in dict.fromkeys(candidates) if model_format(p)]
 
 
-def from_colmap(source: IngestSource, settings: IngestSettings) -> PosedPhotos:
+def from_colmap(source: IngestSource, settings: IngestSettings, say: Callable[[str], None]) -> PosedPhotos:
     start = time.monotonic()
     if not source.path.is_dir():
         raise UserError(f"{source.path}: no such folder. Check `colmap:` of the scene.")
@@ -149,32 +160,60 @@ def from_colmap(source: IngestSource, settings: IngestSettings) -> PosedPhotos:
             "all .bin or all .txt). Check `colmap:` of the scene."
         )
     models = [read_model(folder) for folder in folders]
-    model = max(models, key=lambda m: (len(m.images), len(m.points)))
-    images = _images_folder(source, model, settings)
-    files: dict[int, tuple[str, Path]] = {}
+    model, folder = max(
+        zip(models, folders, strict=True), key=lambda found: (len(found[0].images), len(found[0].points))
+    )
+    images = _images_folder(source)
+    originals, smaller = list_files(images), _large_enough(images, model, settings)
+    files: dict[int, tuple[str, list[Path]]] = {}
     left_out: dict[str, str] = {}
-    for image_id, image in model.images.items():
-        path = images / image.name
-        if not path.is_file():
+    known: set[str] = set()
+    notes = {str(folder / name): note for name, note in model.notes.items()}
+    lacking: dict[str, list[str]] = {copies.folder.name: [] for copies in smaller}
+    for image_id, image in sorted(model.images.items()):
+        found = [copies.find(image.name) for copies in (*smaller, originals)]
+        paths = [path for _, path in filter(None, found)]
+        if not paths:
             left_out[image.name] = f"in the model, but not in {images.name}/"
-        else:
-            files[image_id] = (image.name, path)
-    known = {image.name for image in model.images.values()}
-    for path in sorted(p for p in images.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        if (name := path.relative_to(images).as_posix()) not in known:
-            left_out[name] = "not in the COLMAP model"
+            continue
+        name = found[-1][0] if found[-1] else image.name
+        if name in known:
+            left_out[image.name] = f"the same file as {name}, which the model has under another name as well"
+            continue
+        known.add(name)
+        files[image_id] = (name, paths)
+        for copies, here in zip(smaller, found, strict=False):
+            if here is None:
+                lacking[copies.folder.name].append(name)
+    if not files:
+        raise UserError(_none_found(source, model, originals))
+    for camera_id in sorted({model.images[i].camera_id for i in files}):
+        if not model.cameras[camera_id].is_supported:
+            raise UserError(
+                f"{folder}: camera {camera_id}: {_cannot_undistort(model.cameras[camera_id].model, folder, images)}"
+            )
+    for folder_name, names in lacking.items():
+        if names:
+            notes[f"{folder_name}/"] = (
+                f"{len(names)} of {len(files)} photographs are not in it by their names (first: {names[0]}): "
+                f"reduced from {images.name}/"
+            )
+    left_out |= {name: "not in the COLMAP model" for name in originals.files if name not in known}
+    left_out |= originals.skipped
+    say_each(say, "ingest: WARNING left out", left_out)
+    say_each(say, "ingest: note", notes)
     return PosedPhotos(
         model=model,
         files=files,
         left_out=left_out,
-        notes={},
+        notes=notes,
         report={"sfm": {"num_models": len(models)}},
         timings_s={"read_model": time.monotonic() - start},
     )
 
 
-def _images_folder(source: IngestSource, model: Model, settings: IngestSettings) -> Path:
-    """The photographs of an existing model: the smallest of images, images_2, _4 and _8 that is large enough."""
+def _images_folder(source: IngestSource) -> Path:
+    """The photographs of an existing model, in full size."""
     candidates = (
         [source.images] if source.images else [p / "images" for p in (source.path, *source.path.parents[:2])]
     )
@@ -184,13 +223,51 @@ def _images_folder(source: IngestSource, model: Model, settings: IngestSettings)
             f"{candidates[0]}: no such folder of photographs for the COLMAP model {source.path}. "
             "Put them there, or name their folder as `images:`."
         )
+    return folder
+
+
+def _large_enough(images: Path, model: Model, settings: IngestSettings) -> list[Listing]:
+    """The smaller copies of the photographs that are as large as wanted, the smallest first."""
     first = min(model.images.values(), key=lambda image: image.name)
     full = model.cameras[first.camera_id].width_px
-    for divisor in (8, 4, 2):
-        scaled = folder.with_name(f"{folder.name}_{divisor}")
-        if scaled.is_dir() and full / divisor >= wanted_width(full, settings) * ROUNDING:
-            return scaled
-    return folder
+    wanted = wanted_width(full, settings) * ROUNDING
+    return [
+        list_files(folder) for divisor, folder in smaller_copies(images).items() if full / divisor >= wanted
+    ]
+
+
+def _cannot_undistort(model: str, folder: Path, images: Path) -> str:
+    if model == "EQUIRECTANGULAR":
+        return (
+            "model EQUIRECTANGULAR: whole panoramas (360°) have no pinhole view. Cut them into perspective views, as "
+            "COLMAP's python/examples/panorama_sfm.py does, and give its output as `colmap:` and `images:`."
+        )
+    folders = ", ".join(json.dumps(str(path), ensure_ascii=False) for path in ("OUT", folder, images))
+    code = f"import pycolmap; pycolmap.undistort_images({folders})"
+    return (
+        f"model {model} cannot be undistorted here, but by COLMAP: python -c {shlex.quote(code)}, then `colmap: OUT` "
+        "and `images: OUT/images`."
+    )
+
+
+def _none_found(source: IngestSource, model: Model, originals: Listing) -> str:
+    """No photograph of the model is in the folder: say what each has, and the folder that would do."""
+    first = min(image.name for image in model.images.values())
+    here = next(iter(originals.files), "nothing")
+    hint = "Check `images:` of the scene."
+    for name in originals.files:
+        if name.endswith(f"/{first}"):
+            hint = f"Give `images: {originals.folder / name.removesuffix(f'/{first}')}`."
+            break
+        if first.endswith(f"/{name}") and originals.folder.as_posix().endswith(
+            tail := first.removesuffix(f"/{name}")
+        ):
+            hint = f"Give `images: {originals.folder.as_posix().removesuffix(tail) or '.'}`."
+            break
+    return (
+        f"{originals.folder}: none of the {len(model.images)} photographs of the COLMAP model {source.path} is in it. "
+        f"The model has {first!r}, the folder has {here!r}. {hint}"
+    )
 
 
 def wanted_width(full_px: int, settings: IngestSettings) -> float:

@@ -25,6 +25,7 @@ from .gather import (
     PosedPhotos,
     from_colmap,
     from_photos,
+    say_each,
     wanted_width,
 )
 from .normalise import apply_to_points, apply_to_viewmats, normalisation_of
@@ -59,11 +60,14 @@ def ingest(
                 say("ingest: rendering the photographs of the built-in scene")
                 make_scene(source.path)
         if source.kind == "colmap":
-            posed = from_colmap(source, settings)
+            posed = from_colmap(source, settings, say)
         else:
             images = source.path / "images" if source.kind == "builtin" else source.path
             posed = from_photos(images, Path(work), out_folder, settings, say)
+        said = posed.left_out.keys() | posed.notes.keys()
         views = _Views.plan(posed, settings)
+        for what, items in (("WARNING left out", posed.left_out), ("note", posed.notes)):
+            say_each(say, f"ingest: {what}", {name: text for name, text in items.items() if name not in said})
         digest, details = _pack(source.name, posed, views, out_folder, settings, say)
     report = {
         "scene": source.name,
@@ -93,10 +97,12 @@ def ingest(
 
 @dataclass(frozen=True, kw_only=True)
 class _Views:
-    """ids: image ids in the order of the photographs' names. undistorters: one per (camera, true size)."""
+    """ids: image ids in the order of the photographs' names. paths, undistorters: by image id; photographs of one
+    camera and size share an undistorter."""
 
     ids: list[int]
     names: list[str]
+    paths: dict[int, Path]
     undistorters: dict[int, Undistorter]
 
     @classmethod
@@ -104,36 +110,40 @@ class _Views:
         """Look at every photograph's size, leave out those that cannot be used, and prepare one remap per camera."""
         cache: dict[tuple[int, int, int], Undistorter] = {}
         chosen: dict[int, Undistorter] = {}
+        used: dict[int, Path] = {}
         full_width = {i: c.width_px for i, c in posed.model.cameras.items()}
-        for image_id, (name, path) in posed.files.items():
+        for image_id, (name, paths) in posed.files.items():
             camera_id = posed.model.images[image_id].camera_id
-            try:
-                height, width = load_pixels(path).shape[:2]
-                key = (camera_id, width, height)
-                if key not in cache:
-                    camera = _rescaled(posed.model.cameras[camera_id], width, height)
-                    cache[key] = Undistorter(
-                        camera, *_target_size(full_width[camera_id], (width, height), settings)
-                    )
-                chosen[image_id] = cache[key]
-            except UnusablePhoto as error:
-                posed.left_out[name] = str(error)
+            problems = []
+            for path in paths:
+                try:
+                    height, width = load_pixels(path).shape[:2]
+                    key = (camera_id, width, height)
+                    if key not in cache:
+                        camera = _rescaled(posed.model.cameras[camera_id], width, height)
+                        cache[key] = Undistorter(
+                            camera, *_target_size(full_width[camera_id], (width, height), settings)
+                        )
+                except UnusablePhoto as error:
+                    problems.append(str(error))
+                    continue
+                chosen[image_id], used[image_id] = cache[key], path
+                if problems:  # a smaller copy
+                    posed.notes[name] = f"its copy in {paths[0].parent.name}/ is not used: {problems[0]}"
+                break
+            else:
+                posed.left_out[name] = problems[-1]
         ids = sorted(chosen, key=lambda i: posed.files[i][0])
         if len(ids) < MIN_PHOTOS:
             reasons = "".join(f"\n  {k}: {v}" for k, v in list(sorted(posed.left_out.items()))[:20])
             raise UserError(
-                f"{len(ids)} photographs with a pose are left, at least {MIN_PHOTOS} are needed. Mend these:{reasons}"
+                f"{len(ids)} photographs with a pose are left, at least {MIN_PHOTOS} are needed. Left out:{reasons}"
             )
-        return cls(ids=ids, names=[posed.files[i][0] for i in ids], undistorters=chosen)
+        return cls(ids=ids, names=[posed.files[i][0] for i in ids], paths=used, undistorters=chosen)
 
 
 def _rescaled(camera: Camera, width: int, height: int) -> Camera:
     """The camera for photographs of another size, e.g. of a scene's images_4 folder."""
-    if not camera.is_supported:
-        raise UserError(
-            f"camera model {camera.model} cannot be undistorted here. Run `colmap image_undistorter` on the scene and "
-            "give its output as `colmap:`."
-        )
     sx, sy = width / camera.width_px, height / camera.height_px
     if abs(width - camera.width_px * sy) > 2 and abs(height - camera.height_px * sx) > 2:
         raise UnusablePhoto(
@@ -182,7 +192,7 @@ def _pack(
         nonlocal undistort_s
         for i, undistorter in zip(views.ids, undistorters, strict=True):
             begin = time.monotonic()
-            pixels = undistorter(load_pixels(posed.files[i][1]))
+            pixels = undistorter(load_pixels(views.paths[i]))
             undistort_s += time.monotonic() - begin
             yield pixels
 

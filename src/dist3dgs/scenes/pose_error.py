@@ -42,7 +42,7 @@ def read_truth(path: Path) -> dict[str, Doubles]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: no true poses in it ({error}). Expected JSON with `frames`, each with `file_path` and "
-            "`transform_matrix`. Mend it, or remove `truth:` from the scene."
+            "`transform_matrix`. Correct it, or remove `truth:` from the scene."
         ) from None
     return {name: pose @ np.diag([1.0, -1.0, -1.0, 1.0]) for name, pose in poses.items()}
 

@@ -1,5 +1,7 @@
 """The child process of `sfm.run_sfm`: python -m dist3dgs.scenes.sfm_worker request.json
 
+With --camera-models it prints the camera models that the installed COLMAP knows, for `cameras.installed_models`.
+
 The only module that imports pycolmap. It is given checked photographs only, and leaves sparse/N/ and reply.json.
 """
 
@@ -95,6 +97,16 @@ def set_limits(memory_gib: float) -> None:
         sys.exit(1)
 
 
+def camera_models() -> list[tuple[int, str, int]]:
+    """Number, name and number of parameters of every camera model."""
+    models = []
+    for name, model in pycolmap.CameraModelId.__members__.items():
+        if int(model) >= 0:  # not INVALID
+            camera = pycolmap.Camera.create_from_model_id(1, model, 1.0, 2, 2)
+            models.append((int(model), name, len(camera.params)))
+    return models
+
+
 def main(request_path: Path) -> None:
     request = json.loads(request_path.read_text())
     set_limits(request["settings"]["memory_gib"])
@@ -126,4 +138,7 @@ def main(request_path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--camera-models":
+        print(json.dumps(camera_models()))
+        sys.exit()
     main(Path(sys.argv[1]))

@@ -14,6 +14,7 @@ from ..names import check_name, how_to_make
 from ..spec import Scene
 from .download import fetch_scene
 from .ingest import IngestSettings, IngestSource, ingest
+from .listing import not_a_folder, scene_files
 from .procedural import make_scene
 from .registry import download_spec
 
@@ -40,19 +41,25 @@ def obtain(name: str, scene: Scene, out: Path) -> None:
         source |= {"kind": "colmap", "colmap": scene.colmap, "images": scene.images, "truth": scene.truth}
     else:
         source |= {"kind": "images", "images": scene.images, "truth": scene.truth}
-    folders = [Path(source[k]) for k in ("images", "colmap") if source[k] is not None]
-    files = sorted({p for folder in folders for p in _files(folder)})
+    images, colmap = (_folder(name, key, source[key]) for key in ("images", "colmap"))
+    files = scene_files(images, colmap)
     if not files:
-        raise UserError(
-            f"scene {name}: no files in {', '.join(map(str, folders))}; put photographs (JPEG, PNG) there"
-        )
+        folders = ", ".join(str(folder) for folder in (images, colmap) if folder is not None)
+        raise UserError(f"scene {name}: no files in {folders}; put photographs (JPEG, PNG) there")
     source["files"] = [{"path": str(p), "bytes": p.stat().st_size} for p in files]
     write_json(out, source)
     print(f"{name}: {len(files)} files")
 
 
-def ingest_scene(name: str, scene: Scene, source_json: Path, pack: Path, facts: Path) -> None:
-    """Ingest what `obtain` found. `pack` and `facts` are scene.safetensors and ingest.json of one folder."""
+def ingest_scene(
+    name: str, scene: Scene, source_json: Path, pack: Path, facts: Path, made_from: str | None = None
+) -> None:
+    """Ingest what `obtain` found.
+
+    Args:
+        pack, facts: scene.safetensors and ingest.json of one folder.
+        made_from: digest of the settings and photographs, by which the workflow knows that the scene is up to date.
+    """
     if pack.parent != facts.parent or (pack.name, facts.name) != ("scene.safetensors", "ingest.json"):
         raise UserError(
             f"--pack {pack} and --facts {facts}: expected FOLDER/scene.safetensors and FOLDER/ingest.json"
@@ -84,14 +91,18 @@ def ingest_scene(name: str, scene: Scene, source_json: Path, pack: Path, facts: 
         test_every=scene.test_every,
         sfm=scene.sfm,
     )
-    ingest(source, pack.parent, settings)
+    report = ingest(source, pack.parent, settings)
+    if made_from is not None:
+        write_json(facts, report | {"made_from": made_from})
 
 
 def _path(value: str | None) -> Path | None:
     return Path(value) if value else None
 
 
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; fix the scene's entry in config/scenes.yaml")
-    return [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+def _folder(name: str, key: str, value: str | None) -> Path | None:
+    if value is None:
+        return None
+    if not (folder := Path(value)).is_dir():
+        raise UserError(f"scene {name}: `{key}:` {not_a_folder(folder)}.")
+    return folder

@@ -1,5 +1,7 @@
 """From a real camera to an exact pinhole: crop, undistort and shrink photographs, without black borders."""
 
+from typing import NoReturn
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,6 +59,7 @@ def area_average(values: NDArray[np.floating], size: int, axis: int) -> NDArray[
     return np.moveaxis(np.diff(upto, axis=0) * (size / num), 0, axis).astype(np.float32)
 
 
+@np.errstate(over="ignore")
 def _distorted(camera: Camera, K: Doubles, u_px: Doubles, v_px: Doubles) -> tuple[Doubles, Doubles]:
     """Where the photograph shows the ideal image points of pinhole `K`, px."""
     x, y = camera.distort((u_px - K[0, 2]) / K[0, 0], (v_px - K[1, 2]) / K[1, 1])
@@ -85,18 +88,24 @@ def _smallest_zoom(camera: Camera) -> float:
             break
         best = float(zoom)
     if best is None:
-        raise UserError(
-            f"camera {camera.model} of {width} x {height} px with distortion {camera.distortion}: no pinhole view fits "
-            "inside the photographs. Structure from motion went astray; try `sfm.camera_model: OPENCV`, or undistort "
-            "with `colmap image_undistorter` and give the result as `colmap:`."
-        )
+        _no_view(camera)
     return best
+
+
+def _no_view(camera: Camera) -> NoReturn:
+    raise UserError(
+        f"camera {camera.model} of {camera.width_px} x {camera.height_px} px with distortion {camera.distortion}: no "
+        "pinhole view fits inside the photographs. Structure from motion went astray; try `sfm.camera_model: OPENCV`, "
+        "or undistort with `colmap image_undistorter` and give the result as `colmap:`."
+    )
 
 
 def _source_pixels(camera: Camera, K: Doubles) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """For each output pixel: the flat index of the upper left of four source pixels, and the bilinear fractions."""
     v, u = np.meshgrid(np.arange(camera.height_px) + 0.5, np.arange(camera.width_px) + 0.5, indexing="ij")
     x, y = _distorted(camera, K, u, v)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        _no_view(camera)
     x = np.clip(x - 0.5, 0, camera.width_px - 1)
     y = np.clip(y - 0.5, 0, camera.height_px - 1)
     x0 = np.minimum(x.astype(np.int32), camera.width_px - 2)

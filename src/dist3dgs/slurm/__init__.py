@@ -9,7 +9,7 @@ module          says
 `node`          the small program srun starts on every node: network interface, then torchrun
 `resources`     what a point asks for, as Snakemake resources
 `planner`       the next job of each point, decided where Snakemake runs; what needs no job is finished there
-`plugin`        what Snakemake's Slurm plugin lacks: regular looks at the queue, a say for the planner
+`executor`      Snakemake's executor: its Slurm plugin's, with regular looks at the queue and a say for the planner
 `attempts`      the attempts a point has had and why each ended
 `unstarted`     attempts that never began: refused, or dead before the launcher started
 `turn`          the launcher's turn in a job: wait, train, use a result or close
@@ -20,8 +20,8 @@ module          says
 `rights`        accounts and qualities of service that the user may use
 `chooser`       where a layout would start and end first
 `predict`       how long a run will take, from records
-`site`          a profile written for the cluster one stands on
-`settings`      the profile's `site` block
+`site`          a profile and its site, written for this cluster
+`settings`      the site: what differs from cluster to cluster
 `verbs`         the command line
 ==============  ===========================================================================================
 

@@ -1,8 +1,7 @@
 """What this Slurm job was given, asked from Slurm itself.
 
-The environment is not trusted: Snakemake's job step removes most `SLURM_*` variables before it starts the
-rule, and
-what is left may describe the step (one task) rather than the job.
+The environment is not trusted: in a batch script it describes the first node and the script's one task, in a step that
+step, and another executor may have removed most of it.
 """
 
 import math
@@ -10,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from ..errors import UserError
@@ -38,6 +37,7 @@ class Allocation:
     cpus_per_node: int | None = None
     partition: str | None = None
     time_left_s: float | None = None
+    exclusive: bool = False  # whether its nodes are its own (--exclusive)
     restarts: int = 0  # how often Slurm has requeued this job
     log: str | None = None  # where Slurm writes the job's own output
 
@@ -125,6 +125,20 @@ def current(environ: Mapping[str, str] = os.environ) -> Allocation | None:
     return None if job is None else read(job, patience_s=PATIENCE_S)
 
 
+#: Holds the number of GPUs that the ranks of a node use, where the job was given the whole node.
+GPUS_PER_NODE = "DIST3DGS_GPUS_PER_NODE"
+
+
+def limit_gpus(environ: MutableMapping[str, str], gpus: int) -> None:
+    """Show only the first `gpus` of the GPUs that Slurm lists: `--exclusive` gives a job all those of its nodes."""
+    listed = [d for d in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d.strip()]
+    if len(listed) <= gpus:
+        return
+    environ["CUDA_VISIBLE_DEVICES"] = ",".join(listed[:gpus])
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):  # name all of them
+        environ.pop(name, None)
+
+
 def read(job: int, patience_s: float = 0.0) -> Allocation:
     """Ask squeue and scontrol for a running job's nodes, their addresses, GPUs and time left.
 
@@ -157,6 +171,7 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
         partition=partition,
         time_left_s=parse_time_s(left),
         cpus_per_node=_cpus_per_node(details, len(nodes)),
+        exclusive=details.get("OverSubscribe") == "NO",
         restarts=int(details.get("Restarts", "0") or 0),
         log=details.get("StdOut"),
     )

@@ -93,12 +93,13 @@ def read_try(attempt: Attempt, launch: dict[str, Any] | None = None) -> Try:
 
 
 def series(point: Path, spec_digest: str | None = None) -> list[Attempt]:
-    """The attempts of the present try at a point: same spec, and after the last one whose outcome was published."""
+    """The attempts of the present try at a point: same run, and after the last one whose outcome was published or that
+    `dist3dgs retry` asked to be followed by another."""
     present: list[Attempt] = []
     for attempt in attempts(point):
         launch = attempt.launch()
         foreign = spec_digest is not None and launch.get("spec_digest", spec_digest) != spec_digest
-        done = launch.get("published") and collected(point, launch)
+        done = launch.get("retry_at") or (launch.get("published") and collected(point, launch))
         present = [] if foreign or done else [*present, attempt]
     return present
 

@@ -16,12 +16,12 @@ from .jobs import Queue, describe
 from .partitions import Partition, read_partitions, sizes
 from .predict import Prediction
 from .settings import Site
-from .submission import test_only
+from .submission import excess, test_only
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What one partition would do with one layout. Times are Unix seconds."""
+    """The answer of one partition for one layout. Times are Unix seconds."""
 
     partition: str
     gpu_type: str | None
@@ -34,49 +34,66 @@ class Offer:
 
 
 def offers(layout: Layout, partitions: Sequence[Partition], site: Site, runtime_s: float) -> list[Offer]:
-    """What each partition with GPUs would do with `layout`, those that end first first.
+    """Ask each partition that could take `layout`; those that end first come first.
 
-    `runtime_s` is the predicted run time on the fastest GPU type (speed 1).
+    The partition that the site names is asked exactly as a submission would ask it; the others with the site's settings
+    lowered to what their nodes have (`Offer.settings`). Where ranks run on CPUs (`gpu_request: none`) the partitions
+    compared are those whose nodes have no GPUs, and the one that the site names.
+
+    Args:
+        runtime_s: predicted run time on the fastest GPU type (speed 1).
     """
     from .resources import layout_resources
 
     found = []
     for p in partitions:
-        if not p.up or p.gpus_per_node < 1:
+        if not p.up or not _compared(site, p):
             continue
-        settings = fitted(site, p)
+        settings = {} if _is_own(site, p, partitions) else fitted(site, p, layout)
         here = site.model_copy(update=settings)
-        speed = site.gpu_speed.get(p.gpu_type or "", 1.0)
-        start, end, why = None, None, _too_small(p, layout)
+        on_cpus = site.gpu_request == "none"
+        speed = 1.0 if on_cpus else site.gpu_speed.get(p.gpu_type or "", 1.0)
+        request = layout_resources(layout, here)
+        start, end, why = None, None, "; ".join(e.reason for e in excess(request, [p])) or None
         if why is None:
-            forecast = test_only(layout_resources(layout, here), site.account)
+            forecast = test_only(request, site.account)
             if forecast.refusal is None:
                 start = max(time.time(), _unix(forecast.start or "") or time.time())
                 end = start + runtime_s / speed
             else:
                 why = forecast.refusal.reason
         offer = Offer(
-            partition=p.name, gpu_type=p.gpu_type, speed=speed, speed_known=p.gpu_type in site.gpu_speed,
+            partition=p.name, gpu_type=p.gpu_type, speed=speed, speed_known=on_cpus or p.gpu_type in site.gpu_speed,
             start=start, end=end, refusal=why, settings=settings,
         )  # fmt: skip
         found.append(offer)
     return sorted(found, key=lambda o: (o.end is None, o.end or 0.0, o.start or 0.0))
 
 
-def fitted(site: Site, p: Partition) -> dict[str, Any]:
-    """The settings of `site` that differ on the nodes of `p`: never more of a node than it has for each of its GPUs."""
-    most = sizes(p, workers=p.gpus_per_node)
+def _compared(site: Site, p: Partition) -> bool:
+    if site.gpu_request == "none":
+        return p.gpus_per_node == 0 or p.name == site.cpu_partition
+    return p.gpus_per_node > 0
+
+
+def _is_own(site: Site, p: Partition, partitions: Sequence[Partition]) -> bool:
+    """Whether a submission goes to these nodes, and no other kind, by the site's own settings."""
+    if site.gpu_request == "none":
+        return p.name == site.cpu_partition
+    kinds = [q for q in partitions if q.name == p.name and q.gpus_per_node]
+    return p.name == site.gpu_partition and (
+        site.gpu_type == p.gpu_type or (not site.gpu_type and len(kinds) == 1)
+    )
+
+
+def fitted(site: Site, p: Partition, layout: Layout) -> dict[str, Any]:
+    """The settings of `site` that differ on the nodes of `p`: never more of a node than it has for each rank."""
+    on_cpus = site.gpu_request == "none"
+    most = sizes(p, workers=layout.workers_per_node if on_cpus else p.gpus_per_node)
     lowered = {name: min(getattr(site, name), value) for name, value in most.items() if name != "runtime_min"}
     runtime = {"runtime_min": min(site.runtime_min, lowered["max_runtime_min"])}
-    return {"gpu_partition": p.name, "gpu_type": p.gpu_type} | lowered | runtime
-
-
-def _too_small(p: Partition, layout: Layout) -> str | None:
-    if layout.nodes > min(p.num_nodes, p.max_nodes):
-        return f"{layout.nodes} nodes asked for, {int(min(p.num_nodes, p.max_nodes))} there"
-    if layout.workers_per_node > p.gpus_per_node:
-        return f"{layout.workers_per_node} GPUs per node asked for, {p.gpus_per_node} there"
-    return None
+    where = {"cpu_partition": p.name} if on_cpus else {"gpu_partition": p.name, "gpu_type": p.gpu_type}
+    return where | lowered | runtime
 
 
 def trade_off(found: Sequence[Offer], now: float | None = None) -> str:
@@ -118,20 +135,21 @@ def _when(at: float | None, now: float) -> str:
 
 
 def choose(layout: Layout, site: Site, runtime_s: float) -> Offer | None:
-    """The partition where `layout` would end first; None if none takes it."""
+    """Find the partition where `layout` would end first; None if none takes it."""
     able = [o for o in offers(layout, read_partitions(), site, runtime_s) if o.end is not None]
     return able[0] if able else None
 
 
 def run(
     layouts: Sequence[Layout], site: Site, predictions: Mapping[Layout, Prediction], *, as_json: bool = False
-) -> str:
-    """Text (or JSON) for `dist3dgs partitions`: per layout the offers and the choice; what is queued already."""
+) -> tuple[str, list[Layout]]:
+    """Text (or JSON) for `dist3dgs partitions`, and the layouts that no partition takes."""
     partitions = read_partitions()
     found = {
         layout: offers(layout, partitions, site, predictions[layout].seconds)
         for layout in dict.fromkeys(layouts)
     }
+    refused = [layout for layout, offered in found.items() if all(o.end is None for o in offered)]
     if as_json:
         answer = {
             str(layout): {
@@ -141,21 +159,41 @@ def run(
             }
             for layout, offered in found.items()
         }
-        return json.dumps(answer)
-    tables = [_table(layout, predictions[layout], offered) for layout, offered in found.items()]
+        return json.dumps(answer), refused
+    tables = [_table(layout, predictions[layout], offered, site) for layout, offered in found.items()]
     queued = [
         f"  job {job.id} {job.comment}: {describe(job)}" for job in Queue().jobs() if job.state == "PENDING"
     ]
-    return "\n\n".join([*tables, *(["\n".join(["queued from this folder:", *queued])] if queued else [])])
+    return "\n\n".join(
+        [*tables, *(["\n".join(["queued from this folder:", *queued])] if queued else [])]
+    ), refused
 
 
-def _table(layout: Layout, predicted: Prediction, found: Sequence[Offer]) -> str:
+def _table(layout: Layout, predicted: Prediction, found: Sequence[Offer], site: Site) -> str:
     now = time.time()
-    lines = [f"{layout}, {format_time(predicted.seconds)} on the fastest GPUs ({predicted.source})"]
+    devices = "CPUs" if site.gpu_request == "none" else "the fastest GPUs"
+    lines = [f"{layout}, {format_time(predicted.seconds)} on {devices} ({predicted.source})"]
     for o in found:
-        times = o.refusal or f"starts {_when(o.start, now)}, ends {_when(o.end, now)}"
+        times = (
+            o.refusal or f"starts {_when(o.start, now)}, ends {_when(o.end, now)}{_with_settings(o, site)}"
+        )
         lines.append(f"  {o.partition:<16} {o.gpu_type or '-':<10} {o.speed:>5.2f}x  {times}")
-    return "\n".join([*lines, f"  -> {trade_off(found, now)}"])
+    if not found:
+        lines.append(
+            f"  this cluster has no partition {'without' if devices == 'CPUs' else 'with'} GPUs that is up"
+        )
+    return "\n".join([*lines, f"  -> {trade_off(found, now)}"] if found else lines)
+
+
+#: Settings of the site block that a job asks with, beside its partition.
+_OF_A_JOB = ("gpu_type", "cpus_per_gpu", "mem_gib_per_gpu", "runtime_min")
+
+
+def _with_settings(o: Offer, site: Site) -> str:
+    """The settings that differ in this partition, as ` (with gpu_type: l40s)`."""
+    known = site.model_dump()
+    changed = {k: v for k, v in o.settings.items() if v != known[k] and k in _OF_A_JOB}
+    return f" (with {', '.join(f'{k}: {v}' for k, v in changed.items())})" if changed else ""
 
 
 def _unix(text: str) -> float | None:

@@ -1,13 +1,13 @@
 """Jobs of this study that are queued or running, and the guard against training a point twice.
 
-A Snakemake that was killed leaves its jobs behind. The next one does not know them and submits the same
-points again;
-found here, the second job is made to wait for the first (`--dependency=afterany`, one CPU, no GPU) and then
-uses its
-result or takes over.
+A Snakemake that was killed leaves its jobs behind. The next one does not know them and submits the same points again;
+found here, the second job is made to wait for the first (`--dependency=afterany`, one CPU, no GPU) and then uses its
+result or takes over. Jobs are told apart by their comment, which names the results folder and the point: several
+studies may run in one folder.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..names import Point
 from .commands import SlurmError, available, rows, slurm
 
 RULE = "train"
+_TRAINING = f"rule_{RULE}_wildcards"
 #: A list this young is used again: the resources of one submission are asked for key by key.
 CACHE_S = 3.0
 
@@ -111,22 +112,27 @@ def queued(timeout_s: float = 20) -> list[Job]:
     return found
 
 
-def comment_of(point: Point) -> str:
-    """The comment Snakemake's plugin gives the job that trains `point`: rule and wildcards."""
-    return "_".join([f"rule_{RULE}_wildcards", *point.path.parts])
+def comment_of(point: Point, results: Path | str = "results") -> str:
+    """Comment that Snakemake's plugin gives the job that trains `point`: rule and wildcards, the first of them the
+    results folder."""
+    return "_".join([_TRAINING, str(results), *point.path.parts]).replace("/", "_")
 
 
 class Queue:
     """The queue as this process last saw it."""
 
-    def __init__(self, workdir: Path | None = None) -> None:
-        self.workdir = str((workdir or Path.cwd()).resolve())
+    def __init__(self, workdir: Path | None = None, *, results: Path | str = "results") -> None:
+        """Args:
+        workdir: folder that Snakemake runs in; by default the current one.
+        results: results folder of the study, as its config names it.
+        """
+        self.workdir, self.results = str((workdir or Path.cwd()).resolve()), results
         self._read_at, self._jobs = -1e9, list[Job]()
         self.answered = False  # whether Slurm answered when it was last asked
 
     def jobs(self) -> list[Job]:
-        """Queued and running jobs submitted from this folder; empty where there is no Slurm, those last seen where it
-        does not answer."""
+        """Queued and running jobs submitted from this folder, of any study; empty where there is no Slurm, those last
+        seen where it does not answer."""
         if time.monotonic() - self._read_at > CACHE_S and available():
             try:
                 self._jobs = [j for j in queued() if str(Path(j.workdir).resolve()) == self.workdir]
@@ -142,8 +148,14 @@ class Queue:
 
     def of_point(self, point: Point, *, but: int | None = None) -> list[Job]:
         """Jobs that train `point`, without job `but`."""
-        comment = comment_of(point)
+        comment = comment_of(point, self.results)
         return [j for j in self.jobs() if j.comment == comment and j.id != but]
+
+    def of_points(self, points: Iterable[Point]) -> list[Job]:
+        """Jobs of this folder without trainings of other studies and of other points than these."""
+        jobs = self.jobs()
+        ours = {comment_of(point, self.results) for point in points} if jobs else set()
+        return [j for j in jobs if j.comment in ours or not j.comment.startswith(f"{_TRAINING}_")]
 
 
 def describe(job: Job) -> str:

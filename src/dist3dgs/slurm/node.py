@@ -26,7 +26,7 @@ import psutil
 
 from .. import extension
 from ..monitor import start_beside
-from .allocation import node_name
+from .allocation import GPUS_PER_NODE, limit_gpus, node_name
 
 #: Set by the launcher where the ranks compute on GPUs.
 USES_GPUS = "DIST3DGS_USES_GPUS"
@@ -92,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     address = address_between(head, peer)
     interface = interface_of(address)
     env = environment(os.environ, interface)
+    if gpus := env.pop(GPUS_PER_NODE, ""):
+        limit_gpus(env, int(gpus))
+        limit_gpus(os.environ, int(gpus))  # the sampler of this node inherits it
     print(
         f"node {env.get('SLURMD_NODENAME', socket.gethostname())}: interface {interface or 'unknown'} to {head}, "
         f"address {address or 'unknown'}, NCCL_SOCKET_IFNAME={env.get('NCCL_SOCKET_IFNAME', '')}",

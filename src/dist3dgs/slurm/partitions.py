@@ -1,4 +1,4 @@
-"""What the cluster offers: its partitions, and in each the nodes of one kind, from sinfo and scontrol.
+"""The cluster's partitions, and in each the nodes of one kind, from sinfo and scontrol.
 
 A partition is seldom of one kind: two GPU nodes among a thousand others, several generations of GPUs, nodes that are
 down for repair. What is true of one node of it need not be of another.
@@ -6,13 +6,23 @@ down for repair. What is true of one node of it need not be of another.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .commands import SlurmError, blocks, parse_gpus, parse_mem_mb, parse_time_s, require, rows, slurm
+from .commands import (
+    SlurmError,
+    blocks,
+    expand_hosts,
+    parse_gpus,
+    parse_mem_mb,
+    parse_time_s,
+    require,
+    rows,
+    slurm,
+)
 
-#: Slices of a GPU (MIG), as a1_1g.5gb or 1g.10gb: a rank needs a whole one, and NCCL joins no slices.
+#: Slices of a GPU (MIG): a1_1g.5gb or 1g.10gb: a rank needs a whole one, and NCCL joins no slices.
 _SLICE = re.compile(r"\d+g\.\d+gb", re.IGNORECASE)
 #: Beginnings of node states in which no job will start.
 _BROKEN = ("down", "drain", "fail", "unknown", "inval", "perfctrs", "future", "error")
@@ -20,7 +30,7 @@ _BROKEN = ("down", "drain", "fail", "unknown", "inval", "perfctrs", "future", "e
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """A partition's nodes of one kind: with so many GPUs of one type, or without. CPUs and memory of the least."""
+    """Identical nodes of a partition: GPUs of one type and number, or none. CPUs and memory are minima."""
 
     name: str
     default: bool
@@ -32,6 +42,8 @@ class Partition:
     num_idle: int
     cpus_per_node: int
     mem_mb_per_node: float
+    most_cpus: int  # of its largest node
+    most_mem_mb: float
     gpus_per_node: int
     gpu_type: str | None
     priority: int
@@ -54,18 +66,16 @@ def read_partitions() -> list[Partition]:
     try:
         lines = rows(slurm("sinfo", "-h", "-e", "-o", "%R|%a|%l|%D|%c|%m|%G|%T"), 8)
         shown = {b["PartitionName"]: b for b in blocks(slurm("scontrol", "-o", "show", "partition"))}
-        preempts = (
-            "PreemptType" in (config := slurm("scontrol", "show", "config")) and "preempt/none" not in config
-        )
+        by_tier = re.search(r"PreemptType\s*=\s*preempt/partition_prio", slurm("scontrol", "show", "config"))
     except SlurmError as e:
         raise UserError(f"cannot read the cluster's partitions: {e}") from None
-    highest = max((int(b.get("PriorityTier", "1")) for b in shown.values()), default=1)
+    preempted = {name for name in shown if _yields_nodes(name, shown)} if by_tier else set()
     kinds: dict[tuple[str, str | None, int], list[list[str]]] = {}
     for line in lines:
         for gpu_type, gpus in whole_gpus(line[6]).items() or [(None, 0)]:
             kinds.setdefault((line[0].rstrip("*"), gpu_type, gpus), []).append(line)
     return [
-        _kind(name, gpu_type, gpus, mine, shown.get(name, {}), highest if preempts else 0)
+        _kind(name, gpu_type, gpus, mine, shown.get(name, {}), preemptible=name in preempted)
         for (name, gpu_type, gpus), mine in kinds.items()
     ]
 
@@ -77,17 +87,39 @@ def whole_gpus(gres: str) -> dict[str | None, int]:
     }
 
 
+def _yields_nodes(name: str, shown: Mapping[str, dict[str, str]]) -> bool:
+    """Whether a partition's jobs may be stopped for those of a higher tier: only where the two share a node."""
+    mine = shown[name]
+    modes = set(mine.get("PreemptMode", "OFF").upper().split(",")) - {"GANG", "WITHIN"}
+    if modes <= {"OFF"}:
+        return False
+    nodes, tier = set(expand_hosts(mine.get("Nodes", ""))), _tier(mine)
+    return any(
+        _tier(other) > tier and not nodes.isdisjoint(expand_hosts(other.get("Nodes", "")))
+        for other in shown.values()
+    )
+
+
+def _tier(block: Mapping[str, str]) -> int:
+    return int(block.get("PriorityTier", "1"))
+
+
 def _kind(
-    name: str, gpu_type: str | None, gpus: int, lines: list[list[str]], block: dict[str, str], highest: int
+    name: str,
+    gpu_type: str | None,
+    gpus: int,
+    lines: list[list[str]],
+    block: dict[str, str],
+    *,
+    preemptible: bool,
 ) -> Partition:
-    """One entry. `highest`: the highest priority on the cluster, where jobs of lower ones are preempted; else 0."""
 
     def count(of: Iterable[list[str]]) -> int:
         return sum(int(line[3]) for line in of)
 
     working = [line for line in lines if not line[7].startswith(_BROKEN) and "*" not in line[7]]
-    tier = int(block.get("PriorityTier", "1"))
-    most_cpus = _limit(block, "MaxCPUsPerNode")
+    cpus, memories = [int(line[4].rstrip("+")) for line in lines], [parse_mem_mb(line[5]) for line in lines]
+    cpu_limit, mem_limit = _limit(block, "MaxCPUsPerNode"), _limit(block, "MaxMemPerNode")
     return Partition(
         name=name,
         default=block.get("Default") == "YES",
@@ -97,12 +129,14 @@ def _kind(
         num_nodes=count(lines),
         num_up=count(working),
         num_idle=count(line for line in working if line[7].startswith("idle")),
-        cpus_per_node=int(min(most_cpus, *(int(line[4].rstrip("+")) for line in lines))),
-        mem_mb_per_node=min(_limit(block, "MaxMemPerNode"), *(parse_mem_mb(line[5]) for line in lines)),
+        cpus_per_node=int(min(cpu_limit, *cpus)),
+        mem_mb_per_node=min(mem_limit, *memories),
+        most_cpus=int(min(cpu_limit, max(cpus))),
+        most_mem_mb=min(mem_limit, max(memories)),
         gpus_per_node=gpus,
         gpu_type=gpu_type,
-        priority=tier,
-        preemptible=tier < highest and block.get("PreemptMode", "OFF") != "OFF",
+        priority=_tier(block),
+        preemptible=preemptible,
         accounts=_allowed(block, "AllowAccounts"),
         qos=_allowed(block, "AllowQos"),
     )

@@ -181,7 +181,7 @@ def launch_argv(
         )
     if problem := allocation.mismatch(layout, uses_gpus=False):
         raise UserError(
-            f"{problem}. The train rule asks for it with `resources: nodes`; see profiles/slurm/config.yaml."
+            f"{problem}. The train rule asks for it with `resources: nodes`; see profiles/slurm/site.yaml."
         )
     port = port if port is not None else next(port_candidates(allocation.job_id))
     endpoint = f"{_bracketed(allocation.head.address)}:{port}"

@@ -1,24 +1,26 @@
 """Plans the `train` job of each point on the login node: what it asks for, whether it is submitted at all.
 
-One `Planner` per Snakemake process, told about its jobs through `plugin.listen`.
+One `Planner` per Snakemake process; the executor tells it about jobs (`executor.register`).
 """
 
 import contextlib
 import fcntl
 import json
+import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evidence import ATTEMPTS, text_digest
-from ..matrix import load_spec
+from ..evidence import ATTEMPTS
+from ..matrix import load_spec, run_digest
 from ..names import Layout, Point
 from .allocation import job_id
-from .attempts import LIVE_STATES, Try, job_end, mark_interrupted, settle
+from .attempts import LIVE_STATES, Try, job_end, log_cause, mark_interrupted, read_tail, settle
 from .chooser import Offer, choose
 from .commands import SlurmError, slurm
 from .jobs import RULE, Job, Queue
@@ -62,7 +64,7 @@ class Planner:
             inside of a job (salloc), is not.
         """
         self.on_cluster = on_cluster
-        self.results, self.site, self.queue = Path(results), site, queue or Queue()
+        self.results, self.site, self.queue = Path(results), site, queue or Queue(results=results)
         self.own_job = job_id() if in_job else None
         self._chosen: dict[Layout, tuple[Offer | None, float]] = {}
         self._first: dict[Layout, Resources] = {}
@@ -88,7 +90,7 @@ class Planner:
         if reason is None:
             return False
         say(f"{point}: {reason}")
-        folder, digest = point.folder(self.results), text_digest(spec_text)
+        folder, digest = point.folder(self.results), run_digest(spec_text)
         if _outlive_launcher(folder):
             with contextlib.suppress(SlurmError):
                 settle(folder, digest)  # its last words have written over how Slurm said that it ended
@@ -164,7 +166,7 @@ class Planner:
     def look(self) -> None:
         """Cancel jobs that will not start: the point is submitted again, or closed where the request is the reason."""
         now = time.monotonic()
-        for job in self.queue.jobs():
+        for job in self.queue.of_points({point for point, _ in self._known}):
             if job.could_not_start and job.id not in self._held:
                 self._held[job.id] = job.reason
                 say(
@@ -242,7 +244,7 @@ class Planner:
         # In a job that Slurm has requeued, the earlier attempt of the same job has ended.
         me = None if self.own_job is None else (self.own_job, sys.maxsize)
         try:
-            tries = settle(folder, text_digest(spec_text), me)
+            tries = settle(folder, run_digest(spec_text), me)
         except SlurmError as e:
             say(f"Slurm does not answer ({e.text}); {folder} is submitted as for a first attempt")
             return Decision(action="train", reason="Slurm does not answer"), []
@@ -281,11 +283,12 @@ def _locked(path: Path) -> bool:
 
 @dataclass
 class TrainJobs:
-    """Translates Snakemake's jobs into points for a `Planner`; other rules' jobs are left alone."""
+    """Translates Snakemake's jobs into points for a `Planner`; of other rules it explains what went wrong."""
 
     planner: Planner
     point_of: Callable[[Any], Point]
     spec_text: Callable[[Point], str]
+    since: float = field(default_factory=time.time)  # older logs are not of these jobs
 
     def finish(self, job: Any) -> bool:
         point = self._point(job)
@@ -296,8 +299,15 @@ class TrainJobs:
         return {} if point is None else self.planner.asks(point, job.attempt, self.spec_text(point))
 
     def refused(self, job: Any, text: str) -> bool:
-        point = self._point(job)
-        return point is not None and self.planner.refused(point, job.attempt, self.spec_text(point), text)
+        if (point := self._point(job)) is not None:
+            return self.planner.refused(point, job.attempt, self.spec_text(point), text)
+        request = dict(job.resources.items())
+        refusal = explain(text, request, for_ingest=True, account=str(self.planner.site.account))
+        if refusal.transient:
+            say(f"{_named(job)} is not taken yet: {refusal}; asking again")
+        else:
+            say(f"{_named(job)} cannot be submitted: {refusal}")
+        return refusal.transient
 
     def fate(self, slurm_job: int) -> bool | None:
         return self.planner.fate(slurm_job)
@@ -305,6 +315,10 @@ class TrainJobs:
     def failed(self, job: Any, slurm_job: int, log: Path | None) -> None:
         if (point := self._point(job)) is not None:
             self.planner.failed(point, slurm_job, log, self.spec_text(point))
+        else:
+            logs = [path for path in map(Path, map(str, job.log)) if path.is_file()]
+            mine = [path for path in logs if path.stat().st_mtime > self.since]
+            say(f"{_named(job)} failed: {_why(slurm_job, mine, log)}")
 
     def interrupted(self, jobs: list[Any]) -> None:
         self.planner.interrupted([p for job in jobs if (p := self._point(job)) is not None])
@@ -316,6 +330,33 @@ class TrainJobs:
         return self.point_of(job.wildcards) if not job.is_group() and job.rule.name == RULE else None
 
 
+def _named(job: Any) -> str:
+    """`ingest garden`: a job by its rule and wildcards."""
+    return (
+        job.name if job.is_group() else " ".join([job.rule.name, "/".join(map(str, job.wildcards))]).strip()
+    )
+
+
+def _why(slurm_job: int, logs: list[Path], job_log: Path | None) -> str:
+    """Why a job failed, in one line that names the log: its own last error, else how Slurm says that it ended.
+
+    Args:
+        logs: of the rule, written by this job.
+        job_log: the Slurm job's own.
+    """
+    for log in logs:
+        errors = [line for line in read_tail(log).splitlines() if re.match(r"error: |\w*Error\b", line)]
+        if errors:
+            return f"{errors[-1].removeprefix('error: ')} (log: {log})"
+    try:
+        ending = job_end(slurm_job)[1]
+    except SlurmError as e:
+        ending = f"Slurm does not say how ({e.text})"
+    found = log_cause(job_log) if job_log is not None and job_log.is_file() else None
+    where = job_log if found or not logs else logs[0]
+    return f"Slurm job {slurm_job} {ending}{f': {found[1]}' if found else ''} (log: {where})"
+
+
 def say(text: str) -> None:
-    """A line in Snakemake's own log."""
-    print(f"dist3dgs: {text}", file=sys.stderr, flush=True)
+    """A line in Snakemake's own log and on the terminal."""
+    logging.getLogger("snakemake.logging").warning(f"dist3dgs: {text}")

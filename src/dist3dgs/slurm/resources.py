@@ -9,19 +9,22 @@ is refused, it is a resource; `gres` takes no GPU type with a hyphen in it (a100
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..names import Layout
+from ..spec import Scene
 from .retry import Decision
 from .settings import Site
 
 Resources = dict[str, int | str]
 
-#: Two Snakemakes and the launcher live in every job beside the ranks.
+#: Snakemake and the launcher live in every job beside the ranks.
 BASE_MEM_MB = 1000
 #: A job that only writes a verdict or waits for another one.
 SMALL_MEM_MB, SMALL_RUNTIME_MIN = 1000, 10
+#: Of an ingest job: what is left to Snakemake and to packing when structure from motion has used up its own limits.
+INGEST_BASE_GIB, INGEST_BASE_MIN = 2.0, 10
 #: GPU types that the plugin lets through in `gres`.
 PLAIN_GPU_TYPE = re.compile(r"[A-Za-z0-9_.]+")
 KEYS = (
@@ -35,6 +38,22 @@ KEYS = (
     "slurm_partition",
     "slurm_extra",
 )
+#: Defaults that the profile gives rules that run beside Snakemake. Snakemake's own ask for the size of every job's
+#: input, which a big study's dry-run pays for.
+PROFILE_DEFAULTS = {"mem_mb": 1000, "disk_mb": 1000}
+#: What decides each resource of a job, for those who set another one by `--default-resources`.
+DECIDED_BY = {
+    "slurm_account": "site.account",
+    "slurm_partition": "site.gpu_partition (training) and site.cpu_partition (ingest)",
+    "qos": "site.qos",
+    "runtime": "site.runtime_min (training) and site.ingest_runtime_min",
+    **dict.fromkeys(("mem", "mem_mb", "mem_mib"), "site.mem_gib_per_gpu (training) and site.ingest_mem_gib"),
+    "cpus_per_task": "site.cpus_per_gpu (training) and site.ingest_cpus",
+    **dict.fromkeys(("gres", "gpu", "gpus", "tasks_per_gpu"), "the point's layout, site.gpu_request and site.gpu_type"),
+    **dict.fromkeys(("nodes", "tasks"), "the point's layout"),
+    "slurm_extra": "the point's layout",
+    "mpi": "dist3dgs, which starts the ranks itself",
+}  # fmt: skip
 
 
 def layout_resources(layout: Layout, site: Site, decision: Decision | None = None) -> Resources:
@@ -43,6 +62,8 @@ def layout_resources(layout: Layout, site: Site, decision: Decision | None = Non
     mem_mb = (site.mem_gib_per_gpu * 1024 * workers + BASE_MEM_MB) * (decision.mem_factor if decision else 1)
     runtime = site.runtime_min * (decision.runtime_factor if decision else 1)
     extra, gres = ["--ntasks-per-node=1"], ""
+    if site.exclusive:
+        extra.append("--exclusive")
     if site.gpu_request == "gres" and PLAIN_GPU_TYPE.fullmatch(site.gpu_type or "any"):
         gres = site.gpus_request(workers)
     elif site.gpu_request != "none":
@@ -78,6 +99,59 @@ def small_resources(site: Site, after: list[int] | None = None) -> Resources:
     }
 
 
+def ingest_resources(scene: Scene, site: Site) -> Resources:
+    """Resources of the job that ingests `scene`: what its structure from motion may use, up to what the site allows."""
+    sfm = scene.sfm
+    return {
+        "nodes": 1,
+        "tasks": 1,
+        "tasks_per_gpu": 0,
+        "gres": "",
+        "cpus_per_task": min(sfm.num_threads or site.ingest_cpus, site.ingest_cpus),
+        "mem_mb": math.ceil(min(sfm.memory_gib + INGEST_BASE_GIB, site.ingest_mem_gib) * 1024),
+        "runtime": min(math.ceil(sfm.timeout_s / 60) + INGEST_BASE_MIN, site.ingest_runtime_min),
+        "slurm_partition": site.cpu_partition or "",
+        "slurm_extra": "",
+        **qos(site),
+    }
+
+
+def sfm_limits(scene: Scene, request: Resources | None = None) -> Resources:
+    """Limits of the structure from motion of `scene`: memory in MiB and seconds, below those of its job.
+
+    A job that is killed at its own limit cannot say which setting to raise.
+
+    Args:
+        request: of the job (`ingest_resources`); None where there is none.
+    """
+    mem_mb, seconds = scene.sfm.memory_gib * 1024, scene.sfm.timeout_s
+    if request is not None:
+        job_mb, job_s = float(request["mem_mb"]), float(request["runtime"]) * 60
+        mem_mb = min(mem_mb, max(job_mb - INGEST_BASE_GIB * 1024, job_mb / 2))
+        seconds = min(seconds, max(job_s - INGEST_BASE_MIN * 60, job_s / 2))
+    return {"sfm_mem_mb": math.floor(mem_mb), "sfm_timeout_s": math.ceil(seconds)}
+
+
+def contradiction(defaults: Mapping[str, Any], site: Site) -> str | None:
+    """Say what decides a resource that `--default-resources` gives another value, or None.
+
+    Every rule that runs on the cluster names these resources itself, so that a default of them would be ignored.
+
+    Args:
+        defaults: name and value of each default resource that is not Snakemake's own.
+    """
+    agreed = {"slurm_account": site.account, "qos": site.qos} | PROFILE_DEFAULTS
+    if site.gpu_partition == site.cpu_partition:
+        agreed["slurm_partition"] = site.cpu_partition
+    for name, value in defaults.items():
+        if name in DECIDED_BY and str(value).strip("'\"") != str(agreed.get(name)):
+            return (
+                f"--default-resources {name}={value} would decide nothing: {name} follows from {DECIDED_BY[name]}. "
+                f"Change that, or for one run set it rule by rule: --set-resources train:{name}={value}"
+            )
+    return None
+
+
 def qos(site: Site) -> Resources:
     """The quality of service as a resource; without one there is no such resource, as an empty one is handed on."""
     return {"qos": site.qos} if site.qos else {}
@@ -95,7 +169,7 @@ def rule_defaults(site: Site) -> Resources:
 
 
 def rule_resources(
-    plan: Callable[[Any, int], Resources], site: Site
+    plan: Callable[[Any, int], Resources], site: Site, keys: Sequence[str] = KEYS
 ) -> dict[str, Callable[..., int | str] | int | str]:
     """One Snakemake resource function per key of `plan(wildcards, attempt)`: `resources: **rule_resources(plan, site)`.
 
@@ -118,5 +192,5 @@ def rule_resources(
     overwrite_function_params(Resource.evaluate, parameters(Resource.evaluate))
     # Snakemake calls each function for each job: what is the same for all is a plain value.
     return (
-        rule_defaults(site) | {"tasks_per_gpu": 0} | {key: one(key) for key in KEYS if key != "tasks_per_gpu"}
+        rule_defaults(site) | {"tasks_per_gpu": 0} | {key: one(key) for key in keys if key != "tasks_per_gpu"}
     )

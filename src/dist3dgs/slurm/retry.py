@@ -28,6 +28,7 @@ TRIES_AFTER: dict[Cause, int] = {
     "port_in_use": 3,
     "gpu_fault": 2,
     "killed": 2,
+    "crashed": 1,
     "no_progress": 1,
     "unknown": 1,
 }

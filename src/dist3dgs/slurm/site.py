@@ -1,8 +1,8 @@
-"""`dist3dgs site init`: a profile for the cluster one stands on.
+"""`dist3dgs site init`: write a profile, and the site it names, for the cluster this is called on.
 
-Reads sinfo, scontrol and (where there is accounting) sacctmgr, fills in the commented template `profile.yaml`, and
-asks `sbatch --test-only` whether a job as the profile would send it is taken. What cannot be found out is left at a
-default and said.
+Reads sinfo, scontrol and (where there is accounting) sacctmgr, fills in the commented templates `profile.yaml` and
+`site.yaml`, and asks `sbatch --test-only` whether jobs as they would be sent are taken. Where a value cannot be found
+out, the default stays and a note says so.
 """
 
 import json
@@ -17,13 +17,16 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import write_text
 from ..names import Layout
+from ..spec import Scene
 from .commands import SlurmError, require, slurm
 from .partitions import Partition, read_partitions, sizes
-from .resources import layout_resources, small_resources
+from .resources import ingest_resources, layout_resources
 from .rights import Rights, read_rights
-from .settings import Site, read_site
+from .settings import SITE_FILE, Site, read_site
 from .submission import Refusal, test_only
 
+#: An ingest job asks for no more of a large node: extraction and matching share work over cores, mapping does not.
+INGEST_CPUS, INGEST_MEM_GIB = 16, 64.0
 #: With less than this many seconds the controller may forget a job between two looks at the queue.
 SAFE_JOB_AGE_S = 60
 COMMENT_COLUMN = 36
@@ -50,14 +53,14 @@ def inspect() -> Findings:
     site, chosen = Site(), None
     if gpu:
         site, chosen = _first_that_works(gpu, rights, notes)
-    working_cpu = _cpu_that_works(cpu, rights, site, notes)
+    working_cpu, ingest = _cpu_that_works(cpu, rights, site, notes)
     if chosen is None:
         notes.append(
             f"no partition has whole GPUs: ranks will run on the CPUs of {working_cpu.name} (gpu_request: none)"
         )
         values = _values(working_cpu, rights, workers=4) | {"gpu_request": "none", "gpu_type": None}
         site = read_site(values, "site init")
-    site = site.model_copy(update={"cpu_partition": working_cpu.name})
+    site = site.model_copy(update={"cpu_partition": working_cpu.name, **ingest})
     if chosen is not None:
         site = site.model_copy(update=_about_the_others(chosen, partitions, notes))
     _warn(notes)
@@ -86,18 +89,44 @@ def _about_the_others(
 
 
 def run_init(out: Path, *, force: bool = False) -> list[str]:
-    """Write a profile for this cluster to `out` (the profile's config.yaml); what to know, line by line."""
-    if out.exists() and not force:
-        raise UserError(f"{out} exists; give another --out FILE, or --force to write over it")
+    """Write a profile for this cluster to `out`, its site beside it; what to know, line by line.
+
+    Args:
+        out: the profile's config.yaml.
+        force: write over files that exist.
+    """
+    site_file = out.parent / SITE_FILE
+    if there := [path for path in (out, site_file) if path.exists() and not force]:
+        raise UserError(
+            f"already there: {', '.join(map(str, there))}; give another --out FILE, or --force to write over"
+        )
     findings = inspect()
-    write_text(out, render(findings.site))
-    return [f"wrote {out}", *findings.notes, f"next: snakemake --profile {out.parent} --dry-run all"]
+    write_text(site_file, render(findings.site))
+    write_text(out, render_profile(site_file))
+    return [
+        f"wrote {out} and {site_file}",
+        *findings.notes,
+        f"next: snakemake --profile {out.parent} --dry-run all",
+    ]
 
 
 def render(site: Site) -> str:
-    """The profile's text for `site`."""
-    text = (resources.files("dist3dgs.slurm") / "profile.yaml").read_text(encoding="utf-8")
-    values = {name: _yaml(value) for name, value in site.model_dump().items()}
+    """Text of the site file."""
+    return _render(SITE_FILE, {name: _yaml(value) for name, value in site.model_dump().items()})
+
+
+def render_profile(site_file: Path) -> str:
+    """Text of a profile that names `site_file`: by a relative path where it is below the working folder."""
+    path, here = site_file.absolute(), Path.cwd()
+    named = path.relative_to(here) if path.is_relative_to(here) else path
+    plain = re.fullmatch(r"[\w./-]+", str(named))
+    return _render(
+        "profile.yaml", {"path": str(named) if plain else json.dumps(str(named), ensure_ascii=False)}
+    )
+
+
+def _render(template: str, values: Mapping[str, str]) -> str:
+    text = (resources.files("dist3dgs.slurm") / template).read_text(encoding="utf-8")
     return "\n".join(_filled(line, values) for line in text.splitlines()) + "\n"
 
 
@@ -124,6 +153,8 @@ def _yaml(value: object) -> str:
     """A value as YAML on one line; text is quoted unless every reader takes it for text."""
     if value is None:
         return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_yaml(k)}: {_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
@@ -153,7 +184,7 @@ def _cpu_order(p: Partition) -> tuple[float | bool, ...]:
 
 
 def _values(p: Partition, rights: Rights, workers: int) -> dict[str, object]:
-    """The site block for the nodes of `p`."""
+    """Site settings for the nodes of `p`."""
     account, qos, longest_s = rights.in_partition(p)
     found: dict[str, object] = dict(sizes(p, workers))
     minutes = int(min(p.max_time_s, longest_s, 7 * 24 * 3600) // 60)
@@ -189,21 +220,34 @@ def _first_that_works(
 
 def _cpu_that_works(
     candidates: Sequence[Partition], rights: Rights, site: Site, notes: list[str]
-) -> Partition:
-    """The first partition from which Slurm takes a small job without a GPU."""
+) -> tuple[Partition, dict[str, object]]:
+    """The first partition from which Slurm takes an ingest job as large as it gets, and that job's sizes."""
     first: Refusal | None = None
+    # An ingest job without limits of its own gets all that the site allows.
+    scene = Scene.model_validate({"builtin": {}, "sfm": {"memory_gib": 1e6, "timeout_s": 1e9}})
     for name in dict.fromkeys(p.name for p in candidates):
         p = next(p for p in candidates if p.name == name)
-        account, qos, _ = rights.in_partition(p)
+        account, qos, longest_s = rights.in_partition(p)
         # One account and QOS for all jobs: those of the training, where there is one.
         common = {} if site.account or site.qos else {"account": account, "qos": qos}
-        asked = site.model_copy(update={"cpu_partition": name, **common})
-        refusal = test_only(small_resources(asked), asked.account).refusal
+        asked = site.model_copy(update={"cpu_partition": name, **common, **_ingest_sizes(p, longest_s)})
+        refusal = test_only(ingest_resources(scene, asked), asked.account).refusal
         if refusal is None:
-            return p
+            return p, _ingest_sizes(p, longest_s)
         first = first or refusal
     notes.append(f"a job without GPUs would be refused: {first}")
-    return candidates[0]
+    return candidates[0], _ingest_sizes(candidates[0], rights.in_partition(candidates[0])[2])
+
+
+def _ingest_sizes(p: Partition, longest_s: float) -> dict[str, object]:
+    """CPUs, memory and time of an ingest job in `p`: what its nodes have, up to what ingestion makes use of."""
+    node, usual = sizes(p, workers=1), Site()
+    minutes = int(min(longest_s / 60, node["max_runtime_min"]))
+    return {
+        "ingest_cpus": min(INGEST_CPUS, p.cpus_per_node),
+        "ingest_mem_gib": min(INGEST_MEM_GIB, float(node["max_mem_gib"])),
+        "ingest_runtime_min": max(1, min(usual.ingest_runtime_min, minutes)),
+    }
 
 
 def _warn(notes: list[str]) -> None:

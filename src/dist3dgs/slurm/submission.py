@@ -1,15 +1,20 @@
-"""Why sbatch refused a job, in words, and asking it before a study begins.
+"""Explain why sbatch refused a job, and ask it before a study begins.
 
-Slurm's messages name the rule that was broken but neither the number that broke it nor the setting it came from.
+Slurm's messages name the rule that was broken, and not always the right one (nine nodes asked of a partition of two may
+be "more processors requested than permitted"), but neither the number nor the setting it came from. The numbers come
+from comparing the request with the partition's nodes.
 """
 
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .commands import SlurmError, blocks, environment, format_time, parse_time_s, slurm
+from ..errors import UserError
+from .commands import SlurmError, blocks, environment, format_time, parse_gpus, parse_time_s, slurm
+from .partitions import Partition, read_partitions
+from .settings import SITE_FILE, Site
 
 Resources = Mapping[str, int | str]
 
@@ -28,22 +33,31 @@ class Refusal:
         return f"{self.reason}. {self.remedy}. Slurm said: {self.line}"
 
 
-#: (Slurm's words, ours, what to do). `{...}` are filled from the request; first match wins.
+#: Slurm's words for a request that is larger than something; which of its numbers it is, `excess` finds out.
+_TOO_LARGE = re.compile(
+    r"Requested time limit is invalid|PartitionTimeLimit|Node count specification invalid|PartitionNodeLimit"
+    r"|Memory specification can ?not be satisfied|Requested memory|More processors requested"
+    r"|Requested node configuration is not available|BadConstraints|PartitionConfig|Resources.*never"
+    r"|Invalid generic resource|Invalid gres",
+    re.IGNORECASE,
+)
+#: (Slurm's words, ours, what to do or a quantity of `REMEDIES`). `{...}` are filled from the request; first match wins.
 _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
     (
         r"Invalid account|InvalidAccount|account .* appears to be invalid|Invalid job credential.*account",
         "account {account!r} is not known to this cluster, or may not use partition {slurm_partition!r}",
-        "Set site.account in profiles/slurm/config.yaml to one of: sacctmgr show assoc user=$USER format=account",
+        "Set site.account in profiles/slurm/site.yaml to one of: sacctmgr show assoc user=$USER format=account",
     ),
     (
         r"Invalid partition name|invalid partition specified",
         "there is no partition {slurm_partition!r} here",
-        "Set site.gpu_partition and site.cpu_partition to names that `sinfo -o %P` lists",
+        "Write the profile for this cluster: dist3dgs site init --force; or set site.gpu_partition and "
+        "site.cpu_partition to names that `sinfo -o %P` lists",
     ),
     (
         r"Requested time limit is invalid|PartitionTimeLimit",
         "{runtime} minutes are more than partition {slurm_partition!r} allows{max_time}",
-        "Lower site.runtime_min and site.max_runtime_min: a run that meets its limit is resumed from its checkpoint",
+        "time",
     ),
     (
         r"Node count specification invalid|PartitionNodeLimit",
@@ -120,18 +134,28 @@ _TRANSIENT = (
 )
 
 
-def explain(text: str, request: Resources | None = None, **facts: str) -> Refusal:
-    """Turn what sbatch (or `squeue %r`) said about `request` into a reason, a remedy and the decisive line."""
+def explain(
+    text: str, request: Resources | None = None, *, for_ingest: bool = False, **facts: str
+) -> Refusal:
+    """Turn what sbatch (or `squeue %r`) said about `request` into a reason, a remedy and the decisive line.
+
+    Where Slurm says that the request is too large, the partition's nodes are read to name what exactly is.
+    """
     values: dict[str, Any] = {
         key: "?" for key in ("nodes", "slurm_partition", "cpus_per_task", "mem_mb", "runtime")
     }
     values |= {"account": None, "qos": None, "max_time": ""} | dict(request or {}) | facts
     values["gpus"] = _gpus(values)
     lines = [re.sub(r"^sbatch: (error: )?", "", line).strip() for line in text.splitlines() if line.strip()]
+    large = next((line for line in lines if _TOO_LARGE.search(line)), None)
+    if large and request and (too_much := excess(request, _kinds(request))):
+        remedies = dict.fromkeys(REMEDIES[e.quantity][for_ingest] for e in too_much)
+        return Refusal(reason="; ".join(e.reason for e in too_much), remedy=". ".join(remedies), line=large)
     for pattern, reason, remedy in _EXPLANATIONS:
         for line in lines:
             if re.search(pattern, line, re.IGNORECASE):
-                words, todo = reason.format(**values), remedy.format(**values)
+                todo = REMEDIES[remedy][for_ingest] if remedy in REMEDIES else remedy
+                words, todo = reason.format(**values), todo.format(**values)
                 return Refusal(reason=words, remedy=todo, line=line, transient=reason.startswith(_TRANSIENT))
     line = lines[-1] if lines else "nothing"
     return Refusal(
@@ -168,7 +192,7 @@ class Forecast:
     nodes: str | None = None
 
 
-def test_only(request: Resources, account: str | None) -> Forecast:
+def test_only(request: Resources, account: str | None, *, for_ingest: bool = False) -> Forecast:
     """Ask Slurm whether it would take the request and when it would start; submits nothing."""
     argv = sbatch_argv(request, account)
     try:
@@ -186,26 +210,142 @@ def test_only(request: Resources, account: str | None) -> Forecast:
     if done.returncode == 0:  # taken, whatever the words
         match = re.search(r"to start at (\S+) using \d+ processors on nodes (\S+)", text)
         return Forecast(start=match.group(1), nodes=match.group(2)) if match else Forecast()
-    return Forecast(refusal=explain(text, request, account=str(account), max_time=max_time(request)))
+    facts = {"account": str(account), "max_time": max_time(request)}
+    return Forecast(refusal=explain(text, request, for_ingest=for_ingest, **facts))
 
 
-def limit_problem(request: Resources) -> Refusal | None:
-    """What Slurm would accept and never start: more than the partition's limits where they are not enforced."""
+@dataclass(frozen=True, kw_only=True)
+class Excess:
+    """One quantity of a request that a partition does not have."""
+
+    quantity: str  # a key of REMEDIES
+    reason: str
+
+
+#: What to do about each quantity: for a training job, for an ingest job.
+REMEDIES = {
+    "nodes": (
+        "Ask for a smaller layout, or set another site.gpu_partition (cpu_partition where ranks run on CPUs)",
+        "",
+    ),
+    "type": ("Set site.gpu_type to a type that `sinfo -o %G` lists (or null)", ""),
+    "gpus": ("Ask for a smaller layout (fewer GPUs per node), or set another site.gpu_partition", ""),
+    "cpus": (
+        "Lower site.cpus_per_gpu, or ask for fewer ranks per node (sinfo -o '%c %G')",
+        "Lower site.ingest_cpus (sinfo -o %c)",
+    ),
+    "memory": (
+        "Lower site.mem_gib_per_gpu, or set site.max_mem_gib to the nodes' memory (sinfo -o %m)",
+        "Lower site.ingest_mem_gib to the nodes' memory (sinfo -o %m)",
+    ),
+    "time": (
+        "Lower site.runtime_min and site.max_runtime_min: a run that meets its limit is resumed from its checkpoint",
+        "Lower site.ingest_runtime_min to what site.cpu_partition allows (sinfo -o %l), or set another one",
+    ),
+}
+
+
+def excess(request: Resources, kinds: Iterable[Partition]) -> list[Excess]:
+    """Compare a request with the nodes of its partition, kind by kind, quantity by quantity.
+
+    Returns what is too much on the kind that comes nearest; [] where one fits, or where `kinds` is empty.
+    """
+    found = [_excess_on(request, p) for p in kinds]
+    return min(found, key=len, default=[])
+
+
+def _excess_on(request: Resources, p: Partition) -> list[Excess]:
+    def asked(key: str) -> float:
+        try:
+            return float(request.get(key, 0))
+        except ValueError:
+            return 0
+
+    found: list[Excess] = []
+
+    def compare(what: str, quantity: float, most: float, reason: str) -> None:
+        if quantity > most:
+            found.append(Excess(quantity=what, reason=reason))
+
+    gpus = parse_gpus(_gpus(request))
+    kind, num_gpus = next(iter(gpus.items()), ("", 0))
+    nodes, most_nodes = asked("nodes"), min(p.num_nodes, p.max_nodes)
+    there = f"{'has' if most_nodes == p.num_nodes else 'allows'} ({most_nodes:.0f})"
+    compare("nodes", nodes, most_nodes, f"{nodes:.0f} nodes are more than partition {p.name!r} {there}")
+    its_gpus = f"{p.gpus_per_node} {p.gpu_type or ''}".strip() if p.gpus_per_node else "none"
+    words, its = _gpus(request), f"the nodes of partition {p.name!r} have"
+    if num_gpus and kind and kind != p.gpu_type:
+        compare("type", 1, 0, f"{words!r} per node is asked for, {its} other GPUs ({its_gpus})")
+    else:
+        compare("gpus", num_gpus, p.gpus_per_node, f"{words!r} per node is more than {its} ({its_gpus})")
+    cpus = asked("cpus_per_task") * max(1.0, asked("tasks") / max(1.0, nodes))
+    compare("cpus", cpus, p.most_cpus, f"{cpus:.0f} CPUs per node are more than {its} ({p.most_cpus})")
+    mem_mb = asked("mem_mb")
+    mem = f"{mem_mb:.0f} MB per node are more than {its} ({p.most_mem_mb:.0f})"
+    compare("memory", mem_mb, p.most_mem_mb, mem)
+    limit = f"partition {p.name!r} allows (its limit is {format_time(p.max_time_s)})"
+    compare(
+        "time", asked("runtime") * 60, p.max_time_s, f"{asked('runtime'):.0f} minutes are more than {limit}"
+    )
+    return found
+
+
+def _kinds(request: Resources) -> list[Partition]:
+    """The kinds of nodes of the request's partition; [] where Slurm does not answer or there is no such partition."""
+    try:
+        found = read_partitions()
+    except (UserError, ValueError):
+        return []
+    name = request.get("slurm_partition")
+    return [p for p in found if p.name == name or (not name and p.default)]
+
+
+def missing_partitions(site: Site) -> list[str]:
+    """Settings of `site` that name a partition this cluster does not have, with the name; [] if Slurm is silent.
+
+    Hidden partitions count as there.
+    """
+    try:
+        shown = blocks(slurm("scontrol", "-a", "-o", "show", "partition", timeout_s=5))
+    except SlurmError:
+        return []
+    there = {b.get("PartitionName") for b in shown}
+    named = {"cpu_partition": site.cpu_partition}
+    if site.gpu_request != "none":
+        named |= {"gpu_partition": site.gpu_partition}
+    return [f"site.{k}: {name}" for k, name in named.items() if name not in (None, "auto", *there)]
+
+
+def check_partitions(site: Site, where: object = f"the profile's {SITE_FILE}") -> None:
+    """Raise `UserError` where `site` names partitions that this cluster does not have."""
+    if missing := missing_partitions(site):
+        raise UserError(
+            f"{where}: this cluster has no such partition: {', '.join(missing)}. Write the profile for this "
+            "cluster: dist3dgs site init --force (or edit its site; `sinfo` lists the partitions)"
+        )
+
+
+def limit_problem(request: Resources, *, for_ingest: bool = False) -> Refusal | None:
+    """Find what Slurm accepts and never starts: more than the partition's limits where they are not enforced."""
     partition = _partition(request)
     longest = parse_time_s(partition.get("MaxTime", "UNLIMITED"))
     if float(request["runtime"]) * 60 > longest:
-        return explain("PartitionTimeLimit (found before submission)", request, max_time=max_time(request))
+        found = "PartitionTimeLimit (found before submission)"
+        return explain(found, request, for_ingest=for_ingest, max_time=max_time(request))
     most = partition.get("MaxNodes", "UNLIMITED")
     if most.isdigit() and int(request["nodes"]) > int(most):
         return explain("PartitionNodeLimit (found before submission)", request)
     return None
 
 
-def preflight(requests: Mapping[str, Resources], account: str | None) -> dict[str, Refusal]:
-    """Problems of each named request, found in a second or two before anything is submitted."""
+def preflight(
+    requests: Mapping[str, Resources], account: str | None, *, for_ingest: bool = False
+) -> dict[str, Refusal]:
+    """Find the problems of each named request, in a second or two, before anything is submitted."""
     problems: dict[str, Refusal] = {}
     for name, request in requests.items():
-        problem = test_only(request, account).refusal or limit_problem(request)
+        problem = test_only(request, account, for_ingest=for_ingest).refusal
+        problem = problem or limit_problem(request, for_ingest=for_ingest)
         if problem:
             problems[name] = problem
     return problems

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..evidence import Attempt, attempts, new_attempt, text_digest
+from ..evidence import Attempt, attempts, new_attempt
 from ..files import write_json, write_text
+from ..matrix import run_digest
 from ..record import Cause
 from .attempts import CAUSE_OF_STATE, job_end, log_cause, read_tail
 from .commands import SlurmError
@@ -68,7 +69,7 @@ def _write(
 ) -> Attempt:
     attempt = new_attempt(point)
     facts = {
-        "spec_digest": text_digest(spec_text), "spec": json.loads(spec_text), "attempt": attempt.number,
+        "spec_digest": run_digest(spec_text), "spec": json.loads(spec_text), "attempt": attempt.number,
         "status": "failed", "argv": [], "ended": ended, "started_at": ended["at"], "finished_at": ended["at"],
         "slurm": slurm,
     }  # fmt: skip

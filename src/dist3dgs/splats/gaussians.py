@@ -139,3 +139,8 @@ def canonical_order(points: Tensor) -> Tensor:
     for axis in (2, 1, 0):
         order = order[torch.argsort(points[order, axis], stable=True)]
     return order
+
+
+def thinned(num_points: int, most: int, generator: torch.Generator) -> Tensor:
+    """int64 [most]: ascending places of a random part of `num_points`. generator: on the CPU."""
+    return torch.randperm(num_points, generator=generator)[:most].sort().values

@@ -17,7 +17,7 @@ from ..spec import RunSpec
 from ..splats import densify
 from ..splats.densify.lineage import founders
 from ..splats.export import write_ply
-from ..splats.gaussians import canonical_order, initial_gaussians
+from ..splats.gaussians import canonical_order, initial_gaussians, thinned
 from ..splats.loss import l1_ssim_loss
 from . import checkpoint
 from .cameras import Cameras
@@ -108,6 +108,15 @@ class Trainer:
         points = torch.from_numpy(np.array(self.scene.points, dtype=np.float32))
         colors = torch.from_numpy(np.array(self.scene.colors)).float() / 255
         order = canonical_order(points)
+        most = self.train.densify.max_gaussians
+        if len(order) > most:
+            order = order[thinned(len(order), most, generator(self.spec.seed, 0, "thin"))]
+            if self.comm.rank == 0:
+                self.events("thin", num_points=len(points), num_gaussians=most)
+                self._warn(
+                    f"the scene has {len(points):,} points: training starts from {most:,} of them, drawn with the seed "
+                    "(`train.densify.max_gaussians`)"
+                )
         parameters = initial_gaussians(
             points[order].to(self.device),
             colors[order].to(self.device),

@@ -4,18 +4,34 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from ..facts import FactPattern, Facts, Line, number
 
 _C = re.compile
 
+#: How trainers state the number of Gaussians.
+COUNTS = (
+    r"Number of GS: (\d+)",
+    r"['\"]num_GS['\"]: (\d+)",
+    r"Culled \d+ gaussians, remaining (\d+)",
+    r"Culled \d+ gaussians \([^\n]{0,200}?(\d+) remaining\)",
+    r"(?i)\bloss\b[^\n]{0,80}\bpoints['\"]?[=:] ?(\d+)",
+    r"Now having (\d+) GSs",
+    r"Now num of 3dgs: (\d+)",
+    r"(?i)(?<!max )(?<!maximum )(?:\b|\bnum_|#)(?:gaussians|splats|3dgs)['\"]?(?: left| now| remaining)?[ =:]+(\d+)\b(?![.,/]\d| ?(?:cloned|split|pruned|added|removed|culled|duplicated|of\b|per\b|/))",
+)
+
+
+def _count(key: str, keep: Literal["last", "max"]) -> tuple[FactPattern, ...]:
+    return tuple(FactPattern(key, _C(c), lambda m: int(m[1]), keep, often=True, placed=True) for c in COUNTS)
+
+
 FACTS = (
+    *_count("num_gaussians", "last"),
+    *_count("most_gaussians", "max"),
     FactPattern("trainer", _C(r"simple_trainer\.py|Distributed worker: \d+ ?/ ?\d+"), lambda m: "gsplat"),
     FactPattern("devices_used", _C(r"Distributed worker: \d+ ?/ ?(\d{1,5})"), lambda m: int(m[1])),
-    FactPattern("num_gaussians", _C(r"Model initialized\. Number of GS: (\d+)"), lambda m: int(m[1]), "last"),
-    FactPattern("num_gaussians", _C(r"Number of GS: (\d+)"), lambda m: int(m[1]), "last", often=True),
-    FactPattern("num_gaussians", _C(r"['\"]num_GS['\"]: (\d+)"), lambda m: int(m[1]), "last", often=True),
-    FactPattern("num_gaussians", _C(r"Culled \d+ gaussians, remaining (\d+)"), lambda m: int(m[1]), "last", often=True),
     FactPattern("psnr", _C(r"\bPSNR: ([\d.]+),? SSIM"), lambda m: number(m[1]), "last", often=True),
     FactPattern("ssim", _C(r"\bSSIM: ([\d.]+)"), lambda m: number(m[1]), "last", often=True),
     FactPattern("lpips", _C(r"\bLPIPS: ([\d.]+)"), lambda m: number(m[1]), "last", often=True),

@@ -1,6 +1,7 @@
 """`metrics.csv`: one row per epoch (or step) with times, losses and accuracies, columns found by their names."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ COLUMNS = {
     r"(?:val(?:idation)?|test)?_?acc(?:uracy)?(?:_?top_?1)?": "accuracy",
     r"(?:val_|test_)?psnr": "psnr",
     r"(?:val_|test_)?ssim": "ssim",
+    r"world_size|num_gpus|n_gpus": "world_size",
 }
 
-SHOWN = ("loss", "val_loss", "accuracy", "train_accuracy", "psnr", "ssim")
+SHOWN = ("loss", "val_loss", "accuracy", "train_accuracy", "psnr", "ssim", "world_size")
 
 
 def sniff(head: str) -> bool:
@@ -51,8 +53,11 @@ def _names(header: str) -> dict[int, str]:
     return found
 
 
-def read(path: Path, facts: Facts) -> StepSeries:
-    """The series of epochs (steps, where no epoch is given); last finite loss, accuracy, PSNR go into `facts`."""
+def read(path: Path, facts: Facts, begin: Callable[[StepFormat], StepSeries] = StepSeries) -> StepSeries:
+    """Read the table into the series that `begin` makes for its epochs (steps, where it has no epochs).
+
+    The last finite loss, accuracy, PSNR ... and the number of ranks go into `facts`.
+    """
     columns: dict[int, str] = {}
     width = 0
     series: StepSeries | None = None
@@ -60,7 +65,7 @@ def read(path: Path, facts: Facts) -> StepSeries:
         if series is None:
             header = next((clean(raw) for raw in block.lines if raw.strip()), "")
             columns, width = _names(header), len(header.split(","))
-            series = StepSeries(EPOCHS if "epoch" in columns.values() else STEPS)
+            series = begin(EPOCHS if "epoch" in columns.values() else STEPS)
             series.rate_unit = _unit(header)
         table = Table.of(block.data.replace(b"\r", b""), width)
         if not len(table.rows):
@@ -78,8 +83,9 @@ def read(path: Path, facts: Facts) -> StepSeries:
             if len(known):
                 i = int(table.rows[known[-1]])
                 line = Line(str(path), block.number(i), clean(block.line(i)))
-                facts.add(what, float(found[what][known[-1]]), line, "last")
-    return series or StepSeries(EPOCHS)
+                value = float(found[what][known[-1]])
+                facts.add(what, int(value) if what == "world_size" else value, line, "last")
+    return series or begin(EPOCHS)
 
 
 def _unit(header: str) -> str:

@@ -24,7 +24,6 @@ FACTS = (
     FactPattern("method", _C(r"^\s*method_name='([\w.-]+)'")),
     FactPattern("mark", _C(r"Caching ?/ ?undistorting (eval|train) images"), lambda m: f"caching_{m[1]}", "list"),
     FactPattern("mark", _C(r"^\s*\[\d\d:\d\d:\d\d\] Printing max of \d+ lines"), lambda m: "stepping", "list"),
-    FactPattern("num_gaussians", _C(r"Now having (\d+) GSs"), lambda m: int(m[1]), "last", often=True),
     FactPattern("finish", _C(r"🎉 Training Finished 🎉|[─ ] Training Finished "), lambda m: "Training Finished", "last"),
     FactPattern("psnr", _C(r"\bTest PSNR\s+([\d.]+)\s*$"), lambda m: number(m[1]), "last", often=True),
     FactPattern("psnr", _C(r'^\s*"psnr": ([\d.]+)'), lambda m: number(m[1]), "last"),

@@ -13,14 +13,17 @@ _BY_NAME = {r.name: r for m in (scheduler, host, gpu, communication, software, d
 RULES: tuple[Rule, ...] = tuple(
     _BY_NAME[name]
     for name in (
-        "submission-refused", "node-lost", "oom-killer", "shared-memory", "disk-full", "host-allocation-failed",
-        "gpu-hardware", "oom-on-an-empty-gpu", "gpu-oom", "device-assert", "gpu-fault",
-        "ddp-parameters-differ", "ddp-unused-parameters", "duplicate-gpu", "port-in-use", "port-warned",
-        "extension-build", "diverged", "sfm-failed", "corrupt-data",
+        "submission-refused", "node-lost", "oom-killer", "shared-memory", "cache-not-writable", "disk-full",
+        "host-allocation-failed",
+        "gpu-hardware", "oom-on-an-empty-gpu", "gpu-oom", "device-assert", "kernel-fault", "gpu-fault",
+        "ddp-parameters-differ", "ddp-unused-parameters", "ranks-beyond-the-world", "duplicate-gpu",
+        "port-in-use", "port-warned",
+        "extension-build", "diverged", "collapsed", "no-points", "sfm-failed", "corrupt-data",
         "time-limit", "preempted", "cancelled",
         "collective-timeout", "nccl-network", "rendezvous", "nccl-error", "no-step", "peer-lost",
         "environment", "command-line", "settings", "torch-misuse", "exception", "ignored-exception", "bare-exception",
-        "segmentation-fault", "bus-error", "killed-by-signal", "killed", "terminated",
+        "segmentation-fault", "bus-error", "illegal-instruction", "floating-point-exception", "aborted", "other-signal",
+        "signal-from-outside", "killed-by-signal", "killed", "terminated",
         "loader-worker-gone", "worker-failed", "terminate", "module-unknown",
     )
 )  # fmt: skip

@@ -19,7 +19,53 @@ def _last_words(hit: Hit) -> bool:
     return all(not text.strip() or re.search(PORT_WARNING, text) for text in hit.below(8))
 
 
+#: What names a rank and the size of the world that it should be in, in this order or the other.
+RANK_OF_WORLD = (
+    r"(?i:(?<!node )(?<!local )(?<!group )\b(?:global[_ ])?rank\b['\"]?[ =:(]*(?P<rank>\d{1,6})\)?[^\w\n]{1,6}(?:\w+ ){0,6}world(?:[_ ]?size)?['\"]?[ =:(]*(?:of )?(?P<world>\d{1,6}))\b",
+    r"(?i:\bworld[_ ]?size['\"]?[ =:(]*(?P<world>\d{1,6})\)?[^\w\n]{1,6}(?:\w+ ){0,3}(?:global[_ ])?rank['\"]?[ =:(]*(?P<rank>\d{1,6}))\b",
+    r"Invalid rank requested : (?P<rank>\d+)/(?P<world>\d+)",
+    r"\brank < size\. (?P<rank>\d+) vs\.? (?P<world>\d+)",
+    r"Invalid rank (?P<rank>\d+), rank should be in the interval \[0, (?P<last>\d+)\]",
+    r"(?i:\brank[ :=]+(?P<more>\d{1,6}) ?(?:/|of) ?(?P<world>\d{1,6})\b)",
+    r"\b(?P<more>\d+)/(?P<world>\d+) (?:clients|workers) joined",
+    r"\bworld_size=(?P<world>\d+), worker_count=(?P<more>\d+)\b",
+)
+
+
+def _beyond_the_world(hit: Hit) -> bool:
+    """Accept a rank that the stated world has no place for, or more members than it has."""
+    for source in RANK_OF_WORLD:
+        if m := re.search(source, hit.line.text):
+            found = {name: int(value) for name, value in m.groupdict().items()}
+            world = found.get("world", found.get("last", 0) + 1)
+            return found["more"] > world if "more" in found else 0 < world <= found["rank"]
+    return True
+
+
 RULES = (
+    Rule(
+        name="ranks-beyond-the-world",
+        cause="allocation_mismatch",
+        tier=Tier.SPECIFIC,
+        looks="`Invalid rank requested : 14/2`, gloo's `rank < size. 5 vs 2`, `16/2 clients joined`, `world_size=2, "
+        "worker_count=16`, `rank 3 is already in use`; NCCL's `invalid argument` on the tasks from the third one on",
+        why="More tasks were started than the program's world has ranks, or two tasks took the same one: the launcher (srun, "
+        "torchrun, mpirun) and the program count differently.",
+        remedy="Start as many tasks as the world has ranks: one per node under `torchrun`, else one per GPU (`srun "
+        "--ntasks-per-node`), and take rank and world size from the same launcher (SLURM_PROCID and SLURM_NTASKS, or RANK and "
+        "WORLD_SIZE, never one of each). With `torchrun` give every node its own `--node-rank` or a rendezvous.",
+        phase="startup",
+        warns=True,
+        patterns=patterns(
+            *RANK_OF_WORLD[2:],
+            *RANK_OF_WORLD[:2],
+            r"(?i)\brank\b[^\n]{0,40}(?:>=|is out of range|out of bounds|(?:must|should|has to) be (?:less|smaller|lower) than|(?:is )?(?:not less|larger|greater|bigger) than|exceeds?)[^\n]{0,20}\b(?:world[_ ]?size|number of (?:ranks|processes)|nranks|num_ranks|size of the world)",
+            r"(?i)\bworld[_ ]?size\b[^\n]{0,30}(?:smaller|less|lower|fewer) than[^\n]{0,40}(?:tasks|ranks|processes)|(?:more|too many) (?:tasks|ranks|processes)\b[^\n]{0,30}\b(?:than|for)\b[^\n]{0,20}\b(?:world|ranks\b)",
+            r"(?i)\brank\b[^\n]{0,20}\b(?:already (?:in use|taken|joined|registered|exists|connected)|is (?:a )?duplicated?)|\bduplicated? (?:global )?ranks?\b|(?:two|multiple|several|more than one) (?:processes|tasks|workers) (?:have|with|use|claim) (?:the same )?rank\b",
+        ),
+        unless=re.compile(r"(?i)\blora|low[- ]rank|\bmatrix|tensor"),
+        accept=_beyond_the_world,
+    ),
     Rule(
         name="duplicate-gpu",
         cause="allocation_mismatch",

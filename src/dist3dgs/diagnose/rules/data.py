@@ -4,7 +4,15 @@
 
 import re
 
-from .rule import Rule, Tier, patterns
+from .rule import Hit, Rule, Tier, patterns
+
+
+def _is_of_points(hit: Hit) -> bool:
+    """Accept scikit-learn's words for an empty array only where neighbours of points are looked for."""
+    if not re.search("Found array with 0 sample|n_samples", hit.line.text):
+        return True
+    return re.search(r"(?i)\bknn\b|point|splat|gaussian", hit.before(20)) is not None
+
 
 RULES = (
     Rule(
@@ -32,6 +40,29 @@ RULES = (
             r"(?i)no images with matches|too few (?:images|matches|features|inliers)|not enough (?:matches|features|overlap)",
         ),
         unless=re.compile(r"(?i)^\s*(?:WARNING|\[warning)(?!: COLMAP only found poses for 1?\d(?:\.\d+)?%)"),
+    ),
+    Rule(
+        name="no-points",
+        cause="sfm_failed",
+        tier=Tier.SPECIFIC,
+        looks="`Number of points at initialisation :  0`, `Model initialized. Number of GS: 0`, `num_points3D = 0`, `Loaded 0 points`",
+        why="There is no point to start from: structure from motion triangulated none, or the file with the points is empty "
+        "or was not read. Whatever fails below, in a gradient's shape or a nearest neighbour, comes from the empty model.",
+        remedy="Look into the model: `colmap model_analyzer --path sparse/0` prints the number of points. If it is 0: "
+        "photographs with more overlap, `colmap point_triangulator`, or a random start where the trainer has one. If not: "
+        "delete a points3D.ply that an earlier run converted from an empty one, and check the path that the trainer reads.",
+        phase="load",
+        warns=True,
+        patterns=patterns(
+            r"(?i)\bnumber of (?:initial(?:i[sz]ed)? |input |sparse |3d |loaded |sfm |fused |seed )*(?:points|gaussians|splats|GSs?)(?: (?:at|before|after|for|on|in|during) (?:the )?initiali[sz]ation)?\s*[:=]+\s*0(?!\d|[.,]\d)",
+            r"(?i)\b(?:num|#)[_ ]?(?:init(?:ial)?[_ ])?(?:points(?:3d)?|gaussians|splats|gs)['\"]?\s*[:=]\s*0(?!\d|[.,]\d)",
+            r"(?i)\b(?:read(?:ing)?|load(?:ed|ing)?|found|import(?:ed|ing)?|init(?:iali[sz](?:ed|ing))?|creat(?:ed|ing)|start(?:ed|ing)?|fus(?:ed|ing)|triangulated|got|has|have|contains?|with|from)\s+(?:only |from |with |model with |model from |scene with )*0 (?:initial |sparse |sfm |3d |colmap |input |valid |scene )*(?:points|points3d|vertices|gaussians|splats|GSs?)\b(?! (?:in common|of|per|to|outside|inside|below|above|behind|with|near|that|more|fewer))|\b(?:sfm|sparse|initial|3d|seed)[ _]points\s*[:=]\s*0(?!\d|[.,]\d)|\belement vertex 0\b",
+            r"(?i)\b(?:points3d(?:\.(?:bin|txt|ply))?|(?:sparse |initial |input |sfm )?point ?cloud)\b[^\n]{0,60}\b(?:is empty|(?:has|contains|with) (?:no|0|zero) points|no points\b)|\b(?:no|zero) (?:initial |sparse |sfm |3d )*points (?:were |was )?(?:found|loaded|triangulated|read)|(?:no (?:sparse )?point cloud (?:was )?(?:loaded|to initiali)|\bempty (?:sparse |initial |sfm )?point ?cloud\b)",
+            r"^(?:[IWE]\d[^\]]*\] )?\s*Points(?:3D)?:\s+0\s*$|Could not fuse any points",
+            r"Found array with 0 sample\(s\) \(shape=\(0, 3\)\)|n_neighbors <= n_samples(?:_fit)?\b[^\n]*n_samples(?:_fit)? = 0\b",
+        ),
+        unless=re.compile(r"(?i)^\s*=> |\bsees 0 /|removed|pruned|filtered|outliers|skipp|random(?:ly)? (?:point|init)|Namespace\(|Config\(|will use random|\b0 points? (?:were |was )?(?:removed|merged|completed)"),
+        accept=_is_of_points,
     ),
     Rule(
         name="corrupt-data",

@@ -14,6 +14,29 @@ FIRST_TOUCH = re.compile(
 MIB = {"bytes": 2.0**-20, "KiB": 2.0**-10, "MiB": 1.0, "GiB": 1024.0}
 
 
+#: CUDA's words for a kernel that went wrong while it ran.
+KERNEL_FAULT = r"an illegal (?:memory access|instruction) was encountered|misaligned address|unspecified launch failure|invalid program counter|hardware stack error"
+#: Kernels that are no part of torch: those of splatting trainers, other compiled extensions, kernels in Python.
+OWN_KERNEL = re.compile(
+    r"(?i)gsplat|diff[-_]\w*(?:gauss|surfel|raster)|simple[-_]knn|distCUDA2|fused[-_]ssim|_?Rasterize(?:Gaussians|ToPixels)\w*|rasterize_\w+|cuda_rasterizer|fully_fused_projection|"
+    r"isect_tiles|render(?:CUDA|kernel)|torch_extensions|nerfacc|tinycudann|\btcnn\b|nvdiffrast|kaolin|pytorch3d|spconv|MinkowskiEngine|torchsparse|torch_scatter|"
+    r"flash_attn|xformers|\bapex\b|mmcv|detectron2/_C|detectron2/layers|RawKernel|numba[./]cuda|\[grid\]\(|custom_kernel|load_inline|triton/runtime/(?:jit|autotuner)|\b(?!torch_)\w+_(?:cuda|ext|cpp|ops)\.\w+\(|torch\.ops\.(?!aten|prim|c10d)\w+\.\w+\(|(?<!torch\.)(?<![\w.])_C\.\w+\("
+)
+#: Source files of torch and NVIDIA, whose kernels are not the program's.
+OF_TORCH = re.compile(r"/?aten/|c10/|/pytorch/|torch/csrc|nccl|cub/|thrust/")
+
+
+def _in_own_kernel(hit: Hit) -> bool:
+    """Accept an illegal access only if its line, or a frame near the end of its traceback, is of a kernel that is not torch's."""
+    text = hit.line.text
+    if re.search(r"\.cuh?\b", text) and not OF_TORCH.search(text):
+        return True
+    if re.search(r"\bX[Ii][Dd]\b|Invalid __", text) or OWN_KERNEL.search(text):
+        return True
+    frames = hit.before(24).rsplit("Traceback (most recent call last)", 1)[-1]
+    return OWN_KERNEL.search("\n".join(frames.splitlines()[-12:])) is not None
+
+
 def _size(pattern: str, text: str) -> float | None:
     """MiB of the size that `pattern` finds, or None."""
     m = re.search(pattern, text)
@@ -55,6 +78,7 @@ RULES = (
         patterns=patterns(
             r"(?i)uncorrectable (?:ECC|NVLink) error|cudaErrorECCUncorrectable|double[- ]bit ECC|cudaErrorNvlinkUncorrectable",
             r"\bXid\b[^\n]*?: ?(?:48|61|62|63|64|69|74|79|92|94|95|109|119|120|140|149)\b",
+            r"(?i)\bXid (?:errors? |events? |code |number )?(?:48|61|62|63|64|69|74|79|92|94|95|109|119|120|140|149)\b",
             r"(?i)fallen off the bus|GPU is lost|GPU requires reset|Unable to determine the device handle for GPU|hardware stack error|row remap(?:ping|per)? (?:failure|failed)",
             r"(?i)\bCUDA error: (?:system (?:not yet initialized|has unsupported)|hardware)|cudaErrorSystemNotReady|fabric ?manager[^\n]*(?:not running|fail)",
             r"Memory access fault by GPU node|HSA_STATUS_ERROR_(?:EXCEPTION|MEMORY_FAULT|HARDWARE)|HW Exception by GPU",
@@ -97,6 +121,28 @@ RULES = (
         why="A kernel checked its input and found it wrong, most often an index or a label out of range. The GPU is fine.",
         remedy="Run once with CUDA_LAUNCH_BLOCKING=1 (or on the CPU) to get the true line, and check the indices given to it.",
         patterns=patterns(r"\.cuh?:\d+:[^\n]*Assertion `[^`\n]*` failed", r"device-side assert triggered|cudaErrorAssert\b"),
+    ),
+    Rule(
+        name="kernel-fault",
+        cause="code_error",
+        tier=Tier.SPECIFIC,
+        looks="`NVRM: Xid (PCI:...): 31, pid=4711, name=python` or 13, `an illegal memory access was encountered` below frames of "
+        "gsplat, diff_gaussian_rasterization or another extension, compute-sanitizer's `Invalid __global__ read of size 4`",
+        why="A kernel of the program read or wrote where it must not: Xid 13 and 31 and an illegal access in an extension are the "
+        "program's in nearly all cases (an index out of range, an empty model, a count that overflows 32 bits). The GPU is the "
+        "second suspect, and the first one where Xid 48, 63, 64, 74, 79, 94 or 95 or an ECC error stands beside it.",
+        remedy="Run once with CUDA_LAUNCH_BLOCKING=1, or under `compute-sanitizer --tool memcheck`, to get the kernel and its "
+        "line; check the sizes and indices given to it. Only if the same program runs on other GPUs and fails on this one: "
+        "`nvidia-smi -q -d ECC,ROW_REMAPPER` there, and exclude the node.",
+        phase="step",
+        patterns=patterns(
+            r"(?i)\bXid\b(?: ?\([^)\n]*\))?(?: (?:errors?|events?|code|number)\b)?[^\w\n]{0,4}(?:13|31)\b",
+            rf"(?i:CUDA(?: kernel)?(?: error|_ERROR)\b|\bGPUassert)[^\n]*(?:{KERNEL_FAULT})|(?i:{KERNEL_FAULT})",
+            r"\bcudaError(?:IllegalAddress|MisalignedAddress|IllegalInstruction|LaunchFailure)\b|CUDA_ERROR_(?:ILLEGAL_ADDRESS|LAUNCH_FAILED|MISALIGNED_ADDRESS)",
+            r"^=+\s+Invalid __(?:global|shared|local)__ (?:read|write|atomic) of size \d",
+        ),
+        unless=re.compile(r"(?i)NCCL (?:comm )?abort|warn_once|NCCL WARN|watchdog"),
+        accept=_in_own_kernel,
     ),
     Rule(
         name="gpu-fault",

@@ -6,6 +6,46 @@ import re
 
 from .rule import Rule, Tier, patterns
 
+#: Hidden folders of a home, and those that caches have by name.
+CACHE = (
+    r"(?:/(?:root|[\w.-]*home\w*/[^\s'\":]{0,80}?[\w.-]+|[Uu]sers/[\w.-]+|u/[\w.-]+)|~|\$HOME)/\.[A-Za-z][\w.-]*(?=[/'\"\s:]|$)|"
+    r"/\.(?:cache|config|local|triton|nv|keras|huggingface|torch|cupy|conda|singularity|apptainer|ipython|jupyter|wandb|numba)(?=[/'\"\s:]|$)|"
+    r"/(?:torch_extensions|matplotlib|fontconfig|ComputeCache|numba_cache|source-cache)(?=[/'\"\s:]|$)"
+)
+HOME = r"(?:/[\w.-]+){0,4}?(?:/[\w.-]*home\w*|/[Uu]sers|/u)/[\w.-]+"
+NOT_WRITABLE = r"(?i:permission denied|read-only file system|disk quota exceeded|not (?:a )?writ(?:e)?able|\[Errno (?:13|30|122)\]|os error (?:13|30|122)\b|\b(?:EACCES|EROFS|EDQUOT)\b)"
+#: What stands in a path -> the variable that moves that cache.
+CACHE_VARIABLES = (
+    (r"torch_extensions", "TORCH_EXTENSIONS_DIR"),
+    (r"triton", "TRITON_CACHE_DIR"),
+    (r"(?i)matplotlib", "MPLCONFIGDIR"),
+    (r"huggingface|transformers|/hub/models--", "HF_HOME"),
+    (r"pip(?=[/'\"\s:]|$)", "PIP_CACHE_DIR"),
+    (r"/uv(?=[/'\"\s:]|$)", "UV_CACHE_DIR"),
+    (r"torch/hub|cache/torch|/\.torch", "TORCH_HOME"),
+    (r"inductor", "TORCHINDUCTOR_CACHE_DIR"),
+    (r"\.nv\b|ComputeCache", "CUDA_CACHE_PATH"),
+    (r"numba|no locator available", "NUMBA_CACHE_DIR"),
+    (r"cupy", "CUPY_CACHE_DIR"),
+    (r"wandb", "WANDB_DIR"),
+    (r"\.conda|conda/pkgs|NotWritable", "CONDA_PKGS_DIRS"),
+    (r"apptainer", "APPTAINER_CACHEDIR"),
+    (r"singularity", "SINGULARITY_CACHEDIR"),
+    (r"\.ipython", "IPYTHONDIR"),
+    (r"\.jupyter", "JUPYTER_CONFIG_DIR"),
+    (r"\.keras", "KERAS_HOME"),
+    (r"\.local/share", "XDG_DATA_HOME"),
+    (r"\.local/lib", "PYTHONUSERBASE"),
+    (r"\.config", "XDG_CONFIG_HOME"),
+)
+
+
+def _variable_first(line: str) -> str:
+    """Name the variable that moves the cache of which the line speaks."""
+    name = next((name for path, name in CACHE_VARIABLES if re.search(path, line)), "XDG_CACHE_HOME")
+    return f"`export {name}=FOLDER` in the job script, FOLDER on a file system that the node may write to. "
+
+
 RULES = (
     Rule(
         name="shared-memory",
@@ -26,6 +66,30 @@ RULES = (
             r"received \d+ items of ancdata|torch_shm_manager[^\n]*(?:error|fail)",
         ),
         unless=re.compile(r"CUDA|shared memory per block|__shared__"),
+    ),
+    Rule(
+        name="cache-not-writable",
+        cause="environment",
+        tier=Tier.SPECIFIC,
+        looks="`PermissionError: [Errno 13] Permission denied: '/home/me/.cache/torch_extensions'`, `[Errno 30] Read-only file system`, "
+        "`[Errno 122] Disk quota exceeded` on a hidden folder of the home",
+        why="The home, or a program's cache in it, cannot be written to on this node: not mounted, mounted read-only, "
+        "another owner, or its quota used up. The results are not what is in the way.",
+        remedy="Caches follow XDG_CACHE_HOME, some a variable of their own (TORCH_EXTENSIONS_DIR, TRITON_CACHE_DIR, MPLCONFIGDIR, "
+        "HF_HOME, PIP_CACHE_DIR, TORCH_HOME, CUDA_CACHE_PATH, NUMBA_CACHE_DIR): export them in the job script. `df -h $HOME`, "
+        "`quota -s` and `touch $HOME/.cache/x` on the node show which it is; with a full quota, empty the cache.",
+        phase="startup",
+        warns=True,
+        first_of_all=_variable_first,
+        patterns=patterns(
+            rf"(?:{NOT_WRITABLE})[^\n]{{0,120}}?(?:{CACHE})",
+            rf"(?:{CACHE})[^\n]{{0,240}}?(?:{NOT_WRITABLE})",
+            rf"Permission denied: '{HOME}/?'|cannot (?:create|access) (?:directory )?['‘`]?{HOME}['’]?/?: Permission denied|(?:\[Errno 30\] )?Read-only file system: '{HOME}(?:/[^'\n]*)?'|\b(?:cd|mkdir|chdir)\b[^\n]{{0,40}}{HOME}/?['’]?: (?:No such file or directory|Permission denied)",
+            r"(?i)no writable cache director(?:y|ies)(?! *$)|cache director(?:y|ies)[^\n]{0,120}(?:cannot|could not|can't|unable to) (?:be )?(?:creat|writ)\w*|(?:cannot|could not|can't|unable to|failed to) (?:creat|writ)\w*(?: to)?[^\n]{0,20} cache (?:dir\w*|folder|path)[^\n]{0,200}(?:permission|read-only|quota)|no locator available for file|\bNotWritableError\b",
+            r"^(?:[\w.]+: )?[^\n]{0,60}requires access to a writable cache directory",
+        ),
+        complaint=re.compile(r"^(?:mkdir|touch|cd|cp|rm|chmod|ln|tee|mv)\b|line \d+: (?:cd|/)|^\S*(?:bash|sh)\b"),
+        unless=re.compile(r"(?i)^(?:ls|find|du|rsync|tar): |\bwarn(?:ing)?s?\b|disabl|falling back|fall back|created a temporary|instead|will (?:not|be)|skipp|ignor|No space left|without cach|\.(?:ssh|netrc|Xauthority|bash\w*|profile)\b"),
     ),
     Rule(
         name="disk-full",

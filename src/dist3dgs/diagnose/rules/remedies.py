@@ -7,20 +7,28 @@ Records of our own runs and `dist3dgs diagnose` both take ours from here.
 
 from collections.abc import Mapping
 
-SITE = "profiles/slurm/config.yaml"
+SITE = "profiles/slurm/site.yaml"
 
 #: trainer -> rule -> what to do there.
 REMEDIES: Mapping[str, Mapping[str, str]] = {
     "dist3dgs": {
-        "submission-refused": f"Change what the message names in {SITE} (`dist3dgs site init` writes one that fits the "
+        "submission-refused": f"Change what the message names in {SITE} (`dist3dgs site init --force` writes one that fits the "
         "cluster), then train again.",
-        "node-lost": "Train again: later attempts avoid the nodes that failed (slurm-exclude-failed-nodes). Report the node.",
+        "node-lost": "Slurm queues the job of a lost node again by itself, on nodes that are up, and it resumes from its last "
+        "checkpoint. If it is lost again: report the node, and train again when it is drained or repaired.",
+        "cache-not-writable": f"Load a module that sets it with `site.modules` in {SITE}, or export the variable where Snakemake "
+        "starts: jobs inherit the environment. Most programs follow XDG_CACHE_HOME, gsplat's build TORCH_EXTENSIONS_DIR.",
+        "kernel-fault": "Run the point once with CUDA_LAUNCH_BLOCKING=1 to get the kernel, and look at the numbers of Gaussians in "
+        "events.jsonl just before. Not retried. If other GPUs run the same point, "
+        "report this one.",
+        "collapsed": "Lower `train.densify.prune_opacity` or `train.lr.opacities`, or end densification earlier "
+        "(`train.densify.stop_step`). Do not resume from a checkpoint after it.",
         "time-limit": f"Raise `site.runtime_min` in {SITE} (attempts after a time limit ask for more, up to "
         "`site.max_runtime_min`), or lower `train.checkpoint_every` so that less is lost; the run resumes from its last "
         "checkpoint.",
         "preempted": "Nothing to mend: the next attempt resumes from the checkpoint written on SIGTERM. `dist3dgs partitions` "
         "shows where nobody preempts.",
-        "cancelled": "Train again with `snakemake --profile profiles/slurm --forcerun train -- results/POINT/record.json`: it "
+        "cancelled": "Train again with `dist3dgs retry POINT`: it "
         "resumes from the last checkpoint. Cancelled runs are not retried.",
         "oom-killer": f"Raise `site.mem_gib_per_gpu` in {SITE} (attempts after this failure ask for more, up to "
         "`site.max_mem_gib`). The record's peak host memory says how much is needed.",

@@ -1,5 +1,7 @@
 """What a rule is."""
 
+# ruff: noqa: E501 (a pattern is read best on one line)
+
 import enum
 import re
 from collections.abc import Callable
@@ -64,6 +66,8 @@ class Rule:
     `looks`, `why` and `remedy` are for people (docs/troubleshooting.md is made of them). Of `patterns` the earlier
     one is the better evidence. A line belongs to the first rule of the table that matches and accepts it. Lines with a
     `complaint` come from a step of the job script before the program (conda, pip): a script without `set -e` goes on.
+    `first_of_all` returns the part of the remedy that depends on the line. A rule that `warns` is refuted by a few
+    training steps below its line.
     """
 
     name: str
@@ -76,12 +80,33 @@ class Rule:
     complaint: re.Pattern[str] | None = None
     unless: re.Pattern[str] | None = None
     accept: Callable[[Hit], bool] | None = None
+    first_of_all: Callable[[str], str] | None = None
+    warns: bool = False
     phase: str | None = None
 
-    def remedy_for(self, trainer: str | None) -> str:
-        """In the words of that trainer's settings where there are some; else what holds for any program."""
-        return REMEDIES.get(trainer or "", {}).get(self.name, self.remedy)
+    def remedy_for(self, trainer: str | None, line: str = "") -> str:
+        """Return the remedy in the words of that trainer's settings where there are some, else the general one.
+
+        What `line`, the line that the rule matched, asks for in particular comes first.
+        """
+        first = self.first_of_all(line) if self.first_of_all is not None and line else ""
+        return first + REMEDIES.get(trainer or "", {}).get(self.name, self.remedy)
 
 
 def patterns(*sources: str) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(source) for source in sources)
+
+
+#: Lines that speak of a signal without one having been sent: a handler, a test's name.
+SIGNAL_TALK = r"(?i:\b(?:un)?(?:register|install|enabl|disabl|ignor)\w*\b|\bhandlers?\b|\btest\w*[_ :.]|\bPASSED\b|\.\.\. ok\b)"
+
+
+def signal_exits(number: int) -> str:
+    """Source of a pattern for the exit statuses of a process that signal `number` ended.
+
+    The shell's 128 + n, Python's and torchrun's -n, Slurm's `0:n` of a failed job.
+    """
+    return (
+        rf"(?i:exit ?code\s*:? ?-{number}\b|(?:exit(?:ed)?[ _]?(?:with )?(?:exit )?(?:code|status)|return ?code)[ =:]*(?:{128 + number}|-{number})(?!\d))|"
+        rf"(?:\bFAILED\b|\bExitCode\b)[^\n]{{0,80}}\b0:{number}\b"
+    )

@@ -4,7 +4,7 @@
 
 import re
 
-from .rule import Hit, Rule, Tier, patterns
+from .rule import SIGNAL_TALK, Hit, Rule, Tier, patterns, signal_exits
 
 #: Exceptions that only report that another process failed, or that a signal came.
 REPORTS = (
@@ -118,6 +118,21 @@ RULES = (
         unless=re.compile(r"(?i)\bno (?:nan|inf|non-?finite)|\bif (?:the )?loss|to avoid|overflow encountered in (?:exp|cast)|skipping (?:this )?(?:step|batch|update)"),
     ),
     Rule(
+        name="collapsed",
+        cause="diverged",
+        tier=Tier.SPECIFIC,
+        looks="`109588 GSs pruned. Now having 2 GSs.`, `Number of Gaussians: 0`, `All Gaussians were pruned`",
+        why="The model was pruned to nothing: opacities or scales fell below, or rose above, what pruning keeps, all at once. "
+        "Errors below it (an empty tensor, a division by zero) come from the empty model.",
+        remedy="Lower the opacity threshold of pruning and the learning rate of opacities; look at what reset them just before; let "
+        "densification end earlier. Continue from a checkpoint before it, not after.",
+        phase="step",
+        patterns=patterns(
+            r"(?i)\b(?:all|every) (?:the )?(?:remaining |\d+ )?(?:gaussians?|splats?|GSs?) (?:were |was |have been |has been |got |are )?(?:pruned|culled|removed|deleted)|\b(?:no|0|zero) (?:gaussians|splats|GSs?) (?:are |were )?(?:left|remain\w*|alive|survived?)|(?:model|scene) (?:has )?collapsed (?:to|at|:)|\bnow having 0 GSs\b|gaussians?, remaining 0\b",
+        ),
+        unless=re.compile(r"(?i)\bif\b|would|outside|below the"),
+    ),
+    Rule(
         name="extension-build",
         cause="extension_build",
         tier=Tier.SPECIFIC,
@@ -157,7 +172,7 @@ RULES = (
             r"cannot open shared object file|version [`'](?:GLIBC|GLIBCXX|CXXABI)\S*' not found|undefined symbol: |symbol lookup error|DLL load failed",
             r"no kernel image is available|CUDA driver version is insufficient|NVIDIA driver on your system is too old|Found no NVIDIA driver|Torch not compiled with CUDA|Driver/library version mismatch|libcuda\.so[^\n]*(?:not found|cannot)|forward compatibility was attempted|device kernel image is invalid|the provided PTX was compiled with an unsupported toolchain",
             r"ImportError: (?!.*(?:circular import|attempted relative import))|ABI[^\n]*incompatib|may indicate binary incompatibility|Numpy is not available|compiled using NumPy 1\.x cannot be run",
-            r"(?:^|[\s:])[\w./+-]{1,120}: command not found|bad interpreter: |(?:slurm_script|\bbash|\bsh|\.sh|/job_script)[\w./-]*: (?:line \d+: )?[^\n:]+: Permission denied|\bIllegal instruction\b|\bSIGILL\b|execve\(\): [^\n]*(?:No such file|Permission denied)|: Exec format error|error: Unable to locate a modulefile",
+            r"(?:^|[\s:])[\w./+-]{1,120}: command not found|bad interpreter: |(?:slurm_script|\bbash|\bsh|\.sh|/job_script)[\w./-]*: (?:line \d+: )?[^\n:]+: Permission denied|execve\(\): [^\n]*(?:No such file|Permission denied)|: Exec format error|error: Unable to locate a modulefile",
             r"(?:EnvironmentNameNotFound|EnvironmentLocationNotFound|CondaError|CommandNotFoundError|ResolvePackageNotFound|UnsatisfiableError|PackagesNotFoundError)\b|Could not find conda environment|Run 'conda init' before|Could not find a version that satisfies|No matching distribution found|ResolutionImpossible",
             r"cannot connect to X server|no Qt platform plugin could be initialized|Could not load the Qt platform plugin",
             r"FATAL:[^\n]*(?:container|image|\.sif|squashfs|could not open)|executable file not found in \$PATH|\b(?:pyxis|enroot)\b[^\n]*(?:error|fail|couldn't)|docker: Error",
@@ -236,9 +251,9 @@ RULES = (
         remedy="Run again on another node; if it follows the program, `python -X faulthandler` shows the frame.",
         patterns=patterns(
             r"SIGSEGV|[Ss]egmentation fault|signal 11\b|Signal 11\b",
-            r"exit ?code\s*:? ?-11\b|(?:exit(?:ed)? (?:with )?(?:code|status)|return code)[ =:]*(?:139|-11)\b",
+            signal_exits(11),
         ),
-        unless=re.compile(GUESSES),
+        unless=re.compile(f"{GUESSES}|{SIGNAL_TALK}"),
     ),
     Rule(
         name="bus-error",
@@ -247,7 +262,77 @@ RULES = (
         looks="`Signal 7 (SIGBUS) received by PID`, `Bus error (core dumped)`, exit code 135",
         why="A page of a mapped file could not be had; nearly always /dev/shm is full.",
         remedy="`df -h /dev/shm` on the node; a bigger one or fewer loader workers.",
-        patterns=patterns(r"SIGBUS|\b[Bb]us error\b|exit ?code\s*:? ?-7\b|(?:exit(?:ed)? (?:with )?(?:code|status)|return code)[ =:]*(?:135|-7)\b"),
+        patterns=patterns(r"SIGBUS|\b[Bb]us error\b", signal_exits(7)),
+        unless=re.compile(SIGNAL_TALK),
+    ),
+    Rule(
+        name="illegal-instruction",
+        cause="environment",
+        tier=Tier.SIGNAL,
+        looks="`Illegal instruction (core dumped)`, `Signal 4 (SIGILL) received by PID`, exit code 132",
+        why="SIGILL: the program, or a library, was built for another processor than this node's.",
+        remedy="Build or install on a node of this kind (`lscpu` there), without `-march=native` from elsewhere; or ask for nodes "
+        "of one kind (`#SBATCH --constraint`).",
+        patterns=patterns(r"\b[Ii]llegal instruction\b|\bSIGILL\b", signal_exits(4)),
+        unless=re.compile(SIGNAL_TALK),
+    ),
+    Rule(
+        name="floating-point-exception",
+        cause="crashed",
+        tier=Tier.SIGNAL,
+        looks="`Floating point exception (core dumped)`, `Signal 8 (SIGFPE) received by PID`, exit code 136",
+        why="SIGFPE: native code divided an integer by zero, most often by a size or a count that was 0.",
+        remedy="`python -X faulthandler` names the Python line above it; look for an empty tensor, image or model there. Not the "
+        "cluster: the same input ends the same way on any node.",
+        patterns=patterns(
+            r"\bSIGFPE\b|[Ff]loating[- ]point exception\b|\b(?:on|by|of|with|received|got|caught|fatal) signal:? 8\b|\b[Ss]ignal:? 8 \(|\barithmetic exception\b",
+            signal_exits(8),
+        ),
+        unless=re.compile(f"{GUESSES}|{SIGNAL_TALK}"),
+    ),
+    Rule(
+        name="aborted",
+        cause="crashed",
+        tier=Tier.SIGNAL,
+        looks="`Aborted (core dumped)`, `Signal 6 (SIGABRT) received by PID`, exit code 134, and no reason above it",
+        why="SIGABRT: native code gave up on a condition of its own (an assertion, a corrupted heap, an exception that nobody "
+        "caught) and did not get its reason into the log.",
+        remedy="The reason is printed to stderr just before: give that file too. Else `python -X faulthandler` shows the "
+        "frame; of a core file `gdb python CORE -ex bt`.",
+        patterns=patterns(
+            r"\bAborted\b[^\n]{0,30}\(core dumped\)|\bSIGABRT\b|task[s]? [\d,-]+: Aborted|Fatal Python error: Aborted|\b(?:on|by|of|with|received|got|caught|fatal) signal:? 6\b|\b[Ss]ignal:? 6 \(|line \d+: +\d+ Aborted\b|^Aborted\s*$",
+            signal_exits(6),
+        ),
+        unless=re.compile(f"{GUESSES}|{SIGNAL_TALK}"),
+    ),
+    Rule(
+        name="other-signal",
+        cause="crashed",
+        tier=Tier.SIGNAL,
+        looks="`Trace/breakpoint trap (core dumped)`, `Bad system call`, `Signal 5 (SIGTRAP) received by PID`, exit code 133 or 159",
+        why="The process was ended by a signal that its own code brought about: a trap (SIGTRAP) or a system call that the "
+        "container forbids (SIGSYS).",
+        remedy="SIGSYS: run outside the container, or with another seccomp profile. SIGTRAP: `gdb python CORE -ex bt` of the core file.",
+        patterns=patterns(
+            r"\bSIG(?:TRAP|SYS)\b|Trace/breakpoint trap|\bBad system call\b|\b(?:on|by|of|with|received|got|caught|fatal) signal:? (?:5|31)\b|\b[Ss]ignal:? (?:5|31) \(",
+            f"{signal_exits(5)}|{signal_exits(31)}",
+        ),
+        unless=re.compile(f"{GUESSES}|{SIGNAL_TALK}"),
+    ),
+    Rule(
+        name="signal-from-outside",
+        cause="killed",
+        tier=Tier.SIGNAL,
+        looks="`Hangup`, `User defined signal 1`, `Signal 1 (SIGHUP) received by PID`, exit code 129 or 138",
+        why="SIGHUP comes when the terminal or the connection goes away, SIGUSR1 and SIGUSR2 from a scheduler's warning "
+        "(`#SBATCH --signal`) that the program has no handler for: both end a process that does not expect them.",
+        remedy="SIGHUP: start it with `sbatch` or under `nohup`, not in a terminal that closes. SIGUSR1: handle it, or leave "
+        "`#SBATCH --signal` out.",
+        patterns=patterns(
+            r"\bSIG(?:HUP|USR[12])\) received by PID|terminated with signal SIG(?:HUP|USR[12])|died with <Signals\.SIG(?:HUP|USR[12])|^(?:\S+: line \d+: +\d+ )?(?:Hangup|User defined signal [12])\b|task[s]? [\d,-]+: (?:Hangup|User defined signal [12])",
+            rf"{signal_exits(10)}|{signal_exits(12)}|(?i:exit(?:ed)?[ _]?(?:with )?(?:exit )?(?:code|status)[ =:]*129\b)",
+        ),
+        unless=re.compile(f"{GUESSES}|{SIGNAL_TALK}"),
     ),
     Rule(
         name="killed",
@@ -326,7 +411,6 @@ RULES = (
             r"ProcessExitedException|ProcessRaisedException|returned non-zero exit status|failed with return code [1-9]",
             r"(?:JobState=|State: |(?:^|[|,\s]))FAILED(?:[|,\s]|$)|[Ee]xit(?:ed with)?(?: exit)? (?:code|status)[ :=]+[1-9]\d*\.?\s*$|Pipeline failed|(?i:(?:training|job|run|script) failed\b)",
             r"A worker died or was killed while executing a task|Actor(?:Unavailable|Died)Error\b|RayActorError\b|WorkerCrashedError\b|NodeDiedError\b",
-            r"Aborted\s+\(core dumped\)|\bSIGABRT\b|task[s]? [\d,-]+: Aborted",
         ),
     ),
     Rule(

@@ -16,10 +16,21 @@ from dist3dgs.names import Layout, Point
 from dist3dgs.slurm.attempts import settle
 from dist3dgs.slurm.jobs import Queue, comment_of
 from dist3dgs.slurm.planner import Planner
-from dist3dgs.slurm.plugin import limit_interval
-from dist3dgs.slurm.resources import KEYS, layout_resources, rule_defaults, rule_resources, small_resources
+from dist3dgs.slurm.resources import (
+    DECIDED_BY,
+    KEYS,
+    PROFILE_DEFAULTS,
+    contradiction,
+    ingest_resources,
+    layout_resources,
+    rule_defaults,
+    rule_resources,
+    sfm_limits,
+    small_resources,
+)
 from dist3dgs.slurm.retry import Decision
 from dist3dgs.slurm.settings import Site, export, read_site
+from dist3dgs.spec import Scene
 
 GOLDEN = Path(__file__).parent / "golden"
 SITE = {"account": "lab", "gpu_type": "h100", "cpus_per_gpu": 8, "mem_gib_per_gpu": 60, "max_mem_gib": 500}
@@ -156,8 +167,9 @@ def test_the_comment_names_the_point_as_the_plugin_does():
     from snakemake_executor_plugin_slurm.utils import get_job_wildcards
 
     point = Point.parse("garden", "sharded", "n2g4", "r3")
-    job = SimpleNamespace(wildcards=["garden", "sharded", "n2g4", "r3"])
-    assert comment_of(point) == f"rule_train_wildcards_{get_job_wildcards(job)}"
+    for results in ("results", "/scratch/me/results of may"):
+        job = SimpleNamespace(wildcards=[results, "garden", "sharded", "n2g4", "r3"])
+        assert comment_of(point, results) == f"rule_train_wildcards_{get_job_wildcards(job)}"
 
 
 def test_the_site_reaches_the_launcher_through_the_environment(monkeypatch):
@@ -171,18 +183,46 @@ def test_the_site_reaches_the_launcher_through_the_environment(monkeypatch):
     assert current_site() == site
 
 
-def test_looks_at_the_queue_stay_regular():
-    """The plugin raises its waiting time by ten seconds per look; capped, it stays where it was put."""
-    from snakemake_executor_plugin_slurm import Executor
+def scene(**sfm) -> Scene:
+    return Scene.model_validate({"builtin": {}, "sfm": sfm})
 
-    before = Executor.__dict__.get("next_seconds_between_status_checks")
-    assert limit_interval(15)
-    executor = Executor.__new__(Executor)
-    try:
-        executor.next_seconds_between_status_checks = 10
-        assert executor.next_seconds_between_status_checks == 10
-        executor.next_seconds_between_status_checks = 180
-        assert executor.next_seconds_between_status_checks == 15
-    finally:
-        if before is None:
-            del Executor.next_seconds_between_status_checks
+
+def test_an_ingest_job_asks_for_what_its_scene_may_use_up_to_what_the_site_allows():
+    site = read_site(
+        {**SITE, "cpu_partition": "cpu", "ingest_cpus": 12, "ingest_mem_gib": 20, "ingest_runtime_min": 60}
+    )
+    asked = ingest_resources(scene(num_threads=4, memory_gib=6, timeout_s=1800), site)
+    assert (asked["cpus_per_task"], asked["mem_mb"], asked["runtime"]) == (4, 8 * 1024, 40)
+    assert asked["slurm_partition"] == "cpu" and asked["nodes"] == asked["tasks"] == 1
+    most = ingest_resources(scene(num_threads=64, memory_gib=500, timeout_s=1e6), site)
+    assert (most["cpus_per_task"], most["mem_mb"], most["runtime"]) == (12, 20 * 1024, 60)
+    assert ingest_resources(scene(), site)["cpus_per_task"] == 12
+
+
+def test_structure_from_motion_meets_its_own_limits_before_those_of_its_job():
+    """Killed with its job, it could not say which setting to raise."""
+    small = scene(memory_gib=6, timeout_s=1800)
+    assert sfm_limits(small) == {"sfm_mem_mb": 6 * 1024, "sfm_timeout_s": 1800}
+    for runtime, mem_gib in ((1, 1), (10, 3), (60, 20), (10_000, 1000)):
+        site = read_site({**SITE, "ingest_mem_gib": mem_gib, "ingest_runtime_min": runtime})
+        request = ingest_resources(small, site)
+        limits = sfm_limits(small, request)
+        assert 0 < limits["sfm_mem_mb"] < request["mem_mb"]
+        assert 0 < limits["sfm_timeout_s"] < request["runtime"] * 60
+    assert limits == sfm_limits(small)
+
+
+def test_a_default_that_no_job_would_heed_is_refused_with_what_decides():
+    site = read_site({**SITE, "gpu_partition": "gpu", "cpu_partition": "cpu"})
+    assert contradiction({**PROFILE_DEFAULTS, "slurm_account": "'lab'", "constraint": "'a100'"}, site) is None
+    for name, setting in {
+        "slurm_partition": "site.gpu_partition", "slurm_account": "site.account", "qos": "site.qos",
+        "runtime": "site.runtime_min", "mem_mb": "site.mem_gib_per_gpu", "mem": "site.ingest_mem_gib",
+        "cpus_per_task": "site.ingest_cpus", "nodes": "layout", "gres": "site.gpu_request",
+    }.items():  # fmt: skip
+        problem = contradiction({name: "4711"}, site)
+        assert f"{name}=4711" in problem and setting in problem and "--set-resources" in problem
+        assert "\n" not in problem
+    everywhere = read_site({**SITE, "gpu_partition": "all", "cpu_partition": "all"})
+    assert contradiction({"slurm_partition": "all"}, everywhere) is None
+    assert {*KEYS, *rule_defaults(read_site({"account": "a", "qos": "b"}))} <= set(DECIDED_BY)

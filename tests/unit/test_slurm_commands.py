@@ -95,9 +95,3 @@ def test_the_last_field_keeps_its_separators():
 )
 def test_times_for_people(s, text):
     assert format_time(s) == text
-
-
-@pytest.mark.slurm
-def test_host_lists_as_slurm_expands_them(on_cluster):
-    for text in ("gpu[01-03,7],cpu1", "rack[1-2]n[08-10]", "x[9-11]"):
-        assert expand_hosts(text) == on_cluster("scontrol", "show", "hostnames", text).split()

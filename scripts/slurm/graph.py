@@ -1,6 +1,6 @@
 """What the graph of a big study costs: `snakemake -n` of many points with the Slurm profile.
 
-    python tests/slurm/graph.py --points 10000
+    python scripts/slurm/graph.py --points 10000
 
 Beside it the floor: the same two jobs per point in a Snakefile of two rules that say nothing but input and output.
 """
@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/slurm"))
 
 from cluster import Cluster
 from study import Study, plain_bin

@@ -165,7 +165,7 @@ def test_what_refuses_is_passed_over(fake):
     refused = "sbatch: error: Batch job submission failed: User's group not permitted to use this partition"
     fake.script(
         "sbatch",
-        f'case "$*" in *partition=gpu*|*partition=batch*mem=1000*) echo "{refused}" >&2; exit 1;; esac\n'
+        f'case "$*" in *partition=gpu*|*partition=batch*ntasks=1*) echo "{refused}" >&2; exit 1;; esac\n'
         f"echo '{TAKEN}' >&2",
     )
     findings = inspect()
@@ -187,4 +187,53 @@ def test_the_chooser_asks_each_type_and_no_node_for_more_than_it_has(fake):
     assert any("--gres=gpu:v100:4" in line and "--cpus-per-task=20" in line for line in asked)
     slower = next(o for o in found if o.gpu_type == "v100")
     assert slower.settings["gpu_type"] == "v100" and slower.end - slower.start == 9000
-    assert next(o for o in found if o.partition == "old").refusal == "4 GPUs per node asked for, 2 there"
+    assert "'gpu:4' per node is more" in next(o for o in found if o.partition == "old").refusal
+
+
+TIERS = """
+    PartitionName=day Nodes=n[1-8] MaxNodes=UNLIMITED PriorityTier=1 PreemptMode=REQUEUE
+    PartitionName=alone Nodes=n9 MaxNodes=UNLIMITED PriorityTier=1 PreemptMode=REQUEUE
+    PartitionName=safe Nodes=n[1-8] MaxNodes=UNLIMITED PriorityTier=1 PreemptMode=OFF
+    PartitionName=urgent Nodes=n[7-8] MaxNodes=UNLIMITED PriorityTier=9 PreemptMode=OFF
+"""
+
+
+def preemptible(fake: Fake) -> set[str]:
+    names = ("day", "alone", "safe", "urgent")
+    fake.cluster("\n".join(f"{name}|up|infinite|2|64|500000|gpu:a100:4|idle" for name in names), TIERS)
+    return {p.name for p in read_partitions() if p.preemptible}
+
+
+def test_jobs_are_preempted_only_where_a_higher_tier_shares_the_nodes(fake, monkeypatch):
+    by_tier = CONFIG.replace("(null)", "preempt/partition_prio")
+    monkeypatch.setitem(globals(), "CONFIG", by_tier)
+    assert preemptible(fake) == {"day"}
+    monkeypatch.setitem(globals(), "CONFIG", by_tier.replace("partition_prio", "qos"))
+    assert preemptible(fake) == set()  # tiers decide nothing there
+    monkeypatch.setitem(globals(), "CONFIG", by_tier.replace("preempt/partition_prio", "(null)"))
+    assert preemptible(fake) == set()
+
+
+def test_ranks_on_cpus_are_compared_on_nodes_without_gpus(fake):
+    fake.cluster(MIXED)
+    site = read_site({"gpu_request": "none", "cpu_partition": "batch", "cpus_per_gpu": 40})
+    found = chooser.offers(Layout(1, 2), read_partitions(), site, 3600)
+    assert {(o.partition, o.gpu_type) for o in found} >= {("batch", None), ("gpu", None), ("mig", None)}
+    assert ("gpu", "a100") not in {(o.partition, o.gpu_type) for o in found}
+    assert {o.speed for o in found} == {1.0}
+    mig = next(o for o in found if o.partition == "mig")
+    assert mig.settings["cpu_partition"] == "mig" and "gpu_partition" not in mig.settings
+
+
+def test_the_named_partition_is_asked_as_a_submission_would_ask(fake):
+    """Lowered settings would be taken where the job itself is refused."""
+    fake.cluster("gpu|up|infinite|2|16|64000|gpu:a100:4|idle\nother|up|infinite|2|16|64000|gpu:a100:4|idle")
+    found = {o.partition: o for o in chooser.offers(Layout(1, 4), read_partitions(), read_site({}), 3600)}
+    assert "32 CPUs per node are more" in found["gpu"].refusal and not found["gpu"].settings
+    assert found["other"].refusal is None and found["other"].settings["cpus_per_gpu"] == 4
+
+
+def test_a_node_larger_than_its_partitions_others_counts(fake):
+    fake.cluster("gpu|up|infinite|2|16|64000|gpu:a100:4|idle\ngpu|up|infinite|1|64|900000|gpu:a100:4|idle")
+    (offer,) = chooser.offers(Layout(1, 4), read_partitions(), read_site({"mem_gib_per_gpu": 100}), 3600)
+    assert offer.refusal is None

@@ -1,0 +1,374 @@
+"""What a point is doing now: the one answer that `dist3dgs status`, the terminal of a run and its summary give.
+
+From the point's files, and from Slurm's queue where there is one.
+"""
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from .errors import UserError
+from .evidence import Attempt, attempts
+from .names import Point, how_to_make
+from .record import Cause, RunRecord, load_record
+from .slurm.attempts import INTERRUPTED, read_try
+from .slurm.jobs import Job
+from .spec import RunSpec, validate
+
+State = Literal[
+    "waiting",  # nothing has started
+    "queued",  # a Slurm job waits
+    "running",
+    "silent",  # running, but without an event for a long time: it may be hung, or its node gone
+    "retrying",  # an attempt has failed; the next has not been submitted yet
+    "stopped",  # with Snakemake: it goes on from its checkpoint when it is started again
+    "ended",  # the record is not made yet
+    "ok",
+    "degraded",
+    "failed",
+    "unknown",
+    "unreadable",
+    "excluded",
+]
+#: States in which a point has a record, and so is done.
+DONE: frozenset[State] = frozenset({"ok", "degraded", "failed", "unknown"})
+#: States of points that have a failure to look into.
+BAD: frozenset[State] = frozenset({"degraded", "failed", "unknown", "unreadable"})
+
+#: An attempt without a new event for this long is called silent.
+SILENT_S = 600.0
+#: Bytes from the end of an event file that are read first: a refresh must stay cheap.
+TAIL_BYTES = 65536
+#: Characters of a line of evidence that are quoted.
+QUOTED = 90
+#: Causes whose name is not yet what one would say.
+_CAUSE_WORDS: dict[str, str] = {
+    "host_oom": "out of memory",
+    "gpu_oom": "out of GPU memory",
+    "node_failure": "node lost",
+    "time_limit": "time limit reached",
+    "submission_rejected": "submission refused",
+    "sfm_failed": "structure from motion failed",
+    "nccl_error": "NCCL error",
+    "gpu_fault": "GPU fault",
+    "unknown": "unknown cause",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointState:
+    """One point's state."""
+
+    point: Point
+    state: State
+    detail: str = ""
+    attempt: int | None = None
+    """number of the newest attempt"""
+    step: int | None = None
+    after: str | None = None
+    """why the attempt before the one that waits or runs ended, in words"""
+    record: Path | None = None
+    """the record, where there is one"""
+
+    @property
+    def text(self) -> str:
+        """The detail, and of a queued point why it is queued again."""
+        again = f"; again after: {self.after}" if self.state == "queued" and self.after else ""
+        return self.detail + again
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether a job has started and its ranks have not come to a step yet."""
+        return self.state == "running" and self.step is None
+
+    @property
+    def command(self) -> str | None:
+        """The command that says why a point failed and what to change; None where nothing is wrong."""
+        if self.record is None or self.state not in BAD:
+            return None
+        if self.state == "unreadable":
+            return how_to_make(self.record, "") or None
+        return f"dist3dgs diagnose {self.record}"
+
+
+@dataclass
+class AttemptProgress:
+    """The newest facts of an attempt's events, read on from where the last look ended."""
+
+    attempt: Attempt
+    last_t: float | None = None
+    step: int | None = None
+    step_s: float | None = None
+    phase: str | None = None
+    """the phase rank 0 is in"""
+    _offsets: dict[Path, int] = field(default_factory=dict)
+
+    def read(self) -> "AttemptProgress":
+        """Take in the lines written since the last call. A torn last line is left for the next one."""
+        for path in sorted(self.attempt.folder.glob("events*.jsonl")):
+            for event in self._new_events(path):
+                self._take(event)
+        return self
+
+    def _new_events(self, path: Path) -> Iterator[dict[str, Any]]:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as f:
+            size = f.seek(0, 2)
+            f.seek(self._offsets.get(path, max(0, size - TAIL_BYTES)))
+            start = f.tell()
+            text = f.read()
+            whole = text.rfind(b"\n") + 1
+            self._offsets[path] = start + whole
+            for line in text[:whole].split(b"\n"):
+                with contextlib.suppress(ValueError, RecursionError):
+                    event = json.loads(line)
+                    if isinstance(event, dict) and _is_number(event.get("t")):
+                        yield event
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self.last_t = max(event["t"], self.last_t or event["t"])
+        kind, step = event.get("event"), event.get("step")
+        if kind in ("step", "progress", "resume") and isinstance(step, int) and not isinstance(step, bool):
+            self.step = max(step, self.step or 0)
+        if kind == "step" and _is_number(event.get("step_s")):
+            self.step_s = event["step_s"]
+        if event.get("rank") == 0 and isinstance(event.get("phase"), str):
+            if kind == "enter":
+                self.phase = event["phase"]
+            elif kind == "leave" and self.phase == event["phase"]:
+                self.phase = None
+
+    def describe(self, num_steps: int | None) -> str:
+        """Step, rate and time left, or the phase before the first step."""
+        if self.step is None:
+            return f"starting ({self.phase})" if self.phase not in (None, "startup", "step") else "starting"
+        parts = [f"step {self.step}/{num_steps}" if num_steps else f"step {self.step}"]
+        if self.step == num_steps:
+            parts.append(
+                {"evaluate": "evaluating", "checkpoint": "saving"}.get(self.phase or "", "finishing")
+            )
+        elif self.step_s and num_steps:
+            parts += [f"{rate(1 / self.step_s)}", f"{duration((num_steps - self.step) * self.step_s)} left"]
+        return ", ".join(parts)
+
+
+def state_of(
+    point: Point,
+    folder: Path,
+    *,
+    num_steps: int | None = None,
+    jobs: Sequence[Job] = (),
+    jobs_at: float | None = None,
+    since: float | None = None,
+    tails: dict[Path, AttemptProgress] | None = None,
+) -> PointState:
+    """Say what a point is doing now.
+
+    Args:
+        folder: the point's folder.
+        num_steps: of the run; read from the newest attempt where None.
+        jobs: jobs in Slurm's queue that train the point.
+        jobs_at: Unix seconds of the look at the queue; None: now. An attempt that began later has left the queue.
+        since: Unix seconds; what an earlier run of the workflow finished does not count. For points that are trained
+            again.
+        tails: event readers to go on with, by folder of the attempt; a caller that looks again and again keeps one.
+    """
+    tried = attempts(folder)
+    newest = tried[-1] if tried else None
+    launch = newest.launch() if newest else {}
+    if since is not None and (launch.get("published") or launch.get("status") == "ok"):
+        finished = launch.get("finished_at")
+        if _is_number(finished) and finished < since:
+            newest, launch = None, {}
+    pending = next((j for j in jobs if j.state == "PENDING"), None)
+    own_job = (launch.get("slurm") or {}).get("job_id")
+    status, ended = launch.get("status"), launch.get("ended") or {}
+    runs = newest is not None and status in (None, "running") and not ended.get("cause")
+    began = launch.get("started_at")
+    requeued = pending is not None and pending.id == own_job
+    requeued = requeued and (jobs_at is None or not _is_number(began) or began < jobs_at)
+    if (
+        newest is not None
+        and runs
+        and not requeued
+        and not _is_judged(newest, launch, folder / "record.json")
+    ):
+        return _running(point, newest, launch, num_steps, tried, tails)
+    after = None
+    if newest is not None and runs:
+        after = "preemption or a lost node"  # Slurm has put the job back into its queue
+    elif newest is not None and not launch.get("published") and status != "ok":
+        after = _ending(newest)
+    number = None if newest is None else newest.number
+    if pending is not None:
+        detail = waiting_words(pending)
+        return PointState(point=point, state="queued", detail=detail, attempt=number, after=after)
+    started = next((j for j in jobs if j.id != own_job and j.state in ("RUNNING", "CONFIGURING")), None)
+    if started is not None:
+        detail = f"starting, Slurm job {started.id} on {started.nodes or 'its nodes'}"
+        return PointState(point=point, state="running", detail=detail, attempt=number, after=after)
+    record = folder / "record.json"
+    if record.is_file() and (since is None or record.stat().st_mtime >= since):
+        return _recorded(point, record, number)
+    if newest is None:
+        return PointState(point=point, state="waiting")
+    prefix = _prefix(newest)
+    if status == "ok" or launch.get("published"):
+        detail = f"{prefix}{status}; the record is not made yet"
+        return PointState(point=point, state="ended", detail=detail, attempt=number)
+    if status in ("failed", "refused") and not _is_retried(launch):
+        detail = f"{prefix}{after}; the record is not made yet"
+        return PointState(point=point, state="ended", detail=detail, attempt=number)
+    if (status == "stopped" and not (ended.get("cause") or launch.get("cause"))) or status == INTERRUPTED:
+        step = read_try(newest).step
+        at = f"at step {step}" if step else "before its first step"
+        return PointState(point=point, state="stopped", detail=f"{prefix}{at}", attempt=number, step=step)
+    return PointState(point=point, state="retrying", detail=f"{prefix}{after}", attempt=number, after=after)
+
+
+def _is_retried(launch: dict[str, Any]) -> bool:
+    """Whether a failed attempt in a Slurm job is followed by a decision of the login node's."""
+    return bool(launch.get("slurm")) and not launch.get("published")
+
+
+def _is_judged(attempt: Attempt, launch: dict[str, Any], record: Path) -> bool:
+    """Whether a record has been made since the attempt began, so that the attempt is not running any more."""
+    try:
+        made = record.stat().st_mtime
+        started = launch.get("started_at")
+        return bool((started if _is_number(started) else attempt.folder.stat().st_mtime) <= made)
+    except OSError:
+        return False
+
+
+def _prefix(attempt: Attempt) -> str:
+    return f"attempt {attempt.number}, " if attempt.number else ""
+
+
+def _ending(attempt: Attempt) -> str:
+    """Why an attempt ended, in words."""
+    seen = read_try(attempt)
+    at = f" at step {seen.step}" if seen.step else ""
+    return f"{cause_words(seen.cause) if seen.cause else seen.status}{at}"
+
+
+def _recorded(point: Point, path: Path, attempt: int | None) -> PointState:
+    try:
+        record = load_record(path)
+    except UserError:
+        detail = f"{path} is no record; delete it and make it again"
+        return PointState(point=point, state="unreadable", detail=detail, record=path)
+    return PointState(
+        point=point,
+        state=record.status,
+        detail=_verdict(record),
+        attempt=attempt,
+        step=record.failure.step if record.failure else None,
+        record=path,
+    )
+
+
+def _verdict(record: RunRecord) -> str:
+    """Quality and time of a record, or the cause of its failure with the line that proves it."""
+    failure = record.failure
+    if failure is None:
+        psnr = "" if record.metrics.psnr is None else f"PSNR {record.metrics.psnr:.2f} dB"
+        total = "" if record.metrics.total_s is None else duration(record.metrics.total_s)
+        return ", ".join(part for part in (psnr, total) if part)
+    where = f" in {failure.phase}" if failure.phase else ""
+    where = where if failure.step is None else f" at step {failure.step}"
+    line = quoted(failure.evidence[0].text) if failure.evidence else ""
+    return f"{cause_words(failure.cause)}{where}" + (f": {line}" if line else "")
+
+
+def _running(
+    point: Point,
+    attempt: Attempt,
+    launch: dict[str, Any],
+    num_steps: int | None,
+    tried: list[Attempt],
+    tails: dict[Path, AttemptProgress] | None,
+) -> PointState:
+    tail = (tails if tails is not None else {}).setdefault(attempt.folder, AttemptProgress(attempt)).read()
+    if num_steps is None:
+        num_steps = steps_of(launch)
+    before = tried[-2] if len(tried) > 1 else None
+    continued = (
+        before is not None and before.launch().get("status") != "ok" and not before.launch().get("published")
+    )
+    after = _ending(before) if before is not None and continued else None
+    began = tail.last_t
+    detail = _prefix(attempt) + tail.describe(num_steps)
+    if began is None:  # its ranks import and meet, or it has died before it could say so
+        started = launch.get("started_at")
+        began = started if _is_number(started) else attempt.folder.stat().st_mtime
+    silent_s = time.time() - began
+    state: State = "running"
+    if silent_s > SILENT_S:
+        state, words = "silent", "no event" if tail.last_t is not None else "no sign of life"
+        if tail.last_t is None:
+            detail = f"{_prefix(attempt)}{words} for {duration(silent_s)}"
+        else:
+            detail = f"{detail}; {words} for {duration(silent_s)}"
+    return PointState(
+        point=point, state=state, detail=detail, attempt=attempt.number, step=tail.step, after=after
+    )
+
+
+def steps_of(launch: dict[str, Any]) -> int | None:
+    """Number of optimiser steps of the run that an attempt belongs to; None where it does not say."""
+    with contextlib.suppress(UserError, TypeError):
+        return validate(RunSpec, launch.get("spec"), "launch.json").num_steps
+    return None
+
+
+def told(state: PointState) -> str:
+    """One line about a point."""
+    if state.is_starting:
+        return f"{state.point}: {state.detail}"
+    return f"{state.point}: {state.state}" + (f", {state.detail}" if state.detail else "")
+
+
+def waiting_words(job: Job) -> str:
+    """What a queued job waits for, by Slurm's reason."""
+    reason = "" if job.reason.strip("()") in ("", "None") else f", {job.reason.strip('()')}"
+    when = job.start.removeprefix(time.strftime("%Y-%m-%dT")).removesuffix(":00")
+    start = "" if job.start in ("N/A", "") else f", expected to start {when}"
+    never = f": will never start, {job.waits_for_ever}" if job.waits_for_ever else ""
+    return f"Slurm job {job.id}{reason}{start}{never}"
+
+
+def cause_words(cause: Cause) -> str:
+    """A cause as one would say it."""
+    return _CAUSE_WORDS.get(cause, cause.replace("_", " "))
+
+
+def totals(states: Iterable[State]) -> str:
+    """How many points are in each state, the finished ones first."""
+    counts = Counter(states)
+    order = [*("ok", "degraded", "failed", "unknown", "unreadable", "ended", "running", "silent"), *counts]
+    return ", ".join(f"{counts[s]} {s}" for s in dict.fromkeys(order) if counts[s])
+
+
+def quoted(text: str, width: int = QUOTED) -> str:
+    """A line of a log on one line of a terminal: no control characters, cut where it is long."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def rate(steps_per_s: float) -> str:
+    return f"{steps_per_s:.1f} steps/s" if steps_per_s >= 1 else f"{1 / steps_per_s:.1f} s/step"
+
+
+def duration(seconds: float) -> str:
+    minutes, s = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {s:02} s" if minutes else f"{s} s"
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

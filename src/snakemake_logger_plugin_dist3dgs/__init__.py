@@ -1,0 +1,64 @@
+"""Snakemake's logger plugin `dist3dgs`: follows a study on the terminal (`logger: dist3dgs` in a profile).
+
+Snakemake finds it by its name. What it prints: `dist3dgs.follow`.
+"""
+
+import logging
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+
+
+class LogHandler(LogHandlerBase):
+    """Hands Snakemake's records to `dist3dgs.follow.Terminal`.
+
+    Where more of Snakemake's own output is asked for (dry run, --verbose, --printshellcmds, --debug-dag) it prints
+    nothing and leaves the terminal to Snakemake's own handler.
+    """
+
+    def __post_init__(self) -> None:
+        s = self.common_settings
+        self.steps_aside = s.dryrun or s.verbose or s.debug_dag or s.printshellcmds
+        if self.steps_aside:
+            return
+        from dist3dgs.follow import Terminal, stream_of
+
+        self.terminal = Terminal(
+            stream_of(s.stdout),
+            quiet=frozenset(getattr(q, "name", str(q)).lower() for q in s.quiet or ()),
+            show_failed_logs=s.show_failed_logs,
+            nocolor=s.nocolor,
+            format=self.format,
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.steps_aside:
+            return
+        try:
+            self.terminal.handle(record)
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        if not self.steps_aside:
+            self.terminal.close()
+        super().close()
+
+    @property
+    def writes_to_stream(self) -> bool:
+        return not self.steps_aside
+
+    @property
+    def writes_to_file(self) -> bool:
+        return False
+
+    @property
+    def has_filter(self) -> bool:
+        return True
+
+    @property
+    def has_formatter(self) -> bool:
+        return False
+
+    @property
+    def needs_rulegraph(self) -> bool:
+        return False

@@ -1,0 +1,234 @@
+"""The executor of the workflow: what it adds to the Slurm plugin's, and what it needs of that one's interface."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from snakemake_executor_plugin_slurm import Executor as SlurmExecutor
+
+from dist3dgs.slurm import executor as module
+from dist3dgs.slurm.executor import Executor, has_outputs, interface_problem
+
+
+class Listener:
+    """Says what the test wants."""
+
+    def __init__(self, fates: dict[int, bool | None], again: bool = False, done: bool = False) -> None:
+        self.fates, self.again, self.done, self.texts = fates, again, done, list[str]()
+
+    def finish(self, job) -> bool:
+        return self.done
+
+    def asks(self, job) -> dict[str, int | str]:
+        return {"slurm_partition": "fast"}
+
+    def look(self) -> None: ...
+
+    def failed(self, job, slurm_job: int, log) -> None: ...
+
+    def fate(self, slurm_job: int) -> bool | None:
+        return self.fates[slurm_job]
+
+    def refused(self, job, text: str) -> bool:
+        self.texts.append(text)
+        return self.again
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """`make(listener)`: the executor without its thread; what the plugin would do is noted in `told`."""
+    told = []
+
+    async def check(self, active_jobs):
+        for info in active_jobs:
+            if info.external_jobid == "1":
+                self.report_job_success(info)
+            elif info.external_jobid == "2":
+                yield info  # and 3 is forgotten, as where squeue does not answer
+
+    def note(word):
+        return lambda self, info, *a, **k: told.append((word, info.external_jobid))
+
+    monkeypatch.setattr(SlurmExecutor, "__init__", lambda self, workflow, logger: None)
+    monkeypatch.setattr(SlurmExecutor, "check_active_jobs", check)
+    monkeypatch.setattr(SlurmExecutor, "report_job_success", note("ok"))
+    monkeypatch.setattr(SlurmExecutor, "report_job_error", note("error"))
+    monkeypatch.setattr(SlurmExecutor, "run_job", lambda self, job: told.append(("submitted", job)))
+
+    def made(listener: Listener) -> Executor:
+        monkeypatch.setattr(module, "_listener", None)
+        module.register(listener)
+        executor = Executor(None, None)
+        executor.told, executor.wait, executor.active_jobs = told, True, []
+        executor._next_seconds_between_status_checks = None
+        executor.workflow = SimpleNamespace(
+            remote_execution_settings=SimpleNamespace(seconds_between_status_checks=10),
+            scheduler=SimpleNamespace(submit_callback=lambda job: told.append(("begun", job))),
+        )
+        return executor
+
+    return made
+
+
+def looked_at(executor: Executor, *numbers: int) -> list[str]:
+    async def look() -> list[str]:
+        infos = [SimpleNamespace(job=None, external_jobid=str(n), aux={}) for n in numbers]
+        return [info.external_jobid async for info in executor.check_active_jobs(infos)]
+
+    return asyncio.run(look())
+
+
+def test_no_job_is_lost_where_squeue_fails(make):
+    executor = make(Listener({2: None, 3: None}))
+    assert looked_at(executor, 1, 2, 3) == ["2", "3"] and executor.told == [("ok", "1")]
+
+
+def test_a_job_that_is_gone_ends_as_it_did(make):
+    executor = make(Listener({2: True, 3: False}))
+    assert looked_at(executor, 2, 3) == []
+    assert executor.told == [("ok", "2"), ("error", "3")]
+
+
+def test_a_job_asks_for_what_has_changed_since_it_was_scheduled(make):
+    job = SimpleNamespace(resources=SimpleNamespace(slurm_partition="slow"))
+    executor = make(Listener({}))
+    executor.run_job(job)
+    assert executor.told == [("submitted", job)] and job.resources.slurm_partition == "fast"
+
+
+def test_a_job_that_is_finished_here_is_not_submitted(make):
+    job = SimpleNamespace(register=lambda external_jobid: None)
+    executor = make(Listener({}, done=True))
+    executor.run_job(job)
+    assert executor.told == [("begun", job), ("ok", None)] and executor.active_jobs == []
+
+
+def test_a_submission_that_may_be_taken_later_is_no_error(make, monkeypatch):
+    monkeypatch.setattr(module, "RESUBMIT_S", 0.0)
+    said = "SLURM sbatch failed. The error message was 'sbatch: error: it isn't\nso'.\n    sbatch call:\n  x"
+    listener = Listener({}, again=True)
+    executor, job = make(listener), SimpleNamespace(resources=SimpleNamespace())
+    executor.report_job_error(SimpleNamespace(job=job, external_jobid=None), msg=said)
+    end = time.monotonic() + 10
+    while not executor.told:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert executor.told == [("submitted", job)]
+    assert listener.texts == ["sbatch: error: it isn't\nso"]
+    listener.again = False
+    executor.report_job_error(
+        SimpleNamespace(job=job, external_jobid=None),
+        msg="Job submission failed with exception: no such account",
+    )
+    assert executor.told[1:] == [("error", None)] and listener.texts[-1] == "no such account"
+
+
+def test_nothing_is_submitted_after_the_end(make):
+    executor = make(Listener({}))
+    executor.wait = False
+    executor.submit_again("a job")
+    assert executor.told == []
+
+
+def test_a_look_at_the_queue_is_early_where_a_job_has_left_its_outputs(tmp_path):
+    """Most of what a point costs beside its training is the wait for the next look."""
+    output, since = tmp_path / "launch.json", {}
+    info = SimpleNamespace(external_jobid="7", job=SimpleNamespace(output=[str(output)]))
+    output.touch()
+    os.utime(output, (time.time() - 100, time.time() - 100))
+    assert not has_outputs(info, since)  # an earlier attempt's
+    output.unlink()
+    assert not has_outputs(info, since)
+    output.touch()
+    os.utime(output, (time.time() + 1, time.time() + 1))
+    assert has_outputs(info, since)
+    since["7"] -= 1000
+    os.utime(output, (time.time() - 100, time.time() - 100))
+    assert not has_outputs(info, since)  # whatever else the job does, it is not about to end
+
+
+def test_the_wait_ends_early_but_not_at_once(make, monkeypatch):
+    monkeypatch.setattr(module, "QUICK_S", 0.2)
+    monkeypatch.setattr(module, "has_outputs", lambda info, since: True)
+    executor = make(Listener({}))
+    executor.active_jobs = ["a job"]
+    executor.poll_s = executor.next_seconds_between_status_checks = 1e6
+    began = time.monotonic()
+    asyncio.run(asyncio.wait_for(executor.sleep(), 60))
+    assert time.monotonic() - began >= 0.2
+
+
+def test_looks_at_the_queue_stay_regular(make):
+    """The plugin raises its waiting time by ten seconds per look; capped, it stays where it was put."""
+    executor = make(Listener({}))
+    executor.poll_s = 15
+    assert executor.next_seconds_between_status_checks == 10
+    executor.next_seconds_between_status_checks = 180
+    assert executor.next_seconds_between_status_checks == 15
+
+
+def test_a_job_is_one_snakemake_by_a_path_that_may_have_a_space(make, monkeypatch):
+    executor = make(Listener({}))
+    assert executor.additional_general_args() == "" and executor.get_job_exec_prefix(None) == "trap : TERM"
+    monkeypatch.setattr(SlurmExecutor, "get_python_executable", lambda self: "/my work/bin/python")
+    assert executor.get_python_executable() == "'/my work/bin/python'"
+
+
+def test_another_workflow_is_told_that_nobody_plans_its_jobs(monkeypatch):
+    from snakemake_interface_common.exceptions import WorkflowError
+
+    monkeypatch.setattr(module, "_listener", None)
+    with pytest.raises(WorkflowError, match=r"workflow of dist3dgs alone.*--executor slurm"):
+        Executor(None, None)
+
+
+def test_the_installed_interface_is_the_tested_one():
+    assert interface_problem() is None
+
+
+def test_another_version_is_named_with_the_way_to_the_tested_one():
+    pins = ["torch>=2", "snakemake-executor-plugin-slurm==2.8.*", 'snakemake-extra==1; extra == "dev"']
+    assert interface_problem(requirements=pins, version=lambda name: "2.8.3") is None
+    problem = interface_problem(requirements=pins, version=lambda name: "2.9.0")
+    assert "snakemake-executor-plugin-slurm 2.9.0" in problem and "==2.8.*" in problem
+    assert "pip install 'snakemake-executor-plugin-slurm==2.8.*'" in problem and "\n" not in problem
+
+
+def test_a_changed_interface_is_named():
+    class Renamed(SlurmExecutor):
+        run_job = None
+
+    class Changed(SlurmExecutor):
+        def cancel_jobs(self, jobs, force): ...
+
+    class Fixed(SlurmExecutor):
+        next_seconds_between_status_checks = 10
+
+    assert "run_job is missing" in interface_problem(Renamed)
+    assert "takes (self, jobs, force), expected (self, active_jobs)" in interface_problem(Changed)
+    assert "next_seconds_between_status_checks" in interface_problem(Fixed)
+
+
+def test_snakemake_stops_at_once_and_in_one_line(repository, tmp_path):
+    """A newer plugin, by its metadata: no graph is built, other profiles run on."""
+    info = tmp_path / "snakemake_executor_plugin_slurm-2.9.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: snakemake-executor-plugin-slurm\nVersion: 2.9.0\n"
+    )
+
+    def dry_run(profile: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--profile", f"profiles/{profile}", "-n", "--nolock", "train_all"],
+            cwd=repository, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+        )  # fmt: skip
+
+    done = dry_run("slurm")
+    assert done.returncode == 2 and done.stdout == ""
+    told = [line for line in done.stderr.splitlines() if not line.startswith("Using profile")]
+    assert len(told) == 1 and "error: snakemake-executor-plugin-slurm 2.9.0 is not tested" in told[0]
+    assert dry_run("local").returncode == 0
