@@ -1,6 +1,9 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,22 @@ def test_an_imported_record_is_replaced_only_by_its_own_logs(
     assert run(other, "--repeat", "r1") == run(other, "--force") == 0
     assert run(empty, "--repeat", "r2") == 2 and "nothing is written in it" in capsys.readouterr().err
     assert not (tmp_path / "results/s/imported/n1g1/r2").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_program_that_is_told_to_end_leaves_no_temporary_files(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """As by scancel, a closed terminal, Ctrl-C; here while it waits for a pipe that nobody writes to."""
+    temporary, pipe = tmp_path / "temporary", tmp_path / "pipe"
+    temporary.mkdir()
+    os.mkfifo(pipe)
+    argv = [sys.executable, "-m", "dist3dgs.cli", "diagnose", str(pipe)]
+    process = subprocess.Popen(argv, env=os.environ | {"TMPDIR": str(temporary)}, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not any(temporary.iterdir()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert any(temporary.iterdir())
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    assert not any(temporary.iterdir())
