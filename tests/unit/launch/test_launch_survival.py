@@ -202,7 +202,7 @@ def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(tiny_scene, tmp_p
     text = tiny.log(tmp_path)
     for rank in (0, 1):
         stacks = text.split(f"stacks of rank {rank} when nothing went on:")[1]
-        assert "trainer.py" in stacks
+        assert "loop.py" in stacks
 
 
 def test_a_launcher_that_is_killed_takes_its_ranks_along(tiny_scene, tmp_path):
