@@ -1,5 +1,6 @@
 """Commands in README, docs, config and profiles: each is exercised somewhere, and is one that a shell and make take."""
 
+import re
 import subprocess
 from fnmatch import fnmatch
 
@@ -65,3 +66,10 @@ def test_make_has_the_target(command) -> None:
 def test_the_packages_for_the_test_cluster_are_those_of_continuous_integration() -> None:
     (command,) = (c.text for c in commands(How.SHELL) if c.text.startswith("apt-get install"))
     assert set(command.split()[3:]) <= set((REPOSITORY / ".ci/run").read_text().split())
+
+
+def test_the_map_of_contributing_names_files_that_exist() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"^\| [^|]+ \| `(src/[^`]+)` \|$", text, re.M)
+    assert len(named) >= 20
+    assert [path for path in named if not (REPOSITORY / path).is_file()] == []
