@@ -1,4 +1,4 @@
-"""What is printed goes to a log file too."""
+"""Copy what is printed to a log file."""
 
 import contextlib
 import os

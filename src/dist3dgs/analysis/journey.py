@@ -291,7 +291,7 @@ def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
 
 
 def _work(base: RunRecord, record: RunRecord) -> tuple[float | None, float | None]:
-    """How much each of two runs did, in the unit both know: images seen, else epochs, else steps."""
+    """Return the work of each of two runs, in the unit both know: images seen, else epochs, else steps."""
     a, b = base.metrics, record.metrics
     for name in ("images", "epochs"):
         works = getattr(a, name), getattr(b, name)

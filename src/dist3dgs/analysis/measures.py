@@ -1,4 +1,4 @@
-"""What is computed from one run, or from a run and its baseline. Unknown stays None, never 0."""
+"""Compute measures of one run, or of a run and its baseline. Unknown stays None, never 0."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def global_batch(record: RunRecord) -> int | None:
 def scaling_definition(
     batch: int | None, ranks: int, baseline_batch: int | None, baseline_ranks: int
 ) -> tuple[Definition | None, str | None]:
-    """Which scaling a point's images/s shows against its baseline, or None and why neither."""
+    """Name the scaling that a point's images/s shows against its baseline, or return None and why neither."""
     if batch is None or baseline_batch is None:
         return None, "global batch not known (of a log: dist3dgs import --batch-per-rank or --global-batch)"
     if batch == baseline_batch:
@@ -118,7 +118,7 @@ def compute_to_comm(record: RunRecord) -> float | None:
 
 
 def rank_unit(record: RunRecord) -> Literal["GPU", "rank"]:
-    """What an hour of a rank is an hour of."""
+    """Name the unit of a rank's hours."""
     return "GPU" if any(d.lower() != "cpu" for d in record.environment.devices) else "rank"
 
 

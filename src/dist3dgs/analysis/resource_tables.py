@@ -1,4 +1,4 @@
-"""What the runs used as a table: one row per node and per GPU, and what a decibel cost."""
+"""Tabulate what the runs used: one row per node and per GPU, and what a decibel cost."""
 
 from collections.abc import Sequence
 from pathlib import Path

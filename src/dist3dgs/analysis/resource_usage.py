@@ -1,4 +1,4 @@
-"""What a run's nodes and GPUs were doing, from the samples beside its record (`attempts/*/resources.*.csv`)."""
+"""Read the use of a run's nodes and GPUs from the samples beside its record (`attempts/*/resources.*.csv`)."""
 
 import csv
 import math
@@ -61,7 +61,7 @@ class Samples:
         return sum((t1 - t0) * (a + b) / 2 for t0, t1, a, b in steps if 0 < t1 - t0 <= MAX_GAP_S)
 
     def growth(self) -> float:
-        """How much a counter rose while it was sampled; where it starts anew with an attempt, each attempt's rise."""
+        """Return the rise of a counter while it was sampled, summed over attempts where each starts it anew."""
         steps = zip(self.times, self.times[1:], self.values, self.values[1:], strict=False)
         return sum(b - a for t0, t1, a, b in steps if b > a and t1 - t0 <= MAX_GAP_S)
 
@@ -81,7 +81,7 @@ def read_samples(point_folder: Path) -> list[Samples]:
 
 
 def read_chain(point_folder: Path) -> list[Samples]:
-    """As `read_samples`, of all attempts that make up the run: those whose time its record adds up."""
+    """Like `read_samples`, for all attempts that make up the run: those whose time its record adds up."""
     return _samples(chain(point_folder))
 
 

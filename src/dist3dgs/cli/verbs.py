@@ -1,4 +1,4 @@
-"""What each verb of the command line does. Only what a verb needs is imported, in the verb."""
+"""Functions of the command line's verbs. Each imports only what it needs."""
 
 import argparse
 import json

@@ -102,7 +102,7 @@ class Gpu:
 
 @dataclass
 class Setup:
-    """What is checked: a study and a site, on this machine. study is None where its config is not valid."""
+    """Subject of the checks: a study and a site, on this machine. study is None where its config is not valid."""
 
     study: Study | None = None
     site: Site = field(default_factory=Site)
@@ -123,7 +123,7 @@ class Setup:
 
     @cached_property
     def torch(self) -> dict[str, Any]:
-        """What PyTorch says of itself; {"failed": reason} where it cannot be imported."""
+        """Facts that PyTorch states; {"failed": reason} where it cannot be imported."""
         if self._probe is None:
             return {"failed": f"{commands.software_of(self.site).container_command} was not found"}
         try:
@@ -155,13 +155,13 @@ class Setup:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether GPUs are a matter of the nodes: there is a Slurm that is asked for them, and this is no job."""
+        """True if GPUs are on other machines: Slurm is asked for them, and this is no job."""
         asks = self.site.gpu_request != "none" and self.device != "cpu"
         return asks and self.has_slurm and job_id() is None
 
     @property
     def has_slurm(self) -> bool:
-        """Whether Slurm is here and answers."""
+        """True if Slurm is here and answers."""
         return client.available() and self.slurm_problem is None
 
     @cached_property
@@ -175,7 +175,7 @@ class Setup:
 
     @property
     def computes_on_gpus(self) -> bool:
-        """Whether ranks on this machine would use its GPUs."""
+        """True if ranks on this machine would use its GPUs."""
         return self.device == "cuda" or (self.device == "auto" and bool(self.gpus))
 
 
@@ -321,7 +321,7 @@ def check_architectures(s: Setup) -> Iterator[Result]:
 
 
 def check_compiler(s: Setup) -> Iterator[Result]:
-    """What gsplat's CUDA extension is compiled with, where it is not built yet."""
+    """Check what gsplat's CUDA extension is compiled with, where it is not built yet."""
     if not s.computes_on_gpus and not s.elsewhere:
         yield Result("compiler", "ok", "not needed: the CPU renderer brings its own")
         return
@@ -789,7 +789,7 @@ def _architectures_named(text: str) -> list[str]:
 
 
 def _architectures_in(library: Path) -> list[str]:
-    """What a compiled library has code for, told by CUDA's own tool; [] where that is missing."""
+    """Ask CUDA's own tool for the architectures of a compiled library; [] where it is missing."""
     home = os.environ.get("CUDA_HOME")
     tool = str(Path(home, "bin", "cuobjdump")) if home else "cuobjdump"
     elf, ptx = (_output(tool, option, str(library)) or "" for option in ("--list-elf", "--list-ptx"))
@@ -811,7 +811,7 @@ def _other_node(site: Site) -> tuple[str, str] | None:
 
 
 def _temporary() -> Path:
-    """Where temporary files are wanted; Python silently takes another folder where that cannot be written."""
+    """Return the folder for temporary files; Python silently takes another one where it cannot be written."""
     return Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
 
 

@@ -154,7 +154,7 @@ def add_configfile_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _depth(layer: Any, keys: tuple[Any, ...]) -> int:
-    """How many of `keys`, one inside the other, a layer has."""
+    """Count the leading `keys`, each inside the one before, that a layer has."""
     for depth, key in enumerate(keys):
         known = range(len(layer)) if isinstance(layer, list) else layer if isinstance(layer, Mapping) else ()
         if key not in known:

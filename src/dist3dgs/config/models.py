@@ -1,4 +1,4 @@
-"""What can be set: validated models of scenes, strategies, training and hardware settings.
+"""Validated models of all settings: scenes, strategies, training, hardware.
 
 Every field has a default that is visible in `config/`, a type, bounds and a description; a test holds the config
 files, these models and the generated JSON schemas equal. Unknown keys are refused with the nearest known one.
@@ -122,7 +122,7 @@ class Scene(Settings):
         return self
 
     def ingest_json(self) -> str:
-        """What decides the packed scene, as one line of JSON: neither the licence nor what bounds the computing."""
+        """Return the settings that decide the packed scene as one line of JSON, without licence and resource limits."""
         limits = {"num_threads", "timeout_s", "memory_gib"}
         return self.model_dump_json(exclude={"licence": True, "sfm": limits})
 
@@ -287,7 +287,7 @@ class Strategy(Settings):
 
 
 class Hardware(Settings):
-    """What one rank gets."""
+    """Resources and limits of one rank."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads_per_rank: int = Field(

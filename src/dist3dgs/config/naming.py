@@ -32,7 +32,7 @@ def check_name(name: object, what: str) -> str:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Layout:
-    """How many nodes, and how many workers (GPUs, or CPU ranks where there is no GPU) on each: `n2g4`."""
+    """Number of nodes and of workers (GPUs, or CPU ranks where there is no GPU) on each: `n2g4`."""
 
     nodes: int
     workers_per_node: int
@@ -104,7 +104,7 @@ class Point:
 
 
 def is_target(path: Path) -> bool:
-    """Whether `path` has the shape of a point's or a scene's file, which Snakemake can be asked for."""
+    """Return True if `path` has the shape of a point's or a scene's file, which Snakemake can be asked for."""
     *folders, name = Path(path).parts or ("",)
     try:
         if name in POINT_FILES and len(folders) > 4:

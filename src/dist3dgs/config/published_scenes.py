@@ -50,7 +50,7 @@ PUBLISHED: dict[str, tuple[Archive, str]] = {
 
 
 def download_spec(download: str) -> dict[str, Any]:
-    """What `fetch_scene` needs for a scene's `download:` setting.
+    """Return the facts that `fetch_scene` needs for a scene's `download:` setting.
 
     That is the name of a published scene ("mipnerf360/garden"), or the address of an archive or folder
     ("https://...", "file:///...", a local path), with "#folder" for the scene's folder inside it.

@@ -44,7 +44,7 @@ def draw(name: str, runs_csv: Path, points_csv: Path, records: list[Path], out_b
 
 
 def caption(name: str) -> str:
-    """What the figure shows and how it is defined."""
+    """Return the figure's caption: what it shows and how that is defined."""
     text: str = _module(name).CAPTION
     return text
 

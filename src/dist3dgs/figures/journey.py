@@ -156,7 +156,7 @@ def _words(page: Page, y: float, row: Row, cost: float | None, unit: str) -> Non
 
 
 def _cut(text: str, room: float) -> str:
-    """As much of the text's beginning as there is room for."""
+    """Cut a text to the room there is."""
     while text and style.width_mm(f"{text} …", _SMALL_PT) > room:
         text = text[:-1].rstrip()
     return f"{text} …"

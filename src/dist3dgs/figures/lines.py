@@ -243,7 +243,7 @@ def trouble_key(rows: Sequence[Row]) -> list[Entry]:
 
 
 def trouble_words(rows: Sequence[Row]) -> list[str]:
-    """What every cross and diamond stands for; marks of one run in several panels are one."""
+    """Explain every cross and diamond; marks of one run in several panels are one."""
     scenes = {r.get("scene") or r["panel"] for r in rows}
     strategies = {r["series"] for r in rows}
     counts: dict[str, dict[str, int]] = {}

@@ -78,7 +78,7 @@ class Page:
 def body_room_mm(
     width_mm: float, *, key: Sequence[Entry] = (), notes: Sequence[str] = (), trouble: Sequence[str] = ()
 ) -> float:
-    """How high a body may be so that the figure is not shrunk on a printed page."""
+    """Return the largest height of a body, in mm, at which the figure is not shrunk on a printed page."""
     room_mm = width_mm - 2 * EDGE_MM
     foot_mm = _FOOT_GAP_MM + _FOOT_ROW_MM * len(_foot(notes, trouble, room_mm)) + _BOTTOM_MM
     return style.MAX_HEIGHT_MM - _above_mm(key, room_mm) - foot_mm
@@ -92,7 +92,7 @@ def size_mm(axes: Any) -> tuple[float, float]:
 
 
 def key_fits(entries: Sequence[Entry], width_mm: float, height_mm: float) -> bool:
-    """Whether a key fits into a box with all of its names in full."""
+    """Return True if a key fits into a box with all of its names in full."""
     widest = max((_SAMPLE_MM + style.width_mm(e.name, _KEY_PT) for e in entries), default=0.0)
     return widest <= width_mm and _key_mm(entries, width_mm) <= height_mm
 

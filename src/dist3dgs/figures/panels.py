@@ -19,7 +19,7 @@ _PANEL_MM = {1: 46.0, 2: 44.0, 3: 38.0, 4: 32.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """How many panels, and what all of them share."""
+    """Number of panels, and what all of them share."""
 
     titles: Sequence[tuple[str, str]]
     """Name and second line of every panel, in reading order; ("", "") belongs to the one on its left."""

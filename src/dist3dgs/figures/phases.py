@@ -1,4 +1,4 @@
-"""Where the wall time goes: phases stacked per layout."""
+"""Wall time by phase, stacked per layout."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

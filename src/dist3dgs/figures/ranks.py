@@ -56,7 +56,7 @@ class Ranks:
 
     @cached_property
     def upright(self) -> bool:
-        """Whether the labels must stand on end, for side by side they would overprint."""
+        """True if the labels must stand on end, because side by side they would overlap."""
         texts = [str(size) for size in self.sizes] + [name for names in self._names for name in names]
         return len(self.sizes) > 1 and max(style.width_mm(t, _TICK_PT) for t in texts) + 0.8 > self._gap_mm
 

@@ -1,4 +1,4 @@
-"""What the nodes and GPUs were doing over time, with the phases behind."""
+"""Use of nodes and GPUs over time, with the phases behind."""
 
 from collections.abc import Sequence
 from typing import Any

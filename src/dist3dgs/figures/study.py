@@ -1,4 +1,4 @@
-"""What a figure is drawn from: the two tables and the records behind them."""
+"""Input of a figure: the two tables and the records behind them."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -116,7 +116,7 @@ def _add_bundled_font() -> None:
 
 @lru_cache(maxsize=4096)
 def width_mm(text: str, size_pt: float, *, bold: bool = False) -> float:
-    """How wide one line of text is drawn."""
+    """Return the width of one line of text, in mm."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 

@@ -44,7 +44,7 @@ _DROPPED_PREFIXES = ("SLURM_", "SRUN_", "SBATCH_", "SALLOC_", "PMI_", "PMIX_")
 
 @dataclass(frozen=True, kw_only=True)
 class Software:
-    """How the training software is reached on a node, beyond the Python that runs the launcher.
+    """Way to the training software on a node, beyond the Python that runs the launcher.
 
     `modules` are loaded with the site's `module` command; `image` is an Apptainer/Singularity image that
     holds
@@ -59,7 +59,7 @@ class Software:
 
 
 def software_of(site: Site) -> Software:
-    """How a site's settings say that the training software is reached."""
+    """Return the way to the training software that a site's settings name."""
     python = "python3" if site.image else sys.executable
     # Older sites have it under its former name. Where a module brings it, it is not here yet.
     former = not shutil.which("apptainer") and shutil.which("singularity")
@@ -76,7 +76,7 @@ def port_candidates(job_id: int) -> Iterator[int]:
 
 
 def port_is_free(port: int, host: str = "") -> bool:
-    """Whether a server could listen on `port` here now (all interfaces)."""
+    """Return True if a server could listen on `port` here now (all interfaces)."""
     with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as s:
         try:
             s.bind((host, port))
@@ -209,7 +209,7 @@ def _srun(layout: Layout, cpus_per_node: int) -> list[str]:
 
 
 def wrapped(software: Software, uses_gpus: bool) -> list[str]:
-    """What comes before Python on a node: loaded modules, then the container."""
+    """Return what comes before Python on a node: loaded modules, then the container."""
     argv: list[str] = []
     if software.modules:
         # Module names are arguments ("$1" ...), not text of the shell line.

@@ -32,7 +32,7 @@ _MEND = (
 
 
 def folder() -> Path:
-    """Where PyTorch keeps what it builds at run time."""
+    """Return the folder where PyTorch keeps what it builds at run time."""
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
 
 
@@ -46,7 +46,7 @@ def library() -> Path | None:
 
 
 def is_ready() -> bool:
-    """Whether there is a `library`."""
+    """Return True if there is a `library`."""
     return library() is not None
 
 

@@ -192,7 +192,7 @@ class _Run:
             monitor.stop()
 
     def _found_no_controller(self, watch: Watch) -> bool:
-        """Whether srun started nothing because the controller was away in that moment; it has answered since then."""
+        """Return True if srun started nothing because the controller was away in that moment and has answered since."""
         if (
             self.allocation is None
             or self.layout.nodes == 1
@@ -361,7 +361,7 @@ def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
 
 
 def _is_at(f: IO[Any], path: Path) -> bool:
-    """Whether `path` still names the open file."""
+    """Return True if `path` still names the open file."""
     try:
         return os.path.samestat(os.fstat(f.fileno()), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What srun starts once on every node: choose the network interface, say who hosts the store, become
+"""Program that srun starts once on every node: choose the network interface, say who hosts the store, become
 torchrun.
 
 `python -m dist3dgs.launch.node --head=ADDRESS --peer=ADDRESS -- python -m torch.distributed.run --rdzv-endpoint=...`

@@ -13,7 +13,7 @@ _JOB = re.compile(r"^(.*?/job_\d+)(?:/|$)")
 
 
 def oom_kills(proc: Path = PROC, root: Path = ROOT) -> int | None:
-    """How many processes of this process's job (without one: of its cgroup) the kernel has killed; None if unknown."""
+    """Count the processes of this job (without one: of this cgroup) that the kernel has killed; None if unknown."""
     try:
         lines = [line.split(":", 2) for line in proc.read_text().splitlines()]
     except OSError:
@@ -41,14 +41,14 @@ def _count(file: Path) -> int | None:
 
 
 class OomWatch:
-    """Whether the kernel has killed a process since this was made."""
+    """Return True if the kernel has killed a process since this was made."""
 
     def __init__(self, proc: Path = PROC, root: Path = ROOT) -> None:
         self._where = proc, root
         self._before = oom_kills(proc, root)
 
     def note(self) -> str | None:
-        """What happened, in words; None where nothing did, or where it cannot be told."""
+        """Say what happened; None where nothing did, or where it cannot be told."""
         now = oom_kills(*self._where)
         if now is None or self._before is None or now <= self._before:
             return None

@@ -22,7 +22,7 @@ Layers = dict[str, Any]
 
 @dataclass
 class World:
-    """What each layer says, what is wrong and refused, and what is wrong but was asked for ("" if nothing is)."""
+    """Each layer's view of the world; the disagreement that is refused, and the one that was asked for ("" if none)."""
 
     layers: Layers
     message: str = ""

@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says about the GPUs, through ctypes: it is part of the driver, so there is nothing
+"""Ask NVIDIA's management library about the GPUs, through ctypes: it is part of the driver, so there is nothing
 to install and nothing to start for a sample.
 
 Functions and structures: NVML API Reference Guide, https://docs.nvidia.com/deploy/nvml-api/.

@@ -119,7 +119,7 @@ def network_bytes() -> dict[str, int]:
 
 
 def infiniband_bytes(root: Path = Path("/sys/class/infiniband")) -> dict[str, int]:
-    """As `network_bytes`, of the InfiniBand and RoCE ports, which NCCL uses past the kernel's network.
+    """Like `network_bytes`, for the InfiniBand and RoCE ports, which NCCL uses past the kernel's network.
 
     The counters are in words of four bytes (InfiniBand specification, PortCounters).
     """
@@ -153,7 +153,7 @@ def of_the_job(gpus: list[dict[str, Any]], allocated: set[int] | None) -> list[d
 
 
 def gpu_sampler() -> Callable[[], list[dict[str, Any]]]:
-    """How this node's GPUs are asked: NVML, else nvidia-smi, else not at all."""
+    """Choose how to sample this node's GPUs: NVML, else nvidia-smi, else not at all."""
     allocated = allocated_gpus(os.environ)
     try:
         nvml = Nvml()
@@ -198,7 +198,7 @@ class NvidiaSmi:
 
 
 def resources_path(attempt: Path, node: str) -> Path:
-    """Where a node's samples of an attempt go."""
+    """Return the path of a node's samples of an attempt."""
     return Path(attempt, f"resources.{node}.csv")
 
 

@@ -1,4 +1,4 @@
-"""How long every stage took, what the numbers were made from, and how to make them again."""
+"""Show how long every stage took, what the numbers were made from, and how to make them again."""
 
 import shlex
 from collections.abc import Callable

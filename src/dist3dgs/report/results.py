@@ -194,7 +194,7 @@ def figure(content: Content, name: str) -> Html:
 
 
 def _is_wide(path: Any) -> bool:
-    """Whether an svg of ours is drawn two columns wide: its width in points stands at its head."""
+    """Return True if an svg of ours is drawn two columns wide: its width in points stands at its head."""
     import re
 
     found = re.search(

@@ -1,4 +1,4 @@
-"""What the report says of the study that no record knows: how it was asked for, what it leaves out, licences."""
+"""Facts of the study that no record knows: how it was asked for, what it leaves out, licences."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the runs used: memory, utilisation, power and energy, from the samples beside the records."""
+"""Show what the runs used: memory, utilisation, power and energy, from the samples beside the records."""
 
 from collections.abc import Sequence
 from typing import Any

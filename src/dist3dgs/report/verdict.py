@@ -301,7 +301,7 @@ def headline(points: Sequence[Row], runs: Sequence[Row]) -> list[tuple[str, str,
 
 
 def _unit(runs: Sequence[Row]) -> str:
-    """What a rank is: a GPU if no run had a rank on anything else."""
+    """Name the unit of a rank: a GPU if no run had a rank on anything else."""
     devices = [str(r["devices"]).lower() for r in runs if r.get("devices")]
     return "GPU" if devices and not any("cpu" in d for d in devices) else "rank"
 

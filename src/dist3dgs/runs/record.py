@@ -48,7 +48,7 @@ class Failure(Model):
 
 
 class Run(Model):
-    """What was asked for."""
+    """The run as it was asked for."""
 
     scene: str
     strategy: str
@@ -134,7 +134,7 @@ class GpuTotals(Model):
 
 
 class Metrics(Model):
-    """What was measured. A null has its reason in the record's `reasons`."""
+    """Measurements. A null has its reason in the record's `reasons`."""
 
     total_s: float | None = Field(None, description="launcher's start to its end, wall clock")
     train_s: float | None = Field(None, description="time in steps and densification, evaluation not counted")
@@ -216,7 +216,7 @@ class Metrics(Model):
 
 
 class Environment(Model):
-    """Where it ran."""
+    """Machines and software that it ran on."""
 
     hosts: list[str] = []
     devices: list[str] = Field([], description="device name per rank, e.g. 'NVIDIA H200' or 'cpu'")
@@ -236,7 +236,7 @@ class Environment(Model):
 
 
 class Provenance(Model):
-    """What it was made from."""
+    """Code, data and evidence that it was made from."""
 
     git_sha: str | None = None
     git_dirty: bool | None = None

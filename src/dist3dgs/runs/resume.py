@@ -1,4 +1,4 @@
-"""What a checkpoint must agree with to be resumed, and what it says of itself. Without torch: the launcher asks too."""
+"""Identity of a checkpoint: what it must agree with to be resumed. Without torch: the launcher asks too."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def short_digest(metadata: dict[str, str]) -> str:
 
 
 def differences(theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
-    """Where two `identity`s differ, in words, one line each; [] where one may be resumed as the other."""
+    """Say where two `identity`s differ, one line each; [] where one may be resumed as the other."""
     there, here = (_settings(metadata) for metadata in (theirs, ours))
     if there.get("format") != here["format"]:
         return ["another version of dist3dgs wrote it"]
@@ -55,7 +55,7 @@ def differences(theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a checkpoint says of itself, its tensors unread. Raises ValueError, with the reason, if that is damaged."""
+    """Read a checkpoint's metadata, its tensors unread. Raises ValueError, with the reason, if it is damaged."""
     try:
         with safe_open(path, framework="np") as f:
             return dict(f.metadata() or {})

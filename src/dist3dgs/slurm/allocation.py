@@ -1,4 +1,4 @@
-"""What this Slurm job was given, asked from Slurm itself.
+"""Ask Slurm what this job was given.
 
 The environment is not trusted: in a batch script it describes the first node and the script's one task, in a step that
 step, and another executor may have removed most of it.
@@ -100,7 +100,7 @@ def _answers(job: int) -> bool:
 
 
 def wait_for_controller(job: int, patience_s: float) -> bool:
-    """Whether the controller answers, asked again for so many seconds."""
+    """Return True if the controller answers, asking again for so many seconds."""
     end = time.monotonic() + patience_s
     while not (answers := _answers(job)) and time.monotonic() < end:
         print(f"Slurm job {job}: the controller does not answer; asking again", file=sys.stderr, flush=True)
@@ -115,7 +115,7 @@ def job_id(environ: Mapping[str, str] = os.environ) -> int | None:
 
 
 def node_name(environ: Mapping[str, str] = os.environ) -> str:
-    """What this machine is called in evidence: Slurm's name for the node in a job, else the host's name."""
+    """Return this machine's name in evidence: Slurm's name for the node in a job, else the host's."""
     return environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
@@ -178,7 +178,7 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
 
 
 def _gpus_per_node(details: dict[str, str], gres: str, num_nodes: int) -> int:
-    """What was asked for per node, or a node's share of what the whole job was given (`--gpus=8`)."""
+    """Return the GPUs asked for per node, or a node's share of those of the whole job (`--gpus=8`)."""
     if per_node := parse_gpus(details.get("TresPerNode", "")) or parse_gpus(gres):
         return sum(per_node.values())
     total = parse_gpus(details.get("AllocTRES") or details.get("TRES", ""))

@@ -1,4 +1,4 @@
-"""Which accounts and qualities of service a user may use, and for how long, from sacctmgr."""
+"""Read from sacctmgr the accounts and qualities of service that a user may use, and their time limits."""
 
 import getpass
 import math
@@ -12,7 +12,7 @@ from .partitions import Partition
 
 @dataclass(frozen=True, kw_only=True)
 class Association:
-    """What one account gives this user."""
+    """Rights that one account gives this user."""
 
     account: str
     partition: str = ""  # "": all

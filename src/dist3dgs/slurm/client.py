@@ -32,7 +32,7 @@ class SlurmError(RuntimeError):
 
 
 def available() -> bool:
-    """Whether this machine has Slurm's client commands."""
+    """Return True if this machine has Slurm's client commands."""
     return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
 
 

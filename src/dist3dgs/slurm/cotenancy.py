@@ -40,7 +40,7 @@ class CoTenancy:
         return self
 
     def stop(self) -> dict[str, Any]:
-        """What was seen: `shared` (None: not known, for the `reason` given) and the other jobs' ids by node."""
+        """Findings: `shared` (None: not known, for the `reason` given) and the other jobs' ids by node."""
         self._stop.set()
         self._thread.join(timeout=4 * PATIENCE_S)
         neighbours = {node: sorted(jobs) for node, jobs in sorted(self._neighbours.items())}
@@ -75,7 +75,7 @@ class CoTenancy:
         self._looks += 1
 
     def _overlaps(self, state: str, start: str, end: str) -> bool:
-        """Whether a job was on its nodes at some moment of this run."""
+        """Return True if a job was on its nodes at some moment of this run."""
         if state == "PENDING" or (started := _unix(start)) is None:
             return False
         if state in ("RUNNING", "SUSPENDED", "COMPLETING", "STOPPED", "SIGNALING"):
@@ -89,7 +89,7 @@ def _ask(*argv: str) -> str:
 
 
 def _private() -> list[str]:
-    """What the cluster hides from its users."""
+    """Return what the cluster hides from its users."""
     found = re.search(r"^PrivateData\s*=\s*(\S+)", _ask("scontrol", "show", "config"), re.MULTILINE)
     return found[1].split(",") if found else []
 

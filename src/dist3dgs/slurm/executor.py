@@ -78,7 +78,7 @@ class Listener(Protocol):
         """A submitted job has ended without success."""
 
     def fate(self, slurm_job: int) -> bool | None:
-        """Whether a job that the plugin waits for has ended well; None: it lives, as far as is known."""
+        """Return True if a job that the plugin waits for has ended well, None while it lives, as far as is known."""
 
     def interrupted(self, jobs: list[Any]) -> None:
         """Snakemake was interrupted and is about to cancel its jobs."""
@@ -156,7 +156,7 @@ class Executor(SlurmExecutor):
         return ""
 
     def get_job_exec_prefix(self, job: Any) -> str:
-        """What the batch script does first: heed no SIGTERM, so that it waits for the run's last checkpoint."""
+        """Return the batch script's first command: ignore SIGTERM, to wait for the run's last checkpoint."""
         return "trap : TERM"
 
     def get_python_executable(self) -> str:
@@ -263,7 +263,7 @@ def slurm_job(info: Any) -> int | None:
 
 
 def has_outputs(info: Any, seen_since: dict[str, float]) -> bool:
-    """Whether a job has made all its outputs just now, by files alone: a network file system may show it later."""
+    """Return True if a job has just made all its outputs, by files alone: a network file system may show them later."""
     now = time.time()
     since = seen_since.setdefault(str(info.external_jobid), now)
     try:
@@ -274,7 +274,7 @@ def has_outputs(info: Any, seen_since: dict[str, float]) -> bool:
 
 
 def submission_error(message: str) -> str:
-    """What sbatch, or the plugin before it, said, without the plugin's words around it."""
+    """Return the message of sbatch, or of the plugin before it, without the plugin's words around it."""
     quoted = re.search(r"The error message was '(.*?)'\.\n", message, re.DOTALL)
     return quoted.group(1) if quoted else message.removeprefix("Job submission failed with exception: ")
 

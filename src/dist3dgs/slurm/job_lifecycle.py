@@ -36,7 +36,7 @@ PATIENCE_S = 600.0
 
 
 def take(point: Path, spec_digest: str, allocation: Allocation, site: Site) -> Decision:
-    """What this job is to do, after every other job of the point that runs has ended."""
+    """Decide this job's action, after every other running job of the point has ended."""
     silent_since: float | None = None
     while True:
         try:
@@ -77,12 +77,12 @@ _NO_CONTROLLER = re.compile(
 
 
 def srun_found_no_controller(log: Path) -> bool:
-    """Whether the launch that ended last in `log` was srun's asking in vain, before any rank was started."""
+    """Return True if the last launch in `log` ended because srun found no controller, before any rank was started."""
     return any(_NO_CONTROLLER.search(line) for line in read_tail(log, 4096).splitlines()[-2:])
 
 
 def after_failure(point: Path, spec_digest: str, allocation: Allocation, site: Site) -> Decision:
-    """Whether the attempt that has just failed in this job is followed by another."""
+    """Decide if the attempt that has just failed in this job is followed by another."""
     tries = settle(point, spec_digest, (allocation.job_id, allocation.restarts))
     return decide([t for t in tries if not t.running], retry_gpu_hours=site.retry_gpu_hours)
 
@@ -106,14 +106,14 @@ def publish(point: Path, note: str, facts: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class TimeLimit:
-    """Whether the job's time limit was why a run was stopped."""
+    """Remember if the job's time limit was why a run was stopped."""
 
     reached: bool = False
     note: str = ""
 
 
 def margin_s(time_left_s: float) -> float:
-    """How long before the end of the allocation a run is stopped, to leave a checkpoint: a tenth, 5 to 120 s."""
+    """Seconds before the allocation's end at which a run is stopped to leave a checkpoint: a tenth, 5 to 120 s."""
     return min(120.0, max(5.0, 0.1 * time_left_s))
 
 

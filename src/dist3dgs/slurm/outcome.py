@@ -1,4 +1,4 @@
-"""How a point's attempts ended, from their `launch.json`; of those that were killed, from Slurm.
+"""Find how a point's attempts ended, from their `launch.json`; of those that were killed, from Slurm.
 
 An attempt that was killed cannot say why. `settle` asks Slurm afterwards and writes the answer into the attempt's
 `launch.json` as `ended: {cause, note, at}`, so that the next attempt, the record and the tables rest on files alone.
@@ -105,7 +105,7 @@ def series(point: Path, spec_digest: str | None = None) -> list[Attempt]:
 
 
 def collected(point: Path, launch: dict[str, Any]) -> bool:
-    """Whether a record has been made since the attempt ended: then its result has reached the study."""
+    """Return True if a record has been made since the attempt ended: then its result has reached the study."""
     try:
         made = (Path(point) / "record.json").stat().st_mtime
     except OSError:
@@ -166,7 +166,7 @@ def _out_of_memory(attempt: Attempt, launch: dict[str, Any], me: tuple[int, int]
 
 
 def _step_ran_out_of_memory(job: int) -> bool:
-    """Whether the accounting says so of a step: ranks of several nodes are one, the job's state is the launcher's."""
+    """Ask the accounting about steps: ranks of several nodes are a step, the job's state is the launcher's."""
     with contextlib.suppress(SlurmError):
         return any(
             row[0].startswith("OUT_OF_ME")
@@ -205,7 +205,7 @@ def mark_interrupted(point: Path) -> None:
 
 
 def _was_interrupted(attempt: Attempt, launch: dict[str, Any]) -> bool:
-    """Whether Snakemake was interrupted while the attempt ran."""
+    """Return True if Snakemake was interrupted while the attempt ran."""
     try:
         marked = (attempt.folder.parent.parent / MARK).stat().st_mtime
     except OSError:

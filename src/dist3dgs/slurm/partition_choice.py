@@ -1,4 +1,4 @@
-"""Where a layout would start first and end first: `dist3dgs partitions`.
+"""Find the partition where a layout would start and end first: `dist3dgs partitions`.
 
 The start comes from `sbatch --test-only` (the scheduler's own plan of the queue), the end from that start plus the run
 time, longer on slower GPUs. Estimates age: a job that ends early or a new one with a higher priority moves them.
@@ -77,7 +77,7 @@ def _compared(site: Site, p: Partition) -> bool:
 
 
 def _is_own(site: Site, p: Partition, partitions: Sequence[Partition]) -> bool:
-    """Whether a submission goes to these nodes, and no other kind, by the site's own settings."""
+    """Return True if, by the site's settings, a submission goes to nodes of this kind and no other."""
     if site.gpu_request == "none":
         return p.name == site.cpu_partition
     kinds = [q for q in partitions if q.name == p.name and q.gpus_per_node]

@@ -88,7 +88,7 @@ def whole_gpus(gres: str) -> dict[str | None, int]:
 
 
 def _yields_nodes(name: str, shown: Mapping[str, dict[str, str]]) -> bool:
-    """Whether a partition's jobs may be stopped for those of a higher tier: only where the two share a node."""
+    """Return True if a partition's jobs may be stopped for those of a higher tier: only where the two share a node."""
     mine = shown[name]
     modes = set(mine.get("PreemptMode", "OFF").upper().split(",")) - {"GANG", "WITHIN"}
     if modes <= {"OFF"}:

@@ -135,7 +135,7 @@ class Planner:
         return again
 
     def asks(self, point: Point, attempt: int, spec_text: str) -> Resources:
-        """What the job asks for now, where that has changed since it was scheduled: the partition, if it is chosen."""
+        """Return the resources that have changed since the job was scheduled: the partition, if it is chosen."""
         if self.site.gpu_partition != AUTO or not self.on_cluster:
             return {}
         before = self._known.pop((point, attempt), {})
@@ -143,7 +143,7 @@ class Planner:
         return {key: value for key, value in now.items() if before.get(key) != value}
 
     def fate(self, slurm_job: int) -> bool | None:
-        """Whether a job that has not been in the queue for a while ended well; None: it lives, or Slurm does not say.
+        """Return True if a job that left the queue a while ago ended well; None if it lives or Slurm does not say.
 
         The plugin waits for what it does not recognise as ended: a preempted job where Slurm cancels those, a job
         that Slurm has forgotten, all the time that accounting is behind.
@@ -203,7 +203,7 @@ class Planner:
         return layout_resources(point.layout, site, decision)
 
     def _of_layout(self, layout: Layout, site: Site) -> Resources:
-        """What a first attempt asks for: one dictionary for all points of a layout."""
+        """Return the resources of a first attempt: one dictionary for all points of a layout."""
         if site is not self.site:
             return layout_resources(layout, site)
         if layout not in self._first:
@@ -235,7 +235,7 @@ class Planner:
         return self.site.model_copy(update=chosen.settings)
 
     def _seconds(self, spec_text: str) -> float:
-        """How long a run of this spec is expected to take on the fastest GPUs."""
+        """Predict how long a run of this spec takes on the fastest GPUs."""
         records = read_records(self.results)
         specs = [load_spec(spec_text)] if records else []
         return predict(specs, records, self.site.gpu_speed, self.site.runtime_min * 60.0).seconds
@@ -272,7 +272,7 @@ def _outlive_launcher(folder: Path) -> bool:
 
 
 def _locked(path: Path) -> bool:
-    """Whether a launcher holds the point's lock."""
+    """Return True if a launcher holds the point's lock."""
     with contextlib.suppress(OSError), path.open("r+") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)

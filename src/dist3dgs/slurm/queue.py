@@ -44,12 +44,12 @@ class Job:
 
     @property
     def could_not_start(self) -> bool:
-        """Whether a node failed to start this job (its prolog, say) and Slurm holds it since."""
+        """True if a node failed to start this job (its prolog, say) and Slurm holds it since."""
         return self.state == "PENDING" and "launch fail" in self.reason.lower().replace("_", " ")
 
     @property
     def is_final(self) -> bool:
-        """Whether it waits for ever because of what it asks for, so that only another job can start."""
+        """True if it can never start because of what it asks for, so that only another job can."""
         return self.state == "PENDING" and self.reason.strip("()") in NEVER.keys() - PASSES_OR_MEANT
 
 

@@ -1,4 +1,4 @@
-"""What the jobs of a study ask Slurm for, as the resources of Snakemake's rules.
+"""Resources that a study's jobs ask Slurm for, as those of Snakemake's rules.
 
 Traps this stands on (docs/decisions/0060-slurm-launch.md): `gres` and `mem_mb` are per node while the plugin's `gpu` is
 per job and may be split over nodes; `tasks_per_gpu=0` keeps the plugin from turning GPUs into tasks; a rule that asks
@@ -158,7 +158,7 @@ def qos(site: Site) -> Resources:
 
 
 def rule_defaults(site: Site) -> Resources:
-    """Who pays, where and with what quality of service, for a rule that runs on the cluster.
+    """Return account, partition and quality of service of a rule that runs on the cluster.
 
     Not among the profile's `default-resources`: Snakemake evaluates those as Python, where the account 2024_01 is a
     number.

@@ -1,4 +1,4 @@
-"""Whether to try again, with what, decided by the reason of the failure and the GPU-hours it has cost.
+"""Decide if a failed attempt is tried again, and with what, by its cause and the GPU-hours it has cost.
 
 The same decision is taken in two places from the same files: on the login node, where it becomes the resources of the
 next submission (`resources`), and in the job, where the launcher acts on it. A point ends in one of three ways: its
@@ -23,7 +23,7 @@ Action = Literal["train", "close", "adopt", "wait"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the next job of a point does. Factors apply to the site's memory and time for the layout."""
+    """Action of a point's next job. Factors apply to the site's memory and time for the layout."""
 
     action: Action
     reason: str
@@ -89,7 +89,7 @@ def _give_up(failed: list[Try], cause: Cause, retry_gpu_hours: float) -> str | N
 
 
 def stuck(failed: list[Try]) -> bool:
-    """Whether the last two attempts met the time limit and the second got no further than the first."""
+    """Return True if the last two attempts met the time limit and the second got no further than the first."""
     if len(failed) < 2 or failed[-1].cause != "time_limit" or failed[-2].cause != "time_limit":
         return False
     return (failed[-1].step or 0) <= (failed[-2].step or 0)

@@ -1,4 +1,4 @@
-"""How long a run will take, from the records of those that were made: seconds on GPUs of speed 1."""
+"""Predict how long a run takes from the records of others: seconds on GPUs of speed 1."""
 
 import math
 from collections.abc import Mapping, Sequence

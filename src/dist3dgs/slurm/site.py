@@ -146,7 +146,7 @@ def export(site: Site) -> None:
 
 
 def on_cluster(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process, or the Snakemake around it, submits to Slurm."""
+    """Return True if this process, or the Snakemake around it, submits to Slurm."""
     return bool(environ.get(VARIABLE))
 
 

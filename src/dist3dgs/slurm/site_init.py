@@ -70,7 +70,7 @@ def inspect() -> Findings:
 def _about_the_others(
     chosen: Partition, partitions: Sequence[Partition], notes: list[str]
 ) -> dict[str, object]:
-    """What to know of the other GPUs there are; the settings that follow."""
+    """Describe the other GPUs there are, and the settings that follow."""
     others = [str(p) for p in partitions if p.gpus_per_node and p != chosen]
     if others:
         notes.append(
@@ -251,7 +251,7 @@ def _ingest_sizes(p: Partition, longest_s: float) -> dict[str, object]:
 
 
 def _warn(notes: list[str]) -> None:
-    """What of the cluster's settings matters to a study."""
+    """Describe the cluster's settings that matter to a study."""
     try:
         config = slurm("scontrol", "show", "config")
     except SlurmError:

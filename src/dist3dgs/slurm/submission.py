@@ -185,7 +185,7 @@ def sbatch_argv(request: Resources, account: str | None) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What `sbatch --test-only` says about a request."""
+    """Answer of `sbatch --test-only` to a request."""
 
     refusal: Refusal | None = None
     start: str | None = None  # Slurm's time stamp

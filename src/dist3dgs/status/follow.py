@@ -1,4 +1,4 @@
-"""What the terminal shows while Snakemake runs a study: a line when a point changes its state, or a live table.
+"""Show a study on the terminal while Snakemake runs it: a line when a point changes its state, or a live table.
 
 The Snakefile announces the study and the points of a run by `announce` and `begin`, in records of Snakemake's own
 logger; `Terminal` (made by the plugin `snakemake_logger_plugin_dist3dgs`) reads them together with Snakemake's
@@ -481,7 +481,7 @@ class _Followed:
         return lines
 
     def _grown(self) -> str:
-        """What this submission asks for that the one before did not."""
+        """Return what this submission asks for and the one before did not."""
         if len(self._asked) < 2:
             return ""
         (memory, minutes), (memory_now, minutes_now) = self._asked[-2:]

@@ -1,4 +1,4 @@
-"""What a point is doing now: the one answer that `dist3dgs status`, the terminal of a run and its summary give.
+"""Find what a point is doing now, for `dist3dgs status`, the terminal of a run and its summary alike.
 
 From the point's files, and from Slurm's queue where there is one.
 """
@@ -72,7 +72,7 @@ class PointState:
 
     @property
     def is_starting(self) -> bool:
-        """Whether a job has started and its ranks have not come to a step yet."""
+        """True if a job has started and its ranks have not come to a step yet."""
         return self.state == "running" and self.step is None
 
     @property
@@ -220,12 +220,12 @@ def state_of(
 
 
 def _is_retried(launch: dict[str, Any]) -> bool:
-    """Whether a failed attempt in a Slurm job is followed by a decision of the login node's."""
+    """Return True if a failed attempt in a Slurm job is followed by a decision of the login node's."""
     return bool(launch.get("slurm")) and not launch.get("published")
 
 
 def _is_judged(attempt: Attempt, launch: dict[str, Any], record: Path) -> bool:
-    """Whether a record has been made since the attempt began, so that the attempt is not running any more."""
+    """Return True if a record has been made since the attempt began, so that the attempt is not running any more."""
     try:
         made = record.stat().st_mtime
         started = launch.get("started_at")
@@ -323,7 +323,7 @@ def told(state: PointState) -> str:
 
 
 def waiting_words(job: Job) -> str:
-    """What a queued job waits for, by Slurm's reason."""
+    """Say what a queued job waits for, by Slurm's reason."""
     reason = "" if job.reason.strip("()") in ("", "None") else f", {job.reason.strip('()')}"
     when = job.start.removeprefix(time.strftime("%Y-%m-%dT")).removesuffix(":00")
     start = "" if job.start in ("N/A", "") else f", expected to start {when}"
@@ -332,7 +332,7 @@ def waiting_words(job: Job) -> str:
 
 
 def totals(states: Iterable[State]) -> str:
-    """How many points are in each state, the finished ones first."""
+    """Count the points in each state, the finished ones first."""
     counts = Counter(states)
     order = [*("ok", "degraded", "failed", "unknown", "unreadable", "ended", "running", "silent"), *counts]
     return ", ".join(f"{counts[s]} {s}" for s in dict.fromkeys(order) if counts[s])

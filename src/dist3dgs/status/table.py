@@ -124,7 +124,7 @@ def summary(
     elapsed_s: float | None = None,
     status_command: str | None = "dist3dgs status",
 ) -> str:
-    """How a run of the workflow ended, in a few lines: totals, cause of each failed point, the next command.
+    """Sum up a run of the workflow in a few lines: totals, cause of each failed point, the next command.
 
     Args:
         states: of all points that were asked for.
@@ -152,7 +152,7 @@ def summary(
 
 
 def _shows(report: Path, states: Iterable[PointState]) -> bool:
-    """Whether a report was made from the records of all these points."""
+    """Return True if a report was made from the records of all these points."""
     try:
         made = report.stat().st_mtime
         return all(s.record is not None and s.record.stat().st_mtime <= made for s in states)
