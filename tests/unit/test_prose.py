@@ -10,9 +10,9 @@ def openings(file: Path) -> list[tuple[int, str]]:
     """(line, first line) of every docstring of a file."""
     found = []
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if text := ast.get_docstring(node):
-                found.append((getattr(node, "lineno", 1), text.splitlines()[0]))
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and (text := ast.get_docstring(node)):
+            found.append((getattr(node, "lineno", 1), text.splitlines()[0]))
     return found
 
 
