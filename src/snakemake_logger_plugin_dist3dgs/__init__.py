@@ -4,6 +4,7 @@ Snakemake finds it by its name. What it prints: `dist3dgs.status.follow`.
 """
 
 import logging
+import sys
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
@@ -31,12 +32,21 @@ class LogHandler(LogHandlerBase):
         )
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR and "not valid JSON or YAML" in record.getMessage():
+            self._name_broken_overlays()
         if self.steps_aside:
             return
         try:
             self.terminal.handle(record)
         except Exception:
             self.handleError(record)
+
+    def _name_broken_overlays(self) -> None:
+        """Print file and line of what Snakemake could not read, which it does not say."""
+        from dist3dgs.config.load import broken_overlays
+
+        for problem in broken_overlays(sys.argv):
+            print(f"error: {problem}", file=sys.stderr)
 
     def close(self) -> None:
         if not self.steps_aside:

@@ -211,3 +211,12 @@ def test_a_newcomer_draws_the_reference_records(study: Path, repository: Path) -
     )
     assert len(list((study / "reference/figures").glob("*.svg"))) >= 7
     assert "n1g2" in (study / "reference/tables/points.csv").read_text()
+
+
+@pytest.mark.parametrize("options", [["-n"], []])
+def test_an_overlay_that_is_no_yaml_is_named_with_its_line(study: Path, options: list[str]) -> None:
+    (study / "bad.yaml").write_text("scenes: [tiny\nlayouts: [n1g1]\n")
+    text = snakemake(
+        study, "--profile", "profiles/local", "--configfile", "bad.yaml", *options, "--", "all", check=False
+    )
+    assert "error: bad.yaml, line 2, column 8: not valid YAML" in text

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,25 @@ def load_yaml(path: Path) -> dict[str, Any]:
         found = _FOUND.get(type(value), type(value).__name__)
         raise UserError(f"{_short(path)}: expected a mapping of settings (`name: value`), found {found}")
     return value
+
+
+def broken_overlays(argv: Sequence[str]) -> list[str]:
+    """Say, with file and line, what is wrong with the files of `--configfile` on Snakemake's command line.
+
+    Snakemake reads them before the workflow and names neither.
+    """
+    problems, in_option = [], False
+    for word in argv:
+        option, _, value = word.partition("=")
+        if word.startswith("-"):
+            in_option = option in ("--configfile", "--configfiles")
+            word = value
+        if in_option and word:
+            try:
+                load_yaml(Path(word))
+            except UserError as e:
+                problems.append(str(e))
+    return problems
 
 
 def _syntax_error(error: Exception, text: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist3dgs.cli import main
-from dist3dgs.config.load import Layers, load_yaml, merge
+from dist3dgs.config.load import Layers, broken_overlays, load_yaml, merge
 from dist3dgs.config.matrix import load_study
 from dist3dgs.config.models import Scene
 from dist3dgs.errors import UserError
@@ -239,3 +239,15 @@ def test_home_folders_are_found_wherever_a_path_stands(
             UserError, match=r"more\.yaml: .*no home folder is known for ~nobody-of-that-name"
         ):
             load_study(repository / "config", [overlay])
+
+
+def test_broken_overlays_of_a_command_line_are_found(tmp_path):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("seed: 1\n")
+    bad.write_text("seed: [1\n")
+    (problem,) = broken_overlays(
+        ["snakemake", "--configfile", str(good), str(bad), "--cores", "2", "--", "all"]
+    )
+    assert "bad.yaml, line" in problem
+    assert len(broken_overlays(["snakemake", f"--configfiles={bad}"])) == 1
+    assert broken_overlays(["snakemake", "--cores", str(bad)]) == []
