@@ -63,7 +63,9 @@ def test_sums_and_transpositions(real: ir.Type, dtype: torch.dtype) -> None:
         torch.zeros(16, 3, dtype=dtype),
     )
     compiled(write, real)(matrix, sums, turned, rows)
-    assert torch.allclose(sums[:11], matrix.sum(1)[:11]) and torch.equal(turned, matrix.T)
+    # The order of additions differs: near zero only an absolute bound says anything.
+    close = torch.allclose(sums[:11], matrix.sum(1)[:11], atol=100 * torch.finfo(dtype).eps)
+    assert close and torch.equal(turned, matrix.T)
     assert torch.equal(rows[:7], 2 * matrix.flatten()[:21].view(7, 3)) and rows[7:].abs().sum() == 0
 
 
