@@ -34,7 +34,7 @@ SHELLS = ("bash", "sh", "console")
 
 
 class How(enum.Enum):
-    """How commands are exercised, from the most real to the least."""
+    """Ways to exercise a command, from the most real to the least."""
 
     RUN = "run in a prepared study: tests/workflow/test_commands.py"
     ON_SLURM = "run on the test cluster, in a prepared study: tests/slurm/test_texts.py"

@@ -117,12 +117,12 @@ class Study:
         return code
 
     def log(self) -> str:
-        """What the terminal showed, then Snakemake's own logs."""
+        """The output of the terminal, then Snakemake's own logs."""
         logs = sorted(self.folder.glob(".snakemake/log/*.log"))
         return "\n".join([self.terminal(), *(path.read_text() for path in logs)])
 
     def terminal(self) -> str:
-        """What the terminal showed."""
+        """The output of the terminal."""
         path = self.folder / "snakemake.log"
         return path.read_text() if path.exists() else ""
 

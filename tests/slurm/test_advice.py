@@ -1,4 +1,4 @@
-"""What `preflight` and `partitions` say, on the real cluster, is what a submission meets."""
+"""`preflight` and `partitions` agree with real submissions to the cluster."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What the graph of a big study is made of. Its cost in seconds is `python scripts/slurm/graph.py`."""
+"""Size of the graph of a big study. Its cost in seconds is `python scripts/slurm/graph.py`."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What the planner does with jobs that are refused, gone or will never start."""
+"""The planner handles jobs that are refused, gone or will never start."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the terminal shows of a study on the real Slurm: six points, one that fails, some that run out of memory."""
+"""Follow a study on the real Slurm on the terminal: six points, one that fails, some that run out of memory."""
 
 import re
 import subprocess

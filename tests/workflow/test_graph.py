@@ -115,7 +115,7 @@ def test_a_mistake_in_a_file_on_top_is_found_in_that_file(study: Path, text: str
 
 
 def test_photographs_of_any_name_are_listed_once(study: Path) -> None:
-    """As inputs of the rule and in source.json alike: odd names, linked folders, loops, litter."""
+    """The rule's inputs and source.json list the same files: odd names, linked folders, loops, litter."""
     folder = study / "my photos"
     (study / "store").mkdir()
     folder.mkdir()

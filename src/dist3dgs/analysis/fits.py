@@ -46,7 +46,7 @@ class ScalingFit:
     sigma_interval: tuple[float, float] | None
     """90 % bootstrap interval of sigma; None where nothing is left to resample."""
     num_sizes: int
-    """How many different numbers of ranks the data has."""
+    """Number of different numbers of ranks in the data."""
     num_points: int
     max_relative_error: float
     """Largest |fitted / measured - 1| of the throughput."""

@@ -1,6 +1,9 @@
 """Ingest, once per scene: photographs or a COLMAP model in, scene.safetensors and ingest.json out."""
 
+import os
 import platform
+import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import PIL
+import psutil
 from numpy.typing import NDArray
 
 from .. import __version__
@@ -37,7 +41,21 @@ from .undistort import Undistorter
 
 SCENE_FILE, REPORT_FILE, POINTS_FILE = "scene.safetensors", "ingest.json", "points.ply"
 
-__all__ = ["IngestSettings", "IngestSource", "ingest"]
+__all__ = ["IngestSettings", "IngestSource", "ingest", "remove_abandoned_work"]
+
+
+def remove_abandoned_work() -> None:
+    """Remove temporary folders of ingests that were killed on this machine before they could."""
+    prefix = _work_prefix("")
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}[0-9]*"):
+        process = folder.name.removeprefix(prefix).split("-")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)  # another user's stays
+
+
+def _work_prefix(process: int | str) -> str:
+    """Name the machine and the process, since several machines may share a temporary folder."""
+    return f"dist3dgs-ingest-{socket.gethostname()}-{process}{'-' if process else ''}"
 
 
 def ingest(
@@ -52,7 +70,8 @@ def ingest(
     out_folder = Path(out_folder)
     out_folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="dist3dgs-ingest-") as work:
+    remove_abandoned_work()
+    with tempfile.TemporaryDirectory(prefix=_work_prefix(os.getpid())) as work:
         truth = source.truth
         if source.kind == "builtin":
             truth = truth or source.path / "truth.json"

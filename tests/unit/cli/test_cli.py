@@ -116,7 +116,7 @@ def test_an_imported_record_is_replaced_only_by_its_own_logs(
 def test_a_program_that_is_told_to_end_leaves_no_temporary_files(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """As by scancel, a closed terminal, Ctrl-C; here while it waits for a pipe that nobody writes to."""
+    """Signals of scancel, a closed terminal and Ctrl-C, here while it waits for a pipe that nobody writes to."""
     temporary, pipe = tmp_path / "temporary", tmp_path / "pipe"
     temporary.mkdir()
     os.mkfifo(pipe)

@@ -42,7 +42,7 @@ def test_a_healthy_run(tmp_path: Path) -> None:
 
 
 def test_event_files_of_several_nodes_are_one_run(tmp_path: Path) -> None:
-    """As those of an earlier version, which wrote one file; evidence names the node's."""
+    """One event file per node is read like the single file of an earlier version; evidence names the node's."""
     error = {
         "t": 1020.0,
         "rank": 1,

@@ -1,6 +1,10 @@
 """Ingest of existing COLMAP models: everything but structure from motion, on real files."""
 
 import json
+import os
+import socket
+import subprocess
+import tempfile
 import unicodedata
 
 import numpy as np
@@ -395,3 +399,20 @@ def test_a_folder_a_level_too_high_or_too_low_is_named(tmp_path, prefix, below):
     right = tmp_path / "images" / below if below else tmp_path
     with pytest.raises(UserError, match=rf"none of the 6 photographs.*`images: {right}/?`"):
         run(tmp_path)
+
+
+def test_what_a_killed_ingest_left_is_removed_by_the_next(scene, tmp_path, monkeypatch):
+    """Folders of living processes, of other machines and of other programs stay."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    host, dead = socket.gethostname(), subprocess.Popen(["true"])
+    dead.wait()
+    names = (f"dist3dgs-ingest-{host}-{p}-x" for p in (dead.pid, os.getpid()))
+    abandoned, alive = (temporary / name for name in names)
+    elsewhere, other = temporary / f"dist3dgs-ingest-elsewhere-{dead.pid}-x", temporary / "other"
+    for folder in (abandoned, alive, elsewhere, other):
+        (folder / "database").mkdir(parents=True)
+    source = IngestSource(name="court", kind="colmap", path=scene)
+    ingest(source, tmp_path / "out", IngestSettings(), say=lambda text: None)
+    assert sorted(temporary.iterdir()) == sorted([alive, elsewhere, other])

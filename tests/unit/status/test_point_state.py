@@ -1,4 +1,4 @@
-"""What a point is doing now, from folders of attempts and jobs in the queue."""
+"""Find what a point is doing now, from folders of attempts and jobs in the queue."""
 
 import json
 import os
