@@ -107,7 +107,11 @@ def by_series(points: Sequence[Row]) -> list[list[Row]]:
 
 
 def _is_compared(point: Row) -> bool:
-    return point["outcome"] in ("gain", "loss", "no_difference", "missed_quality")
+    """Return True if a point says something about more ranks: compared with a baseline that has fewer."""
+    return (
+        point["outcome"] in ("gain", "loss", "no_difference", "missed_quality")
+        and point["ranks"] > point["baseline_ranks"]
+    )
 
 
 def _missed(point: Row) -> bool:
@@ -133,7 +137,8 @@ def _series(series: Sequence[Row], points: Sequence[Row]) -> str:
     top = best(series)
     if top is None:
         own = next((p for p in ok if p["outcome"] == "baseline"), ok[0])
-        alone = f"{where} has succeeded only at {own['layout']}{_finished(own)}: whether more ranks pay is not known."
+        at = f"{own['layout']}{_finished(own)}{_alike(ok, own)}"
+        alone = f"{where} has succeeded only at {at}: whether more ranks pay is not known."
         return " ".join([alone, *_losses(series)])
     baseline = _baseline_of(top, points)
     sentences = []
@@ -164,6 +169,12 @@ def _series(series: Sequence[Row], points: Sequence[Row]) -> str:
     turns = _turns(ok) if top["outcome"] == "gain" else []
     sentences += _quality(top, baseline) + turns + _losses(series)
     return " ".join(s for s in sentences if s)
+
+
+def _alike(ok: Sequence[Row], own: Row) -> str:
+    """Name the other layouts that succeeded, which have no more ranks than the baseline."""
+    others = [str(p["layout"]) for p in ok if p is not own]
+    return f" and, with no more ranks to compare, at {', '.join(others)}" if others else ""
 
 
 def _baseline_of(point: Row, points: Sequence[Row]) -> Row:

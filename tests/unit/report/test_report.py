@@ -354,3 +354,26 @@ def test_runs_that_shared_their_nodes_are_marked_beside_the_numbers(report):
     shared = records[1].environment.model_copy(update={"nodes_shared": True})
     page = report([records[0], records[1].model_copy(update={"environment": shared})])
     assert warning in page.text and "n1g2 †" in page.text and "n1g1 †" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("strategy", "layout", "other", "baseline"),
+    [("sharded", "n1g1", "n1g1", "n1g1"), ("replicated", "n2g2", "n1g4", "n1g4")],
+)
+def test_as_many_ranks_are_no_larger_layout(report, strategy, layout, other, baseline):
+    """Another strategy on one rank, or the same ranks on more nodes, is faster: that is no gain of more ranks."""
+    page = report(
+        [
+            make_record(layout=other, images_per_s=10.0),
+            make_record(strategy=strategy, layout=layout, images_per_s=12.0),
+        ]
+    )
+    assert not re.search(r"pays (in time|for)|times sooner", page.text)
+    assert "whether more ranks pay is not known" in page.text
+
+
+def test_a_faster_strategy_on_one_rank_does_not_hide_that_two_ranks_lose(report):
+    rates = {("replicated", "n1g1"): 10.0, ("sharded", "n1g1"): 11.0, ("sharded", "n1g2"): 9.0}
+    page = report([make_record(strategy=s, layout=x, images_per_s=r) for (s, x), r in rates.items()])
+    assert "Distributed training does not pay here" in page.text
+    assert "its best larger layout, n1g2, is slower than n1g1 (replicated)" in page.text
