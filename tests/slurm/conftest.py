@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, missing
+from cluster import CLIENTS, Cluster, missing
 from study import Study
 
 
@@ -29,6 +29,26 @@ def _cluster(accounting: str) -> Iterator[Cluster]:
     yield cluster
     if not was_up:
         cluster.down()
+
+
+@pytest.fixture(scope="session")
+def no_controller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slurm's commands where no controller answers."""
+    folder = tmp_path_factory.mktemp("no controller")
+    for name in CLIENTS:
+        path = folder / name
+        path.write_text("#!/bin/sh\necho 'error: Unable to contact slurm controller' >&2\nexit 1\n")
+        path.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_other_cluster(
+    request: pytest.FixtureRequest, no_controller: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests without the mark `slurm` ask no cluster: the real commands would wait for one that may not be there."""
+    if request.node.get_closest_marker("slurm") is None:
+        monkeypatch.setenv("PATH", f"{no_controller}:{os.environ['PATH']}")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ from dist3dgs.errors import UserError
 from dist3dgs.slurm.site import Site
 from dist3dgs.slurm.site_init import run_init
 
+pytestmark = pytest.mark.slurm
+
 
 @pytest.fixture
 def folder(repository, tmp_path, monkeypatch, on_plain_cluster):

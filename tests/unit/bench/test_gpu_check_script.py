@@ -70,6 +70,7 @@ def test_missing_packages_are_listed_with_the_line_that_installs_them(capsys, mo
     assert f"{sys.executable} -m pip install 'no-such-package>=1'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_list_is_what_an_import_of_the_check_needs(repository):
     """Top-level packages outside the standard library, from what is loaded after everything it uses was imported."""
     code = (

@@ -34,7 +34,9 @@ STUDIES = {
 
 _ALL = ("none", "one run", "all failed", "nothing measured")
 _CASES = [
-    (study, name) for study in STUDIES for name in (figures.NAMES if study in _ALL else ("speedup", "phases"))
+    pytest.param(study, name, marks=[] if study == "one run" else pytest.mark.slow)
+    for study in STUDIES
+    for name in (figures.NAMES if study in _ALL else ("speedup", "phases"))
 ]
 
 

@@ -50,6 +50,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 COMMAND = [sys.executable, "-m", gsplat_build.MODULE]
 
 
+@pytest.mark.slow
 def test_many_processes_build_once(fake):
     built = fake()
     processes = [subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True) for _ in range(4)]
@@ -58,6 +59,7 @@ def test_many_processes_build_once(fake):
     assert (built / "gsplat_cuda/builds").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_what_was_built_is_not_imported_again(fake):
     built = fake()
     assert not gsplat_build.is_ready()
@@ -67,6 +69,7 @@ def test_what_was_built_is_not_imported_again(fake):
     assert not gsplat_build.is_ready()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "says"),
     [
@@ -88,6 +91,7 @@ def test_no_compiler_and_a_failed_build_say_what_to_set(fake, how, says):
     assert not gsplat_build.is_ready()
 
 
+@pytest.mark.slow
 def test_a_build_that_takes_too_long_ends_with_its_compilers(tmp_path):
     pid = tmp_path / "pid"
     script = f"sleep 60 & echo $! > {pid}; wait"

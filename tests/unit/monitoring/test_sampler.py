@@ -37,6 +37,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
+@pytest.mark.slow
 def test_the_whole_tree_is_seen(tmp_path: Path) -> None:
     path = resources_path(tmp_path, "node1")
     process = subprocess.Popen([sys.executable, "-c", BUSY.replace("{s}", "120")])
@@ -104,6 +105,7 @@ def test_sampling_costs_less_than_one_percent_of_a_core(tmp_path: Path) -> None:
     assert (time.process_time() - started) / 10 / monitor.interval_s < 0.01
 
 
+@pytest.mark.slow
 def test_costly_samples_are_taken_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a node where a sample takes 20 ms of a core the next one is 2 s later, however short the interval."""
 

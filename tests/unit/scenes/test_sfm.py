@@ -144,6 +144,7 @@ def test_the_time_limit_holds(unrelated, tmp_path):
         run_sfm(unrelated, photos_in(unrelated), tmp_path / "work", SfmSettings(timeout_s=0.3), say=print)
 
 
+@pytest.mark.slow
 def test_the_memory_limit_holds(unrelated, tmp_path):
     """A photograph far too large for the limit: the child ends with an error, and only the child."""
     for path in unrelated.glob("*.png"):
