@@ -8,12 +8,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import CLIENTS, Cluster, missing
+from cluster import CLIENTS, Cluster, default_folder, missing
 from study import Study
+
+#: Modules that wait for long, longest first: what starts last must not be what takes longest.
+LONGEST = (
+    "test_failures",
+    "test_plain",
+    "test_training",
+    "test_door",
+    "test_terminal",
+    "test_studies",
+    "test_scale",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "drill(name): the failure of drill.py that the test looks at")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def folder_of_clusters() -> Path | None:
+    """Of `pytest -n 2` each worker has clusters of its own: a drill breaks nodes that other tests need."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    return default_folder().with_name(f"{default_folder().name}-{worker}") if worker else None
 
 
 def _cluster(accounting: str) -> Iterator[Cluster]:
@@ -23,7 +45,8 @@ def _cluster(accounting: str) -> Iterator[Cluster]:
         ):  # set where Slurm must be there, as in continuous integration
             pytest.fail(reason)
         pytest.skip(reason)
-    cluster = Cluster(accounting)
+    folder = folder_of_clusters()
+    cluster = Cluster(accounting, folder and folder / accounting)
     was_up = cluster.is_up()
     cluster.up()
     yield cluster

@@ -225,7 +225,7 @@ def test_analysis_side_never_imports_torch(tmp_path):
 def test_a_foreign_table_is_refused_with_the_columns_it_lacks(tmp_path):
     study = Drawn(tmp_path, [make_record()])
     (tmp_path / "points.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"points\.csv.*no column scene, strategy.*snakemake tables"):
+    with pytest.raises(UserError, match=r"points\.csv.*scene, strategy.*tables"):
         study.draw("speedup")
 
 
