@@ -25,17 +25,14 @@ LONGEST = (
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "drill(name): the failure of drill.py that the test looks at")
+    # Of `pytest -n 2` each worker has clusters of its own: a drill breaks nodes that other tests need.
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        os.environ["DIST3DGS_SLURM_DIR"] = f"{default_folder()}-{worker}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
-
-
-def folder_of_clusters() -> Path | None:
-    """Of `pytest -n 2` each worker has clusters of its own: a drill breaks nodes that other tests need."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    return default_folder().with_name(f"{default_folder().name}-{worker}") if worker else None
 
 
 def _cluster(accounting: str) -> Iterator[Cluster]:
@@ -45,8 +42,7 @@ def _cluster(accounting: str) -> Iterator[Cluster]:
         ):  # set where Slurm must be there, as in continuous integration
             pytest.fail(reason)
         pytest.skip(reason)
-    folder = folder_of_clusters()
-    cluster = Cluster(accounting, folder and folder / accounting)
+    cluster = Cluster(accounting)
     was_up = cluster.is_up()
     cluster.up()
     yield cluster
