@@ -53,6 +53,11 @@ check: setup ## formatting, lint, types, workflow lint
 journey: setup ## the historic configurations again, in their order, and their story; LOGS=folder adds real jobs (LOGS_LAYOUT=n1g4)
 	@bash scripts/journey.sh
 
+.PHONY: workshop
+workshop: setup ## a ResNet and two transformers on 1, 2 and 4 ranks of this machine, tables and figures, under 6 minutes
+	@$(SNAKEMAKE) --profile profiles/local --configfile config/workshop.yaml -- all
+	@echo "workshop: $(CURDIR)/results/workshop/report/report.html"
+
 .PHONY: reference
 reference: setup ## tables and figures from the committed reference records; trains nothing
 	@$(SNAKEMAKE) --profile profiles/cached --config only_existing=true results=results/reference -- figures
@@ -85,5 +90,5 @@ lock: setup ## resolve the dependencies of pyproject.toml anew
 
 .PHONY: clean
 clean: ## remove what runs made here (results, data, logs), keep the environment
-	rm -rf results/builtin results/tables results/figures results/report results/journey
+	rm -rf results/builtin results/tables results/figures results/report results/journey results/workshop
 	rm -rf data/builtin data/journey logs .snakemake

@@ -28,6 +28,11 @@ configfile: "config/scenes.yaml"
 configfile: "config/strategies.yaml"
 
 
+if Path("config/workloads.yaml").is_file():
+
+    configfile: "config/workloads.yaml"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/ingest.smk"
 include: "workflow/rules/train.smk"

@@ -56,6 +56,7 @@ try:
     from dist3dgs.slurm.resources import contradiction, ingest_resources, rule_resources, sfm_limits
     from dist3dgs.slurm.site import current_site, former_place, on_cluster
     from dist3dgs.slurm.submission import check_partitions
+    from dist3dgs.workloads.process import inputs_digest
 
     # The cluster, from a file that the profile names: no part of the study, so that moving to another one trains
     # nothing again. The executor's settings have read it.
@@ -134,8 +135,35 @@ def decides(wildcards):
         run = STUDY.run_key(point)
     except UserError as error:
         stop(error)
+    if STUDY.is_workload(point):
+        return f"run {run}, inputs {workload_inputs(point.scene)}"
     # One string for all repeats of a big study.
     return sys.intern(f"run {run}, made from {scene_settings(point.scene)}, scene {packed_scene(point)}")
+
+
+@cache
+def workload_inputs(name):
+    """Digest of the content of a workload's input files."""
+    try:
+        return inputs_digest(STUDY.workload(name).inputs)[:16]
+    except UserError as error:
+        stop(error)
+
+
+@cache
+def workload_criteria(name):
+    """What the output of a workload is read for, as one line of JSON."""
+    return json.dumps(STUDY.workload(name).criteria.model_dump(mode="json"), sort_keys=True)
+
+
+def criteria_of(wildcards):
+    """Of a workload; "" for a scene."""
+    return workload_criteria(wildcards.scene) if wildcards.scene in STUDY.workloads else ""
+
+
+def scene_input(wildcards):
+    """The packed scene of a point; nothing for a workload, which has its data in its settings."""
+    return [] if wildcards.scene in STUDY.workloads else packed_input(wildcards)
 
 
 @cache
@@ -172,6 +200,9 @@ def unless_remade(name):
         return ancient(path) if is_ingested(scene) else path
 
     return lambda wildcards: path(wildcards.scene)
+
+
+packed_input = unless_remade("scene.safetensors")
 
 
 @cache

@@ -4,7 +4,7 @@
 rule train:
     """One scaling point. Its output is there whether the run succeeded or failed."""
     input:
-        scene=unless_remade("scene.safetensors"),
+        scene=scene_input,
     output:
         "{results}/{scene}/{strategy}/{layout}/{repeat}/launch.json",
     log:
@@ -46,10 +46,14 @@ rule record:
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
+    params:
+        # Of a workload: a change reads again what the program has printed, and runs it not again.
+        criteria=criteria_of,
     # The digest of the judging code stands in the shell line, which Snakemake compares: a parameter would be one object
     # more for each of a big study's jobs.
     shell:
-        "dist3dgs --log {log:q} record --launch {input.launch:q} --out {output:q}" f"  # judged by {JUDGE}"
+        "dist3dgs --log {log:q} record --launch {input.launch:q} --out {output:q} --criteria {params.criteria:q}"
+        f"  # judged by {JUDGE}"
 
 
 localrules:

@@ -189,7 +189,7 @@ def _add_scenes(verb: AddVerb) -> None:
 def _add_runs(verb: AddVerb) -> None:
     p = verb("launch", verbs.launch, "train one point: start its ranks, watch them, leave evidence")
     p.add_argument("--spec", required=True, help="run spec as JSON (dist3dgs spec POINT)")
-    p.add_argument("--scene", required=True, type=Path, help="packed scene")
+    p.add_argument("--scene", nargs="?", type=Path, help="packed scene; none for a workload")
     p.add_argument("--out", required=True, type=Path, help="the point's folder")
     p.add_argument("--weights", type=Path, help="LPIPS weights, if they are there")
     p.add_argument(
@@ -204,6 +204,12 @@ def _add_runs(verb: AddVerb) -> None:
     p = verb("record", verbs.record, "judge a run: evidence in, record.json out")
     p.add_argument("--launch", required=True, type=Path)
     p.add_argument("--out", required=True, type=Path)
+    p.add_argument(
+        "--criteria",
+        nargs="?",
+        metavar="JSON",
+        help="of a workload: what its output is read for, as it is now",
+    )
 
 
 def _add_pages(verb: AddVerb) -> None:

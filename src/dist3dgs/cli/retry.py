@@ -76,7 +76,10 @@ def failed_points(study: Study) -> list[Point]:
             point = Point.parse(*path.parent.relative_to(results).parts)
         except UserError:
             continue
-        if point.scene in study.scenes and point.strategy in study.strategies and not study.excluded(point):
+        known = point.scene in study.scenes and point.strategy in study.strategies
+        if point.scene in study.workloads:
+            known = point.strategy in study.workload(point.scene).variants
+        if known and not study.excluded(point):
             points.append(point)
     failed = []
     for point in dict.fromkeys(points):

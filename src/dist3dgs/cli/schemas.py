@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.models import Config, RunSpec, Scene, Strategy
+from ..config.workloads import Workload
 from ..files import write_json
 from ..runs.record import RunRecord
 
@@ -13,6 +14,7 @@ MODELS: dict[str, Any] = {
     "scene": Scene,
     "strategy": Strategy,
     "run_spec": RunSpec,
+    "workload": Workload,
 }
 
 

@@ -61,7 +61,7 @@ def record(args: argparse.Namespace) -> None:
     from ..records.build import judge
     from ..runs.record import save_record
 
-    record = judge(args.launch)
+    record = judge(args.launch, _json_of(args.criteria, "--criteria") if args.criteria else None)
     save_record(record, args.out)
     cause = f" ({record.failure.cause}, in {record.failure.phase})" if record.failure else ""
     print(f"{args.out}: {record.status}{cause}")

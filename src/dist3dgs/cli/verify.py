@@ -480,6 +480,7 @@ def _results_bytes(study: Study) -> tuple[int, int]:
     left = [
         run_bytes(spec, _num_points(study, spec.scene))
         for spec in study.specs()
+        if isinstance(spec, RunSpec)  # how much a program of others writes is not known
         if not (spec.point.folder(results) / "record.json").is_file()
     ]
     return sum(left), max(left, default=0)

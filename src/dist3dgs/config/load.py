@@ -12,7 +12,9 @@ import yaml
 from ..errors import UserError
 
 #: What the Snakefile reads, in this order; files given with --configfile come after them.
-FILES = ("config.yaml", "scenes.yaml", "strategies.yaml")
+FILES = ("config.yaml", "scenes.yaml", "strategies.yaml", "workloads.yaml")
+#: Those of them that a config folder may lack.
+OPTIONAL_FILES = ("workloads.yaml",)
 
 _FOUND = {list: "a list", str: "text", type(None): "nothing (the file is empty)"}
 

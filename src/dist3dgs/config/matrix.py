@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .load import FILES, Layers, merge
+from .load import FILES, OPTIONAL_FILES, Layers, merge
 from .models import SOURCES, Config, Exclusion, RunSpec, Scene, Strategy, TrainSettings, validate
 from .naming import Layout, Point, check_name
 from .published_scenes import download_spec
+from .workloads import Workload, WorkloadSpec
 
 #: Settings of a run that change none of its results: what is written while it runs, and how long is waited for whom.
 #: Snakemake trains nothing again for them, and attempts that differ in them belong to the same run.
@@ -21,6 +22,8 @@ FREE_SETTINGS = {
     "train": ("log_every", "tensorboard", "checkpoint_every", "keep_checkpoints"),
     "hardware": ("timeout_s", "join_timeout_s", "max_restarts"),
 }
+
+AnySpec = RunSpec | WorkloadSpec
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,18 @@ class Study:
     config: Config
     scenes: dict[str, Scene]
     strategies: dict[str, Strategy]
+    workloads: dict[str, Workload] = field(default_factory=dict)
     #: Where its settings stand, for messages.
     layers: Layers = field(default_factory=Layers, repr=False, compare=False)
-    #: Validated specs by strategy and layout, and their digests: the points of a big study differ in scene, repeat and
-    #: seed alone.
-    _specs: dict[tuple[str, Layout], RunSpec] = field(default_factory=dict, repr=False, compare=False)
+    #: Validated specs by strategy (of a workload: workload/variant) and layout, and their digests: the points of a big
+    #: study differ in scene, repeat and seed alone.
+    _specs: dict[tuple[str, Layout], AnySpec] = field(default_factory=dict, repr=False, compare=False)
     _digests: dict[tuple[str, Layout], str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_config(cls, raw: Mapping[str, Any], layers: Layers | None = None) -> "Study":
-        """`raw`: the merged content of config.yaml, scenes.yaml (scene_library) and strategies.yaml (strategy_library).
+        """`raw`: the merged content of config.yaml, scenes.yaml (scene_library), strategies.yaml (strategy_library) and
+        workloads.yaml (workload_library).
         `layers`: the files it was merged from.
 
         Raises `UserError` naming file and setting for anything that is not right.
@@ -49,10 +54,16 @@ class Study:
         scene_library = _replaced(raw.pop("scene_library", None), layers)
         scenes = _library(scene_library, Scene, "scene", layers)
         strategies = _library(raw.pop("strategy_library", None), Strategy, "strategy", layers)
+        library = raw.pop("workload_library", None)
+        workloads = _library(library, Workload, "workload", layers) if library else {}
         config = validate(Config, raw, layers.where)
-        study = cls(config, scenes, strategies, layers)
+        study = cls(config, scenes, strategies, workloads, layers)
         for name in config.scenes:
             study.scene(name)
+        for name in config.workloads:
+            study.workload(name)
+        for name, workload in workloads.items():
+            study._check_workload(name, workload)
         for name in config.strategies:
             study.strategy(name)
         for layout in config.layouts:
@@ -73,22 +84,69 @@ class Study:
     def strategy(self, name: str) -> Strategy:
         return _find(self.strategies, check_name(name, "strategy"), "strategy", self.layers)
 
-    def spec(self, point: Point) -> RunSpec:
-        """The run of any point whose scene and strategy are known, in the matrix or not."""
-        self.scene(point.scene)
-        key = (point.strategy, point.layout)
+    def workload(self, name: str) -> Workload:
+        return _find(self.workloads, check_name(name, "workload"), "workload", self.layers)
+
+    def is_workload(self, point: Point) -> bool:
+        """Return True for a point that runs a program of others."""
+        return point.scene in self.workloads
+
+    def spec(self, point: Point) -> AnySpec:
+        """The run of any point whose scene and strategy, or workload and variant, are known, in the matrix or not."""
+        if not self.is_workload(point):
+            self.scene(point.scene)
+        key = self._spec_key(point)
         if key not in self._specs:
-            self._specs[key] = self._validated(point)
+            made = self._validated_workload(point) if self.is_workload(point) else self._validated(point)
+            self._specs[key] = made
         own = {"scene": point.scene, "repeat": point.repeat, "seed": self.config.seed + point.repeat}
         return self._specs[key].model_copy(update=own)
 
     def run_key(self, point: Point) -> str:
         """Short text that changes with every setting that decides the result of a point."""
-        key = (point.strategy, point.layout)
+        key = self._spec_key(point)
         if key not in self._digests:
             shared = self.spec(point).model_copy(update={"scene": "", "repeat": 0, "seed": self.config.seed})
             self._digests[key] = run_digest(spec_json(shared))
         return self._digests[key]
+
+    def _spec_key(self, point: Point) -> tuple[str, Layout]:
+        return (
+            f"{point.scene}/{point.strategy}" if self.is_workload(point) else point.strategy
+        ), point.layout
+
+    def _validated_workload(self, point: Point) -> WorkloadSpec:
+        workload = self.workload(point.scene)
+        if point.strategy not in workload.variants:
+            raise UserError(
+                f"{self.layers.where('workload_library', point.scene)}: {point.scene} has no variant"
+                f" {point.strategy!r}; {_nearest(point.strategy, workload.variants)}"
+            )
+        value = {
+            "scene": point.scene,
+            "strategy": point.strategy,
+            "layout": str(point.layout),
+            "repeat": point.repeat,
+            "seed": self.config.seed + point.repeat,
+            "train": workload.application_of(point.strategy).model_dump(),
+            "criteria": workload.criteria.model_dump(),
+            "hardware": self.config.hardware.model_dump(),
+        }
+        where = self.layers.where("workload_library", point.scene)
+        return validate(WorkloadSpec, value, f"{where}: point {point}")
+
+    def _check_workload(self, name: str, workload: Workload) -> None:
+        where = self.layers.where("workload_library", name)
+        if name in self.scenes:
+            raise UserError(
+                f"{where}: {name!r} is a scene too; their points would share a folder: rename one"
+            )
+        for variant in workload.variants:
+            try:
+                check_name(variant, "variant")
+                workload.application_of(variant)
+            except (UserError, ValueError) as e:
+                raise UserError(f"{where}: {name}.variants.{variant}: {e}") from None
 
     def _validated(self, point: Point) -> RunSpec:
         strategy, train = self.strategy(point.strategy), self._train(point.strategy)
@@ -124,8 +182,8 @@ class Study:
         """One that leaves out nothing is a slip of the pen: what it was to leave out would run."""
         c = self.config
         for what, name, names in (
-            ("scene", exclusion.scene, c.scenes),
-            ("strategy", exclusion.strategy, c.strategies),
+            ("scene", exclusion.scene, [*c.scenes, *c.workloads]),
+            ("strategy", exclusion.strategy, [*c.strategies, *self._variants()]),
             ("layout", exclusion.layout, c.layouts),
         ):
             if name is not None and name not in names:
@@ -143,15 +201,19 @@ class Study:
         return None
 
     def _every_point(self) -> Iterator[Point]:
-        """The matrix scenes x strategies x layouts x repeats, in a stable order."""
+        """The matrix (scenes x strategies, workloads x variants) x layouts x repeats, in a stable order."""
         c = self.config
+        pairs = [(scene, strategy) for scene in c.scenes for strategy in c.strategies]
+        pairs += [(name, variant) for name in c.workloads for variant in self.workload(name).variants]
         return (
             Point(scene, strategy, Layout.parse(layout), repeat)
-            for scene in dict.fromkeys(c.scenes)
-            for strategy in dict.fromkeys(c.strategies)
+            for scene, strategy in dict.fromkeys(pairs)
             for layout in dict.fromkeys(c.layouts)
             for repeat in range(c.repeats)
         )
+
+    def _variants(self) -> list[str]:
+        return [variant for name in self.config.workloads for variant in self.workload(name).variants]
 
     def points(self) -> list[Point]:
         """The matrix less the exclusions."""
@@ -175,24 +237,27 @@ class Study:
                 stated[name] = licence
         return stated
 
-    def specs(self) -> list[RunSpec]:
+    def specs(self) -> list[AnySpec]:
         return [self.spec(p) for p in self.points()]
 
 
 def load_study(folder: Path, overlays: Sequence[Path] = ()) -> Study:
     """The study of a config folder with other files laid on top, as the Snakefile and its --configfile read it."""
-    layers = Layers.read([*(Path(folder, name) for name in FILES), *overlays])
+    files = [Path(folder, name) for name in FILES]
+    there = [path for path in files if path.name not in OPTIONAL_FILES or path.is_file()]
+    layers = Layers.read([*there, *overlays])
     return Study.from_config(layers.merged(), layers)
 
 
-def spec_json(spec: RunSpec) -> str:
+def spec_json(spec: AnySpec) -> str:
     """One line, keys sorted: the same spec gives the same text, which Snakemake compares between runs."""
     return json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
 def run_digest(spec_text: str) -> str:
-    """Short digest of what decides the result of a run: its spec (JSON) without `FREE_SETTINGS`."""
+    """Short digest of what decides the result of a run: its spec (JSON) without `FREE_SETTINGS` and `criteria`."""
     value = json.loads(spec_text)
+    value.pop("criteria", None)
     for part, names in FREE_SETTINGS.items():
         for name in names:
             value.get(part, {}).pop(name, None)
@@ -200,12 +265,28 @@ def run_digest(spec_text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_spec(text: str) -> RunSpec:
+def read_spec(value: Any, where: str) -> AnySpec:
+    """Validate the spec of a run: of a workload if it has criteria, else of a training of ours."""
+    is_workload = isinstance(value, Mapping) and "criteria" in value
+    return validate(WorkloadSpec, value, where) if is_workload else validate(RunSpec, value, where)
+
+
+def load_spec(text: str) -> AnySpec:
     """Read the `--spec` of `dist3dgs launch`."""
     try:
-        return validate(RunSpec, json.loads(text), "--spec")
+        return read_spec(json.loads(text), "--spec")
     except ValueError as e:
         raise UserError(f"--spec: not JSON ({e}); copy it whole from the Snakemake log") from None
+
+
+def load_train_spec(text: str) -> RunSpec:
+    """Read the spec of a training of ours."""
+    spec = load_spec(text)
+    if not isinstance(spec, RunSpec):
+        raise UserError(
+            f"{spec.point} is a workload, which has no training of ours; run it with `dist3dgs launch`"
+        )
+    return spec
 
 
 def _replaced(raw: object, layers: Layers) -> object:

@@ -316,8 +316,9 @@ class Config(Settings):
     results: Folder = "results"
     data: Folder = "data"
     seed: int = Field(42, ge=0, lt=2**31)
-    scenes: list[str] = Field(min_length=1)
+    scenes: list[str] = Field(description="may be empty where there are workloads")
     strategies: list[str] = Field(min_length=1)
+    workloads: list[str] = []
     layouts: list[str] = Field(min_length=1)
     repeats: int = Field(1, ge=1, le=1000)
     only_existing: bool = Field(
@@ -330,6 +331,12 @@ class Config(Settings):
     exclude: list[Exclusion] = []
     train: TrainSettings = TrainSettings()
     hardware: Hardware = Hardware()
+
+    @model_validator(mode="after")
+    def _something_to_run(self) -> Self:
+        if not self.scenes and not self.workloads:
+            raise ValueError("`scenes` and `workloads` are both empty; name at least one")
+        return self
 
 
 class RunSpec(Settings):
@@ -432,9 +439,10 @@ def _nearest(model: type[BaseModel], loc: tuple[Any, ...]) -> str:
 
     current: Any = model
     for part in loc[:-1]:
-        if isinstance(part, int):
+        field = current.model_fields.get(part) if isinstance(part, str) else None
+        if field is None:  # an index of a list, or a key of a mapping to models
             continue
-        annotation = current.model_fields[part].annotation
+        annotation = field.annotation
         candidates = [annotation, *typing.get_args(annotation)]
         current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
         if current is None:

@@ -10,6 +10,7 @@ training is a row in the tables, not a hole in the graph. Only being stopped fro
 
 import contextlib
 import ctypes
+import itertools
 import os
 import platform
 import shlex
@@ -23,9 +24,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from .. import __version__
-from ..config.matrix import load_spec, run_digest, spec_json
-from ..config.models import RunSpec
-from ..config.naming import how_to_make
+from ..config.matrix import AnySpec, load_spec, run_digest, spec_json
+from ..config.naming import Layout, how_to_make
+from ..config.workloads import WorkloadSpec
 from ..errors import UserError
 from ..files import TEMPORARY, write_json
 from ..monitoring.nvml import driver_version
@@ -40,6 +41,7 @@ from ..slurm import job_lifecycle
 from ..slurm.allocation import GPUS_PER_NODE, Allocation, limit_gpus, node_name
 from ..slurm.cotenancy import CoTenancy
 from ..slurm.site import Site, current_site
+from ..workloads import process as workload_process
 from . import commands, gsplat_build, node
 from .disk_reserve import PROBE, RESERVE, Reserve
 from .oom import OomWatch
@@ -55,17 +57,25 @@ INDUCTOR = ".inductor"
 
 
 def launch(
-    spec_text: str, scene: Path, out: Path, weights: Path | None = None, resume_from: Path | None = None
+    spec_text: str,
+    scene: Path | None,
+    out: Path,
+    weights: Path | None = None,
+    resume_from: Path | None = None,
 ) -> int:
     """Run one point to its end; the launcher's exit status. Raises `UserError` before anything is started.
 
+    scene: a packed scene; None for a workload, which has its data in its settings.
     resume_from: a checkpoint, of any layout, to start from where the point has none of its own.
     """
     spec = load_spec(spec_text)
-    if not scene.is_file():
-        raise UserError(f"{scene}: no packed scene{how_to_make(scene)}")
-    if resume_from is not None:
-        resume.check(resume_from, spec, scene)
+    if not isinstance(spec, WorkloadSpec):
+        if scene is None:
+            raise UserError(f"{spec.point}: give the packed scene that it trains on: --scene FILE")
+        if not scene.is_file():
+            raise UserError(f"{scene}: no packed scene{how_to_make(scene)}")
+        if resume_from is not None:
+            resume.check(resume_from, spec, scene)
     digest = run_digest(spec_json(spec))
     step = slurm_allocation.step()
     if step.task > 0:
@@ -107,7 +117,7 @@ class _Run:
     """One attempt."""
 
     def __init__(
-        self, spec: RunSpec, digest: str, scene: Path, out: Path, attempt: Attempt, weights: Path | None,
+        self, spec: AnySpec, digest: str, scene: Path | None, out: Path, attempt: Attempt, weights: Path | None,
         allocation: Allocation | None, site: Site,
     ) -> None:  # fmt: skip
         self.spec, self.scene, self.out, self.attempt, self.weights = spec, scene, out, attempt, weights
@@ -130,7 +140,7 @@ class _Run:
             "code_digest": code_digest(),
             **git_state(),
             "slurm": _slurm_facts(self.allocation),
-            "scene_file": str(scene),
+            "scene_file": str(scene) if scene is not None else None,
             "argv": [],
         }
 
@@ -153,7 +163,8 @@ class _Run:
         tenancy = CoTenancy(self.allocation).start() if self.allocation is not None else None
         with self.attempt.log_path.open("ab", buffering=0) as log:
             log.write(f"{problem.warning}$ {shlex.join(argv)}\n".encode())
-            if problem.uses_gpus and (status := self._prepare(environment, log)):
+            is_ours = not isinstance(self.spec, WorkloadSpec)
+            if is_ours and problem.uses_gpus and (status := self._prepare(environment, log)):
                 return self._finish("failed", status)
             watch = self._start(argv, environment, log)
             with job_lifecycle.before_time_limit(
@@ -223,22 +234,22 @@ class _Run:
         cpus = len(os.sched_getaffinity(0))
         if self.allocation is not None and self.allocation.cpus_per_node:
             cpus = self.allocation.cpus_per_node
-        worker = ["-m", "dist3dgs.train.worker", "--spec", spec_json(self.spec)]
-        worker += [
-            "--scene",
-            str(self.scene),
-            "--out",
-            str(self.out),
-            "--events",
-            str(self.attempt.folder),
-        ]
-        if self.resume_from is not None:
-            worker += ["--resume-from", str(self.resume_from)]
+        files = ["--out", str(self.out), "--events", str(self.attempt.folder)]
+        started = self.layout  # what torchrun starts
+        if isinstance(self.spec, WorkloadSpec):
+            worker = ["-m", "dist3dgs.workloads.process", *files]
+            if self.spec.train.launch == "node":
+                started = Layout(self.layout.nodes, 1)
+        else:
+            worker = ["-m", "dist3dgs.train.worker", "--spec", spec_json(self.spec)]
+            worker += ["--scene", str(self.scene), *files]
+            if self.resume_from is not None:
+                worker += ["--resume-from", str(self.resume_from)]
         port = None
         if self.allocation is not None and self.layout.nodes > 1:
             port = commands.choose_port(self.allocation.job_id)
         argv = commands.launch_argv(
-            self.layout, worker, cpus_per_node=cpus, allocation=self.allocation, port=port,
+            started, worker, cpus_per_node=cpus, allocation=self.allocation, port=port,
             uses_gpus=uses_gpus, software=commands.software_of(self.site),
             join_timeout_s=self.spec.hardware.join_timeout_s,
         )  # fmt: skip
@@ -251,16 +262,29 @@ class _Run:
         # Waiting threads sleep: spinning ones take the cores of other ranks and of whoever else is on the node.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
         environment["PYTHONUNBUFFERED"] = "1"
-        if uses_gpus:
+        if isinstance(self.spec, WorkloadSpec):
+            environment |= self._workload_environment(uses_gpus)
+        elif uses_gpus:
             environment[node.USES_GPUS] = "1"
-            if self.allocation is not None and self.allocation.exclusive:
-                environment[GPUS_PER_NODE] = str(self.layout.workers_per_node)
+        if uses_gpus and self.allocation is not None and self.allocation.exclusive:
+            environment[GPUS_PER_NODE] = str(self.layout.workers_per_node)
         # PyTorch makes this folder when DistributedDataParallel is imported, in /tmp unless told otherwise.
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.attempt.folder.resolve() / INDUCTOR))
         environment["DIST3DGS_ATTEMPT"] = str(self.attempt.folder.resolve())
         if self.weights is not None:
             environment["DIST3DGS_LPIPS"] = str(self.weights.resolve())
         return argv, environment
+
+    def _workload_environment(self, uses_gpus: bool) -> dict[str, str]:
+        """Tell the process beside the program which port is free for it, and whether its ranks have GPUs."""
+        job = self.allocation.job_id if self.allocation is not None else os.getpid()
+        free = filter(commands.port_is_free, commands.port_candidates(job))
+        # The first one is the rendezvous'.
+        port = next(itertools.islice(free, 1, None), None)
+        if port is None:
+            raise UserError("no free port for the program on this node; see `ss -ltnp`")
+        gpus = {workload_process.GPUS: "1"} if uses_gpus else {}
+        return {workload_process.PORT: str(port), **gpus}
 
     def _status(self, watch: Watch) -> str:
         if watch.process.returncode == 0 and _ended(self.attempt):
@@ -305,7 +329,8 @@ def _forget_finished(out: Path, digest: str) -> None:
     """A run that is asked for again after it finished starts afresh: its checkpoints must not shorten it."""
     same = [a for a in attempts(out) if a.launch().get("spec_digest") == digest]
     if same and same[-1].launch().get("status") == "ok":
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        for folder in ("checkpoints", workload_process.OUTPUT):
+            shutil.rmtree(out / folder, ignore_errors=True)
 
 
 def _remove_leftovers(out: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..config.models import RunSpec
+from ..config.matrix import AnySpec
 from ..runs.attempts import Attempt
 from ..runs.events import event_files
 from ..slurm.allocation import node_name
@@ -26,7 +26,7 @@ class Watch:
     """Waits for a process group; stops it on request or when it stalls."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], attempt: Attempt, spec: RunSpec, grace_s: float
+        self, process: subprocess.Popen[bytes], attempt: Attempt, spec: AnySpec, grace_s: float
     ) -> None:
         self.process, self.attempt, self.spec, self.grace_s = process, attempt, spec, grace_s
         self.stop_signal: str | None = None
@@ -81,7 +81,8 @@ class Watch:
         for pid in self._reader.pids:
             # A pid may have gone to somebody else since.
             with contextlib.suppress(OSError):
-                if b"dist3dgs.train" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if b"dist3dgs.train" in command or b"dist3dgs.workloads" in command:
                     os.kill(pid, number)
                     reached = True
         return reached
@@ -146,7 +147,7 @@ class EventTail:
 class Display:
     """A progress bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: AnySpec) -> None:
         self.spec, self._last_report = spec, time.monotonic()
         self._bar: Any = None
         if sys.stderr.isatty():

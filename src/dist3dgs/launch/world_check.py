@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.models import RunSpec
+from ..config.matrix import AnySpec
 from ..config.naming import Layout
 from ..slurm.allocation import Allocation, Step, step
 
@@ -38,7 +38,7 @@ def refusal(problem: str, layers: Mapping[str, Any]) -> str:
     )
 
 
-def check_world(spec: RunSpec, allocation: Allocation | None, here: Step | None = None) -> World:
+def check_world(spec: AnySpec, allocation: Allocation | None, here: Step | None = None) -> World:
     """Compare the layers. `allocation`: None outside Slurm. `here`: this process's srun step, asked when None."""
     layout = Layout.parse(spec.layout)
     here = step() if here is None else here
@@ -94,7 +94,7 @@ def check_world(spec: RunSpec, allocation: Allocation | None, here: Step | None 
     return world
 
 
-def layers_of(spec: RunSpec, environ: Mapping[str, str] = os.environ) -> Layers:
+def layers_of(spec: AnySpec, environ: Mapping[str, str] = os.environ) -> Layers:
     """The table so far: the launcher's, where it started this process and told where it writes, else the layout."""
     layout = Layout.parse(spec.layout)
     asked = {"layout": f"{layout.nodes} node(s) x {layout.workers_per_node} worker(s)"}

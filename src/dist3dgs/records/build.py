@@ -26,9 +26,12 @@ from .failure import failure, verdict
 from .metrics import measure
 
 
-def judge(launch_json: Path) -> RunRecord:
-    """Make the record of the point whose `launch.json` this is. Raises `UserError` if it cannot be read."""
-    run = RunEvidence.of(launch_json)
+def judge(launch_json: Path, criteria: dict[str, Any] | None = None) -> RunRecord:
+    """Make the record of the point whose `launch.json` this is. Raises `UserError` if it cannot be read.
+
+    criteria: of a workload, as the config has them now.
+    """
+    run = RunEvidence.of(launch_json, criteria)
     metrics, reasons = measure(run)
     shared, neighbours, why = _co_tenancy(run)
     if shared is None:
@@ -124,6 +127,7 @@ def _provenance(run: RunEvidence) -> Provenance:
         *run.last.event_files(),
         run.last.log_path,
         *run.last.resources_paths(),
+        *sorted(run.last.folder.glob("output.rank*.log")),
     ]
     slurm = run.launch.get("slurm") or {}
     return Provenance(

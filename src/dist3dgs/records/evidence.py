@@ -3,14 +3,19 @@
 import json
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..config.models import validate
 from ..config.naming import Layout, how_to_make
+from ..config.workloads import Criteria
 from ..errors import UserError
 from ..runs.attempts import Attempt, attempts, since_fresh_start
 from ..runs.events import parse_event, read_lines
 from ..runs.record import Evidence
+from ..workloads.figures_of_merit import Found, find
+from ..workloads.process import OUTPUT
 
 Events = list[dict[str, Any]]
 
@@ -40,9 +45,23 @@ class RunEvidence:
         before = [e for attempt in self.attempts[:-1] for e in attempt.events()]
         self.events_of_attempts: Events = before + self.events
 
+    @cached_property
+    def workload(self) -> Found | None:
+        """Figures of merit and signs of success of a workload; None for a training of ours."""
+        if "criteria" not in self.spec:
+            return None
+        criteria = validate(Criteria, self.spec["criteria"], "criteria")
+        outputs = sorted(
+            self.last.folder.glob("output.rank*.log"), key=lambda p: int(p.name.split(".")[1][4:])
+        )
+        return find(criteria, outputs, self.last.folder.parents[1] / OUTPUT)
+
     @classmethod
-    def of(cls, launch_json: Path) -> "RunEvidence":
-        """Read the evidence of a point. Raises `UserError` if its `launch.json` cannot be read."""
+    def of(cls, launch_json: Path, criteria: dict[str, Any] | None = None) -> "RunEvidence":
+        """Read the evidence of a point. Raises `UserError` if its `launch.json` cannot be read.
+
+        criteria: of a workload, in the place of those that it was run with.
+        """
         launch_json = Path(launch_json)
         try:
             launch = json.loads(launch_json.read_text(encoding="utf-8"))
@@ -70,7 +89,7 @@ class RunEvidence:
                 f"{launch_json.parent}/attempts: no attempt of the run recorded in {launch_json.name}; delete that file"
                 f"{how_to_make(launch_json, ' and train the point again: ')}"
             )
-        return cls(launch, spec, tried)
+        return cls(launch, spec if criteria is None else spec | {"criteria": criteria}, tried)
 
     def of_kind(self, kind: str) -> Events:
         """List the last attempt's events of one kind, in order of time."""

@@ -61,8 +61,30 @@ def verdict(run: RunEvidence) -> tuple[Status, Failure | None]:
                 evidence=evidence,
                 remedy=remedy("duplicate-gpu", _OURS),
             )
-        return "ok", None
+        wanting = _no_result(run)
+        return ("ok", None) if wanting is None else ("failed", wanting)
     return "failed", failure(run)
+
+
+def _no_result(run: RunEvidence) -> Failure | None:
+    """Return the failure of a workload that ended without what it is measured by."""
+    if (found := run.workload) is None:
+        return None
+    figures = run.spec["criteria"]["figures_of_merit"]
+    wanting = [
+        f"no figure of merit {name!r}: {why}"
+        for name, why in found.missing.items()
+        if figures[name].get("required", True)
+    ]
+    wanting += [f"no sign of success: {why}" for why in found.unmet]
+    if not wanting:
+        return None
+    evidence = [Evidence(file=run.name("output.rank0.log"), text=text) for text in wanting]
+    what = (
+        f"compare the output with `figures_of_merit` and `success` of {run.spec['scene']} in config/workloads.yaml; "
+        "a changed pattern is applied to what the run has printed"
+    )
+    return Failure(cause="no_result", phase="step", evidence=evidence, remedy=what)
 
 
 def failure(run: RunEvidence) -> Failure:

@@ -4,12 +4,18 @@ from collections import defaultdict
 from typing import Any
 
 from ..runs.attempts import Attempt
-from ..runs.record import Collective, Metrics, QualityPoint, RankMetrics, StepTime, ViewQuality
+from ..runs.record import Collective, FigureOfMerit, Metrics, QualityPoint, RankMetrics, StepTime, ViewQuality
+from ..workloads.figures_of_merit import Found
 from .evidence import RunEvidence
 
 #: Seconds by phase.
 Phases = dict[str, float]
 
+#: Metrics that a figure of merit of the same name stands for.
+WORKLOAD_METRICS = (
+    *("train_s", "steps", "images", "images_per_s", "steps_per_s", "epochs", "epoch_s", "num_gaussians"),
+    *("loss", "train_accuracy", "accuracy", "psnr", "ssim", "lpips", "peak_gpu_gib", "comm_s", "compute_s"),
+)
 #: Parts of a rank's time in steps.
 _SHARES = ("compute_s", "comm_s", "exposed_comm_s")
 
@@ -38,8 +44,39 @@ def measure(run: RunEvidence) -> tuple[Metrics, dict[str, str]]:
     memory = run.of_kind("memory")
     values["peak_rss_gib"] = max((e["peak_rss_gib"] for e in memory if e.get("peak_rss_gib")), default=None)
     values["peak_gpu_gib"] = max((e["peak_gpu_gib"] for e in memory if e.get("peak_gpu_gib")), default=None)
+    reasons = _reasons(run, values, slowest)
+    if run.workload is not None:
+        told, reasons = _workload(run, run.workload)
+        values |= told
     metrics, wrong = Metrics.known(values)
-    return metrics, _reasons(run, values, slowest) | wrong
+    return metrics, reasons | wrong
+
+
+def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a workload's figures of merit say, and what they do not: a figure may be a metric of ours by name."""
+    criteria = run.spec["criteria"]
+    figures = criteria["figures_of_merit"]
+    values: dict[str, Any] = {
+        "figures_of_merit": {
+            name: FigureOfMerit(value=value, unit=figures[name].get("unit", ""), count=found.counts[name])
+            for name, value in found.values.items()
+        }
+    }
+    values |= {name: found.values[name] for name in WORKLOAD_METRICS if name in found.values}
+    reasons = dict(found.missing)
+    if values.get("images_per_s") is None and values.get("epoch_s") and criteria.get("work_per_epoch"):
+        values["images_per_s"] = criteria["work_per_epoch"] / values["epoch_s"]
+        reasons["images_per_s"] = f"{criteria['unit_of_work']}s per second, of work_per_epoch and epoch_s"
+    elif values.get("images_per_s") is None:
+        reasons["images_per_s"] = (
+            "the workload has no figure of merit `images_per_s`, nor `epoch_s` with work_per_epoch"
+        )
+    elif criteria["unit_of_work"] != "image":
+        reasons["images_per_s"] = f"{criteria['unit_of_work']}s per second"
+    for name in ("train_s", "step_s", "comm_s", "compute_to_comm"):
+        if values.get(name) is None:
+            reasons.setdefault(name, "a program of others; it has no figure of merit of this name")
+    return values, reasons
 
 
 def _speed(run: RunEvidence, slowest: dict[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ CAUSES: dict[str, CauseOfFailure] = {
         _C("gpu_fault", "A GPU or a kernel on it failed.", "GPU fault", tries=2),
         _C("submission_rejected", "The scheduler refused the job.", "submission refused"),
         _C("code_error", "The program ended with an uncaught exception."),
+        _C("no_result", "A program ended without its figure of merit, or without a sign of success."),
         _C("no_progress", "The job ran on without a training step.", tries=1),
         _C("killed", "A process was killed by SIGKILL, and nothing says by whom.", tries=2),
         _C("crashed", "A process crashed.", tries=1),

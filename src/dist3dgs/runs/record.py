@@ -121,6 +121,14 @@ class RankMetrics(Model):
     parameter_digest: str | None = None
 
 
+class FigureOfMerit(Model):
+    """A number that a workload is measured by."""
+
+    value: float
+    unit: str = ""
+    count: int = Field(0, description="numbers of rank 0 that it is the statistic of, warm-up included")
+
+
 class GpuTotals(Model):
     """One GPU over an imported run, as its nvidia-smi log has it. Our own runs have samples beside their records."""
 
@@ -187,6 +195,9 @@ class Metrics(Model):
         None,
         description="of imported runs: seconds of the last epoch, or the mean or median over all, as "
         "settings.epoch_statistic says; images_per_s is of the same epochs",
+    )
+    figures_of_merit: dict[str, FigureOfMerit] = Field(
+        {}, description="of workloads: by name, as config/workloads.yaml defines them"
     )
     gpus: list[GpuTotals] = Field([], description="of imported runs with an nvidia-smi log")
     curve: list[QualityPoint] = []

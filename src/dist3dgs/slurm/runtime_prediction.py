@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.models import RunSpec
+from ..config.matrix import AnySpec
 from ..config.naming import Layout
 from ..errors import UserError
 from ..runs.record import RunRecord, load_record
@@ -31,7 +31,7 @@ def read_records(results: Path) -> list[RunRecord]:
 
 
 def predict(
-    specs: Sequence[RunSpec], records: Sequence[RunRecord], speeds: Mapping[str, float], default_s: float
+    specs: Sequence[AnySpec], records: Sequence[RunRecord], speeds: Mapping[str, float], default_s: float
 ) -> Prediction:
     """The longest of `specs` of one layout, each from the record most like it; `default_s` where there is none.
 
@@ -44,7 +44,7 @@ def predict(
 
 
 def _from_records(
-    spec: RunSpec, records: Sequence[RunRecord], speeds: Mapping[str, float]
+    spec: AnySpec, records: Sequence[RunRecord], speeds: Mapping[str, float]
 ) -> Prediction | None:
     layout = Layout.parse(spec.layout)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from ..config.models import RunSpec, validate
+from ..config.matrix import read_spec
 from ..config.naming import Point, how_to_make
 from ..errors import UserError
 from ..runs.attempts import Attempt, attempts
@@ -311,7 +311,7 @@ def _running(
 def steps_of(launch: dict[str, Any]) -> int | None:
     """Number of optimiser steps of the run that an attempt belongs to; None where it does not say."""
     with contextlib.suppress(UserError, TypeError):
-        return validate(RunSpec, launch.get("spec"), "launch.json").num_steps
+        return read_spec(launch.get("spec"), "launch.json").num_steps
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..config.matrix import load_spec
+from ..config.matrix import load_train_spec
 from ..config.models import Strategy
 from ..errors import UserError
 from ..parallel.collectives import Communicator
@@ -31,7 +31,7 @@ def evaluate_checkpoint(path: Path, scene_path: Path) -> dict[str, Any]:
     """
     try:
         metadata, found = read_metadata(path), checkpoint.read(path)
-        settings, spec = json.loads(metadata["settings"]), load_spec(metadata["spec"])
+        settings, spec = json.loads(metadata["settings"]), load_train_spec(metadata["spec"])
     except (ValueError, KeyError) as e:
         raise UserError(f"{path}: not a checkpoint of this version of dist3dgs: {e}") from None
     scene = PackedScene.open(scene_path)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from .. import __version__
-from ..config.matrix import load_spec, spec_json
+from ..config.matrix import load_train_spec, spec_json
 from ..config.models import RunSpec
 from ..config.naming import Layout
 from ..errors import UserError
@@ -63,7 +63,7 @@ def main() -> int:
     events = EventWriter(events_path(args.events or args.out, node_name()), int(os.environ.get("RANK", "0")))
     run = Rank(events)
     try:
-        return run.train(load_spec(args.spec), args.scene, args.out, args.resume_from)
+        return run.train(load_train_spec(args.spec), args.scene, args.out, args.resume_from)
     except Exception as e:
         run.report_error(e)
         exit_now(2 if isinstance(e, UserError) else 1)

@@ -21,6 +21,8 @@ FOLDER = Path(__file__).parents[2] / "data" / "logs"
 INDEX = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
 #: Made of more than text lines; tested in test_own_run.py.
 NOT_BY_TEXT = {"killed-by-signal"}
+#: Causes that no log shows: what is missing in it is stated in config/workloads.yaml.
+NOT_IN_LOGS = {"no_result"}
 
 
 def cause_of(name: str) -> str:
@@ -59,12 +61,12 @@ def test_each_rule_takes_a_line_of_a_fixture(rule) -> None:
 
 
 def test_every_cause_has_a_rule_or_is_made_of_numbers() -> None:
-    assert set(CAUSES) == {r.cause for r in RULES}
+    assert set(CAUSES) - NOT_IN_LOGS == {r.cause for r in RULES}
 
 
 def test_every_cause_of_text_is_met_in_two_wordings() -> None:
     counts = Counter(map(cause_of, INDEX))
-    few = {c for c in CAUSES if counts[c] < 2} - {"killed", "misconfiguration"}
+    few = {c for c in CAUSES if counts[c] < 2} - {"killed", "misconfiguration"} - NOT_IN_LOGS
     assert not few
     assert len(INDEX) >= 100
 

@@ -1,0 +1,249 @@
+"""Workloads: programs of others, measured on the layouts of the study; each is an entry of `config/workloads.yaml`.
+
+In a point's path the workload takes the place of the scene and its variant that of the strategy:
+`results/{workload}/{variant}/{layout}/{repeat}/`.
+"""
+
+import re
+import shlex
+import string
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from .models import Hardware, InputPath, Settings
+from .naming import Layout, Point
+
+#: Variables of every template. Those of a rank have the rank's or, with `launch: node`, the node's values.
+VARIABLES = {
+    "ranks": "ranks of the layout, all nodes together",
+    "nodes": "nodes of the layout",
+    "ranks_per_node": "ranks on each node",
+    "node_rank": "number of this node, from 0",
+    "rank": "number of this rank, from 0; with `launch: node` of the node's first rank",
+    "local_rank": "number of this rank on its node, from 0",
+    "master_addr": "address of the node of rank 0",
+    "master_port": "a port on that node that is kept free for the program",
+    "batch_per_rank": "units of work per rank and step",
+    "global_batch": "units of work per step, all ranks together",
+    "steps": "the setting `steps`",
+    "data": "the setting `data`",
+    "out": "folder for what the program writes, made for each point",
+    "seed": "seed of the study plus the repeat",
+    "loader_workers": "the setting `loader_workers`",
+    "python": "the Python that runs the ranks",
+}
+Value = str | int | float
+
+
+def _words(value: object) -> object:
+    """A command line as one text is split as a shell would split it, and never reaches one."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return shlex.split(value)
+    except ValueError as e:
+        raise ValueError(f"cannot be split into words: {e}") from None
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as e:
+        raise ValueError(f"is no regular expression: {e}") from None
+    return text
+
+
+def _inside(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or not path:
+        raise ValueError("must be a path below {out}, without ..")
+    return path
+
+
+Pattern = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_pattern)]
+FileInOut = Annotated[str, AfterValidator(_inside)]
+
+
+class FigureOfMerit(Settings):
+    """A number that the program prints, or writes into a JSON file."""
+
+    regex: Pattern | None = Field(None, description="its first group is the number, in a line of the output")
+    json_file: FileInOut | None = Field(None, description="a JSON file below {out}, instead of `regex`")
+    json_path: str | None = Field(
+        None, description="keys and indices that lead to the number, e.g. val.0.psnr"
+    )
+    unit: str = Field("", max_length=32, description="e.g. s, %, images/s")
+    per: Literal["run", "epoch", "step"] = Field("run", description="what one number is of")
+    statistic: Literal["last", "mean", "median", "min", "max"] = Field(
+        "last", description="of the numbers of one rank"
+    )
+    skip: int = Field(0, ge=0, description="warm-up: so many numbers of each rank are left out")
+    over_ranks: Literal["first", "sum", "mean", "max"] = Field(
+        "first", description="of the ranks' numbers; first: rank 0 alone prints it"
+    )
+    required: bool = Field(True, description="without it the point has failed")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.regex is None) == (self.json_file is None) or (self.json_file is None) != (
+            self.json_path is None
+        ):
+            raise ValueError("give `regex`, or `json_file` with `json_path`")
+        if self.regex is not None and re.compile(self.regex).groups < 1:
+            raise ValueError("the regex has no group: put the number in (parentheses)")
+        return self
+
+
+class Success(Settings):
+    """Signs of success, all needed beside exit status 0: a wrapper may print `Complete` after a failure too."""
+
+    lines: list[Pattern] = Field([], description="each is found in the output of rank 0")
+    files: list[FileInOut] = Field([], description="each is there below {out}, and not empty")
+
+
+class Criteria(Settings):
+    """What the output is read for. A change judges the runs again and runs none of them again."""
+
+    unit_of_work: Literal["image", "sample", "token"] = "image"
+    work_per_epoch: int | None = Field(
+        None, ge=1, description="units of work per epoch: the rate follows from `epoch_s`"
+    )
+    figures_of_merit: dict[str, FigureOfMerit] = Field({}, min_length=1)
+    success: Success = Success()
+
+
+class Application(Settings):
+    """What is run."""
+
+    application: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = Field(
+        description="command line, a list of words or one line; {...} are variables"
+    )
+    launch: Literal["rank", "node"] = Field(
+        "rank",
+        description="rank: torchrun starts it once per rank; node: once per node, for programs that start their own",
+    )
+    environment: dict[str, str] = Field({}, description="variables of the environment, of templates too")
+    variables: dict[str, Value] = Field(
+        {}, description="more variables of the templates; variants change them"
+    )
+    inputs: list[InputPath] = Field([], description="files and folders whose content decides the result")
+    data: InputPath | None = Field(None, description="the folder {data}")
+    steps: int = Field(1, ge=1)
+    batch_per_rank: int | None = Field(None, ge=1, description="the global batch grows with the ranks")
+    global_batch: int | None = Field(None, ge=1, description="fixed: divided among the ranks")
+    loader_workers: int = Field(0, ge=0, le=1024)
+
+    def templates(self) -> Iterable[tuple[str, str]]:
+        """Name and text of each template."""
+        yield from ((f"application.{i}", word) for i, word in enumerate(self.application))
+        yield from ((f"environment.{name}", text) for name, text in self.environment.items())
+
+    @model_validator(mode="after")
+    def _known_variables(self) -> Self:
+        known = VARIABLES | self.variables
+        for where, text in self.templates():
+            for name in template_variables(text, where):
+                if name not in known:
+                    raise ValueError(
+                        f"`{where}`: unknown variable {{{name}}}; known: {', '.join(sorted(known))}"
+                    )
+                if name == "data" and self.data is None:
+                    raise ValueError(f"`{where}` has {{data}}, and there is no setting `data`")
+        if taken := sorted(VARIABLES.keys() & self.variables.keys()):
+            raise ValueError(f"`variables` may not set {', '.join(taken)}: every template has it")
+        if self.batch_per_rank and self.global_batch:
+            raise ValueError("give `batch_per_rank` or `global_batch`, not both")
+        return self
+
+
+class Workload(Application, Criteria):
+    """One entry of `config/workloads.yaml`."""
+
+    variants: dict[str, dict[str, Value]] = Field(
+        {"default": {}}, min_length=1, description="name -> variables that differ"
+    )
+
+    @model_validator(mode="after")
+    def _variants_change_variables(self) -> Self:
+        for name, changes in self.variants.items():
+            if unknown := sorted(changes.keys() - self.variables.keys()):
+                raise ValueError(
+                    f"variant {name!r} sets {', '.join(unknown)}, which is not in `variables`"
+                    f" ({', '.join(self.variables) or 'none'})"
+                )
+        return self
+
+    def application_of(self, variant: str) -> Application:
+        """Return what is run of a variant."""
+        mine = {name: getattr(self, name) for name in Application.model_fields}
+        return Application(**mine | {"variables": self.variables | self.variants[variant]})
+
+    @property
+    def criteria(self) -> Criteria:
+        return Criteria(**{name: getattr(self, name) for name in Criteria.model_fields})
+
+
+class WorkloadSpec(Settings):
+    """Everything that one run of a workload depends on: for a workload what `RunSpec` is for a training of ours.
+
+    `train` has the settings of the application, where records of trainings have theirs.
+    """
+
+    scene: str = Field(description="the workload")
+    strategy: str = Field(description="its variant")
+    layout: str
+    repeat: int
+    seed: int
+    train: Application
+    criteria: Criteria
+    hardware: Hardware
+
+    @property
+    def point(self) -> Point:
+        return Point(self.scene, self.strategy, Layout.parse(self.layout), self.repeat)
+
+    @property
+    def started(self) -> Layout:
+        """The layout: a workload uses all of it."""
+        return Layout.parse(self.layout)
+
+    @property
+    def global_batch(self) -> int:
+        """Units of work per step over all ranks; 1 where the workload does not say."""
+        per_rank = self.train.batch_per_rank
+        return self.train.global_batch or (per_rank or 1) * self.started.world_size
+
+    @property
+    def num_steps(self) -> int:
+        return self.train.steps
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        ranks = self.started.world_size
+        if self.train.global_batch and self.train.global_batch % ranks:
+            raise ValueError(f"global_batch = {self.train.global_batch} is no multiple of the {ranks} ranks")
+        return self
+
+
+def template_variables(text: str, where: str = "template") -> list[str]:
+    """List the variables of a template. Raises `ValueError` for anything but {name}, {{ and }}."""
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as e:
+        raise ValueError(f"`{where}`: {e}; a brace that is meant is written twice") from None
+    found = []
+    for _, name, form, conversion in parts:
+        if name is None:
+            continue
+        if form or conversion or not name.isidentifier():
+            raise ValueError(f"`{where}`: {{{name}}} is no variable; a brace that is meant is written twice")
+        found.append(name)
+    return found
+
+
+def expand(text: str, values: Mapping[str, Any]) -> str:
+    """Put values in the place of a template's variables: one word stays one word, whatever is in it."""
+    parts = string.Formatter().parse(text)
+    return "".join(before + ("" if name is None else str(values[name])) for before, name, _, _ in parts)

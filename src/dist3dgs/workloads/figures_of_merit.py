@@ -1,0 +1,167 @@
+"""Read a workload's figures of merit and signs of success from what its ranks printed and wrote."""
+
+import json
+import math
+import re
+import signal
+import statistics
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..config.workloads import Criteria, FigureOfMerit
+
+#: For all of a run's patterns together: one that backtracks without end must not hold a study up.
+TIME_LIMIT_S = 60.0
+#: Of one rank and figure at most so many numbers are kept, the last ones.
+MAX_NUMBERS = 1_000_000
+
+_STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
+    "last": lambda numbers: numbers[-1],
+    "mean": statistics.fmean,
+    "median": statistics.median,
+    "min": min,
+    "max": max,
+}
+_OVER_RANKS: dict[str, Callable[[Sequence[float]], float]] = {
+    "first": lambda numbers: numbers[0],
+    "sum": sum,
+    "mean": statistics.fmean,
+    "max": max,
+}
+
+
+@dataclass
+class Found:
+    """What the output of a run says: numbers by name, and in words what is missing."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    #: How many numbers rank 0 had for each figure, warm-up included.
+    counts: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    unmet: list[str] = field(default_factory=list)
+
+
+class TooSlow(Exception):
+    """The patterns took longer than `TIME_LIMIT_S`."""
+
+
+def find(criteria: Criteria, outputs: Sequence[Path], out: Path, limit_s: float = TIME_LIMIT_S) -> Found:
+    """Read a finished run.
+
+    Args:
+        outputs: what the ranks printed, rank 0 first.
+        out: the folder {out} of the run.
+        limit_s: seconds for all patterns together; those that are left are missing, with the reason.
+    """
+    found = Found()
+    for name, figure in criteria.figures_of_merit.items():
+        try:
+            with _bounded(limit_s):
+                _read(name, figure, outputs, out, found)
+        except TooSlow:
+            found.missing[name] = f"its regex took longer than {limit_s:g} s: {figure.regex}"
+    try:
+        with _bounded(limit_s):
+            found.unmet += _unmet(criteria, outputs, out)
+    except TooSlow:
+        found.unmet.append(f"the patterns of `success.lines` took longer than {limit_s:g} s")
+    return found
+
+
+def _read(name: str, figure: FigureOfMerit, outputs: Sequence[Path], out: Path, found: Found) -> None:
+    if figure.regex is not None:
+        pattern = re.compile(figure.regex)
+        asked = outputs[:1] if figure.over_ranks == "first" else outputs
+        by_rank = [_matches(pattern, path) for path in asked]
+        where = f"no line of the output matches {figure.regex}"
+    else:
+        by_rank, where = _from_json(out / str(figure.json_file), str(figure.json_path))
+    found.counts[name] = len(by_rank[0]) if by_rank else 0
+    left = [numbers[figure.skip :] for numbers in by_rank]
+    if not any(by_rank):
+        found.missing[name] = where
+    elif not all(left):
+        few = min(map(len, by_rank))
+        found.missing[name] = f"{few} numbers on a rank, and the first {figure.skip} are left out as warm-up"
+    else:
+        of_rank = [_STATISTICS[figure.statistic](numbers) for numbers in left]
+        value = _OVER_RANKS[figure.over_ranks](of_rank)
+        if math.isfinite(value):
+            found.values[name] = value
+        else:
+            found.missing[name] = f"it is {value}"
+
+
+def _matches(pattern: re.Pattern[str], path: Path) -> list[float]:
+    numbers = []
+    for line in _lines(path):
+        for match in pattern.finditer(line):
+            try:
+                numbers.append(float(match[1].replace(",", "")))
+            except (TypeError, ValueError, AttributeError):
+                continue
+    return numbers[-MAX_NUMBERS:]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        # A progress bar ends its lines with \\r.
+        with path.open(encoding="utf-8", errors="replace", newline=None) as f:
+            yield from f
+    except OSError:
+        return
+
+
+def _from_json(path: Path, keys: str) -> tuple[list[list[float]], str]:
+    where = f"{path.name} in {{out}} has no {keys}"
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return [[]], f"there is no file {path.name} in {{out}}"
+    except ValueError as e:
+        return [[]], f"{path.name} in {{out}} is not JSON ({e})"
+    for key in keys.split("."):
+        try:
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return [[]], where
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return [[]], f"{path.name} in {{out}}: {keys} is no number"
+    return [[float(value)]], where
+
+
+def _unmet(criteria: Criteria, outputs: Sequence[Path], out: Path) -> list[str]:
+    unmet = []
+    for text in criteria.success.lines:
+        pattern = re.compile(text)
+        if not any(pattern.search(line) for path in outputs[:1] for line in _lines(path)):
+            unmet.append(f"no line of the output matches {text}")
+    for name in criteria.success.files:
+        path = out / name
+        if not path.is_file() or path.stat().st_size == 0:
+            unmet.append(f"there is no file {name} in {{out}}, or it is empty")
+    return unmet
+
+
+@contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    """Raise `TooSlow` within the block after so many seconds. Only the main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TooSlow
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

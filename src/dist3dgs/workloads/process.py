@@ -1,0 +1,283 @@
+"""Run a workload's program on one rank, or one node, and leave the evidence that a rank of our own trainer leaves.
+
+torchrun starts `python -m dist3dgs.workloads.process --out POINT --events ATTEMPT` in the place of a rank; it reads the
+run's spec from the attempt's launch.json, starts the program, copies what it prints into `output.rankN.log` beside the
+events, and sees that nothing of it is left when it ends.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from ..config.matrix import read_spec
+from ..config.workloads import WorkloadSpec, expand
+from ..errors import UserError
+from ..monitoring.sampler import GIB
+from ..runs.attempts import Attempt
+from ..runs.events import EventWriter, events_path
+from ..runs.provenance import content_digest
+
+#: A port on the node of rank 0, set by the launcher, that nothing of ours listens on.
+PORT = "DIST3DGS_WORKLOAD_PORT"
+#: Set by the launcher where the ranks have GPUs.
+GPUS = "DIST3DGS_WORKLOAD_GPUS"
+#: The folder {out}, in the point's.
+OUTPUT = "output"
+#: Of a program's output the first and the last so many bytes are kept, and as much goes into the attempt's log.
+HEAD_BYTES, TAIL_BYTES = 32 << 20, 8 << 20
+#: A line without an end is cut into pieces of this size.
+LINE_BYTES = 1 << 16
+#: Between two signs of life while a program prints.
+PULSE_S = 5.0
+#: After a request to stop: time for the program to end before it is killed; less than the launcher gives us.
+GRACE_S = 45.0
+
+
+def output_path(attempt: Path, rank: int) -> Path:
+    """Return the file with what the program of a rank printed."""
+    return Path(attempt, f"output.rank{rank}.log")
+
+
+def values_of(spec: WorkloadSpec, out: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the templates' variables on this rank.
+
+    Args:
+        environ: torchrun's variables; where one process stands for a node, its ranks are the nodes.
+    """
+    layout, app = spec.started, spec.train
+    number, local = int(environ.get("RANK", 0)), int(environ.get("LOCAL_RANK", 0))
+    node = int(environ.get("GROUP_RANK", 0))
+    rank = number if app.launch == "rank" else node * layout.workers_per_node
+    return app.variables | {
+        "ranks": layout.world_size,
+        "nodes": layout.nodes,
+        "ranks_per_node": layout.workers_per_node,
+        "node_rank": node,
+        "rank": rank,
+        "local_rank": local,
+        "master_addr": environ.get("MASTER_ADDR", "127.0.0.1"),
+        "master_port": environ.get(PORT) or environ.get("MASTER_PORT", "29500"),
+        "batch_per_rank": spec.global_batch // layout.world_size,
+        "global_batch": spec.global_batch,
+        "steps": app.steps,
+        "data": app.data,
+        "out": out,
+        "seed": spec.seed,
+        "loader_workers": app.loader_workers,
+        "python": sys.executable,
+    }
+
+
+def environment_of(
+    spec: WorkloadSpec, values: Mapping[str, Any], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the program's environment: of torchrun's variables those that it can use.
+
+    A program that starts its own ranks must not take itself for one of torchrun's.
+    """
+    kept = {k: v for k, v in environ.items() if not k.startswith("DIST3DGS_")}
+    if spec.train.launch == "node":
+        ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"}
+        ranks |= {"ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}
+        kept = {k: v for k, v in kept.items() if k not in ranks and not k.startswith("TORCHELASTIC_")}
+    given = {name: expand(text, values) for name, text in spec.train.environment.items()}
+    # An empty text takes a variable away: a program may look at torchrun's before its own.
+    result = {k: v for k, v in (kept | given).items() if v or k not in given}
+    return result | ({"CUDA_VISIBLE_DEVICES": ""} if spec.hardware.device == "cpu" else {})
+
+
+class Program:
+    """One run of the program, with everything that it starts."""
+
+    def __init__(
+        self, argv: list[str], environment: dict[str, str], write: EventWriter, output: Path
+    ) -> None:
+        self.write, self.output = write, output
+        self.peak_rss_bytes = 0
+        self.lines = self.bytes = 0
+        self.last_line = ""
+        # Whatever the program starts becomes our child when its parent ends, so that it can be found.
+        _prctl(36, 1)
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+        self.stop_at: float | None = None
+
+    def request_stop(self) -> None:
+        """Ask the program to end; after `GRACE_S` it is killed."""
+        if self.stop_at is None:
+            self.stop_at = time.monotonic() + GRACE_S
+            self.signal_all(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Return the program's exit status once it has ended and nothing of it is left."""
+        reader = threading.Thread(target=self._copy, daemon=True)
+        reader.start()
+        while self.process.poll() is None:
+            time.sleep(0.1)
+            self._measure()
+            if self.stop_at is not None and time.monotonic() > self.stop_at:
+                self.signal_all(signal.SIGKILL)
+        # A child that it left behind may hold the pipe open.
+        reader.join(1.0)
+        left = self._family()
+        self.signal_all(signal.SIGKILL)
+        psutil.wait_procs(left, timeout=5.0)
+        reader.join(10.0)
+        return int(self.process.returncode)
+
+    def _copy(self) -> None:
+        stream = self.process.stdout
+        assert stream is not None
+        tail: deque[bytes] = deque()
+        tail_bytes, pulse = 0, time.monotonic()
+        with self.output.open("wb") as out:
+            while line := stream.readline(LINE_BYTES):
+                self.lines += 1
+                self.bytes += len(line)
+                self.last_line = line.decode("utf-8", "replace").strip() or self.last_line
+                if self.bytes <= HEAD_BYTES:
+                    _write(out, line)
+                else:
+                    tail.append(line)
+                    tail_bytes += len(line)
+                    while tail_bytes > TAIL_BYTES:
+                        tail_bytes -= len(tail.popleft())
+                if time.monotonic() - pulse > PULSE_S:
+                    pulse = time.monotonic()
+                    self.write("progress", phase="step", step=None, lines=self.lines)
+            if tail:
+                _write(out, f"\n... {self.bytes - HEAD_BYTES - tail_bytes} bytes left out ...\n".encode())
+                for line in tail:
+                    _write(out, line)
+
+    def _measure(self) -> None:
+        total = 0
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        self.peak_rss_bytes = max(self.peak_rss_bytes, total)
+
+    def _family(self) -> list[psutil.Process]:
+        return psutil.Process().children(recursive=True)
+
+    def signal_all(self, number: int) -> None:
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+
+
+def _write(out: IO[bytes], line: bytes) -> None:
+    out.write(line)
+    out.flush()
+    # Also into the attempt's log, which torchrun passes on: the diagnosis reads it.
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(option, value)  # 1: PR_SET_PDEATHSIG, 36: PR_SET_CHILD_SUBREAPER
+
+
+def _end_with_parent() -> None:
+    _prctl(1, signal.SIGKILL)
+
+
+def run(spec: WorkloadSpec, out: Path, attempt: Path) -> int:
+    """Run the program of this rank to its end; the exit status for torchrun."""
+    values = values_of(spec, out, os.environ)
+    rank, first = values["rank"], values["rank"] == 0
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    write = EventWriter(events_path(attempt, node), rank)
+    ranks = range(rank, rank + (1 if spec.train.launch == "rank" else values["ranks_per_node"]))
+    for each in ranks:
+        fields = {
+            "world_size": values["ranks"],
+            "host": node,
+            "pid": os.getpid(),
+            "device": _device(each, values),
+        }
+        EventWriter(events_path(attempt, node), each)("start", **fields, device_name=None, versions={})
+    if first and spec.train.inputs:
+        write("scene", digest=inputs_digest(spec.train.inputs))
+    argv = [expand(word, values) for word in spec.train.application]
+    environment = environment_of(spec, values, os.environ)
+    out.mkdir(parents=True, exist_ok=True)
+    if shutil.which(argv[0], path=environment.get("PATH")) is None:
+        message = (
+            f"executable file not found in $PATH: {argv[0]!r}; fix `application` of the workload {spec.scene}"
+        )
+        write("error", type="FileNotFoundError", message=message, traceback="", phase="startup", step=0)
+        return 127
+    started = time.time()
+    write("leave", phase="startup", s=0.0)
+    write("enter", phase="step")
+    program = Program(argv, environment, write, output_path(attempt, rank))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, frame: _stop(program, write, n))
+    # The launcher asks a rank that hangs for its stacks, and kills it next; nothing of the program must outlive it.
+    signal.signal(signal.SIGUSR1, lambda n, frame: program.signal_all(signal.SIGKILL))
+    status = program.wait()
+    seconds = time.time() - started
+    write("leave", phase="step", s=seconds)
+    write("memory", peak_rss_gib=program.peak_rss_bytes / GIB, peak_gpu_gib=None)
+    if status == 0:
+        if first:
+            write("end", status="ok", step=None)
+        return 0
+    if status < 0 and program.stop_at is None:  # killed: torchrun reports of us what befell it
+        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        os.kill(os.getpid(), -status)
+    return 128 - status if status < 0 else status
+
+
+def _stop(program: Program, write: EventWriter, number: int) -> None:
+    write("signal", signal=signal.Signals(number).name)
+    program.request_stop()
+
+
+def _device(rank: int, values: Mapping[str, Any]) -> str:
+    """Name the device of a rank: its GPU where the launcher found any, else the processor."""
+    return f"cuda:{rank % values['ranks_per_node']}" if os.environ.get(GPUS) else "cpu"
+
+
+def inputs_digest(inputs: Iterable[str]) -> str:
+    """Digest of the content of a workload's input files. Raises `UserError` for one that is not there."""
+    files: list[Path] = []
+    for name in inputs:
+        path = Path(name)
+        if not path.exists():
+            raise UserError(f"{path}: no such input; fix `inputs` of the workload in config/workloads.yaml")
+        files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return content_digest(files, Path(os.devnull))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--events", type=Path, required=True)
+    args = parser.parse_args()
+    spec = read_spec(Attempt(args.events).launch().get("spec"), str(args.events / "launch.json"))
+    if not isinstance(spec, WorkloadSpec):
+        sys.exit("this runs workloads; a training is started by `dist3dgs launch`")
+    sys.exit(run(spec, args.out / OUTPUT, args.events))
+
+
+if __name__ == "__main__":
+    main()

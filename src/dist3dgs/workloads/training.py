@@ -1,0 +1,153 @@
+"""What the shipped applications share: ranks by torchrun, data-parallel training, one line per epoch.
+
+They know nothing of this package beyond this file: they are run as programs of others are.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+
+@dataclass
+class Ranks:
+    """This process among all."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls) -> "Ranks":
+        """Meet the others at torchrun's rendezvous; alone without torchrun."""
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(device)
+        if world_size > 1:
+            dist.init_process_group("nccl" if cuda else "gloo")
+        return cls(rank, world_size, device)
+
+    def mean(self, *values: float) -> list[float]:
+        """Average numbers over the ranks."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return (total / self.world_size).tolist()
+
+    def say(self, text: str) -> None:
+        """Print on rank 0 alone."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that all applications have."""
+    p = argparse.ArgumentParser(description=description)
+    p.add_argument(
+        "--data", default="", help="folder of real data; without it data of the same shape are generated"
+    )
+    p.add_argument("--epochs", type=int, default=3)
+    p.add_argument("--batch-per-rank", type=int, default=32)
+    p.add_argument("--samples", type=int, default=1024, help="generated training samples")
+    p.add_argument("--workers", type=int, default=0, help="processes that load data, of each rank")
+    p.add_argument("--seed", type=int, default=0)
+    return p
+
+
+def train(
+    ranks: Ranks,
+    model: nn.Module,
+    training: Dataset[tuple[Tensor, Tensor]],
+    validation: Dataset[tuple[Tensor, Tensor]],
+    args: argparse.Namespace,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    unit: str,
+) -> None:
+    """Train and validate for `args.epochs` epochs; rank 0 prints a line for each.
+
+    Args:
+        unit: of the throughput, e.g. img/s.
+    """
+    device = ranks.device
+    model = model.to(device)
+    if ranks.world_size > 1:
+        model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    size = sum(p.numel() for p in model.parameters())
+    ranks.say(f"{size} parameters on {ranks.world_size} ranks, {device.type}")
+    sampler: DistributedSampler[tuple[Tensor, Tensor]] = DistributedSampler(
+        training, ranks.world_size, ranks.rank, seed=args.seed, drop_last=True
+    )
+    common = {
+        "batch_size": args.batch_per_rank,
+        "num_workers": args.workers,
+        "pin_memory": device.type == "cuda",
+    }
+    batches = DataLoader(training, sampler=sampler, drop_last=True, **common)
+    held_out = DataLoader(
+        validation,
+        sampler=DistributedSampler(validation, ranks.world_size, ranks.rank, shuffle=False),
+        **common,
+    )
+    optimise = optimizer(model)
+    schedule = torch.optim.lr_scheduler.StepLR(optimise, step_size=max(1, args.epochs // 3), gamma=0.5)
+    scaler = torch.amp.GradScaler(enabled=device.type == "cuda")
+    begun = time.perf_counter()
+    for epoch in range(args.epochs):
+        sampler.set_epoch(epoch)
+        model.train()
+        lr, started = optimise.param_groups[0]["lr"], time.perf_counter()
+        loss, accuracy = _pass(model, batches, device, optimise, scaler)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        # The slowest rank's: the others wait for it in their next all-reduce.
+        seconds = time.perf_counter() - started
+        model.eval()
+        with torch.no_grad():
+            val_loss, val_accuracy = _pass(model, held_out, device)
+        schedule.step()
+        loss, accuracy, val_loss, val_accuracy, seconds = ranks.mean(
+            loss, accuracy, val_loss, val_accuracy, seconds
+        )
+        done = len(batches) * args.batch_per_rank * ranks.world_size
+        ranks.say(
+            f"Epoch [{epoch + 1}/{args.epochs}] LR: {lr:.6f} | Loss (train, val): {loss:.3f}, {val_loss:.3f}"
+            f" | Accuracy (train, val): {100 * accuracy:.2f}%, {100 * val_accuracy:.2f}%"
+            f" | Throughput: {done / seconds:.1f} {unit} | Epoch time: {seconds:.3f} s"
+        )
+    ranks.say(f"Total training time: {time.perf_counter() - begun:.2f} s")
+    if ranks.world_size > 1:
+        dist.destroy_process_group()
+
+
+def _pass(
+    model: nn.Module,
+    batches: DataLoader[tuple[Tensor, Tensor]],
+    device: torch.device,
+    optimizer: torch.optim.Optimizer | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> tuple[float, float]:
+    """Go through the batches once, learning with an optimizer; mean loss and share of right answers."""
+    loss_sum, right, seen = 0.0, 0, 0
+    for inputs, labels in batches:
+        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        with torch.autocast(device.type, enabled=device.type == "cuda"):
+            scores = model(inputs)
+            loss = nn.functional.cross_entropy(scores, labels)
+        if optimizer is not None and scaler is not None:
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        loss_sum += loss.item() * len(labels)
+        right += int((scores.argmax(1) == labels).sum())
+        seen += len(labels)
+    return loss_sum / max(1, seen), right / max(1, seen)

@@ -1,0 +1,159 @@
+"""Workloads through the launcher and torchrun: records as our own trainings have them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist3dgs.cli import main
+from dist3dgs.config.load import Layers
+from dist3dgs.config.matrix import Study, spec_json
+from dist3dgs.config.models import Hardware
+from dist3dgs.config.naming import Point
+from dist3dgs.config.workloads import Criteria
+from dist3dgs.launch.launcher import launch
+from dist3dgs.records.build import judge
+from dist3dgs.runs.record import RunRecord
+
+pytestmark = pytest.mark.slow
+#: A program of one process per node that starts its own ranks.
+NODE = """
+import os, subprocess, sys
+assert "RANK" not in os.environ and "WORLD_SIZE" not in os.environ
+code = "import sys; print('rank', sys.argv[1])"
+ranks = [subprocess.Popen([sys.executable, "-c", code, str(r)]) for r in range(int(sys.argv[1]))]
+assert not any(r.wait() for r in ranks)
+print("rate 12.5")
+"""
+#: Prints what gsplat's simple_trainer.py prints, at its process layout; the ranks meet at the port they are told.
+GSPLAT = """
+import json, os, socket, sys, time
+assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(os.environ), "would be taken for torchrun's"
+rank, size = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
+assert int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]) == rank
+place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+out, steps = sys.argv[sys.argv.index("--result_dir") + 1], int(sys.argv[sys.argv.index("--max_steps") + 1])
+if rank == 0:
+    with socket.create_server(("", place[1])) as server:
+        server.settimeout(30)
+        for _ in range(size - 1):
+            server.accept()[0].close()
+else:
+    end = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(place, 5).close()
+            break
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+stats = {"mem": 0.5, "ellipse_time": 10.5 + rank, "num_GS": 1000 + rank}
+print("Step: ", steps - 1, stats)
+if rank == 0:
+    print("PSNR: 25.125, SSIM: 0.8123, LPIPS: 0.201 Time: 0.012s/image Number of GS: 1000")
+"""
+
+
+def study(repository: Path, overlay: dict[str, Any]) -> Study:
+    layers = Layers.read(
+        repository / "config" / f"{name}.yaml" for name in ("config", "scenes", "strategies", "workloads")
+    )
+    layers = Layers((*layers.layers, ("overlay", overlay)))
+    return Study.from_config(layers.merged(), layers)
+
+
+def run(point: str, made: Study, results: Path) -> tuple[RunRecord, Path]:
+    spec = made.spec(Point.named(point))
+    spec = spec.model_copy(update={"hardware": Hardware(device="cpu", timeout_s=60)})
+    out = spec.point.folder(results)
+    assert launch(spec_json(spec), None, out) == 0
+    return judge(out / "launch.json"), out
+
+
+def test_a_transformer_on_two_ranks(repository: Path, tmp_path: Path) -> None:
+    small = {"epochs": 3, "samples": 64}
+    made = study(repository, {"workload_library": {"transformer": {"variables": small}}})
+    record, out = run("transformer/small/n1g2", made, tmp_path)
+    assert record.status == "ok", record.failure
+    m = record.metrics
+    assert m.images_per_s and m.epoch_s and m.epochs == 3 and m.accuracy is not None and m.loss
+    assert m.images_per_s == pytest.approx(64 / m.epoch_s, rel=0.3)
+    assert m.figures_of_merit["images_per_s"].unit == "samples/s" and m.figures_of_merit["epoch_s"].count == 3
+    assert "sample" in record.reasons["images_per_s"] and len(m.ranks) == 2
+    assert m.peak_rss_gib and m.peak_host_gib and m.phases_s["step"] > 0
+    assert "data: generated" in (out / "attempts/000/train.log").read_text()
+
+    # Read again for something else, without running it again.
+    criteria = Criteria.model_validate({"figures_of_merit": {"epoch_s": {"regex": r"epochs took ([\d.]+)"}}})
+    argv = ["record", "--launch", str(out / "launch.json"), "--out", str(tmp_path / "record.json")]
+    assert main([*argv, "--criteria", criteria.model_dump_json()]) == 0
+    failure = json.loads((tmp_path / "record.json").read_text())["failure"]
+    assert (
+        failure["cause"] == "no_result" and "no figure of merit 'epoch_s'" in failure["evidence"][0]["text"]
+    )
+
+
+def entry(tmp_path: Path, code: str, **settings: Any) -> dict[str, Any]:
+    (tmp_path / "program.py").write_text(code)
+    figures = {"figures_of_merit": {"images_per_s": {"regex": r"rate ([\d.]+)"}}}
+    command = {"application": ["{python}", str(tmp_path / "program.py"), "{ranks}"]}
+    return {"workload_library": {"mine": command | figures | settings}}
+
+
+def test_one_process_for_a_node(repository: Path, tmp_path: Path) -> None:
+    made = study(repository, entry(tmp_path, NODE, launch="node", work_per_epoch=5))
+    record, out = run("mine/default/n1g3", made, tmp_path)
+    assert record.status == "ok", record.failure
+    assert record.metrics.images_per_s == 12.5 and len(record.metrics.ranks) == 3
+    text = (out / "attempts/000/output.rank0.log").read_text()
+    assert all(f"rank {r}" in text for r in range(3))
+
+
+def test_gsplats_trainer_at_its_process_layout(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "simple_trainer.py").write_text(GSPLAT)
+    change = {
+        "variables": {"trainer": str(tmp_path / "simple_trainer.py")},
+        "data": str(tmp_path),
+        "steps": 50,
+    }
+    made = study(repository, {"workload_library": {"gsplat": change}})
+    record, _ = run("gsplat/default/n1g2", made, tmp_path)
+    assert record.status == "ok", record.failure
+    m = record.metrics
+    assert (m.psnr, m.ssim, m.lpips, m.num_gaussians, m.train_s) == (25.125, 0.8123, 0.201, 2001, 11.5)
+
+
+CRASH = """
+import os, signal, sys, time
+if os.environ["RANK"] == "1":
+    {end}
+print("rate 1.0", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed"),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')", "gpu_oom"),
+    ],
+)
+def test_failures_of_foreign_programs_are_diagnosed(
+    repository: Path, tmp_path: Path, end: str, cause: str
+) -> None:
+    record, _ = run("mine/default/n1g2", study(repository, entry(tmp_path, CRASH.format(end=end))), tmp_path)
+    assert record.status == "failed" and record.failure is not None
+    assert record.failure.cause == cause and record.failure.evidence
+    if cause == "killed":
+        assert record.failure.rank == 1
+
+
+def test_status_0_is_not_success(repository: Path, tmp_path: Path) -> None:
+    made = study(repository, entry(tmp_path, "print('speed 1')", success={"lines": ["Complete"]}))
+    record, _ = run("mine/default/n1g1", made, tmp_path)
+    assert record.status == "failed" and record.failure is not None
+    assert record.failure.cause == "no_result" and record.metrics.images_per_s is None
+    assert ["rate" in e.text for e in record.failure.evidence] == [True, False]
+    assert "Complete" in record.failure.evidence[1].text

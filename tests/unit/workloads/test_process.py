@@ -1,0 +1,138 @@
+"""A program on one rank or node: its variables, its environment, its output, and that nothing of it is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dist3dgs.config.models import Hardware
+from dist3dgs.config.workloads import Application, Criteria, WorkloadSpec
+from dist3dgs.runs.events import read_events
+from dist3dgs.workloads import process
+
+CRITERIA = Criteria.model_validate({"figures_of_merit": {"x": {"regex": "(x)"}}})
+#: The module with smaller bounds, as torchrun would start it.
+SMALL = (
+    "from dist3dgs.workloads import process as p\n"
+    "p.HEAD_BYTES, p.TAIL_BYTES, p.GRACE_S = 10_000, 1_000, 0.5\np.main()\n"
+)
+
+
+def spec(application: list[str] | str, layout: str = "n1g1", **settings: Any) -> WorkloadSpec:
+    app = Application.model_validate({"application": application} | settings)
+    return WorkloadSpec(
+        scene="mine", strategy="default", layout=layout, repeat=0, seed=7, train=app, criteria=CRITERIA,
+        hardware=Hardware(device="cpu"),
+    )  # fmt: skip
+
+
+def start(folder: Path, run: WorkloadSpec, **environ: str) -> "subprocess.Popen[str]":
+    attempt = folder / "attempts/000"
+    attempt.mkdir(parents=True, exist_ok=True)
+    (attempt / "launch.json").write_text(json.dumps({"spec": run.model_dump(mode="json")}))
+    argv = [sys.executable, "-c", SMALL, "--out", str(folder), "--events", str(attempt)]
+    return subprocess.Popen(argv, env=os.environ | environ, stdout=subprocess.PIPE, text=True)
+
+
+def output(folder: Path, rank: int = 0) -> str:
+    return process.output_path(folder / "attempts/000", rank).read_text()
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return list(read_events(folder / "attempts/000"))
+
+
+def test_variables_of_a_rank_and_of_a_node() -> None:
+    torchrun = {
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "GROUP_RANK": "1",
+        "MASTER_ADDR": "head",
+        process.PORT: "23456",
+    }
+    values = process.values_of(spec("p", "n2g2", batch_per_rank=4), Path("o"), torchrun)
+    assert (values["rank"], values["local_rank"], values["node_rank"]) == (3, 1, 1)
+    assert (values["ranks"], values["nodes"], values["ranks_per_node"]) == (4, 2, 2)
+    assert (values["batch_per_rank"], values["global_batch"]) == (4, 16)
+    assert (values["master_addr"], values["master_port"], values["seed"]) == ("head", "23456", 7)
+    of_node = process.values_of(spec("p", "n2g2", launch="node", global_batch=8), Path("o"), torchrun)
+    assert (of_node["rank"], of_node["batch_per_rank"]) == (2, 2)
+
+
+def test_the_environment_of_a_program_that_starts_its_own_ranks() -> None:
+    environ = {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x", "MASTER_PORT": "1", "HOME": "/h"}
+    run = spec("p", launch="node", environment={"NODE": "{node_rank}", "HOME": ""})
+    made = process.environment_of(run, process.values_of(run, Path("o"), environ), environ)
+    assert made == {"NODE": "0", "CUDA_VISIBLE_DEVICES": ""}
+    by_rank = spec("p", environment={"RANK": "", "OMPI_COMM_WORLD_RANK": "{rank}"})
+    made = process.environment_of(by_rank, process.values_of(by_rank, Path("o"), environ), environ)
+    assert "RANK" not in made and made["OMPI_COMM_WORLD_RANK"] == "1" and made["WORLD_SIZE"] == "2"
+
+
+def test_output_and_events(tmp_path: Path) -> None:
+    code = "import os, sys; print('x', sys.argv[1:]); open(sys.argv[2] + '/made', 'w')"
+    run = spec(["{python}", "-c", code, "{seed} $(echo a)", "{out}"])
+    program = start(tmp_path, run)
+    assert program.wait(30) == 0
+    assert (
+        output(tmp_path) == f"x ['7 $(echo a)', '{tmp_path}/output']\n"
+        and (tmp_path / "output/made").exists()
+    )
+    kinds = [e["event"] for e in events(tmp_path)]
+    assert kinds == ["start", "leave", "enter", "leave", "memory", "end"]
+
+
+def test_a_missing_program_is_named(tmp_path: Path) -> None:
+    program = start(tmp_path, spec("no-such-program --x"))
+    assert program.wait(30) == 127
+    (error,) = [e for e in events(tmp_path) if e["event"] == "error"]
+    assert "'no-such-program'" in error["message"] and "application" in error["message"]
+
+
+def test_of_much_output_the_first_and_the_last_are_kept(tmp_path: Path) -> None:
+    code = "for i in range(20_000): print('line', i)"
+    assert start(tmp_path, spec(["{python}", "-c", code])).wait(60) == 0
+    text = output(tmp_path)
+    assert text.startswith("line 0\n") and text.endswith("line 19999\n") and len(text) < 12_000
+    assert "bytes left out" in text
+
+
+def test_a_child_that_is_left_behind_is_ended(tmp_path: Path) -> None:
+    """One in a session of its own, with its parent gone, that holds the program's output open."""
+    code = (
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'],"
+        " start_new_session=True); print('child', p.pid)"
+    )
+    assert start(tmp_path, spec(["{python}", "-c", code])).wait(60) == 0
+    assert not psutil.pid_exists(int(output(tmp_path).split()[1]))
+
+
+def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(300)"
+    )
+    program = start(tmp_path, spec(["{python}", "-c", code]))
+    end = time.monotonic() + 30
+    while not process.output_path(tmp_path / "attempts/000", 0).exists() or "deaf" not in output(tmp_path):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(30) == 128 + signal.SIGKILL
+    kinds = [e["event"] for e in events(tmp_path)]
+    assert "signal" in kinds and "end" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9)]
+)
+def test_the_end_of_the_program_is_ours(tmp_path: Path, code: str, status: int) -> None:
+    """Also a signal: torchrun then reports it, and the rank is told by its process id."""
+    assert start(tmp_path, spec(["{python}", "-c", code])).wait(30) == status
+    assert "end" not in [e["event"] for e in events(tmp_path)]

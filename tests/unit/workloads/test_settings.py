@@ -1,0 +1,120 @@
+"""Workloads in the config: entries, templates, their points, and what is wrong with them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dist3dgs.config.matrix import Study, load_spec, load_study, run_digest, spec_json
+from dist3dgs.config.naming import Point
+from dist3dgs.config.workloads import Workload, WorkloadSpec, expand
+from dist3dgs.errors import UserError
+
+ENTRY: dict[str, Any] = {
+    "application": "prog --n {ranks} --out {out}",
+    "variables": {"size": 1},
+    "variants": {"small": {}, "large": {"size": 9}},
+    "figures_of_merit": {"loss": {"regex": r"loss (\S+)"}},
+}
+
+
+def study(repository: Path, entry: dict[str, Any], **config: Any) -> Study:
+    raw: dict[str, Any] = {}
+    for name in ("config.yaml", "scenes.yaml", "strategies.yaml"):
+        raw |= yaml.safe_load((repository / "config" / name).read_text())
+    return Study.from_config(raw | {"workload_library": {"mine": entry}, "workloads": ["mine"]} | config)
+
+
+def test_points_are_workload_variant_layout_repeat(repository: Path) -> None:
+    made = study(repository, ENTRY, scenes=[], layouts=["n1g1", "n2g2"])
+    names = [str(p) for p in made.points()]
+    assert names == [f"mine/{v}/{x}/r0" for v in ("small", "large") for x in ("n1g1", "n2g2")]
+    spec = made.spec(Point.named("mine/large/n2g2/r3"))
+    assert isinstance(spec, WorkloadSpec) and spec.train.variables == {"size": 9} and spec.seed == 45
+    assert load_spec(spec_json(spec)) == spec
+
+
+def test_beside_scenes_the_matrix_has_both(repository: Path) -> None:
+    names = {str(p) for p in study(repository, ENTRY, layouts=["n1g1"]).points()}
+    assert names == {"builtin/replicated/n1g1/r0", "mine/small/n1g1/r0", "mine/large/n1g1/r0"}
+
+
+def test_what_the_output_is_read_for_decides_no_result(repository: Path) -> None:
+    point = Point.named("mine/small/n1g1")
+    other = ENTRY | {"figures_of_merit": {"loss": {"regex": r"LOSS (\S+)"}}}
+    here, there = (study(repository, e).spec(point) for e in (ENTRY, other))
+    assert here != there and run_digest(spec_json(here)) == run_digest(spec_json(there))
+    longer = study(repository, ENTRY | {"steps": 5}).spec(point)
+    assert run_digest(spec_json(here)) != run_digest(spec_json(longer))
+
+
+def test_the_digest_of_a_training_is_what_it_was(repository: Path) -> None:
+    """A workload in the config changes no other run."""
+    point = Point.named("builtin/replicated/n1g2")
+    alone = load_study(repository / "config").spec(point)
+    assert spec_json(study(repository, ENTRY).spec(point)) == spec_json(alone)
+
+
+def test_every_shipped_entry_can_be_asked_for_and_the_first_shows_every_setting(repository: Path) -> None:
+    made = load_study(repository / "config")
+    for name, workload in made.workloads.items():
+        for variant in workload.variants:
+            assert made.spec(Point.named(f"{name}/{variant}/n2g2")).num_steps >= 1
+    shown = yaml.safe_load((repository / "config/workloads.yaml").read_text())["workload_library"]["resnet50"]
+    assert set(shown) == set(Workload.model_fields)
+    figure = set(shown["figures_of_merit"]["images_per_s"])
+    assert figure == set(json.loads((repository / "workflow/schemas/workload.schema.json").read_text())
+                         ["$defs"]["FigureOfMerit"]["properties"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"application": "prog {rnaks}"}, r"\{rnaks\}; known: .*ranks"),
+        ({"application": "prog {ranks!r}"}, "no variable"),
+        ({"application": "prog {ranks.real}"}, "no variable"),
+        ({"application": "prog {"}, "twice"),
+        ({"application": "prog 'a"}, "split"),
+        ({"application": []}, "application"),
+        ({"application": "prog {data}"}, "no setting `data`"),
+        ({"environment": {"A": "{b}"}}, r"environment\.A.*\{b\}"),
+        ({"variables": {"size": 1, "ranks": 2}}, "may not set ranks"),
+        ({"variants": {"small": {"sise": 2}}}, "'small' sets sise"),
+        ({"variants": {"a b": {}}}, "variant name 'a b'"),
+        ({"batch_per_rank": 1, "global_batch": 2}, "not both"),
+        ({"global_batch": 3, "variants": {"x": {}}}, "global_batch = 3.*2 ranks"),
+        ({"launch": "shell"}, "launch.*'rank' or 'node'"),
+        ({"figures_of_merit": {}}, "figures_of_merit"),
+        ({"figures_of_merit": {"loss": {"regex": "loss"}}}, "group"),
+        ({"figures_of_merit": {"loss": {"regex": "(loss"}}}, "regular expression"),
+        ({"figures_of_merit": {"loss": {}}}, "`regex`, or `json_file`"),
+        ({"figures_of_merit": {"loss": {"json_file": "../x", "json_path": "a"}}}, "below"),
+        ({"figures_of_merit": {"loss": {"regx": "(a)"}}}, "did you mean `regex`"),
+        ({"success": {"lines": ["("]}}, "regular expression"),
+        ({"aplication": "x"}, "did you mean `application`"),
+    ],
+)
+def test_each_mistake_is_named(repository: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=rf"(?s){words}"):
+        study(repository, ENTRY | change)
+
+
+def test_a_name_of_a_scene_is_refused(repository: Path) -> None:
+    with pytest.raises(UserError, match="'builtin' is a scene too"):
+        study(repository, ENTRY, workload_library={"builtin": ENTRY}, workloads=["builtin"])
+
+
+def test_unknown_workloads_and_variants_are_answered_with_the_known(repository: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'mine'"):
+        study(repository, ENTRY, workloads=["mien"])
+    with pytest.raises(UserError, match=r"'larg'.*'large'"):
+        study(repository, ENTRY).spec(Point.named("mine/larg/n1g1"))
+    with pytest.raises(UserError, match="scenes"):
+        study(repository, ENTRY, scenes=[], workloads=[])
+
+
+@pytest.mark.parametrize("value", ["$(touch x)", "a b; rm -rf /", "{ranks}", "'", "\n"])
+def test_a_value_stays_one_word(value: str) -> None:
+    assert expand("--x={size}{{}}", {"size": value}) == f"--x={value}{{}}"
