@@ -75,6 +75,7 @@ WAYS = (
     # -- Python
     Way(r"python -m dist3dgs\.cli\.logs .+", How.RUN),
     Way(r"python -m dist3dgs\.launch\.gsplat_build", How.RUN, exits=(0, 2)),  # 2: says what is missing
+    Way(r"python -m dist3dgs\.predict\.validation", How.OPTIONS, "writes into the package; its test fits the same"),
     Way(r"python -m dist3dgs\.bench\..+", How.OPTIONS, "a measurement of minutes"),
     Way(r"python scripts/slurm/.+", How.OPTIONS, "a measurement of minutes on the test cluster"),
     Way(r"python -X .+", How.SHELL, "an option of Python itself"),

@@ -15,6 +15,7 @@ ORDER = (
     *("errors", "files", "console", "monitoring", "config", "scenes", "runs", "logs", "diagnosis", "records"),
     *(
         "analysis",
+        "predict",
         "figures",
         "report",
         "slurm",
