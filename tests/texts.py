@@ -71,6 +71,7 @@ WAYS = (
     Way(r"dist3dgs diagnose .+", How.RUN, exits=(0, 1)),
     Way(r"dist3dgs \w+ --help", How.RUN),
     Way(r"dist3dgs (points|spec|status|schemas|read|launch|evaluate)( .+)?", How.RUN),
+    Way(r"dist3dgs (predict|recommend|project)( .+)?", How.RUN),
     Way(r"dist3dgs (site init|partitions|preflight)( .+)?", How.ON_SLURM),
     # -- Python
     Way(r"python -m dist3dgs\.cli\.logs .+", How.RUN),

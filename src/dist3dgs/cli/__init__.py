@@ -17,7 +17,7 @@ from .. import __version__
 from ..config.load import add_config_options, add_configfile_option
 from ..console import logged
 from ..errors import UserError
-from . import verbs
+from . import predict, verbs
 from .cluster import PROFILE, add_verbs
 
 #: Adds a verb: its name, what it does, what it is for, and what its help ends with.
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_pages(verb)
     _add_logs(verb)
     add_verbs(verb)
+    predict.add_verbs(verb)
     return parser
 
 

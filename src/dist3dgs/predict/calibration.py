@@ -36,6 +36,7 @@ class Segment:
     images_per_step: float
     gaussians: float
     """Mean number of the whole model."""
+    steps: int
     step_s: float
 
 
@@ -52,7 +53,7 @@ def segments(record: RunRecord) -> list[Segment]:
             seconds = (c.elapsed_s - elapsed_s) / (c.step - step)
             mean = (gaussians + n) / 2 if gaussians else n
             layout = Layout.parse(record.run.layout)
-            found.append(Segment(record, layout, m.images / m.steps, mean, seconds))
+            found.append(Segment(record, layout, m.images / m.steps, mean, c.step - step, seconds))
         step, elapsed_s, gaussians = c.step, c.elapsed_s, n
     return found
 
@@ -101,8 +102,8 @@ def calibrate(
     flops, bandwidth = machine.fp32_tflops.value * 1e12, machine.memory_gb_s.value * 1e9
     pixels = size_px[0] * size_px[1]
     rates = Rates(
-        pixel_flop=image_s * flops / pixels,
-        image_bytes=gaussian_s * bandwidth,
+        pixel_flop=float(image_s) * flops / pixels,
+        image_bytes=float(gaussian_s) * bandwidth,
         step_bytes=optimiser * bandwidth,
         imbalance=IMBALANCE,
         memory_gb=fallback.rates.memory_gb,
@@ -117,6 +118,7 @@ def calibrate(
         error_one=LEAST_ERROR,
         error_several=UNSEEN_ERROR,
         startup_s=startup,
+        mean_share=median([_mean_share(r) for r in _used(base)]),
         calibrated=True,
     )
     larger = [s for s in every if s.layout.world_size > least]
@@ -143,9 +145,7 @@ def predicted_train_s(predictor: Predictor, record: RunRecord, size_px: tuple[in
     m = record.metrics
     if not found or not m.steps or not m.images:
         return None
-    steps = [c.step for c in m.curve if c.num_gaussians]
-    counts = [b - a for a, b in zip([0, *steps[:-1]], steps, strict=True)]
-    return sum(n * _predicted(predictor, s, size_px) for n, s in zip(counts, found, strict=True))
+    return sum(s.steps * _predicted(predictor, s, size_px) for s in found)
 
 
 def workload_of_record(record: RunRecord, size_px: tuple[int, int]) -> Workload | None:
@@ -181,6 +181,13 @@ def _optimiser_s(record: RunRecord) -> float:
         return 0.0
     mean = sum(s.gaussians for s in found) / len(found)
     return m.step_parts_s.get("optimise", 0.0) / steps / mean
+
+
+def _mean_share(record: RunRecord) -> float:
+    """Mean number of Gaussians over a run's steps, as a share of its final one."""
+    found = segments(record)
+    mean = sum(s.steps * s.gaussians for s in found) / sum(s.steps for s in found)
+    return min(1.0, mean / float(record.metrics.num_gaussians or found[-1].gaussians))
 
 
 def _used(found: Sequence[Segment]) -> list[RunRecord]:

@@ -238,9 +238,15 @@ class Predictor:
     """Relative error on one rank: nine of ten held-out points are within."""
     error_several: float
     startup_s: float = STARTUP_S
-    visible: float | None = None
+    mean_share: float | None = None
+    """Mean number of Gaussians over a run, as a share of its final one; None: by the length of the densification."""
     calibrated: bool = False
     """From records of this study on this hardware."""
+
+    def mean_gaussians(self, workload: Workload) -> float:
+        """Mean number of Gaussians over the run's images."""
+        known = self.mean_share is not None and workload.densify_share > 0
+        return workload.gaussians * (self.mean_share or 1.0) if known else workload.mean_gaussians
 
     def step(self, workload: Workload, layout: Layout, gaussians: float | None = None) -> Step:
         """Predict one step with `gaussians` Gaussians (default: the mean over the run).
@@ -249,7 +255,7 @@ class Predictor:
             UserError: no model of the strategy, or a batch that the ranks cannot share.
         """
         r, machine = self.rates, self.machine
-        n = workload.mean_gaussians if gaussians is None else gaussians
+        n = self.mean_gaussians(workload) if gaussians is None else gaussians
         p, batch = layout.world_size, workload.global_batch(layout)
         if workload.kind not in ("replicated", "sharded", "pixels"):
             raise UserError(
@@ -264,13 +270,21 @@ class Predictor:
         if p > 1 and workload.kind != "pixels":
             waits += r.imbalance / math.sqrt(images) * _expected_maximum(p)
         own = n if workload.kind == "replicated" else n / p
-        flops, bandwidth = machine.fp32_tflops.value * 1e12, machine.memory_gb_s.value * 1e9
+        # Ranks on CPUs beyond the cores take turns.
+        turns = (
+            max(1.0, layout.workers_per_node / machine.workers_per_node)
+            if machine.accelerator == "cpu"
+            else 1.0
+        )
+        flops, bandwidth = (
+            x / turns for x in (machine.fp32_tflops.value * 1e12, machine.memory_gb_s.value * 1e9)
+        )
         return Step(
             pixels_s=images * workload.pixels * workload.density * r.pixel_flop / flops * waits,
             gaussians_s=images * n * r.image_bytes / bandwidth * waits,
             optimiser_s=own * r.step_bytes / bandwidth,
             host_s=r.step_s + (r.exchange_s if p > 1 else 0.0),
-            collectives=collectives_of(workload, layout, machine, n, self.visible),
+            collectives=collectives_of(workload, layout, machine, n),
             overlap=workload.overlap,
         )
 
@@ -309,7 +323,7 @@ class Predictor:
         images = workload.global_batch(layout) / p
         travelling = 0.0
         if workload.kind != "replicated" and p > 1:
-            seen = (self.visible or workload.visible) * workload.gaussians * images
+            seen = workload.visible * workload.gaussians * images
             travelling = 2 * seen * (FORWARD_BYTES + BACKWARD_BYTES) / 1e9
         value = (
             r.memory_gb
@@ -336,7 +350,12 @@ class Predictor:
 
     def _notes(self, workload: Workload, layout: Layout) -> list[str]:
         notes = []
-        p = layout.world_size
+        p, workers = layout.world_size, self.machine.workers_per_node
+        if layout.workers_per_node > workers:
+            have = f"a node of {self.machine.accelerator} has {workers} workers"
+            notes.append(
+                f"{layout}: {have}" + (": ranks take turns" if self.machine.accelerator == "cpu" else "")
+            )
         if p > VALIDATED_RANKS or layout.nodes > 1:
             notes.append(
                 f"simulation: no point on more than {VALIDATED_RANKS} ranks or one node was compared"
@@ -356,7 +375,7 @@ def _expected_maximum(count: int) -> float:
 
 
 def collectives_of(
-    workload: Workload, layout: Layout, machine: Machine, gaussians: float, visible: float | None = None
+    workload: Workload, layout: Layout, machine: Machine, gaussians: float
 ) -> tuple[CollectiveCost, ...]:
     """List the collectives of one step as the strategy issues them; none on one rank."""
     p = layout.world_size
@@ -365,7 +384,7 @@ def collectives_of(
     if workload.kind == "replicated":
         return (_gradients(workload.compression, workload.powersgd_rank, layout, machine, gaussians),)
     cameras = workload.global_batch(layout)
-    seen = (visible or workload.visible) * gaussians / p * cameras
+    seen = workload.visible * gaussians / p * cameras
     counts = all_reduce("all_gather(counts)", 8.0 * cameras * p, 1, layout, machine)
     forward = all_to_all("all_to_all(projections)", seen * FORWARD_BYTES, 1, layout, machine, 0.05)
     back = all_to_all("all_to_all(projection gradients)", seen * BACKWARD_BYTES, 1, layout, machine, 0.05)

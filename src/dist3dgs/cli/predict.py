@@ -1,0 +1,181 @@
+"""The command line's verbs that predict: `predict`, `recommend`, `project`."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..config.load import add_config_options
+from ..errors import UserError
+
+
+def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """`verb(name, function, text)` makes a verb's parser."""
+    p = verb(
+        "predict",
+        _predict,
+        "predict step time, memory, run time and GPU-hours of layouts before anything is submitted",
+        "Numbers have intervals. Rates come from the study's own records on the machine where there are any, else from "
+        "published points (docs/benchmarks/prediction.md).",
+    )
+    p.add_argument(
+        "layouts", nargs="*", metavar="LAYOUT", help="e.g. n1g4 n2g8; default: those of the config"
+    )
+    add_machine_options(p)
+    add_config_options(p)
+    p.add_argument("--scene", action="append", help="default: those of the config")
+    p.add_argument("--strategy", action="append", help="default: those of the config")
+    p.add_argument(
+        "--gaussians", type=float, metavar="N", help="final number; default: train.densify.max_gaussians"
+    )
+    p.add_argument("--size", metavar="WxH", help="pixels of a photograph; default: as ingested")
+    p.add_argument("--images", type=int, metavar="N", help="images of the whole run; default: train.steps")
+    batch = p.add_mutually_exclusive_group()
+    batch.add_argument("--batch-per-rank", type=int, metavar="N", help="images per step on each rank")
+    batch.add_argument("--global-batch", type=int, metavar="N", help="images per step over all ranks")
+    p.add_argument("--visible", type=float, metavar="SHARE", help="of the Gaussians in a view; default: 0.3")
+    p.add_argument("--explain", action="store_true", help="the terms of a step and its collectives")
+    p.add_argument("--json", action="store_true")
+
+
+def add_machine_options(p: argparse.ArgumentParser) -> None:
+    """Options that say for which machine a prediction is."""
+    p.add_argument(
+        "--machine", metavar="NAME", help="a file of config/machines, or a path; default: the records'"
+    )
+    p.add_argument("--network", metavar="NAME", help="between nodes, of config/machines/networks.yaml")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from ..config.matrix import load_study
+    from ..config.naming import Layout
+    from ..predict.model import describe
+    from ..predict.study import forecasts, machine_of, predictor_of
+
+    study = load_study(args.config, args.configfile)
+    machine = machine_of(study, args.config, args.machine, args.network)
+    names = list(dict.fromkeys(args.layouts or study.config.layouts))
+    strategies = args.strategy or study.config.strategies
+    answer: dict[str, Any] = {
+        "machine": machine.accelerator,
+        "assumed": machine.assumptions(),
+        "predictions": [],
+        "left_out": [],
+    }
+    blocks = []
+    for name in args.scene or study.config.scenes:
+        scene = _sized(study, name, args.size)
+        made = predictor_of(study, machine, scene)
+        shown: list[tuple[str, Any]] = []
+        for layout in map(Layout.parse, names):
+            found, problems = forecasts(study, made, scene, strategies, [layout], _changes(args, layout))
+            shown += found
+            answer["left_out"] += problems
+        answer["predictions"] += [
+            {"scene": name, "strategy_name": strategy, "source": made.source, **describe(f)}
+            for strategy, f in shown
+        ]
+        blocks.append(_block(scene, made, shown, explain=args.explain))
+    if not answer["predictions"]:
+        raise UserError("\n".join(answer["left_out"]) or "no layout to predict")
+    if args.json:
+        print(json.dumps(answer, indent=1))
+        return
+    print("\n\n".join(blocks))
+    for problem in answer["left_out"]:
+        print(f"left out: {problem}")
+    if answer["assumed"]:
+        print(f"assumed of {machine.accelerator}: {', '.join(answer['assumed'])}")
+
+
+def _sized(study: Any, name: str, size: str | None) -> Any:
+    from dataclasses import replace
+
+    from ..predict.study import scene_facts
+
+    scene = scene_facts(study, name)
+    if size is None:
+        return scene
+    width, _, height = size.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise UserError(f"--size {size}: expected WIDTHxHEIGHT in pixels, e.g. 1297x840")
+    return replace(scene, size_px=(int(width), int(height)), size_known=True)
+
+
+def _changes(args: argparse.Namespace, layout: Any) -> dict[str, Any]:
+    """Fields of the workload that the options replace."""
+    given = {"gaussians": args.gaussians, "images": args.images, "visible": args.visible}
+    for name, value in (*given.items(), ("batch", args.global_batch), ("batch", args.batch_per_rank)):
+        if value is not None and value <= 0:
+            raise UserError(f"--{name}: expected more than 0, found {value:g}")
+    if args.batch_per_rank:
+        given["batch"] = args.batch_per_rank * layout.world_size
+    elif args.global_batch:
+        given["batch"] = args.global_batch
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _block(scene: Any, made: Any, shown: Sequence[tuple[str, Any]], *, explain: bool) -> str:
+    """One scene's table, with where its numbers come from."""
+    unknown = "" if scene.size_known else " (assumed: not ingested yet; --size)"
+    width, height = scene.size_px
+    lines = [f"{scene.name}, {width} x {height} px{unknown}, on {made.machine.accelerator}: {made.source}"]
+    unit = "rank" if made.machine.accelerator == "cpu" else "GPU"
+    header = (
+        *(
+            "layout",
+            "strategy",
+            "Gaussians",
+            "batch",
+            "step, ms",
+            "images/s",
+            "speedup",
+            "eff.",
+            "R",
+            "comm.",
+        ),
+        *(f"GB/{unit}", "time", f"{unit}-hours"),
+    )
+    rows: list[tuple[str, ...]] = [header]
+    for name, f in shown:
+        step, total = f.step_s, f.total_s
+        rows.append(
+            (
+                str(f.layout),
+                name,
+                f"{f.workload.gaussians:,.0f}",
+                str(f.batch),
+                f"{1e3 * step.value:.3g} ({1e3 * step.low:.3g}-{1e3 * step.high:.3g})",
+                f"{f.images_per_s.value:.3g}",
+                f"{f.speedup:.2f}",
+                f"{100 * f.efficiency:.0f} %",
+                "-" if f.ratio is None else f"{f.ratio:.1f}",
+                f"{100 * f.step.terms()['communication'] / f.step.seconds:.0f} %",
+                f"{f.memory_gb.value:.1f}{'' if f.fits else f' > {f.memory_limit_gb:g}!'}",
+                f"{_time(total.value)} ({_time(total.low)}-{_time(total.high)})",
+                f"{f.rank_hours.value:.2f}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for note in dict.fromkeys(note for _, f in shown for note in f.notes):
+        lines.append(f"* {note}")
+    if any(not f.fits for _, f in shown):
+        lines.append("! does not fit: fewer Gaussians, a sharded strategy, or more ranks of one")
+    if explain:
+        for name, f in shown:
+            terms = ", ".join(f"{k} {1e3 * v:.3g} ms" for k, v in f.step.terms().items())
+            lines.append(f"{f.layout} {name}: {terms}; interval +- {100 * f.width:.0f} %")
+            for c in f.step.collectives:
+                lines.append(
+                    f"  {c.op}: {c.calls} x, {c.bytes / 1e6:.3g} MB, {1e3 * c.seconds:.3g} ms ({c.algorithm})"
+                )
+            phases = ", ".join(f"{k} {v:.3g} s" for k, v in f.phases_s.items())
+            lines.append(f"  {f.num_steps} steps; {phases}")
+    return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
