@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.load import add_config_options
+from .predict import add_preflight_options, print_findings
 
 PROFILE = Path("profiles/slurm/config.yaml")
 
@@ -34,13 +35,14 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     p = verb(
         "preflight",
         _preflight,
-        "ask Slurm whether it would take the jobs of the study: ingestion of each scene that is not packed yet, "
-        "training of each layout; submits nothing",
-        "Exit status: 0 Slurm takes them all, 2 it refuses one.",
+        "check the study's jobs before they are submitted: memory, time, allocation, batch and disk by the models, "
+        "then whether Slurm would take them: ingestion of each scene that is not packed yet, training of each layout",
+        "Exit status: 0 all can be submitted, 2 a check or Slurm refuses one.",
     )
     p.add_argument("--profile", type=Path, default=PROFILE)
     add_config_options(p)
     p.add_argument("--layouts", nargs="*", help="default: those of the config")
+    add_preflight_options(p)
 
     p = verb("site", _site, "write a Snakemake profile for the cluster this is called on")
     p.add_argument("what", choices=["init"])
@@ -108,14 +110,19 @@ def _preflight(args: argparse.Namespace) -> int:
     from ..slurm.client import require
     from ..slurm.submission import check_partitions, preflight
 
-    require()
+    if not args.no_slurm:
+        require()
     study, site = load_study(args.config, args.configfile), site_of(args.profile)
-    check_partitions(site, args.profile)
+    if not args.no_slurm:
+        check_partitions(site, args.profile)
+    refused = print_findings(args, study, site, _layouts(args, study))
+    if args.no_slurm:
+        return 2 if refused else 0
     ingest, train = _ingest_requests(study, site), _train_requests(study, _layouts(args, study), site)
     problems = preflight(ingest, site.account, for_ingest=True) | preflight(train, site.account)
     for name, request in (ingest | train).items():
         print(f"{name}: {problems.get(name) or _taken(request)}")
-    return 2 if problems else 0
+    return 2 if problems or refused else 0
 
 
 def _ingest_requests(study: Any, site: Any) -> dict[str, Any]:

@@ -46,6 +46,54 @@ def add_machine_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--network", metavar="NAME", help="between nodes, of config/machines/networks.yaml")
 
 
+def add_preflight_options(p: argparse.ArgumentParser) -> None:
+    """Options of the models behind `preflight`."""
+    add_machine_options(p)
+    p.add_argument("--workers", type=int, default=0, metavar="N", help="data-loading processes of each rank")
+    p.add_argument(
+        "--worker-gib", type=float, default=0.0, metavar="GIB", help="resident size of one of them"
+    )
+    p.add_argument(
+        "--process-gib", type=float, metavar="GIB", help="resident size of a rank; default: its records'"
+    )
+    p.add_argument("--explain", action="store_true", help="the arithmetic behind each finding")
+    p.add_argument(
+        "--no-slurm", action="store_true", help="the models alone, against whole nodes; runs anywhere"
+    )
+
+
+def print_findings(args: argparse.Namespace, study: Any, site: Any, layouts: Sequence[Any]) -> bool:
+    """Print what the models find about each layout; return True if they refuse one."""
+    from ..predict.preflight import Limits, check_study, worst
+    from ..predict.study import machine_of
+
+    machine, unknown = None, ""
+    try:
+        gpu_type = None if site.gpu_request == "none" else site.gpu_type
+        named = args.machine or ("cpu" if site.gpu_request == "none" else None)
+        machine = machine_of(study, args.config, named, args.network, gpu_type)
+    except UserError as e:
+        if args.machine:
+            raise
+        unknown = str(e)
+    limits = Limits(
+        runtime_s=site.runtime_min * 60.0,
+        longest_s=site.max_runtime_min * 60.0,
+        mem_gib_per_rank=None if args.no_slurm else site.mem_gib_per_gpu,
+        most_mem_gib=site.max_mem_gib,
+        process_gib=args.process_gib,
+        workers=args.workers,
+        worker_gib=args.worker_gib,
+    )
+    found = check_study(study, layouts, limits, machine)
+    for layout, findings in found.items():
+        for finding in findings:
+            print("\n".join(f"{layout}: {line}" for line in finding.lines(explain=args.explain)))
+    if unknown:
+        print(f"GPU memory, time limit, allocation: not checked: {unknown}")
+    return any(worst(findings) == "refuse" for findings in found.values())
+
+
 def _predict(args: argparse.Namespace) -> None:
     from ..config.matrix import load_study
     from ..config.naming import Layout

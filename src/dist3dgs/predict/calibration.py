@@ -9,7 +9,7 @@ from ..config.naming import Layout
 from ..runs.record import RunRecord
 from .machine import Machine
 from .model import (
-    FLOOR_BYTES,
+    MODELLED,
     Predictor,
     Rates,
     Workload,
@@ -72,7 +72,7 @@ def calibrate(
     """
     from scipy.optimize import nnls
 
-    every = [s for r in records for s in segments(r)]
+    every = [s for r in records if _is_modelled(r) for s in segments(r)]
     if not every:
         return None
     least = min(s.layout.world_size for s in every)
@@ -106,8 +106,8 @@ def calibrate(
         image_bytes=float(gaussian_s) * bandwidth,
         step_bytes=optimiser * bandwidth,
         imbalance=IMBALANCE,
-        memory_gb=fallback.rates.memory_gb,
-        gaussian_memory_bytes=fallback.rates.gaussian_memory_bytes or FLOOR_BYTES,
+        memory_gb=_base_memory_gb(_used(base), size_px, fallback),
+        gaussian_memory_bytes=fallback.rates.gaussian_memory_bytes,
         pixel_memory_bytes=fallback.rates.pixel_memory_bytes,
     )
     startup = median([sum(r.metrics.phases_s.get(name, 0.0) for name in _FIXED_PHASES) for r in _used(base)])
@@ -181,6 +181,26 @@ def _optimiser_s(record: RunRecord) -> float:
         return 0.0
     mean = sum(s.gaussians for s in found) / len(found)
     return m.step_parts_s.get("optimise", 0.0) / steps / mean
+
+
+def _base_memory_gb(records: Sequence[RunRecord], size_px: tuple[int, int], fallback: Predictor) -> float:
+    """Memory of a rank beside what grows with the model: measured peak less the prediction of the rest."""
+    found = []
+    for r in records:
+        m = r.metrics
+        peak_gib = m.peak_gpu_gib if m.peak_gpu_gib is not None else m.peak_rss_gib
+        if peak_gib is not None:
+            grown = fallback.memory_gb(_workload(r, size_px), Layout.parse(r.run.layout)).value
+            found.append(peak_gib * 2**30 / 1e9 - (grown - fallback.rates.memory_gb))
+    return max(0.0, median(found)) if found else fallback.rates.memory_gb
+
+
+def _is_modelled(record: RunRecord) -> bool:
+    """Return True for runs of our own with a strategy that the model knows, on all ranks of their layout."""
+    parallel = record.run.settings.get("parallel")
+    known = isinstance(parallel, dict) and parallel.get("kind") in MODELLED and parallel.get("ranks") != "one"
+    m = record.metrics
+    return known and not (m.images and m.steps and round(m.images / m.steps) % record.world_size)
 
 
 def _mean_share(record: RunRecord) -> float:

@@ -38,6 +38,8 @@ FORWARD_BYTES, BACKWARD_BYTES = 48, 40
 BUCKET_BYTES = 25 * 2**20
 #: Parameters, gradients and Adam's two moments of one Gaussian: no dense training needs less.
 FLOOR_BYTES = 4 * PARAMETER_BYTES
+#: Kinds of strategy that there is a model of.
+MODELLED = ("replicated", "sharded", "pixels")
 #: Mean number of Gaussians over the densification, as a share of the final one: gsplat's seven scenes (published.yaml).
 GROWTH_SHARE = 0.66
 #: Forward pass of an image, as a share of a training step's work on it.
@@ -257,9 +259,9 @@ class Predictor:
         r, machine = self.rates, self.machine
         n = self.mean_gaussians(workload) if gaussians is None else gaussians
         p, batch = layout.world_size, workload.global_batch(layout)
-        if workload.kind not in ("replicated", "sharded", "pixels"):
+        if workload.kind not in MODELLED:
             raise UserError(
-                f"there is no model of strategy kind {workload.kind!r}; known: replicated, sharded, pixels"
+                f"there is no model of strategy kind {workload.kind!r}; known: {', '.join(MODELLED)}"
             )
         if workload.kind != "pixels" and batch % p:
             raise UserError(
