@@ -71,6 +71,7 @@ WAYS = (
     Way(r"dist3dgs diagnose .+", How.RUN, exits=(0, 1)),
     Way(r"dist3dgs \w+ --help", How.RUN),
     Way(r"dist3dgs (points|spec|status|schemas|read|launch|evaluate)( .+)?", How.RUN),
+    Way(r"dist3dgs preflight --no-slurm .+", How.RUN, exits=(0, 2)),  # 2: refused, which is an answer too
     Way(r"dist3dgs (predict|recommend|project)( .+)?", How.RUN),
     Way(r"dist3dgs (site init|partitions|preflight)( .+)?", How.ON_SLURM),
     # -- Python

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..config.load import add_config_options
@@ -35,6 +36,29 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     batch.add_argument("--global-batch", type=int, metavar="N", help="images per step over all ranks")
     p.add_argument("--visible", type=float, metavar="SHARE", help="of the Gaussians in a view; default: 0.3")
     p.add_argument("--explain", action="store_true", help="the terms of a step and its collectives")
+    p.add_argument("--json", action="store_true")
+
+    p = verb(
+        "recommend",
+        _recommend,
+        "say what to use and what not, and why, from the study's records: time against cost, the next doubling, and "
+        "predicted alternatives",
+    )
+    p.add_argument("--records", nargs="*", type=Path, help="default: all in the results folder")
+    add_machine_options(p)
+    add_config_options(p)
+    p.add_argument("--json", action="store_true")
+
+    p = verb(
+        "project",
+        _project,
+        "project time to finish and GPU-hours: of points that run, from their first steps, or of epoch times",
+    )
+    p.add_argument(
+        "what", nargs="+", metavar="POINT|RANKS=TIME", help="builtin/replicated/n1g2, or 1=2.0h 8=15min"
+    )
+    p.add_argument("--epochs", type=int, metavar="N", help="epochs of the whole training, with RANKS=TIME")
+    add_config_options(p)
     p.add_argument("--json", action="store_true")
 
 
@@ -227,3 +251,123 @@ def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _recommend(args: argparse.Namespace) -> None:
+    from ..analysis.points import point_rows
+    from ..config.matrix import load_study
+    from ..config.naming import Layout
+    from ..predict.recommend import alternatives, costs, describe_alternatives, front, sentences
+    from ..predict.study import machine_of, predictor_of, scene_facts, workload_at
+    from ..runs.record import load_record
+
+    study = load_study(args.config, args.configfile)
+    paths = args.records or sorted(Path(study.config.results).glob("*/*/*/r*/record.json"))
+    points = point_rows([load_record(path) for path in paths])
+    if not points:
+        raise UserError(f"no records in {study.config.results}; before any: dist3dgs predict --machine NAME")
+    try:
+        machine = machine_of(study, args.config, args.machine, args.network)
+    except UserError as e:
+        machine, unknown = None, str(e)
+    answer = []
+    for name in dict.fromkeys(p["scene"] for p in points):
+        made = scene = None
+        if machine is not None and name in study.scenes:
+            scene = scene_facts(study, name)
+            made = predictor_of(study, machine, scene)
+
+        def predicted(strategy: str, layout: Any, made: Any = made, scene: Any = scene) -> Any:
+            try:
+                return made.forecast(workload_at(study, scene, strategy, layout), layout)
+            except UserError:
+                return None
+
+        said = sentences(points, name, predicted if made is not None else None)
+        kept = front(points, name)
+        if machine is not None and made is not None and scene is not None and kept:
+            row = min(kept, key=lambda c: c.time_s).row
+            layout = Layout.parse(row["layout"])
+            try:
+                others = alternatives(made, workload_at(study, scene, row["strategy"], layout), layout)
+            except UserError:  # a strategy that the config does not have, or without a model
+                others = []
+            said.append(describe_alternatives(others, "rank" if machine.accelerator == "cpu" else "GPU"))
+        elif machine is None:
+            said.append(f"Nothing is predicted: {unknown}.")
+        answer.append(
+            {
+                "scene": name,
+                "sentences": [s for s in said if s],
+                "front": [_cost(c) for c in kept],
+                "costs": [_cost(c) for c in costs(points, name)],
+            }
+        )
+    if args.json:
+        print(json.dumps(answer, indent=1))
+    else:
+        print("\n\n".join("\n".join(a["sentences"]) for a in answer))
+
+
+def _cost(c: Any) -> dict[str, Any]:
+    row = c.row
+    return {
+        "strategy": row["strategy"],
+        "layout": row["layout"],
+        "outcome": row["outcome"],
+        "time_s": c.time_s,
+        "rank_hours": c.rank_hours,
+    }
+
+
+def _project(args: argparse.Namespace) -> None:
+    from ..predict.projection import parse_epoch, project_epochs
+
+    epochs = [word for word in args.what if "=" in word]
+    if epochs and len(epochs) < len(args.what):
+        raise UserError("give either points or epoch times (RANKS=TIME), not both")
+    if epochs:
+        if not args.epochs or args.epochs < 1:
+            raise UserError("--epochs N: how many epochs the whole training has")
+        rows = project_epochs([parse_epoch(word) for word in epochs], args.epochs)
+        if args.json:
+            print(json.dumps([vars(r) | {"rank_hours": r.rank_hours} for r in rows], indent=1))
+            return
+        print(f"{'ranks':>5}  {'an epoch':>9}  {args.epochs} epochs  rank-hours  speedup  efficiency")
+        for r in rows:
+            print(
+                f"{r.ranks:>5}  {_time(r.epoch_s):>9}  {r.total_s / 3600:>7.1f} h  {r.rank_hours:>10.1f}"
+                f"  {r.speedup:>7.2f}  {100 * r.efficiency:>8.0f} %"
+            )
+        return
+    print(_projected(args))
+
+
+def _projected(args: argparse.Namespace) -> str:
+    from ..config.matrix import load_study
+    from ..config.naming import Point
+    from ..predict.projection import project_run, steps_seen
+    from ..runs.attempts import attempts
+
+    study = load_study(args.config, args.configfile)
+    found, lines = [], []
+    for name in args.what:
+        point = Point.named(name)
+        every = attempts(point.folder(Path(study.config.results)))
+        events = list(every[-1].events()) if every else []
+        seen = steps_seen(events)
+        times = [e["t"] for e in events if isinstance(e.get("t"), int | float)]
+        projection = project_run(seen, study.spec(point), max(times) - min(times)) if times else None
+        if projection is None:
+            lines.append(f"{point}: too few steps to project from")
+            continue
+        p = projection
+        found.append(
+            {"point": str(point), **{k: v if not hasattr(v, "low") else vars(v) for k, v in vars(p).items()}}
+        )
+        lines.append(
+            f"{point}: step {p.step} of {p.num_steps}, {_time(p.left_s.value)} left ({_time(p.left_s.low)} to "
+            f"{_time(p.left_s.high)}); whole run {_time(p.total_s.value)}, {p.rank_hours.value:.3g} rank-hours "
+            f"({p.rank_hours.low:.3g} to {p.rank_hours.high:.3g}); from {p.basis}"
+        )
+    return json.dumps(found, indent=1) if args.json else "\n".join(lines)
