@@ -39,9 +39,9 @@ from ..slurm.partitions import read_partitions
 from ..slurm.resources import layout_resources
 from ..slurm.site import Site
 from ..slurm.submission import explain, sbatch_argv
+from ..units import format_bytes
 from .cluster import site_of
 
-GIB = 2**30
 #: Importing PyTorch takes minutes from a busy parallel file system.
 PROBE_TIMEOUT_S = 300.0
 #: Limit of the job of `--on-node`; it takes seconds.
@@ -438,7 +438,7 @@ def check_shared_memory(s: Setup) -> Iterator[Result]:
     except OSError as e:
         yield Result("shared memory", "fail", f"{s.shm}: {e.strerror}", f"mount -t tmpfs tmpfs {s.shm}")
         return
-    text = f"{s.shm}: {_size(free)} of {_size(size)} free"
+    text = f"{s.shm}: {format_bytes(free)} of {format_bytes(size)} free"
     fix = f"mount -o remount,size=8G {s.shm} (a container: --shm-size=8g); delete what dead jobs left there"
     if free < GOOD_SHM_BYTES and (s.computes_on_gpus or s.elsewhere):
         yield Result("shared memory", "fail" if free < MIN_SHM_BYTES else "warn", text, fix)
@@ -463,8 +463,8 @@ def check_disk(s: Setup) -> Iterator[Result]:
         room = os.statvfs(_existing(on_it[0][1]))
         free = room.f_bavail * room.f_frsize
         least, most = sum(n[3] for n in on_it), sum(n[2] for n in on_it)
-        parts = ", ".join(f"{_size(n[2])} of {n[0]} ({n[1]})" for n in on_it)
-        text = f"up to {parts}; {_size(free)} free"
+        parts = ", ".join(f"{format_bytes(n[2])} of {n[0]} ({n[1]})" for n in on_it)
+        text = f"up to {parts}; {format_bytes(free)} free"
         fix = f"df -h {on_it[0][1]}; another folder: `results:`, `data:` or TMPDIR; less: train.keep_checkpoints"
         if free < least:
             yield Result("disk", "fail", f"{text}, not enough for one point", fix)
@@ -856,7 +856,3 @@ def _locked(path: Path) -> Mapping[str, str]:
     except OSError:
         return {}
     return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;#]+)", text, re.M))
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= 0.1 * GIB else f"{num_bytes / 2**20:.0f} MiB"
