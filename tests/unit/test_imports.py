@@ -32,6 +32,7 @@ ORDER = (
         "slurm",
         "launch",
         "status",
+        "verify",
         "splats",
         "parallel",
         "train",
