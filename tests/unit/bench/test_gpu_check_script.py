@@ -1,8 +1,10 @@
 """`make gpu-check` where there is no GPU, or only seems to be one: which Python, which scene, what it says."""
 
+import ast
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from dist3dgs.bench import gpu, needs
 from dist3dgs.errors import UserError
+from dist3dgs.launch import gsplat_build
 from dist3dgs.splats.render import get_renderer
 from tests.unit.helpers import tiny
 
@@ -64,7 +67,7 @@ def test_a_gpu_that_no_torch_sees_gets_an_environment_with_the_cuda_build(reposi
 
 
 def test_missing_packages_are_listed_with_the_line_that_installs_them(capsys, monkeypatch):
-    assert needs.missing() in ([], ["ninja"])
+    assert needs.missing() == []
     monkeypatch.setitem(needs.NEEDS, "no_such_module", "no-such-package>=1")
     assert needs.main() == 2
     assert f"{sys.executable} -m pip install 'no-such-package>=1'" in capsys.readouterr().err
@@ -88,10 +91,31 @@ def test_the_list_is_what_an_import_of_the_check_needs(repository):
         "annotated_types",
         "typing_extensions",
     }
-    comes_along |= {"typing_inspection", "_distutils_hack", "packaging", "numpy"}
-    assert set(done.stdout.split()) - comes_along <= set(needs.NEEDS)
+    comes_along |= {"typing_inspection", "_distutils_hack", "numpy"}
+    assert set(done.stdout.split()) - comes_along <= {*needs.NEEDS, *needs.NEEDS_OF_GSPLAT}
     project = (repository / "pyproject.toml").read_text()
-    assert all(f'"{r}"' in project for r in needs.NEEDS.values() if r != "ninja")
+    assert all(f'"{r}"' in project for r in needs.NEEDS.values())
+    assert needs.NEEDS["gsplat"] == "gsplat>={},<{}".format(*gsplat_build.GSPLAT_VERSIONS)
+
+
+def test_gsplat_needs_what_it_imports_to_compile():
+    """Its backend's imports outside the standard library, whatever its requirements declare."""
+    found = find_spec("gsplat")
+    assert found is not None and found.origin is not None
+    tree = ast.parse((Path(found.origin).parent / "cuda/_backend.py").read_text())
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+    outside = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"torch"}
+    assert outside == {"gsplat", "packaging", "rich"}
+    assert outside <= {*needs.NEEDS, *needs.NEEDS_OF_GSPLAT}
+
+
+@pytest.mark.parametrize(
+    ("installed", "met"), [("1.5.3", True), ("1.5.3+pt24cu124", True), ("1.5.2", False), ("1.6.0", False)]
+)
+def test_versions_are_checked_and_not_only_presence(monkeypatch, installed, met):
+    monkeypatch.setattr(needs, "version", lambda name: installed)
+    assert (needs.missing({"gsplat": needs.NEEDS["gsplat"]}) == []) is met
 
 
 def test_no_gpu_is_said(capsys, monkeypatch):

@@ -1,16 +1,19 @@
 """The CUDA renderer: gsplat's public functions behind the common interface.
 
-gsplat builds its extension on first use; nothing of gsplat is imported before a CUDA tensor is rendered.
+Nothing of gsplat is imported before a CUDA tensor is rendered; its extension is then loaded, or built where it is
+missing (`launch/gsplat_build.py`).
 """
 
 import math
 import weakref
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dist3dgs.errors import UserError
+from dist3dgs.launch import gsplat_build
 from dist3dgs.splats.render import checks
 from dist3dgs.splats.render.api import (
     DEFAULTS,
@@ -64,6 +67,8 @@ class CudaRenderer(Renderer):
         if self._projections % FINITE_EVERY == 0:
             _check_finite(means, quats, scales, opacities)
         self._projections += 1
+        gsplat_build.load()
+        _wait(means)
         from gsplat import fully_fused_projection
 
         viewmat, K = viewmat.to(means), K.to(means)
@@ -107,7 +112,9 @@ class CudaRenderer(Renderer):
         _check_device(p.means2d)
         background = p.means2d.new_zeros(3) if background is None else background.to(p.means2d)
         if len(p.ids) == 0:
-            return _empty(p, width, height, background, settings.render_depth)
+            return _empty(p, width, height, background, settings)
+        gsplat_build.load()
+        _wait(p.means2d)
         from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels
 
         columns, rows = math.ceil(width / TILE_PX), math.ceil(height / TILE_PX)
@@ -155,13 +162,15 @@ def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degr
     return (spherical_harmonics(sh_degree, means - centre, coefficients) + 0.5).clamp_min(0.0)
 
 
-def _empty(p: Projection, width: int, height: int, background: Tensor, render_depth: bool) -> Image:
+def _empty(p: Projection, width: int, height: int, background: Tensor, settings: RenderSettings) -> Image:
     nothing = (
         p.means2d.sum() + p.conics.sum() + p.colors.sum() + p.opacities.sum() + p.depths.sum()
     )  # 0, with a graph
     alphas = background.new_zeros(height, width) + nothing
     colors = background.expand(height, width, 3) + nothing
-    return Image(colors=colors, alphas=alphas, depths=alphas.clone() if render_depth else None)
+    if settings.absgrad:
+        p.means2d.absgrad = torch.zeros_like(p.means2d)  # type: ignore[attr-defined]
+    return Image(colors=colors, alphas=alphas, depths=alphas.clone() if settings.render_depth else None)
 
 
 def _check_finite(*tensors: Tensor) -> None:
@@ -172,6 +181,16 @@ def _check_finite(*tensors: Tensor) -> None:
         bad = torch.stack([~torch.isfinite(t).reshape(len(t), -1).all(1) for t in tensors]).any(0)
         if bool(bad.any()):
             raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
+
+
+def _wait(tensor: Tensor) -> None:
+    """Where there are several ranks, wait here for what the GPU was given so far.
+
+    gsplat waits for it in the next call, and there it keeps Python's lock: in a collective that never ends, no thread
+    of this process could report the hang. This wait releases the lock.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        torch.cuda.current_stream(tensor.device).synchronize()
 
 
 def _check_device(tensor: Tensor) -> None:
