@@ -76,7 +76,7 @@ def test_ranks_wait_for_each_other_outside_of_gsplat(monkeypatch, world, waits) 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(cuda.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(cuda.dist, "get_world_size", lambda: world)
-    cuda._wait(torch.zeros(1))
+    cuda._wait(SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
     assert len(waited) == waits
 
 
