@@ -193,7 +193,8 @@ def built_extension(folder: Path) -> Path:
     library = folder / "gsplat_cuda/gsplat_cuda.so"
     library.parent.mkdir(parents=True)
     library.touch()
-    (folder / f"dist3dgs-gsplat-{versions}.ready").write_text(f"{library}\n")
+    note = json.dumps({"library": str(library), "architectures": ["8.0"]})
+    (folder / f"dist3dgs-gsplat-{versions}-8.0.ready").write_text(note)
     return library
 
 
