@@ -12,7 +12,19 @@ import pytest
 HEAVY = ("torch", "pycolmap", "llvmlite", "gsplat")
 #: Modules and packages in the order in which they may import each other: each imports only those before it.
 ORDER = (
-    *("errors", "files", "console", "monitoring", "config", "scenes", "runs", "logs", "diagnosis", "records"),
+    *(
+        "errors",
+        "units",
+        "files",
+        "console",
+        "monitoring",
+        "config",
+        "scenes",
+        "runs",
+        "logs",
+        "diagnosis",
+        "records",
+    ),
     *(
         "analysis",
         "predict",
@@ -21,6 +33,7 @@ ORDER = (
         "slurm",
         "launch",
         "status",
+        "verify",
         "splats",
         "parallel",
         "train",

@@ -1,89 +1,27 @@
-"""The command line's verbs that predict: `predict`, `recommend`, `project`."""
+"""Verbs that predict: `predict`, `recommend`, `project`; the models' part of `preflight`."""
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.load import add_config_options
 from ..errors import UserError
+from .verb import CONFIG, JSON, one_of, option, study_of, verb
 
-
-def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
-    """`verb(name, function, text)` makes a verb's parser."""
-    p = verb(
-        "predict",
-        _predict,
-        "predict step time, memory, run time and GPU-hours of layouts before anything is submitted",
-        "Numbers have intervals. Rates come from the study's own records on the machine where there are any, else from "
-        "published points (docs/benchmarks/prediction.md).",
-    )
-    p.add_argument(
-        "layouts", nargs="*", metavar="LAYOUT", help="e.g. n1g4 n2g8; default: those of the config"
-    )
-    add_machine_options(p)
-    add_config_options(p)
-    p.add_argument("--scene", action="append", help="default: those of the config")
-    p.add_argument("--strategy", action="append", help="default: those of the config")
-    p.add_argument(
-        "--gaussians", type=float, metavar="N", help="final number; default: train.densify.max_gaussians"
-    )
-    p.add_argument("--size", metavar="WxH", help="pixels of a photograph; default: as ingested")
-    p.add_argument("--images", type=int, metavar="N", help="images of the whole run; default: train.steps")
-    batch = p.add_mutually_exclusive_group()
-    batch.add_argument("--batch-per-rank", type=int, metavar="N", help="images per step on each rank")
-    batch.add_argument("--global-batch", type=int, metavar="N", help="images per step over all ranks")
-    p.add_argument("--visible", type=float, metavar="SHARE", help="of the Gaussians in a view; default: 0.3")
-    p.add_argument("--explain", action="store_true", help="the terms of a step and its collectives")
-    p.add_argument("--json", action="store_true")
-
-    p = verb(
-        "recommend",
-        _recommend,
-        "say what to use and what not, and why, from the study's records: time against cost, the next doubling, and "
-        "predicted alternatives",
-    )
-    p.add_argument("--records", nargs="*", type=Path, help="default: all in the results folder")
-    add_machine_options(p)
-    add_config_options(p)
-    p.add_argument("--json", action="store_true")
-
-    p = verb(
-        "project",
-        _project,
-        "project time to finish and GPU-hours: of points that run, from their first steps, or of epoch times",
-    )
-    p.add_argument(
-        "what", nargs="+", metavar="POINT|RANKS=TIME", help="builtin/replicated/n1g2, or 1=2.0h 8=15min"
-    )
-    p.add_argument("--epochs", type=int, metavar="N", help="epochs of the whole training, with RANKS=TIME")
-    add_config_options(p)
-    p.add_argument("--json", action="store_true")
-
-
-def add_machine_options(p: argparse.ArgumentParser) -> None:
-    """Options that say for which machine a prediction is."""
-    p.add_argument(
-        "--machine", metavar="NAME", help="a file of config/machines, or a path; default: the records'"
-    )
-    p.add_argument("--network", metavar="NAME", help="between nodes, of config/machines/networks.yaml")
-
-
-def add_preflight_options(p: argparse.ArgumentParser) -> None:
-    """Options of the models behind `preflight`."""
-    add_machine_options(p)
-    p.add_argument("--workers", type=int, default=0, metavar="N", help="data-loading processes of each rank")
-    p.add_argument(
-        "--worker-gib", type=float, default=0.0, metavar="GIB", help="resident size of one of them"
-    )
-    p.add_argument(
-        "--process-gib", type=float, metavar="GIB", help="resident size of a rank; default: its records'"
-    )
-    p.add_argument("--explain", action="store_true", help="the arithmetic behind each finding")
-    p.add_argument(
-        "--no-slurm", action="store_true", help="the models alone, against whole nodes; runs anywhere"
-    )
+MACHINE = (
+    option("--machine", metavar="NAME", help="a file of config/machines, or a path; default: the records'"),
+    option("--network", metavar="NAME", help="between nodes, of config/machines/networks.yaml"),
+)
+#: Options of the models behind `preflight`.
+PREFLIGHT = (
+    *MACHINE,
+    option("--workers", type=int, default=0, metavar="N", help="data-loading processes of each rank"),
+    option("--worker-gib", type=float, default=0.0, metavar="GIB", help="resident size of one of them"),
+    option("--process-gib", type=float, metavar="GIB", help="resident size of a rank; default: its records'"),
+    option("--explain", action="store_true", help="the arithmetic behind each finding"),
+    option("--no-slurm", action="store_true", help="the models alone, against whole nodes; runs anywhere"),
+)
 
 
 def print_findings(args: argparse.Namespace, study: Any, site: Any, layouts: Sequence[Any]) -> bool:
@@ -118,13 +56,32 @@ def print_findings(args: argparse.Namespace, study: Any, site: Any, layouts: Seq
     return any(worst(findings) == "refuse" for findings in found.values())
 
 
-def _predict(args: argparse.Namespace) -> None:
-    from ..config.matrix import load_study
+@verb(
+    "predict step time, memory, run time and GPU-hours of layouts before anything is submitted",
+    option("layouts", nargs="*", metavar="LAYOUT", help="e.g. n1g4 n2g8; default: those of the config"),
+    *MACHINE,
+    *CONFIG,
+    option("--scene", action="append", help="default: those of the config"),
+    option("--strategy", action="append", help="default: those of the config"),
+    option("--gaussians", type=float, metavar="N", help="final number; default: train.densify.max_gaussians"),
+    option("--size", metavar="WxH", help="pixels of a photograph; default: as ingested"),
+    option("--images", type=int, metavar="N", help="images of the whole run; default: train.steps"),
+    one_of(
+        option("--batch-per-rank", type=int, metavar="N", help="images per step on each rank"),
+        option("--global-batch", type=int, metavar="N", help="images per step over all ranks"),
+    ),
+    option("--visible", type=float, metavar="SHARE", help="of the Gaussians in a view; default: 0.3"),
+    option("--explain", action="store_true", help="the terms of a step and its collectives"),
+    JSON,
+    epilog="Numbers have intervals. Rates come from the study's own records on the machine where there are any, else "
+    "from published points (docs/benchmarks/prediction.md).",
+)
+def predict(args: argparse.Namespace) -> None:
     from ..config.naming import Layout
     from ..predict.model import describe
     from ..predict.study import forecasts, machine_of, predictor_of
 
-    study = load_study(args.config, args.configfile)
+    study = study_of(args)
     machine = machine_of(study, args.config, args.machine, args.network)
     names = list(dict.fromkeys(args.layouts or study.config.layouts))
     strategies = args.strategy or study.config.strategies
@@ -248,20 +205,27 @@ def _block(scene: Any, made: Any, shown: Sequence[tuple[str, Any]], *, explain: 
 
 
 def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    from ..predict.recommend import duration
+
+    return duration(seconds)
 
 
-def _recommend(args: argparse.Namespace) -> None:
+@verb(
+    "say what to use and what not, and why, from the study's records: time against cost, the next doubling, and "
+    "predicted alternatives",
+    option("--records", nargs="*", type=Path, help="default: all in the results folder"),
+    *MACHINE,
+    *CONFIG,
+    JSON,
+)
+def recommend(args: argparse.Namespace) -> None:
     from ..analysis.points import point_rows
-    from ..config.matrix import load_study
     from ..config.naming import Layout
     from ..predict.recommend import alternatives, costs, describe_alternatives, front, sentences
     from ..predict.study import machine_of, predictor_of, scene_facts, workload_at
     from ..runs.record import load_record
 
-    study = load_study(args.config, args.configfile)
+    study = study_of(args)
     paths = args.records or sorted(Path(study.config.results).glob("*/*/*/r*/record.json"))
     points = point_rows([load_record(path) for path in paths])
     if not points:
@@ -320,7 +284,14 @@ def _cost(c: Any) -> dict[str, Any]:
     }
 
 
-def _project(args: argparse.Namespace) -> None:
+@verb(
+    "project time to finish and GPU-hours: of points that run, from their first steps, or of epoch times",
+    option("what", nargs="+", metavar="POINT|RANKS=TIME", help="builtin/replicated/n1g2, or 1=2.0h 8=15min"),
+    option("--epochs", type=int, metavar="N", help="epochs of the whole training, with RANKS=TIME"),
+    *CONFIG,
+    JSON,
+)
+def project(args: argparse.Namespace) -> None:
     from ..predict.projection import parse_epoch, project_epochs
 
     epochs = [word for word in args.what if "=" in word]
@@ -344,12 +315,11 @@ def _project(args: argparse.Namespace) -> None:
 
 
 def _projected(args: argparse.Namespace) -> str:
-    from ..config.matrix import load_study
     from ..config.naming import Point
     from ..predict.projection import project_run, steps_seen
     from ..runs.attempts import attempts
 
-    study = load_study(args.config, args.configfile)
+    study = study_of(args)
     found, lines = [], []
     for name in args.what:
         point = Point.named(name)

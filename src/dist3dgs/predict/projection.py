@@ -1,6 +1,6 @@
 """Project the time to finish: of a run from its first steps, of a training from its epoch times."""
 
-import re
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,11 @@ from typing import Any
 
 from ..config.models import RunSpec
 from ..errors import UserError
+from ..units import parse_duration_s
 from .model import Interval
 
 #: Steps at the start that compile, warm caches and allocate.
 _WARM_UP_SHARE = 0.1
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(h|min|m|s)?")
-_UNIT_S = {"h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0, None: 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +161,10 @@ def parse_epoch(text: str) -> tuple[int, float]:
         UserError: it is neither.
     """
     ranks, _, duration = text.partition("=")
-    match = _DURATION.fullmatch(duration.strip())
-    if not (ranks.isdigit() and int(ranks) and match and float(match[1])):
+    try:
+        seconds = parse_duration_s(duration)
+    except ValueError:
+        seconds = 0.0
+    if not (ranks.isdigit() and int(ranks) and 0 < seconds < math.inf):
         raise UserError(f"{text!r}: expected RANKS=TIME of an epoch, e.g. 1=2.0h 8=15min 16=540s")
-    return int(ranks), float(match[1]) * _UNIT_S[match[2]]
+    return int(ranks), seconds

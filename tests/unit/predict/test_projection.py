@@ -95,7 +95,7 @@ def test_epoch_times_of_the_planner():
     )
 
 
-@pytest.mark.parametrize("text", ["1", "=2h", "0=2h", "1=", "1=0s", "1=2 days", "x=3s"])
+@pytest.mark.parametrize("text", ["1", "=2h", "0=2h", "1=", "1=0s", "1=soon", "1=UNLIMITED", "x=3s"])
 def test_an_epoch_time_that_cannot_be_read_is_explained(text):
     with pytest.raises(UserError, match="RANKS=TIME"):
         parse_epoch(text)
