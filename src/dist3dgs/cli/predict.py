@@ -72,6 +72,11 @@ def print_findings(args: argparse.Namespace, study: Any, site: Any, layouts: Seq
     ),
     option("--visible", type=float, metavar="SHARE", help="of the Gaussians in a view; default: 0.3"),
     option("--explain", action="store_true", help="the terms of a step and its collectives"),
+    option(
+        "--compare",
+        action="store_true",
+        help="the steps of the study's records beside what its smallest predicts",
+    ),
     JSON,
     epilog="Numbers have intervals. Rates come from the study's own records on the machine where there are any, else "
     "from published points (docs/benchmarks/prediction.md).",
@@ -82,6 +87,9 @@ def predict(args: argparse.Namespace) -> None:
     from ..predict.study import forecasts, machine_of, predictor_of
 
     study = study_of(args)
+    if args.compare:
+        _compare(args, study)
+        return
     machine = machine_of(study, args.config, args.machine, args.network)
     names = list(dict.fromkeys(args.layouts or study.config.layouts))
     strategies = args.strategy or study.config.strategies
@@ -115,6 +123,37 @@ def predict(args: argparse.Namespace) -> None:
         print(f"left out: {problem}")
     if answer["assumed"]:
         print(f"assumed of {machine.accelerator}: {', '.join(answer['assumed'])}")
+
+
+def _compare(args: argparse.Namespace, study: Any) -> None:
+    """Print predicted beside measured steps of all records."""
+    from ..predict.compare import compare_runs
+    from ..predict.study import records_of
+
+    records = [r for name in args.scene or study.config.scenes for r in records_of(study, name)]
+    found = compare_runs(records, args.config)
+    rows: list[dict[str, Any]] = [
+        {
+            "point": f"{c.record.run.scene}/{c.record.run.strategy}/{c.record.run.layout}/r{c.record.run.repeat}",
+            "measured_step_s": c.measured_s,
+            "predicted_step_s": c.predicted_s,
+            "interval": c.width,
+            "error": c.ratio - 1,
+            "fitted": c.fitted,
+        }
+        for c in found
+    ]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        raise UserError(f"{len(records)} records in {study.config.results}, none that the model can predict")
+    for r in rows:
+        measured, predicted = (f"{1e3 * r[name]:8.2f} ms" for name in ("measured_step_s", "predicted_step_s"))
+        print(
+            f"{r['point']:<36} measured {measured}  predicted {predicted}"
+            f"  {100 * r['error']:+5.1f} %{'  (fitted to)' if r['fitted'] else ''}"
+        )
 
 
 def _sized(study: Any, name: str, size: str | None) -> Any:
