@@ -57,9 +57,11 @@ def compare_runs(records: Sequence[RunRecord], config: Path = Path("config")) ->
         if record.status == "ok" and record.metrics.train_s and record.environment.devices:
             hardware, code, data, _ = conditions(record)
             groups.setdefault((record.run.scene, hardware, code, data), []).append(record)
+    devices = {group[0].environment.devices[0] for group in groups.values()}
+    machines = {device: machine_with(device, config) for device in devices}
     found = []
     for group in groups.values():
-        machine = machine_with(group[0].environment.devices[0], config)
+        machine = machines[group[0].environment.devices[0]]
         least = min(r.world_size for r in group)
         base = [r for r in group if r.world_size == least]
         # The size of the photographs is the same in a scene: only its product with a fitted rate counts.
