@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist3dgs.analysis import (
-    Spread,
     compute_to_comm,
     efficiency,
     fit_amdahl,
@@ -212,9 +211,11 @@ def test_cost_counts_what_was_allocated():
     assert rank_hours(make_record(total_s=None)) is None
 
 
-def test_spread_ignores_unknowns():
-    assert Spread.of([None, 3.0, 1.0, float("nan"), 2.0]) == Spread(2.0, 1.0, 3.0, 3)
-    assert Spread.of([None]) is None
+def test_repeats_that_do_not_know_a_metric_are_left_out_of_its_median():
+    losses = (None, 3.0, 1.0, 2.0)
+    (row,) = point_rows([make_record(repeat=i, loss=v, epochs=None) for i, v in enumerate(losses)])
+    assert [row[f"loss{end}"] for end in ("", "_min", "_max")] == [2.0, 1.0, 3.0]
+    assert row.get("epochs") is None and row.get("epochs_min") is None
 
 
 def by_point(records, baseline=None):
