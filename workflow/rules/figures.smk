@@ -25,9 +25,10 @@ rule tabulate:
     params:
         others=OTHER_RECORDS,
         contents=other_records,
-        code=lambda wildcards: code_of("tabulate"),
+        code=lambda wildcards: code_of("analysis.tables"),
+        baseline=f"--baseline {STUDY.config.baseline}" if STUDY.config.baseline else "",
     shell:
-        "dist3dgs --log {log:q} tabulate --runs {output.runs:q} --points {output.points:q}"
+        "dist3dgs --log {log:q} tabulate --runs {output.runs:q} --points {output.points:q} {params.baseline}"
         " --records {input:q} {params.others:q}"
 
 

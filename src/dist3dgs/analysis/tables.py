@@ -34,7 +34,18 @@ Row = dict[str, Any]
 #: Columns that are whole numbers or text; every other column is a number.
 INTEGERS = {
     *("repeat", "nodes", "workers_per_node", "ranks", "baseline_ranks", "seed", "step", "rank"),
-    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "n_reached"),
+    *(
+        "global_batch",
+        "attempt",
+        "evidence_line",
+        "solved_by_attempt",
+        "n",
+        "n_ok",
+        "n_failed",
+        "n_degraded",
+        "n_other",
+        "n_reached",
+    ),
     *("n_shared", "n_scenes"),
 }
 TEXTS = {
@@ -42,6 +53,7 @@ TEXTS = {
     *("devices", "hosts", "nodes_shared", "cpu", "git_sha", "code_digest", "scene_digest", "slurm_job_id"),
     *("source", "record", "record_sha256", "baseline_layout", "baseline_strategy", "baseline_is", "scaling"),
     *("reason", "negative_scaling", "git_dirty", "hardware", "left_out", "outcome", "gain_of"),
+    *("run", "baseline", "attempts", "evidence_file"),
 }
 
 RUN_COLUMNS = (
@@ -80,7 +92,7 @@ def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path, baselin
     write_table(points_csv, points, point_columns(metrics))
     beside = points_csv.with_name
     write_table(beside("resources.csv"), [row for mine in used for row in mine], RESOURCE_COLUMNS)
-    challenges, performance = story_tables(records)
+    challenges, performance = story_tables(records, baseline)
     write_table(beside("technical_challenges.csv"), challenges, CHALLENGE_COLUMNS)
     write_table(beside("performance_comparison.csv"), performance, PERFORMANCE_COLUMNS)
 

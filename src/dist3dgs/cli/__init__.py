@@ -210,6 +210,9 @@ def _add_pages(verb: AddVerb) -> None:
     p = verb("tabulate", verbs.tabulate, "records to runs.csv and points.csv")
     p.add_argument("--runs", required=True, type=Path)
     p.add_argument("--points", required=True, type=Path)
+    p.add_argument(
+        "--baseline", metavar="STRATEGY/LAYOUT", help="compare with it instead of the smallest layout"
+    )
     p.add_argument("--records", nargs="*", type=Path, default=[])
 
     p = verb("check", verbs.check, "fail where a point has failed; the rule behind `fail_on: failed`")

@@ -76,7 +76,7 @@ def tabulate(args: argparse.Namespace) -> None:
             f"{snakemake('results/builtin/replicated/n1g1/r0/record.json')}, or from the logs of a job that ran "
             "elsewhere: dist3dgs import --help"
         )
-    tabulate(args.records, args.runs, args.points)
+    tabulate(args.records, args.runs, args.points, args.baseline)
 
 
 def check(args: argparse.Namespace) -> None:

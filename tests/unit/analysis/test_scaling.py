@@ -285,6 +285,20 @@ def test_another_baseline_can_be_named():
     rows = by_point(records, "replicated/n1g2")
     assert rows["replicated", "n1g4"]["speedup"] == pytest.approx(1.5)
     assert rows["replicated", "n1g1"]["speedup"] == pytest.approx(0.5)
+    assert {r["baseline_is"] for r in rows.values()} == {"named"}
+
+
+def test_a_scene_without_the_named_baseline_says_what_it_is_compared_with():
+    rows = by_point([make_record(), make_record(layout="n1g4")], "replicated/n1g2")
+    row = rows["replicated", "n1g4"]
+    assert row["baseline_layout"] == "n1g1" and row["baseline_is"] == "one_rank"
+    assert "not compared with replicated/n1g2, the baseline of the config" in row["reason"]
+
+
+def test_a_baseline_on_several_ranks_is_told_from_one_on_one_rank():
+    rows = by_point([make_record(layout="n1g4"), make_record(layout="n1g8")])
+    assert {r["baseline_is"] for r in rows.values()} == {"smallest"}
+    assert by_point([make_record()])["replicated", "n1g1"]["baseline_is"] == "one_rank"
 
 
 def test_runs_on_other_hardware_are_never_one_speedup_or_one_mean():
