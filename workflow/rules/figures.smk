@@ -17,6 +17,10 @@ rule tabulate:
         challenges=f"{RESULTS}/tables/technical_challenges.csv",
         performance=f"{RESULTS}/tables/performance_comparison.csv",
         resources=f"{RESULTS}/tables/resources.csv",
+        scaling=[f"{RESULTS}/tables/scaling.{kind}" for kind in ("csv", "md", "tex")],
+        over_scenes=[
+            f"{RESULTS}/tables/over_scenes.{kind}" for kind in ("csv", "md", "tex")
+        ],
     log:
         f"{RESULTS}/logs/tabulate.log",
     retries: 0
@@ -36,6 +40,7 @@ rule figure:
     input:
         runs=rules.tabulate.output.runs,
         points=rules.tabulate.output.points,
+        beside=[rules.tabulate.output.challenges, rules.tabulate.output.performance],
         records=all_records,
     output:
         [f"{RESULTS}/figures/{{figure}}.{kind}" for kind in FIGURE_KINDS],

@@ -118,7 +118,7 @@ def point_rows(
     counted: dict[Key, Sequence[RunRecord]] = {}
     compared: list[tuple[Row, Key]] = []
     for key in order:
-        counted[key], left_out = _alike(points[key], references, key)
+        counted[key], left_out = _alike(points[key], references, key, points)
         own = next(iter(counted[key]), None)
         reference = None if own is None else references[key[0], conditions(own)]
         target = None
@@ -130,7 +130,15 @@ def point_rows(
     for key, row in _over_repeats(counted, known, metrics).items():
         rows[key] |= row
     for row, reference in compared:
-        _compare(row, rows[reference], baseline)
+        own = counted[row["scene"], row["strategy"], Layout.parse(row["layout"])][0]
+        if _counts_as(counted[reference][0], own):
+            _compare(row, rows[reference], baseline)
+        else:
+            row["outcome"] = "not_compared"
+            row["reason"] = (
+                f"not compared: {reference[1]} {reference[2]} has runs like it, but counts others, which differ in "
+                f"{_difference(conditions(counted[reference][0]), conditions(own))}"
+            )
     for row in rows.values():
         if not row["n_ok"]:
             row |= {"reason": "no successful run", "outcome": "not_compared"}
@@ -204,10 +212,12 @@ def _alike(
     records: Sequence[RunRecord],
     references: dict[tuple[str, Conditions], Key],
     key: Key,
+    points: Mapping[Key, Sequence[RunRecord]],
 ) -> tuple[list[RunRecord], str | None]:
     """Choose the successful runs of a point that may be averaged, and say in words what was left out.
 
-    Those that can be compared with another point come first, then the most numerous, then the newest.
+    Those that can be compared with a baseline elsewhere come first, then those that most points are compared with,
+    then the most numerous, then the newest.
     """
     groups: dict[Conditions, list[RunRecord]] = {}
     for record in records:
@@ -216,17 +226,26 @@ def _alike(
     if len(groups) < 2:
         return next(iter(groups.values()), []), None
 
-    def rank(found: Conditions) -> tuple[bool, int, float]:
+    def rank(found: Conditions) -> tuple[bool, int, int, float]:
         newest = max(r.provenance.finished_at or 0.0 for r in groups[found])
-        return references[key[0], found] != key, len(groups[found]), newest
+        alike = sum(
+            any(r.status == "ok" and conditions(r) == found for r in runs)
+            for other, runs in points.items()
+            if other[0] == key[0]
+        )
+        return references[key[0], found] != key, alike, len(groups[found]), newest
 
     best = max(groups, key=rank)
     others = [found for found in groups if found != best]
-    names = ("hardware", "training code", "packed scene", "training settings")
-    differ = [name for i, name in enumerate(names) if any(other[i] != best[i] for other in others)]
     count = sum(len(groups[other]) for other in others)
-    what = f"{count} run{'s' if count > 1 else ''} left out: other {' and '.join(differ)}"
+    what = f"{count} run{'s' if count > 1 else ''} left out: other {_difference(best, *others)}"
     return groups[best], what
+
+
+def _difference(one: Conditions, *others: Conditions) -> str:
+    """Name what differs between conditions."""
+    names = ("hardware", "training code", "packed scene", "training settings")
+    return " and ".join(name for i, name in enumerate(names) if any(other[i] != one[i] for other in others))
 
 
 def _target(baseline: Sequence[RunRecord]) -> float | None:

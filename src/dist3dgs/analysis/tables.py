@@ -28,6 +28,15 @@ from .resource_tables import (
     resource_rows,
     sampled_metrics,
 )
+from .scaling_tables import (
+    CAPTION,
+    OVER_SCENES_CAPTION,
+    OVER_SCENES_COLUMNS,
+    SCALING_COLUMNS,
+    over_scenes_rows,
+    scaling_rows,
+    write_typeset,
+)
 
 Row = dict[str, Any]
 
@@ -53,7 +62,7 @@ TEXTS = {
     *("devices", "hosts", "nodes_shared", "cpu", "git_sha", "code_digest", "scene_digest", "slurm_job_id"),
     *("source", "record", "record_sha256", "baseline_layout", "baseline_strategy", "baseline_is", "scaling"),
     *("reason", "negative_scaling", "git_dirty", "hardware", "left_out", "outcome", "gain_of"),
-    *("run", "baseline", "attempts", "evidence_file"),
+    *("run", "baseline", "attempts", "evidence_file", "memory_of", "one_node_layout", "scenes"),
 }
 
 RUN_COLUMNS = (
@@ -95,6 +104,12 @@ def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path, baselin
     challenges, performance = story_tables(records, baseline)
     write_table(beside("technical_challenges.csv"), challenges, CHALLENGE_COLUMNS)
     write_table(beside("performance_comparison.csv"), performance, PERFORMANCE_COLUMNS)
+    scaling = scaling_rows(points)
+    write_table(beside("scaling.csv"), scaling, SCALING_COLUMNS)
+    write_typeset(beside("scaling"), scaling, SCALING_COLUMNS, CAPTION)
+    over_scenes = over_scenes_rows(points, scaling)
+    write_table(beside("over_scenes.csv"), over_scenes, OVER_SCENES_COLUMNS)
+    write_typeset(beside("over_scenes"), over_scenes, OVER_SCENES_COLUMNS, OVER_SCENES_CAPTION)
 
 
 def run_columns(metrics: Mapping[str, Metric], phases: Iterable[str] = ()) -> list[str]:

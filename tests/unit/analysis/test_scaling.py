@@ -314,6 +314,24 @@ def test_runs_on_other_hardware_are_never_one_speedup_or_one_mean():
     assert "1 run left out: other hardware" in row["reason"]
 
 
+def test_a_point_is_not_compared_with_a_baseline_that_counts_runs_of_other_hardware():
+    """One rank ran on both machines; each larger layout on one of them."""
+    one = [make_record(repeat=0, images_per_s=10.0), make_record(repeat=1, images_per_s=10.0)]
+    one.append(make_record(repeat=2, gpu=True, images_per_s=100.0))
+    larger = [
+        make_record(layout="n1g2", images_per_s=19.0),
+        make_record(layout="n1g4", gpu=True, images_per_s=380.0),
+    ]
+    rows = by_point([*one, *larger])
+    assert rows["replicated", "n1g2"]["speedup"] == pytest.approx(1.9)
+    four = rows["replicated", "n1g4"]
+    assert four.get("speedup") is None and four["outcome"] == "not_compared" and "hardware" in four["reason"]
+    rows = by_point([*one, larger[1]])
+    assert rows["replicated", "n1g4"]["speedup"] == pytest.approx(3.8), (
+        "the runs that others need are counted"
+    )
+
+
 def test_the_spread_of_the_baseline_counts():
     """90/100/110 against 102 to 104 is no gain, and a single 0.996 no loss."""
     base = [make_record(repeat=i, images_per_s=r) for i, r in enumerate((90.0, 100.0, 110.0))]
