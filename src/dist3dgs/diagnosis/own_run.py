@@ -104,12 +104,9 @@ def judge_error(event: Mapping[str, Any], line: Line, events: RunEvents | None =
     hit = error_hit(Line(line.file, line.number, text), trace, steps)
     if hit is None:
         return None
-    rank = event.get("rank")
     hit.event = event
-    hit.rank = rank if isinstance(rank, int) else None
+    hit.rank, hit.phase, hit.step = event.get("rank"), event.get("phase"), event.get("step")
     hit.node = events.hosts.get(hit.rank) if events is not None and hit.rank is not None else None
-    hit.phase = event.get("phase") if isinstance(event.get("phase"), str) else None
-    hit.step = event.get("step") if isinstance(event.get("step"), int) else None
     return hit
 
 

@@ -163,42 +163,59 @@ def _num(event: dict[str, Any], key: str) -> float | None:
     )
 
 
+def _checked(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event whose time, rank, step and phase are of their types, or None where they are not."""
+    rank, step = event.get("rank"), event.get("step")
+    whole = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 1 << 62
+    return event | {
+        "t": _num(event, "t"),
+        "rank": rank if isinstance(rank, int) and 0 <= rank < 1 << 20 else None,
+        "step": step if whole else None,
+        "phase": _text(event["phase"]) if isinstance(event.get("phase"), str) else None,
+    }
+
+
+def _text(value: Any, limit: int = 64) -> str:
+    """A value as text for display: JSON may escape control characters and ends of lines."""
+    return clean(str(value).encode("utf-8", "replace")).replace("\n", " ")[:limit]
+
+
 def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
     rank = e["rank"] if isinstance(e.get("rank"), int) and 0 <= e["rank"] < 1 << 20 else 0
     t, kind = _num(e, "t"), e["event"]
     d.num_events += 1
+    placed = _checked(e), line
     if not d.signals and kind != "signal":
-        d.alive = e, line
+        d.alive = placed
     if t is not None:
         d.started_at = t if d.started_at is None else d.started_at
         d.last_t = t
         if kind in PROGRESS and d.last_step_t is not None:
             d.last_step_t = t
     if kind in PROGRESS:
-        d.progress = e, line
-    if isinstance(e.get("step"), int):
-        d.furthest_step = max(d.furthest_step, e["step"])
+        d.progress = placed
+    d.furthest_step = max(d.furthest_step, placed[0].get("step") or 0)
     if kind == "start":
         world = _num(e, "world_size")
         d.world_size = int(world) if world else d.world_size
-        d.hosts[rank] = str(e.get("host"))[:256]
-        d.device_ids[rank] = str(e.get("device"))[:256]
+        d.hosts[rank] = _text(e.get("host"), 256)
+        d.device_ids[rank] = _text(e.get("device"), 256)
         d.visible_devices = max(d.visible_devices, int(_num(e, "visible_devices") or 0))
         if isinstance(e.get("pid"), int):
             d.pids[rank] = e["pid"]
         d.phases[rank] = RankPhases()
-        d.devices[rank] = str(e.get("device_name") or e.get("device"))[:256]
+        d.devices[rank] = _text(e.get("device_name") or e.get("device"), 256)
         d.versions = (
-            {str(k)[:64]: str(v)[:64] for k, v in (e.get("versions") or {}).items()}
+            {_text(k): _text(v) for k, v in (e.get("versions") or {}).items()}
             if isinstance(e.get("versions"), dict)
             else {}
         )
         d.end = None
     if kind in ("enter", "leave", "signal"):
-        d.phases.setdefault(rank, RankPhases()).take(kind, str(e.get("phase"))[:64])
+        d.phases.setdefault(rank, RankPhases()).take(kind, _text(e.get("phase")))
     if kind == "leave":
         phases = d.phases_s.setdefault(rank, {})
-        name = str(e.get("phase"))[:64]
+        name = _text(e.get("phase"))
         phases[name] = phases.get(name, 0.0) + (_num(e, "s") or 0.0)
     elif kind == "step":
         step = _num(e, "step")
@@ -221,7 +238,7 @@ def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
             }
         if isinstance(e.get("phases_s"), dict):
             d.phases_s[rank] = {
-                str(k)[:64]: v for k in e["phases_s"] if (v := _num(e["phases_s"], k)) is not None
+                _text(k): v for k in e["phases_s"] if (v := _num(e["phases_s"], k)) is not None
             }
         d.steps[rank], d.images[rank] = int(_num(e, "steps") or 0), int(_num(e, "images") or 0)
     elif kind == "memory":
@@ -229,8 +246,8 @@ def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
             if (value := _num(e, key)) is not None:
                 store[rank] = value
     elif kind == "error" and len(d.errors) < MAX_ERRORS:
-        d.errors.append((e, line))
+        d.errors.append(placed)
     elif kind == "signal" and len(d.signals) < MAX_ERRORS:
-        d.signals.append((e, line))
+        d.signals.append(placed)
     elif kind == "end":
-        d.end = (e, line)
+        d.end = placed
