@@ -8,7 +8,8 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-GIB = 2**30
+from ..units import GIB
+
 SUCCESS = 0
 #: NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
 VERSION_BYTES = 80

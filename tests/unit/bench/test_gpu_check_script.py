@@ -78,6 +78,7 @@ def test_missing_packages_are_listed_with_the_line_that_installs_them(capsys, mo
     assert f"{sys.executable} -m pip install 'no-such-package>=1'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_list_is_what_an_import_of_the_check_needs(repository):
     """Top-level packages outside the standard library, from what is loaded after everything it uses was imported."""
     code = (
@@ -134,12 +135,12 @@ def test_which_scene_is_trained_on(tmp_path, monkeypatch):
     assert gpu.packed(None) is None
     scene = tiny.write_tiny(tmp_path / "data/fox/scene.safetensors")
     assert gpu.packed(None) == gpu.FOX and gpu.packed(scene) == scene
-    with pytest.raises(UserError, match="neither a packed scene nor a folder of photographs"):
+    with pytest.raises(UserError, match=r"packed scene.*photographs"):
         gpu.packed(tmp_path / "nowhere")
     (tmp_path / "photos/images").mkdir(parents=True)
     (tmp_path / "photos/images/0.jpg").touch()
     monkeypatch.setattr(gpu, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pycolmap is not installed"):
+    with pytest.raises(UserError, match="pycolmap"):
         gpu.packed(tmp_path / "photos")
 
 

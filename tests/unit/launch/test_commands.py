@@ -188,6 +188,7 @@ def test_node_usage(capsys):
             node.main(words)
 
 
+@pytest.mark.slow
 def test_one_node_line_really_runs(tmp_path):
     """The n1g2 line, as written, starts two ranks."""
     script = tmp_path / "with space.py"

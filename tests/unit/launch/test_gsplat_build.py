@@ -67,6 +67,7 @@ def compiled(folder: Path) -> list[str]:
     return sorted((folder / "compiled").read_text().split())
 
 
+@pytest.mark.slow
 def test_many_processes_build_once_and_load_without_a_compiler(fake, tmp_path, monkeypatch):
     built = fake()
     assert not gsplat_build.is_ready()
@@ -84,6 +85,7 @@ def test_many_processes_build_once_and_load_without_a_compiler(fake, tmp_path, m
     assert not gsplat_build.is_ready()
 
 
+@pytest.mark.slow
 def test_a_build_that_was_cut_short_continues(fake, tmp_path):
     fake()
     (tmp_path / "hang").write_text("ext.cpp")
@@ -100,6 +102,7 @@ def test_a_build_that_was_cut_short_continues(fake, tmp_path):
     assert compiled(tmp_path) == ["answer.cpp", "ext.cpp", "ext.cpp"]
 
 
+@pytest.mark.slow
 def test_ninja_is_found_beside_the_interpreter(fake, monkeypatch):
     fake()
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -107,6 +110,7 @@ def test_ninja_is_found_beside_the_interpreter(fake, monkeypatch):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sources", "says"),
     [

@@ -70,7 +70,7 @@ def test_everything_happens_after_the_same_number_of_images():
 
 def test_the_global_batch_is_a_setting_of_its_own():
     assert run("n1g4", global_batch=8).global_batch == 8
-    with pytest.raises(ValueError, match="no multiple of the 4 ranks"):
+    with pytest.raises(ValueError, match=r"multiple.*4 ranks"):
         run("n1g4", global_batch=6)
 
 
