@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
 #: How the name of a file ends that is being written.
 TEMPORARY = ".tmp"
 
@@ -20,8 +22,12 @@ def replacing(path: Path) -> Iterator[Path]:
     The temporary file is flushed to disk before the rename, so that neither a crash nor a full disk can leave
     half a file under the final name. Parent folders are made. The temporary name has host and process: two nodes that
     share a file system may write the same file at once.
+
+    Raises `UserError` for a device, pipe or socket: a rename would take its place, for root even that of /dev/null.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: not a file that can be replaced; give the path of a plain file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{TEMPORARY}")
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dist3dgs.errors import UserError
 from dist3dgs.files import replacing, sha256, write_json, write_text
 
 
@@ -56,3 +57,10 @@ def test_processes_of_two_hosts_do_not_share_a_temporary_name(
             temporary.touch()
             names.add(temporary.name)
     assert len(names) == 2
+
+
+def test_a_device_or_pipe_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe"):
+        write_text(tmp_path / "pipe", "x")
+    assert [p.is_fifo() for p in tmp_path.iterdir()] == [True]

@@ -14,6 +14,7 @@ HEAVY = ("torch", "pycolmap", "llvmlite", "gsplat")
 ORDER = (
     *(
         "errors",
+        "units",
         "files",
         "console",
         "monitoring",
@@ -27,11 +28,13 @@ ORDER = (
     ),
     *(
         "analysis",
+        "predict",
         "figures",
         "report",
         "slurm",
         "launch",
         "status",
+        "verify",
         "splats",
         "parallel",
         "train",

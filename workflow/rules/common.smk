@@ -145,7 +145,7 @@ def decides(wildcards):
 def workload_inputs(name):
     """Digest of the content of a workload's input files."""
     try:
-        return inputs_digest(STUDY.workload(name).inputs)[:16]
+        return inputs_digest(STUDY.workload(name).inputs, Path(DATA, f"{name}.inputs.json"))[:16]
     except UserError as error:
         stop(error)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from ..units import GIB
 from .nvml import Nvml
 
 COLUMNS = (
@@ -27,7 +28,6 @@ COLUMNS = (
     "gpu_util_percent", "gpu_power_w", "net_rx_bytes", "net_tx_bytes", "ib_rx_bytes", "ib_tx_bytes", "disk_read_bytes",
     "disk_write_bytes",
 )  # fmt: skip
-GIB = 2**30
 #: The thread waits at least so many times as long as a sample took of a core: under 1 % of one.
 REST = 100
 #: nvidia-smi starts a process for every sample, which NVML does not.

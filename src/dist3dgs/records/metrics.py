@@ -4,18 +4,25 @@ from collections import defaultdict
 from typing import Any
 
 from ..runs.attempts import Attempt
-from ..runs.record import Collective, FigureOfMerit, Metrics, QualityPoint, RankMetrics, StepTime, ViewQuality
+from ..runs.metrics import added
+from ..runs.record import (
+    METRICS,
+    Collective,
+    FigureOfMerit,
+    Metrics,
+    QualityPoint,
+    RankMetrics,
+    StepTime,
+    ViewQuality,
+)
 from ..workloads.figures_of_merit import Found
 from .evidence import RunEvidence
 
 #: Seconds by phase.
 Phases = dict[str, float]
 
-#: Metrics that a figure of merit of the same name stands for.
-WORKLOAD_METRICS = (
-    *("train_s", "steps", "images", "images_per_s", "steps_per_s", "epochs", "epoch_s", "num_gaussians"),
-    *("loss", "train_accuracy", "accuracy", "psnr", "ssim", "lpips", "peak_gpu_gib", "comm_s", "compute_s"),
-)
+#: Measured from outside, whatever a program says of itself.
+_OURS = {"total_s", "peak_rss_gib", "peak_host_gib"}
 #: Parts of a rank's time in steps.
 _SHARES = ("compute_s", "comm_s", "exposed_comm_s")
 
@@ -41,15 +48,14 @@ def measure(run: RunEvidence) -> tuple[Metrics, dict[str, str]]:
     }
     if slowest:
         values |= _speed(run, slowest)
-    memory = run.of_kind("memory")
-    values["peak_rss_gib"] = max((e["peak_rss_gib"] for e in memory if e.get("peak_rss_gib")), default=None)
-    values["peak_gpu_gib"] = max((e["peak_gpu_gib"] for e in memory if e.get("peak_gpu_gib")), default=None)
+    values |= {m.name: m.over_events(run.of_kind(m.event)) for m in METRICS.values() if m.event is not None}
+    values["added"], why_not_added = _added(run)
     reasons = _reasons(run, values, slowest)
     if run.workload is not None:
         told, reasons = _workload(run, run.workload)
         values |= told
     metrics, wrong = Metrics.known(values)
-    return metrics, reasons | wrong
+    return metrics, reasons | why_not_added | wrong
 
 
 def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str, str]]:
@@ -62,7 +68,7 @@ def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str,
             for name, value in found.values.items()
         }
     }
-    values |= {name: found.values[name] for name in WORKLOAD_METRICS if name in found.values}
+    values |= {name: value for name, value in found.values.items() if name in METRICS.keys() - _OURS}
     reasons = dict(found.missing)
     if values.get("images_per_s") is None and values.get("epoch_s") and criteria.get("work_per_epoch"):
         values["images_per_s"] = criteria["work_per_epoch"] / values["epoch_s"]
@@ -76,6 +82,25 @@ def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str,
     for name in ("train_s", "step_s", "comm_s", "compute_to_comm"):
         if values.get(name) is None:
             reasons.setdefault(name, "a program of others; it has no figure of merit of this name")
+    return values, reasons
+
+
+def _added(run: RunEvidence) -> tuple[dict[str, float], dict[str, str]]:
+    """Measure what other distributions add; a function of theirs that fails gives a reason, not an error."""
+    values: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for name, m in added().items():
+        try:
+            value = m.measure(run) if m.measure else m.over_events(run.of_kind(m.event)) if m.event else None
+            problem = None if value is None else m.problem(value)
+        except Exception as e:
+            value, problem = None, f"could not be measured: {type(e).__name__}: {e}"
+        if problem is not None:
+            reasons[name] = problem[:200]
+        elif value is not None:
+            values[name] = value
+        elif m.derive is None:
+            reasons[name] = "not in the evidence of this run"
     return values, reasons
 
 

@@ -52,6 +52,13 @@ def output_path(attempt: Path, rank: int) -> Path:
     return Path(attempt, f"output.rank{rank}.log")
 
 
+def output_paths(attempt: Path) -> list[Path]:
+    """List those of all ranks, rank 0 first."""
+    return sorted(
+        attempt.glob("output.rank*.log"), key=lambda p: int(p.name.split(".")[1].removeprefix("rank"))
+    )
+
+
 def values_of(spec: WorkloadSpec, out: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     """Return the templates' variables on this rank.
 
@@ -215,7 +222,7 @@ def run(spec: WorkloadSpec, out: Path, attempt: Path) -> int:
         }
         EventWriter(events_path(attempt, node), each)("start", **fields, device_name=None, versions={})
     if first and spec.train.inputs:
-        write("scene", digest=inputs_digest(spec.train.inputs))
+        write("scene", digest=inputs_digest(spec.train.inputs, attempt / "inputs.json"))
     argv = [expand(word, values) for word in spec.train.application]
     environment = environment_of(spec, values, os.environ)
     out.mkdir(parents=True, exist_ok=True)
@@ -257,15 +264,18 @@ def _device(rank: int, values: Mapping[str, Any]) -> str:
     return f"cuda:{rank % values['ranks_per_node']}" if os.environ.get(GPUS) else "cpu"
 
 
-def inputs_digest(inputs: Iterable[str]) -> str:
-    """Digest of the content of a workload's input files. Raises `UserError` for one that is not there."""
+def inputs_digest(inputs: Iterable[str], cache: Path) -> str:
+    """Digest of the content of a workload's input files. Raises `UserError` for one that is not there.
+
+    cache: as of `content_digest`; a plain file, made anew.
+    """
     files: list[Path] = []
     for name in inputs:
         path = Path(name)
         if not path.exists():
             raise UserError(f"{path}: no such input; fix `inputs` of the workload in config/workloads.yaml")
         files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return content_digest(files, Path(os.devnull))
+    return content_digest(files, cache)
 
 
 def main() -> None:

@@ -146,6 +146,9 @@ def test_the_last_file_that_has_a_setting_is_named() -> None:
         ),
         ({"exclude": [{"layout": "n1g8", "reason": "x"}]}, r"more.yaml: exclude\[0\].*'n1g8'.*n1g"),
         ({"exclude": [{"scene": "nope", "reason": "x"}]}, "known: builtin"),
+        ({"baseline": "n1g2"}, "more.yaml: baseline 'n1g2': expected strategy/layout, e.g. replicated/n1g1"),
+        ({"baseline": "replicate/n1g2"}, "no strategy 'replicate'; did you mean 'replicated'"),
+        ({"baseline": "replicated/n1g8"}, "no layout 'n1g8'"),
     ],
 )
 def test_a_mistake_names_the_file_on_top(
