@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 NODE = """
 import os, subprocess, sys
 assert "RANK" not in os.environ and "WORLD_SIZE" not in os.environ
-code = "import sys; print('rank', sys.argv[1])"
+code = "import sys; print('rank ' + sys.argv[1])"
 ranks = [subprocess.Popen([sys.executable, "-c", code, str(r)]) for r in range(int(sys.argv[1]))]
 assert not any(r.wait() for r in ranks)
 print("rate 12.5")
