@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..logs.jobs import Job, by_job
 from ..logs.lines import clean, looks_binary, read_blocks
 from ..logs.log_data import Added
-from ..logs.readers import all_readers, events, format_of
+from ..logs.readers import all_readers, binary_format_of, events, format_of
 from .scan_result import FileInfo, Scan
 from .text_reader import TextReader
 
@@ -61,6 +61,8 @@ def _scan_file(path: Path, index: int, result: Scan) -> FileInfo:
         return FileInfo(str(path), "unreadable", note=e.strerror or "cannot be read")
     if not head.strip(b"\0 \t\r\n"):
         return FileInfo(str(path), "empty", size, note="the file is empty")
+    if (reader := binary_format_of(head)) is not None:
+        return FileInfo(str(path), reader.FORMAT, size, note=reader.add(path, index, result).note)
     if looks_binary(head[:4096]):
         return FileInfo(str(path), "binary", size, note="not a text file")
     text = "\n".join(clean(raw) for raw in head[:8192].replace(b"\0", b"").splitlines()[:20])

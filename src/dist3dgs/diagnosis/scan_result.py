@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ..logs.facts import Line
 from ..logs.log_data import LogData
 from ..logs.readers.events import RunEvents
+from ..runs.record import HungCollective
 from .heartbeats import Heartbeats
 from .loss_watch import LossWatch
 from .rules import Hit
@@ -40,6 +41,7 @@ class Scan(LogData):
     progress: dict[int, Progress] = field(default_factory=dict)
     loss: LossWatch = field(default_factory=LossWatch)
     events: RunEvents | None = None
+    hang: HungCollective | None = None
     first_time: dict[int, float] = field(default_factory=dict)
     last_time: dict[int, float] = field(default_factory=dict)
     #: The last line with a time above any end from outside.

@@ -76,6 +76,8 @@ class RunEvents:
     furthest_step: int = 0
     """Largest step that any event names."""
     step_s: dict[int, dict[str, float]] = field(default_factory=dict)
+    exposed_s: dict[int, float] = field(default_factory=dict)
+    """Seconds in collectives of the steps that computation does not hide, by rank."""
     steps: dict[int, int] = field(default_factory=dict)
     images: dict[int, int] = field(default_factory=dict)
     phases_s: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -241,6 +243,8 @@ def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
                 _text(k): v for k in e["phases_s"] if (v := _num(e["phases_s"], k)) is not None
             }
         d.steps[rank], d.images[rank] = int(_num(e, "steps") or 0), int(_num(e, "images") or 0)
+    elif kind == "comm" and e.get("phase") == "step":
+        d.exposed_s[rank] = d.exposed_s.get(rank, 0.0) + (_num(e, "exposed_s") or 0.0)
     elif kind == "memory":
         for store, key in ((d.peak_rss_gib, "peak_rss_gib"), (d.peak_gpu_gib, "peak_gpu_gib")):
             if (value := _num(e, key)) is not None:
