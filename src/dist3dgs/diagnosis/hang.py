@@ -8,7 +8,7 @@ from ..logs.samples import RankTrace
 from ..runs.record import Evidence, HungCollective, Straggler
 from .root_cause import OWN
 from .rules import Hit
-from .scan_result import Scan
+from .scan import Scan
 
 #: Half an hour and ten times a step without a step is a hang.
 SILENCE_S = 1800.0

@@ -17,7 +17,7 @@ from ..runs.record import Evidence, HungCollective
 from .hang import last_sign
 from .root_cause import BY_NAME, OWN
 from .rules import Hit, Rule, all_rules, error_hit, takers
-from .scan_result import Scan
+from .scan import Scan
 
 #: Causes that the scheduler or the launcher states -> the rule with the remedy.
 RULE_OF_END = {

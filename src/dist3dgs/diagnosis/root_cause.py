@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from .rules import RULES, Hit, Rule, Tier
-from .scan_result import Scan
+from .scan import Scan
 
 #: A process that survived an error prints more text than a dying one had left in its buffer.
 SURVIVED_BYTES = 1 << 14

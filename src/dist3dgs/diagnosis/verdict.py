@@ -22,8 +22,7 @@ from .hang import find_hang, hang_words, last_sign, only_alive, silent_before, s
 from .root_cause import BY_NAME, OWN, Choice, collectives
 from .rules import Hit, Rule, Tier, all_rules, takers
 from .run_timeline import main_series
-from .scan import scan
-from .scan_result import Scan
+from .scan import Scan, scan
 from .summary import LogSummary, summarise
 
 #: Lines that a job prints while it hangs or is being ended.

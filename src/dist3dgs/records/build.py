@@ -121,6 +121,7 @@ def _provenance(run: RunEvidence) -> Provenance:
         *run.last.event_files(),
         run.last.log_path,
         *run.last.resources_paths(),
+        *run.last.flight_paths(),
     ]
     slurm = run.launch.get("slurm") or {}
     return Provenance(
