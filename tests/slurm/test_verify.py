@@ -16,6 +16,8 @@ from dist3dgs.slurm.site_init import run_init
 from dist3dgs.verify import gpus, machine, on_node
 from dist3dgs.verify.setup import Setup
 
+pytestmark = pytest.mark.slurm
+
 
 @pytest.fixture
 def folder(repository, tmp_path, monkeypatch, on_plain_cluster):

@@ -98,7 +98,12 @@ def record(args: argparse.Namespace) -> None:
     print(f"{args.out}: {record.status}{cause}")
 
 
-@verb("tabulate records in runs.csv and points.csv", *TABLES, RECORDS)
+@verb(
+    "tabulate records in runs.csv and points.csv",
+    *TABLES,
+    option("--baseline", metavar="STRATEGY/LAYOUT", help="compare with it instead of the smallest layout"),
+    RECORDS,
+)
 def tabulate(args: argparse.Namespace) -> None:
     from ..analysis.tables import tabulate
 
@@ -108,7 +113,7 @@ def tabulate(args: argparse.Namespace) -> None:
             f"{snakemake('results/builtin/replicated/n1g1/r0/record.json')}, or from the logs of a job that ran "
             "elsewhere: dist3dgs import --help"
         )
-    tabulate(args.records, args.runs, args.points)
+    tabulate(args.records, args.runs, args.points, args.baseline)
 
 
 @verb(

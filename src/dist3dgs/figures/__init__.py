@@ -21,6 +21,7 @@ NAMES = (
     "compute_to_comm",
     "phases",
     "memory",
+    "prediction",
     "resources",
     "journey",
 )

@@ -64,13 +64,13 @@ class Monitor:
             writer.writeheader()
             while True:
                 before_s = time.thread_time()
-                for row in self._sample():
+                for row in self.sample():
                     writer.writerow(row)
                 f.flush()
                 if self._stop.wait(max(self.interval_s, REST * (time.thread_time() - before_s))):
                     return
 
-    def _sample(self) -> list[dict[str, Any]]:
+    def sample(self) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"t": round(time.time(), 3), "node": self.node, **self._tree()}
         row |= {**network_bytes(), **infiniband_bytes()}
         if self._disk:

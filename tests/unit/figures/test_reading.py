@@ -69,10 +69,26 @@ def drawable(study, name):
     """Leave out figures that have nothing to show: no samples, no success on several ranks."""
     if name == "compute_to_comm":
         return study not in ("one", "thirty scenes")
+    if (
+        name == "prediction"
+    ):  # these records have no curve of Gaussians: tests/unit/predict/test_compare.py draws it
+        return False
     return name != "resources" or study == "five strategies"
 
 
-@pytest.mark.parametrize(("study", "name"), [(s, n) for s in WORDY for n in figures.NAMES if drawable(s, n)])
+#: The studies that other tests draw as well are drawn in the fast tests too.
+EVERY_FIGURE = pytest.mark.parametrize(
+    ("study", "name"),
+    [
+        pytest.param(s, n, marks=[] if s in ("one", "five strategies") else pytest.mark.slow)
+        for s in WORDY
+        for n in figures.NAMES
+        if drawable(s, n)
+    ],
+)
+
+
+@EVERY_FIGURE
 def test_no_words_overlap_or_leave_the_page(drawn, study, name):
     figure = drawn[study].picture(name)
     page = figure.bbox
@@ -87,7 +103,7 @@ def test_no_words_overlap_or_leave_the_page(drawn, study, name):
         assert min(overlap) < 2, f"{first!r} and {second!r}"
 
 
-@pytest.mark.parametrize(("study", "name"), [(s, n) for s in WORDY for n in figures.NAMES if drawable(s, n)])
+@EVERY_FIGURE
 def test_figures_fit_a_page_and_panels_keep_their_room(drawn, study, name):
     figure = drawn[study].picture(name)
     width, height = figure.get_size_inches() * 25.4
@@ -135,7 +151,7 @@ def test_degraded_is_a_diamond_and_failed_a_cross_in_every_figure(drawn, name):
     assert {"failed", "degraded: finished, not as asked"} <= words
 
 
-@pytest.mark.parametrize("name", [n for n in figures.NAMES if n != "resources"])
+@pytest.mark.parametrize("name", [n for n in figures.NAMES if n not in ("resources", "prediction")])
 def test_scene_and_strategy_are_named_even_where_there_is_one(drawn, name):
     words = " ".join(drawn["one"].words(name))
     assert "builtin" in words and "replicated" in words

@@ -87,6 +87,7 @@ def nvidia_smi(*gpus: str, cuda: str = "13.0") -> str:
 H100 = "NVIDIA H100 80GB HBM3, 580.65.06, 9.0"
 
 
+@pytest.mark.slow
 def test_all_of_it_without_a_network(folder, repository):
     """Nothing is downloaded, nothing is left, and nothing of it computes on a GPU."""
     shutil.copy(repository / "requirements.lock", folder)
@@ -112,6 +113,7 @@ def test_all_of_it_without_a_network(folder, repository):
     assert {p for p in folder.parent.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_config_is_a_line_among_others(folder, capsys):
     Path("config/config.yaml").write_text("scenes: [nowhere]\n")
     status = main(["verify", "--profile", "none.yaml"])
@@ -146,6 +148,7 @@ def test_packages_that_are_missing_or_not_those_of_the_lock(folder, tmp_path, mo
     assert "absent" not in result.text
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_opened(folder, program):
     program("apptainer", "echo 'FATAL: could not open image x.sif' >&2; exit 255")
     result = only(software.check_torch(Setup(site=Site(image="x.sif")).start()))
@@ -193,7 +196,8 @@ def built_extension(folder: Path) -> Path:
     library = folder / "gsplat_cuda/gsplat_cuda.so"
     library.parent.mkdir(parents=True)
     library.touch()
-    (folder / f"dist3dgs-gsplat-{versions}.ready").write_text(f"{library}\n")
+    note = json.dumps({"library": str(library), "architectures": ["8.0"]})
+    (folder / f"dist3dgs-gsplat-{versions}-8.0.ready").write_text(note)
     return library
 
 
