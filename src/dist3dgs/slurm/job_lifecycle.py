@@ -23,7 +23,7 @@ from ..files import write_json
 from ..runs.attempts import attempts
 from .allocation import Allocation
 from .client import SlurmError
-from .outcome import Try, read_tail, settle
+from .outcome import read_tail, settle
 from .retry import Decision, decide
 from .site import VARIABLE, Site
 
