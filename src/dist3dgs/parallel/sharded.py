@@ -23,7 +23,7 @@ from .digests import compare_rows, gather_digests, parameter_digest, rows_checks
 from .strategy import Parallel, Rendered, Rows, largest, travelling
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
-NUM_FLOATS, NUM_RADII = 10, 2
+NUM_FLOATS = 10
 
 
 class Sharded(Parallel):
