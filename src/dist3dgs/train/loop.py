@@ -139,6 +139,7 @@ class Trainer:
             [self.cameras.get(v, photo=r == mine) for v in part]
             for r, part in enumerate(self.order.batch(step))
         ]
+        self.cameras.prefetch(self.order.batch(step + 1)[mine])
         behind = background(self.spec, step, self.device)
         clock.part("data")
         track = self.schedule.tracks(step)
