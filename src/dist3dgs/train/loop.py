@@ -220,10 +220,7 @@ class Trainer:
             generator=generator(self.spec.seed, self.step, "densify", self.parallel.stream),
         )
         self.model.densify(change)
-        counts = change.counts
-        if not self.parallel.replicates:
-            every = self.comm.gather_objects(counts)
-            counts = {k: sum(c[k] for c in every) for k in counts}
+        counts = self.parallel.sum_counts(change.counts)
         if self.comm.rank == 0:
             fields = {
                 **counts,

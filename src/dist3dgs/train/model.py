@@ -72,6 +72,6 @@ class Model:
         return Statistics.zeros(self.gaussians.num_gaussians, self.gaussians.device)
 
     def _count_once(self) -> None:
-        """Keep the reduced statistics on rank 0 and zero the rest, so that they are not counted twice."""
-        if self.parallel.replicates and self.parallel.comm.rank != 0:
+        """Zero reduced statistics on all but one of the ranks that have them, so that they are not counted twice."""
+        if not self.parallel.keeps_statistics:
             self.statistics = self._no_statistics()
