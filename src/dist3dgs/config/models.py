@@ -237,6 +237,7 @@ STRATEGIES = {
     "replicated": "dist3dgs.parallel.replicated:Replicated",
     "sharded": "dist3dgs.parallel.sharded:Sharded",
     "hybrid": "dist3dgs.parallel.hybrid:Hybrid",
+    "local": "dist3dgs.parallel.local:Local",
 }
 #: Entry points of other packages that add kinds of strategy.
 STRATEGY_GROUP = "dist3dgs.strategies"
@@ -262,7 +263,8 @@ class Strategy(Settings):
     kind: Annotated[str, AfterValidator(_known_kind)] = Field(
         "replicated",
         description="replicated: every rank holds all Gaussians; sharded: each owns a part, projections travel; "
-        "hybrid: shards inside groups of ranks, replicas across groups",
+        "hybrid: shards inside groups of ranks, replicas across groups; local: replicas that train apart and are "
+        "averaged now and then",
     )
     init: Literal["broadcast", "independent"] = Field(
         "broadcast",
@@ -284,6 +286,11 @@ class Strategy(Settings):
     shard: int | None = Field(
         None, ge=1, description="hybrid: ranks that hold the model together; null: those of a node"
     )
+    sync_every: int = Field(16, ge=1, description="local: optimizer steps from one average to the next")
+    average: Literal["seen", "plain"] = Field(
+        "seen",
+        description="local: weights of the ranks, by how often each saw a Gaussian, or equal",
+    )
     rebalance_above: float = Field(
         1.2, ge=1, description="sharded, hybrid: rows move when the largest shard is this many times the mean"
     )
@@ -291,8 +298,8 @@ class Strategy(Settings):
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
-        if self.kind == "sharded" and (self.init, self.compression) != ("broadcast", "none"):
-            raise ValueError("a sharded strategy needs init: broadcast and compression: none")
+        if self.kind in ("sharded", "local") and (self.init, self.compression) != ("broadcast", "none"):
+            raise ValueError(f"a {self.kind} strategy needs init: broadcast and compression: none")
         if self.kind == "hybrid" and self.init != "broadcast":
             raise ValueError("a hybrid strategy needs init: broadcast")
         if self.shard is not None and self.kind in STRATEGIES and self.kind != "hybrid":
@@ -394,6 +401,15 @@ class RunSpec(Settings):
             raise ValueError(
                 f"parallel.shard = {self.shard} does not divide the {world} ranks of {self.started}; set a divisor of "
                 f"{world}, or null for the {self.started.workers_per_node} of a node"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averages_in_the_run(self) -> Self:
+        if self.parallel.kind == "local" and self.parallel.sync_every > self.num_steps:
+            raise ValueError(
+                f"parallel.sync_every = {self.parallel.sync_every} is more than the {self.num_steps} optimizer steps "
+                f"of the run at {self.started}: its ranks would never be averaged; set at most {self.num_steps}"
             )
         return self
 

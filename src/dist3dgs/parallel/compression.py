@@ -51,8 +51,13 @@ class Exact(Exchange):
     order, and NCCL's all-reduce is the fastest way.
     """
 
+    def __init__(self, comm: Communicator, what: str = "gradients") -> None:
+        """what: travels; for the meter."""
+        super().__init__(comm)
+        self._op = f"all_reduce({what})"
+
     def start(self, name: str, gradient: Tensor) -> Callable[[], Tensor]:
-        comm, op = self.comm, "all_reduce(gradients)"
+        comm, op = self.comm, self._op
         if comm.world_size < 3 or gradient.device.type != "cpu":
             handle = comm.start_all_reduce(gradient, name=op)
 

@@ -102,6 +102,16 @@ class Parallel(ABC):
         Yields parameters by name as they become ready, so that the optimizer works while others still travel.
         """
 
+    def averages(self, step: int) -> bool:
+        """Return True if `synchronise` is due after 1-based `step`, for strategies whose replicas train apart."""
+        return False
+
+    def synchronise(self, rows: Rows) -> None:  # noqa: B027 (most strategies never part)
+        """Make replicas that trained apart equal again, in place. Collective; called before anything reads them as one.
+
+        rows: `Model.rows` of this rank, tensors [N, ...] by name, of any dtype.
+        """
+
     @abstractmethod
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
         """Sum densification statistics over all views of all ranks, for the Gaussians this rank holds. Collective."""

@@ -47,6 +47,10 @@ class Model:
             COUNT: self.statistics.count,
         }
 
+    def synchronise(self) -> None:
+        """Make replicas that trained apart equal. Collective; no-op for strategies whose replicas never part."""
+        self.parallel.synchronise(self.rows())
+
     def whole(self) -> Rows | None:
         """Gather the whole model on rank 0, with the statistics of all ranks' views. Collective.
 
