@@ -270,9 +270,10 @@ class _Run:
 
     def _finish(self, status: str, returncode: int | None) -> int:
         self.summary |= {"status": status, "returncode": returncode, "finished_at": time.time()}
-        if status != "ok" and "ended" not in self.summary and status != "stopped":
+        if status != "ok" and ("ended" in self.summary or status != "stopped"):
             self.summary["cause"] = cause_of(self.summary, self.attempt)
-        self.restarts = self.may_restart and tries_after(self.summary.get("cause")) > 0
+        ended = "ended" in self.summary  # by the scheduler or for want of memory: no restart here mends that
+        self.restarts = self.may_restart and not ended and tries_after(self.summary.get("cause")) > 0
         self._save()
         if self.restarts:
             print(
