@@ -259,14 +259,14 @@ def _time(seconds: float) -> str:
 )
 def recommend(args: argparse.Namespace) -> None:
     from ..analysis.points import point_rows
+    from ..analysis.tables import load_records
     from ..config.naming import Layout
     from ..predict.recommend import alternatives, costs, describe_alternatives, front, sentences
     from ..predict.study import machine_of, predictor_of, scene_facts, workload_at
-    from ..runs.record import load_record
 
     study = study_of(args)
     paths = args.records or sorted(Path(study.config.results).glob("*/*/*/r*/record.json"))
-    points = point_rows([load_record(path) for path in paths])
+    points = point_rows(load_records(paths), study.config.baseline)
     if not points:
         raise UserError(f"no records in {study.config.results}; before any: dist3dgs predict --machine NAME")
     try:
