@@ -360,14 +360,20 @@ def fitted_text(v: Validation) -> str:
         "one_rank": round(errors_of(v.held_out(0, 1))[1], 3),
         "several_ranks": round(errors_of(v.held_out(1))[1], 3),
     }
-    densities = {k: round(d, 3) for k, d in v.densities.items() if k != "mean"}
+    published = load_yaml(PUBLISHED)["scenes"]
+    scenes = {
+        name: {
+            "density": round(v.densities[name], 3),
+            "size_px": of["size_px"],
+            "gaussians": round(of["gaussians_m_30k"] * 1e6),
+        }
+        for name, of in published.items()
+    }
     head = (
         "# Written by `python -m dist3dgs.predict.validation` from published.yaml; units: model.Rates. `errors` are\n"
-        "# 90 % quantiles of relative errors on held-out points, densities the work per pixel over the mean scene.\n"
+        "# 90 % quantiles of relative errors on held-out points, `density` is the work per pixel over the mean.\n"
     )
-    return head + str(
-        yaml.safe_dump({"rates": rates, "errors": errors, "densities": densities}, sort_keys=False)
-    )
+    return head + str(yaml.safe_dump({"rates": rates, "errors": errors, "scenes": scenes}, sort_keys=False))
 
 
 def page_text(v: Validation) -> str:
