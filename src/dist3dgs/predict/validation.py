@@ -80,6 +80,8 @@ class Validation:
     times: list[Compared]
     memories: list[Compared]
     own: list[Compared]
+    speedups: list[Compared]
+    """Of two CPU ranks over one; `measured` is the median of a row's runs."""
     collectives: list[Compared]
     """All-reduces; `scene` is the payload."""
 
@@ -219,7 +221,15 @@ def validate_published(config: Path = Path("config"), root: Path = Path()) -> Va
     times = [_compared(p, rates[p.program], densities.get(p.scene, 1.0)) for p in every]
     own, cpu = _own(config, root)
     rates["dist3dgs-cpu"] = replace(cpu, memory_gb=0.5)
-    return Validation(rates, densities, times, memories, own, _collectives(published, config))
+    return Validation(
+        rates,
+        densities,
+        times,
+        memories,
+        own,
+        _speedups(published, config, cpu),
+        _collectives(published, config),
+    )
 
 
 def _rates(pixel_flop: float, gaussian_bytes: float, share: float = 0.4) -> Rates:
@@ -296,6 +306,23 @@ def _memory(published: dict[str, Any], machine: Machine) -> tuple[list[Compared]
         predicted = own.memory_gb(workload, Layout(1, ranks)).value
         compared.append(Compared(name, scene, gb, predicted, fitted, ranks))
     return compared, rates
+
+
+def _speedups(published: dict[str, Any], config: Path, rates: Rates) -> list[Compared]:
+    """Predict our own measurements of two ranks against one with the rates of the demo's one rank."""
+    machine = load_machine("cpu", config)
+    made = Predictor(rates=rates, machine=machine, source="", error_one=0.0, error_several=0.0)
+    compared = []
+    for row in published["own_speedups"]:
+        for kind in ("replicated", "sharded"):
+            width, height = row["size_px"]
+            workload = Workload(
+                gaussians=30_000, width_px=width, height_px=height, kind=kind, batch=2, densify_share=0.0
+            )
+            one, two = (made.step(workload, Layout(1, n)).seconds for n in (1, 2))
+            name = f"{row['name']}, {width} x {height}, {kind}"
+            compared.append(Compared(name, "cloud", statistics.median(row[kind]), one / two, False, 2))
+    return compared
 
 
 def _collectives(published: dict[str, Any], config: Path) -> list[Compared]:
@@ -475,6 +502,17 @@ def page_text(v: Validation) -> str:
             f"| {c.name} | {c.measured:.4g} | {c.predicted:.4g} | {100 * c.error:+.1f} % |"
             f" {'fitted to' if c.fitted else 'held out'} |"
         )
+    m, _, w = errors_of(v.speedups)
+    lines += [
+        "",
+        "Images per second of two ranks over one ([distributed.md](distributed.md)), predicted with the same rates, all"
+        f" held out: {100 * m:.1f} % in the median, {100 * w:.1f} % at worst.",
+        "",
+        "| measured on | measured | predicted | error |",
+        "|---|---|---|---|",
+    ]
+    for c in v.speedups:
+        lines.append(f"| {c.name} | {c.measured:.2f} | {c.predicted:.2f} | {100 * c.error:+.1f} % |")
     lines += [
         "",
         "## All-reduces",

@@ -53,6 +53,7 @@ def test_all_reduces_on_one_and_several_nodes_follow_the_formulae(validation):
 def test_two_ranks_are_predicted_from_one(validation):
     (two,) = [c for c in validation.own if c.name == "demo, 2 ranks"]
     assert not two.fitted and abs(two.error) < 0.1
+    assert len(validation.speedups) == 8 and errors_of(validation.speedups)[2] < 0.15
 
 
 def test_published_rows_name_their_source(repository):
