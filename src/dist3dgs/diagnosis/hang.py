@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from ..logs.readers.events import RunEvents
+from ..logs.readers.events import Placed, RunEvents, time_of
 from ..runs.record import Evidence
+from .root_cause import OWN
 from .rules import Hit
 from .scan_result import Scan
 
@@ -27,8 +28,8 @@ def silent_before(stop: Hit, scan: Scan) -> Sequence[Evidence] | None:
 
     The last step's time is that on its own line or, at the latest, that of the next line which has one.
     """
-    if scan.events is not None and scan.events.last_step_t is not None:
-        return _by_events(scan.events)
+    if scan.events is not None and (stop.file_index == OWN or scan.events.last_step_t is not None):
+        return _by_events(scan.events, stop)
     if stop.line.time is None:
         return None
     steps = [p for p in scan.progress.values() if p.last is not None]
@@ -74,15 +75,27 @@ def _step_s(scan: Scan) -> float:
     return max([m.mean for m in means if m is not None], default=0.0)
 
 
-def _by_events(events: RunEvents) -> Sequence[Evidence] | None:
-    """Compare our own events alone: they have Unix times, while the lines around the stop have local ones.
+def last_sign(events: RunEvents) -> Placed | None:
+    """Return the last event that shows the run going on; of a run that did not get so far the last one of all."""
+    return events.progress or events.alive
 
-    The last event (a signal, an error) is at or before the stop.
+
+def _by_events(events: RunEvents, stop: Hit) -> Sequence[Evidence] | None:
+    """Compare Unix times alone: lines of the job's log have local ones.
+
+    Where the stop is such a line, the last event (a signal, an error) is at or before it.
     """
-    line = events.last_step_line
-    if line is None or events.last_t is None or events.last_step_t is None:
+    last = last_sign(events)
+    own = stop.file_index == OWN
+    end_t = stop.line.time if own else events.last_t
+    if last is None or end_t is None or (t := time_of(last[0])) is None:
         return None
-    step_s = max((s.get("mean", 0.0) for s in events.step_s.values()), default=0.0)
-    if events.last_t - events.last_step_t < patience_s(step_s):
+    means = [s.get("mean", 0.0) for s in events.step_s.values()]
+    if end_t - t < patience_s(max([events.last_step_s, *means]) if events.progress else None):
         return None
-    return [Evidence(file=line.file, line=line.number, text=line.text[:1000])]
+    line = last[1]
+    evidence = [Evidence(file=line.file, line=line.number, text=line.text[:1000])]
+    if own:
+        text = f"no event after it for {end_t - t:.0f} s, until {stop.line.text}"
+        evidence.append(Evidence(file=stop.line.file, text=text))
+    return evidence

@@ -28,6 +28,7 @@ NAMES = (
     "phases",
     "performance_comparison",
     "memory",
+    "prediction",
     "resources",
     "journey",
     "technical_challenges",

@@ -253,6 +253,7 @@ class _Run:
         environment["PYTHONUNBUFFERED"] = "1"
         if uses_gpus:
             environment[node.USES_GPUS] = "1"
+            environment |= commands.gpu_settings(environment)
             if self.allocation is not None and self.allocation.exclusive:
                 environment[GPUS_PER_NODE] = str(self.layout.workers_per_node)
         # PyTorch makes this folder when DistributedDataParallel is imported, in /tmp unless told otherwise.
@@ -269,9 +270,10 @@ class _Run:
 
     def _finish(self, status: str, returncode: int | None) -> int:
         self.summary |= {"status": status, "returncode": returncode, "finished_at": time.time()}
-        if status != "ok" and "ended" not in self.summary and status != "stopped":
+        if status != "ok" and ("ended" in self.summary or status != "stopped"):
             self.summary["cause"] = cause_of(self.summary, self.attempt)
-        self.restarts = self.may_restart and tries_after(self.summary.get("cause")) > 0
+        ended = "ended" in self.summary  # by the scheduler or for want of memory: no restart here mends that
+        self.restarts = self.may_restart and not ended and tries_after(self.summary.get("cause")) > 0
         self._save()
         if self.restarts:
             print(

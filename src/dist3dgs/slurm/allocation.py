@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from ..config.naming import Layout
 from ..errors import UserError
-from .client import SlurmError, blocks, expand_hosts, parse_gpus, parse_time_s, rows, slurm
+from ..units import expand_hosts, parse_duration_s
+from .client import SlurmError, blocks, parse_gpus, rows, slurm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +170,7 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
         gpus_per_node=_gpus_per_node(details, gres, len(nodes)),
         tasks=int(tasks) if tasks.isdigit() else None,
         partition=partition,
-        time_left_s=parse_time_s(left),
+        time_left_s=parse_duration_s(left, bare_s=60),
         cpus_per_node=_cpus_per_node(details, len(nodes)),
         exclusive=details.get("OverSubscribe") == "NO",
         restarts=int(details.get("Restarts", "0") or 0),

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .client import SlurmError, parse_time_s, rows, slurm
+from ..units import parse_duration_s
+from .client import SlurmError, rows, slurm
 from .partitions import Partition
 
 
@@ -85,6 +86,6 @@ def _cluster() -> str:
 
 def _time_s(text: str) -> float:
     try:
-        return parse_time_s(text)
+        return parse_duration_s(text, bare_s=60)
     except ValueError:
         return math.inf

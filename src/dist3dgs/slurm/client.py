@@ -5,12 +5,11 @@ Every call has a time limit and no shell; output is asked for in the forms meant
 Formats checked against Slurm 22.05; the fields used here are unchanged up to 25.05.
 """
 
-import math
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ..errors import UserError
 
@@ -18,9 +17,6 @@ INSTALL_HINT = (
     "Slurm's client commands must be on PATH (Debian/Ubuntu: apt-get install slurm-client; "
     "on a cluster: module load slurm)."
 )
-
-#: Words Slurm uses for "no limit" and "not known".
-_NO_TIME = {"UNLIMITED", "INFINITE", "NOT_SET", "N/A", "INVALID", "PARTITION_LIMIT", "NONE", ""}
 
 
 class SlurmError(RuntimeError):
@@ -99,42 +95,6 @@ def blocks(text: str) -> list[dict[str, str]]:
     return found
 
 
-def parse_time_s(text: str) -> float:
-    """Seconds of a Slurm duration: `minutes`, `mm:ss`, `hh:mm:ss`, `d-hh`, `d-hh:mm`, `d-hh:mm:ss`.
-
-    `UNLIMITED` and the like give infinity. Raises ValueError on anything else.
-    """
-    text = text.strip()
-    if text.upper() in _NO_TIME:
-        return math.inf
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if not match:
-        raise ValueError(f"not a Slurm time: {text!r}")
-    days, a, b, c = match.groups()
-    first, second, third = int(a), int(b or 0), int(c or 0)
-    if days is not None:  # d-hh[:mm[:ss]]
-        return int(days) * 86400 + first * 3600 + second * 60 + third
-    if c is not None:  # hh:mm:ss
-        return first * 3600 + second * 60 + third
-    return first * 60 + second  # minutes or mm:ss
-
-
-def format_time(seconds: float) -> str:
-    """`3 min`, `4 h 10 min`, `2 d 3 h`: for people."""
-    if math.isinf(seconds):
-        return "unlimited"
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"
-
-
 def parse_gpus(gres: str) -> dict[str, int]:
     """GPUs of a gres or tres text, by type: `gpu:h100:4(S:0-1),nvme:1` gives {"h100": 4}, `gpu:2` gives {"":
     2}.
@@ -149,45 +109,3 @@ def parse_gpus(gres: str) -> dict[str, int]:
             kind = match.group(1) or ""
             found[kind] = found.get(kind, 0) + int(match.group(2) or 1)
     return found
-
-
-def parse_mem_mb(text: str) -> float:
-    """MB of a Slurm memory text (`12000M`, `12G`, `1.5T`, bare numbers are MB); `UNLIMITED` is infinity."""
-    text = text.strip().rstrip("+nc")
-    if text.upper() in _NO_TIME:
-        return math.inf
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text, re.IGNORECASE)
-    if not match:
-        raise ValueError(f"not a Slurm memory size: {text!r}")
-    return (
-        float(match.group(1))
-        * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[match.group(2).upper()]
-    )
-
-
-def expand_hosts(nodelist: str) -> list[str]:
-    """Names of a Slurm host list: `gpu[01-03,7],cpu1` gives gpu01 gpu02 gpu03 gpu7 cpu1.
-
-    Done here rather than by `scontrol show hostnames`, so that plans and tests need no Slurm. Several
-    brackets in
-    one name (`rack[1-2]n[1-4]`) are expanded left to right as Slurm does.
-    """
-    names: list[str] = []
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodelist.strip()):
-        names.extend(_expand_one(part.strip()))
-    return names
-
-
-def _expand_one(part: str) -> Iterable[str]:
-    match = re.match(r"([^\[]*)\[([^\]]+)\](.*)", part)
-    if not match:
-        return [part] if part else []
-    head, ranges, tail = match.groups()
-    middles: list[str] = []
-    for item in ranges.split(","):
-        low, dash, high = item.partition("-")
-        if dash and low.isdigit() and high.isdigit():
-            middles.extend(f"{number:0{len(low)}d}" for number in range(int(low), int(high) + 1))
-        else:
-            middles.append(item)
-    return [head + middle + rest for middle in middles for rest in (_expand_one(tail) or [""])]

@@ -9,8 +9,9 @@ import threading
 import time
 from typing import Any
 
+from ..units import expand_hosts, parse_time_stamp
 from .allocation import Allocation
-from .client import SlurmError, blocks, expand_hosts, rows, slurm
+from .client import SlurmError, blocks, rows, slurm
 
 #: Seconds between looks. squeue shows jobs for `MinJobAge` (300 s unless the site says otherwise) after their end, so
 #: that nobody who came and went in between is missed.
@@ -76,11 +77,11 @@ class CoTenancy:
 
     def _overlaps(self, state: str, start: str, end: str) -> bool:
         """Return True if a job was on its nodes at some moment of this run."""
-        if state == "PENDING" or (started := _unix(start)) is None:
+        if state == "PENDING" or (started := parse_time_stamp(start)) is None:
             return False
         if state in ("RUNNING", "SUSPENDED", "COMPLETING", "STOPPED", "SIGNALING"):
             return started < time.time() + CLOCK_S
-        ended = _unix(end)
+        ended = parse_time_stamp(end)
         return ended is not None and ended > self.began + CLOCK_S
 
 
@@ -102,10 +103,3 @@ def _own_cpus(details: str) -> dict[str, int]:
         count = sum(int(last or first) - int(first) + 1 for first, _, last in spans)
         found |= dict.fromkeys(expand_hosts(nodes), count)
     return found
-
-
-def _unix(text: str) -> float | None:
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return None

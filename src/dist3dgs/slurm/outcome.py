@@ -15,6 +15,7 @@ from ..config.naming import Layout
 from ..files import write_json
 from ..runs.attempts import Attempt, attempts
 from ..runs.causes import Cause
+from ..units import parse_time_stamp
 from .client import SlurmError, blocks, rows, slurm
 
 #: Slurm's word for how a job ended -> our cause.
@@ -82,7 +83,7 @@ def read_try(attempt: Attempt, launch: dict[str, Any] | None = None) -> Try:
     return Try(
         number=attempt.number,
         status=launch.get("status") or "running",
-        cause=ended.get("cause") or launch.get("cause"),
+        cause=launch.get("cause") or ended.get("cause"),
         note=ended.get("note"),
         step=last,
         gpu_hours=_gpu_hours(launch, ended.get("at")),
@@ -138,8 +139,17 @@ def _settled(attempt: Attempt, me: tuple[int, int] | None) -> Try:
     if end["cause"] == "cancelled" and _was_interrupted(attempt, launch):
         note = f"{end['note']}; cancelled by an interrupted Snakemake"
         launch |= {"status": INTERRUPTED, "ended": {"cause": None, "note": note, "at": end["at"]}}
+    else:
+        launch["cause"] = _judged(launch, attempt)
     write_json(attempt.launch_path, launch)
     return read_try(attempt, launch)
+
+
+def _judged(launch: dict[str, Any], attempt: Attempt) -> Cause:
+    """The cause as the record will have it: Slurm's word is one piece of evidence."""
+    from ..records.build import cause_of  # the rules, which few attempts need
+
+    return cause_of(launch, attempt)
 
 
 def _out_of_memory(attempt: Attempt, launch: dict[str, Any], me: tuple[int, int] | None) -> Try | None:
@@ -161,6 +171,7 @@ def _out_of_memory(attempt: Attempt, launch: dict[str, Any], me: tuple[int, int]
         launch |= {
             "ended": {"cause": "host_oom", "note": note, "at": at or launch.get("finished_at") or time.time()}
         }
+        launch["cause"] = _judged(launch, attempt)
     write_json(attempt.launch_path, launch)
     return read_try(attempt, launch)
 
@@ -230,12 +241,12 @@ def job_end(job: int) -> tuple[str, str, float | None]:
         text = " ".join(
             f"{k}={block[k]}" for k in ("JobState", "Reason", "ExitCode", "EndTime") if k in block
         )
-        return block.get("JobState", "").split()[0], text, _unix(block.get("EndTime", ""))
+        return block.get("JobState", "").split()[0], text, parse_time_stamp(block.get("EndTime", ""))
     with contextlib.suppress(SlurmError):
         found = rows(slurm("sacct", "-nXP", "-j", str(job), "-o", "State,ExitCode,End"), 3)
         if found:
             state, code, ended = found[-1]
-            return state.split()[0], f"State={state} ExitCode={code} End={ended}", _unix(ended)
+            return state.split()[0], f"State={state} ExitCode={code} End={ended}", parse_time_stamp(ended)
     return "", "neither scontrol nor sacct knows it any more", None
 
 
@@ -246,7 +257,11 @@ def requeue_reason(job: int) -> dict[str, Any]:
             word = state.split()[0]
             if word in ("PREEMPTED", "NODE_FAIL"):
                 note = f"Slurm job {job}: State={state} End={ended}, requeued"
-                return {"cause": CAUSE_OF_STATE[word], "note": note, "at": _unix(ended) or time.time()}
+                return {
+                    "cause": CAUSE_OF_STATE[word],
+                    "note": note,
+                    "at": parse_time_stamp(ended) or time.time(),
+                }
     note = (
         f"Slurm job {job}: requeued (preemption or a lost node; without accounting Slurm does not say which)"
     )
@@ -290,10 +305,3 @@ def _gpu_hours(launch: dict[str, Any], ended_at: float | None) -> float:
         workers = 1
     seconds = (launch.get("finished_at") or ended_at or time.time()) - launch["started_at"]
     return max(0.0, seconds) / 3600 * workers
-
-
-def _unix(text: str) -> float | None:
-    """Unix seconds of Slurm's local time stamp."""
-    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", text):
-        return None
-    return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))

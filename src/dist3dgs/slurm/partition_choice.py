@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..config.naming import Layout
-from .client import format_time
+from ..units import format_duration, parse_time_stamp
 from .partitions import Partition, read_partitions, sizes
 from .queue import Queue, describe
 from .runtime_prediction import Prediction
@@ -58,7 +58,7 @@ def offers(layout: Layout, partitions: Sequence[Partition], site: Site, runtime_
         if why is None:
             forecast = test_only(request, site.account)
             if forecast.refusal is None:
-                start = max(time.time(), _unix(forecast.start or "") or time.time())
+                start = max(time.time(), parse_time_stamp(forecast.start or "") or time.time())
                 end = start + runtime_s / speed
             else:
                 why = forecast.refusal.reason
@@ -109,12 +109,12 @@ def trade_off(found: Sequence[Offer], now: float | None = None) -> str:
         gain = fastest.end - best.end
         line = (
             f"{_label(best)} at {best.speed / fastest.speed:.2f}x the speed, starts {_when(best.start, now)}, ends "
-            f"{format_time(gain)} earlier than {_label(fastest)}, which starts {_when(fastest.start, now)}"
+            f"{format_duration(gain)} earlier than {_label(fastest)}, which starts {_when(fastest.start, now)}"
         )
     elif len(able) > 1 and able[1].end is not None and best.end is not None:
         gain = able[1].end - best.end
         line += (
-            f", {format_time(gain)} before {_label(able[1])}"
+            f", {format_duration(gain)} before {_label(able[1])}"
             if gain >= 60
             else f", as does {_label(able[1])}"
         )
@@ -131,7 +131,7 @@ def _label(o: Offer) -> str:
 def _when(at: float | None, now: float) -> str:
     if at is None:
         return "never"
-    return "now" if at - now < 60 else f"in {format_time(at - now)}"
+    return "now" if at - now < 60 else f"in {format_duration(at - now)}"
 
 
 def choose(layout: Layout, site: Site, runtime_s: float) -> Offer | None:
@@ -154,6 +154,7 @@ def run(
         answer = {
             str(layout): {
                 "runtime_s": predictions[layout].seconds,
+                "runtime_most_s": predictions[layout].most_s,
                 "runtime_from": predictions[layout].source,
                 "offers": [asdict(offer) for offer in offered],
             }
@@ -172,7 +173,8 @@ def run(
 def _table(layout: Layout, predicted: Prediction, found: Sequence[Offer], site: Site) -> str:
     now = time.time()
     devices = "CPUs" if site.gpu_request == "none" else "the fastest GPUs"
-    lines = [f"{layout}, {format_time(predicted.seconds)} on {devices} ({predicted.source})"]
+    most = "" if predicted.most_s is None else f", at most {format_duration(predicted.most_s)}"
+    lines = [f"{layout}, {format_duration(predicted.seconds)}{most} on {devices} ({predicted.source})"]
     for o in found:
         times = (
             o.refusal or f"starts {_when(o.start, now)}, ends {_when(o.end, now)}{_with_settings(o, site)}"
@@ -194,10 +196,3 @@ def _with_settings(o: Offer, site: Site) -> str:
     known = site.model_dump()
     changed = {k: v for k, v in o.settings.items() if v != known[k] and k in _OF_A_JOB}
     return f" (with {', '.join(f'{k}: {v}' for k, v in changed.items())})" if changed else ""
-
-
-def _unix(text: str) -> float | None:
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return None

@@ -60,6 +60,7 @@ class Trainer:
         self.cameras = SceneCameras(scene, device)
         self.order = ViewSampler(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
         self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
+        self.saver = checkpoint.Saver(self.out, self.identity, self.train.keep_checkpoints)
         self.progress = ProgressReporter(
             self.schedule.num_steps, self.out, enabled=self.comm.rank == 0, spec=spec
         )
@@ -86,8 +87,10 @@ class Trainer:
                 self._after_step()
             if self.stopping:
                 self._save_checkpoint()
+                self._finish_saving()
                 self.events("end", status="stopped", step=self.step)
                 return False
+        self._finish_saving()
         with self.clock.enter("export"):
             self._export()
         self.progress.close()
@@ -172,6 +175,8 @@ class Trainer:
 
     def _after_step(self) -> None:
         step, s = self.step, self.schedule
+        if self.saver.failed:
+            self._finish_saving()
         if s.densifies(step):
             with self.clock.enter("densify"):
                 self._densify()
@@ -263,6 +268,7 @@ class Trainer:
         return self.stopping
 
     def _log(self) -> None:
+        self.clock.drain()
         loss = self.loss.clone()
         self.comm.all_reduce(loss, name="all_reduce(loss)")
         value = float(loss)
@@ -278,6 +284,7 @@ class Trainer:
             self.progress.stepped(self.step, value, n, float(np.mean(recent)))
 
     def _compare_digests(self) -> None:
+        self.clock.drain()
         started = time.perf_counter()
         digests = self.parallel.compare_digests(self.model.gaussians)
         if self.comm.rank == 0:
@@ -294,26 +301,36 @@ class Trainer:
 
     def _told_to_stop(self) -> bool:
         if not self.stopping and self.poll.due(self.step):
+            self.clock.drain()
             self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
         return self.stopping
 
     def _save_checkpoint(self) -> None:
+        """Gather the model and begin to write it; `_finish_saving` waits for the file."""
         with self.clock.enter("checkpoint"):
-            started = time.perf_counter()
+            started, step = time.perf_counter(), self.step
             self.parallel.reset_error_feedback()
             rows = self.model.whole()
-            if rows is not None:
-                header = Header(
-                    step=self.step,
-                    elapsed_s=self.clock.train_s,
-                    adam_steps=self.model.optimizer.steps(),
-                    shards=self.parallel.shards,
-                    evaluated=self.evaluated,
-                )
-                content = checkpoint.Checkpoint(header, rows)
-                path = checkpoint.save(self.out, content, self.identity, self.train.keep_checkpoints)
+            if rows is None:
+                return
+            header = Header(
+                step=step,
+                elapsed_s=self.clock.train_s,
+                adam_steps=self.model.optimizer.steps(),
+                shards=self.parallel.shards,
+                evaluated=self.evaluated,
+            )
+
+            def written(path: Path) -> None:
                 elapsed = round(time.perf_counter() - started, 6)
-                self.events("checkpoint", step=self.step, path=path.name, s=elapsed)
+                self.events("checkpoint", step=step, path=path.name, s=elapsed)
+
+            self.saver.start(checkpoint.Checkpoint(header, rows), written)
+
+    def _finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written. Raises what ended it. Collective where it does not raise."""
+        with self.clock.enter("checkpoint"):
+            self.saver.wait()
             self.comm.barrier()
 
     def _newest_checkpoint(self) -> checkpoint.Checkpoint | None:

@@ -107,9 +107,9 @@ def test_a_file_that_is_not_a_record_is_named(tmp_path):
 def test_a_table_edited_by_hand_is_refused_with_the_way_out(tmp_path, content):
     path = tmp_path / "runs.csv"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="snakemake --profile profiles/local tables"):
+    with pytest.raises(UserError, match=r"snakemake .*tables"):
         read_table(path)
-    with pytest.raises(UserError, match="snakemake --profile profiles/local tables"):
+    with pytest.raises(UserError, match=r"snakemake .*tables"):
         read_table(tmp_path / "none.csv")
 
 
