@@ -40,6 +40,7 @@ def judge(launch_json: Path, criteria: dict[str, Any] | None = None) -> RunRecor
         run=Run(**{k: run.spec[k] for k in names}, settings=run.spec),
         status=verdict.status,
         failure=verdict.failure(),
+        stragglers=verdict.stragglers,
         metrics=metrics,
         reasons=reasons,
         earlier=[_earlier(run, attempt) for attempt in run.earlier],
@@ -63,9 +64,11 @@ def verdict_of_run(path: Path) -> Diagnosis:
 
 def _diagnosis(record: RunRecord) -> Diagnosis:
     if record.failure is None:
-        return Diagnosis(status=record.status)
+        return Diagnosis(status=record.status, stragglers=record.stragglers)
     why = next((r.why for r in all_rules() if r.cause == record.failure.cause), None)
-    return Diagnosis(status=record.status, explanation=why, **record.failure.model_dump())
+    return Diagnosis(
+        status=record.status, explanation=why, stragglers=record.stragglers, **record.failure.model_dump()
+    )
 
 
 def cause_of(launch: dict[str, Any], attempt: Attempt) -> Cause:
@@ -123,6 +126,7 @@ def _provenance(run: RunEvidence) -> Provenance:
         run.last.log_path,
         *run.last.resources_paths(),
         *output_paths(run.last.folder),
+        *run.last.flight_paths(),
     ]
     slurm = run.launch.get("slurm") or {}
     return Provenance(

@@ -1,6 +1,7 @@
 """Workloads in the config: entries, templates, their points, and what is wrong with them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 
 from dist3dgs.config.matrix import Study, load_spec, load_study, run_digest, spec_json
 from dist3dgs.config.naming import Point
-from dist3dgs.config.workloads import Workload, WorkloadSpec, expand
+from dist3dgs.config.workloads import VARIABLES, Workload, WorkloadSpec, expand
 from dist3dgs.errors import UserError
 
 ENTRY: dict[str, Any] = {
@@ -118,3 +119,17 @@ def test_unknown_workloads_and_variants_are_answered_with_the_known(repository: 
 @pytest.mark.parametrize("value", ["$(touch x)", "a b; rm -rf /", "{ranks}", "'", "\n"])
 def test_a_value_stays_one_word(value: str) -> None:
     assert expand("--x={size}{{}}", {"size": value}) == f"--x={value}{{}}"
+
+
+def test_the_example_of_the_manual_is_right(repository: Path) -> None:
+    """Ten lines that a new user copies."""
+    text = (repository / "config/README.md").read_text()
+    (block,) = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "workload_library" in b]
+    assert len(block.strip().splitlines()) <= 11
+    made = study(repository, yaml.safe_load(block)["workload_library"]["mine"])
+    spec = made.spec(Point.named("mine/default/n1g2"))
+    assert spec.global_batch == 64 and "{python}" in spec.train.application
+    assert all(f"`{{{name}}}`" in text for name in VARIABLES)
+    assert all(
+        f"`{name}`" in text for name in ("launch: node", "environment", "success", "over_ranks", "inputs")
+    )
