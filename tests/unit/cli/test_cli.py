@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -122,12 +123,16 @@ def test_a_program_that_is_told_to_end_leaves_no_temporary_files(
     os.mkfifo(pipe)
     argv = [sys.executable, "-m", "dist3dgs.cli", "diagnose", str(pipe)]
     process = subprocess.Popen(argv, env=os.environ | {"TMPDIR": str(temporary)}, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 60
-    while not any(temporary.iterdir()) and time.monotonic() < end:
+    end, writer = time.monotonic() + 60, None
+    while writer is None:
+        assert time.monotonic() < end
+        with contextlib.suppress(OSError):  # nobody reads yet
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         time.sleep(0.05)
     assert any(temporary.iterdir())
     process.send_signal(number)
     assert process.wait(timeout=60) == 128 + number
+    os.close(writer)
     assert not any(temporary.iterdir())
 
 
