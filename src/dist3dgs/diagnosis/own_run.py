@@ -7,19 +7,22 @@ from typing import Any
 
 from ..logs.facts import Line
 from ..logs.readers.events import RunEvents
+from ..runs import launch_summary
+from ..runs.launch_summary import load_or_empty
 from .rules import RULES, Hit, error_hit
 from .scan_result import Scan
 
 
 def is_summary(path: Path) -> bool:
     """Return True for a summary that our launcher or our judge wrote: nothing in it was printed by a job."""
-    if path.name not in ("launch.json", "record.json") or not path.is_file():
+    if not path.is_file():
         return False
-    content = read_json(path)
-    return "spec_digest" in content or {"run", "status", "metrics"} <= content.keys()
+    if path.name == launch_summary.FILE:
+        return load_or_empty(path).spec_digest is not None
+    return path.name == "record.json" and {"run", "status", "metrics"} <= _read_json(path).keys()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -30,11 +33,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def launch_context(paths: Sequence[Path]) -> dict[str, Any]:
     """Read context for `diagnose` from the launch.json among `paths`."""
-    launch = next((read_json(p) for p in paths if p.name == "launch.json" and is_summary(p)), None)
-    if launch is None:
-        return {}
-    code = launch.get("returncode")
-    return {"own_run": True, "exit_code": code if isinstance(code, int) else None}
+    launch = next((p for p in paths if p.name == launch_summary.FILE and is_summary(p)), None)
+    return {} if launch is None else {"own_run": True, "exit_code": load_or_empty(launch).returncode}
 
 
 def add_hits(scan: Scan, context: Mapping[str, Any]) -> None:

@@ -1,18 +1,25 @@
 """Supervision of a running job: stop requests, stalls, progress for the person waiting."""
 
 import contextlib
+import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config.models import RunSpec
 from ..runs.attempts import Attempt
 from ..runs.events import event_files
-from ..slurm.allocation import node_name
+from ..slurm.allocation import Allocation, node_name
+from ..slurm.outcome import read_tail
 
 POLL_S = 0.2
 REPORT_EVERY_S = 15.0
@@ -118,8 +125,6 @@ class EventTail:
         return sorted(events, key=lambda e: e["t"] if isinstance(e.get("t"), int | float) else 0.0)
 
     def _new_of(self, path: Path) -> list[dict[str, Any]]:
-        import json
-
         offset, rest = self._read.get(path, (0, b""))
         try:
             with path.open("rb") as f:
@@ -188,3 +193,55 @@ class Display:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+@dataclass
+class TimeLimit:
+    """Record of a run that was stopped for its job's time limit."""
+
+    reached: bool = False
+    note: str = ""
+
+
+def margin_s(time_left_s: float) -> float:
+    """Seconds before the allocation's end at which a run is stopped to leave a checkpoint: a tenth, 5 to 120 s."""
+    return min(120.0, max(5.0, 0.1 * time_left_s))
+
+
+@contextlib.contextmanager
+def before_time_limit(allocation: Allocation | None, stop: Callable[[int], None]) -> Iterator[TimeLimit]:
+    """Call `stop(SIGTERM)` shortly before the allocation ends.
+
+    Slurm's own signal comes with KillWait (30 s by default), reaches Snakemake as well and leaves the job in state
+    TIMEOUT; stopping first leaves a checkpoint, the evidence and a say in what happens next.
+    """
+    limit = TimeLimit()
+    left = allocation.time_left_s if allocation is not None else None
+    if allocation is None or left is None or math.isinf(left):
+        yield limit
+        return
+
+    def reached() -> None:
+        limit.reached = True
+        limit.note = f"Slurm job {allocation.job_id}: stopped {margin_s(left):.0f} s before its time limit"
+        print(limit.note, file=sys.stderr, flush=True)
+        stop(signal.SIGTERM)
+
+    timer = threading.Timer(max(0.0, left - margin_s(left)), reached)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield limit
+    finally:
+        timer.cancel()
+
+
+#: Last line of an srun that asked about its job while the controller was away. It asks once.
+_NO_CONTROLLER = re.compile(
+    r"srun: error: Unable to confirm allocation.*(contact slurm controller|timed out|[Zz]ero [Bb]ytes)"
+)
+
+
+def srun_found_no_controller(log: Path) -> bool:
+    """Return True if the last launch in `log` ended because srun found no controller, before any rank was started."""
+    return any(_NO_CONTROLLER.search(line) for line in read_tail(log, 4096).splitlines()[-2:])

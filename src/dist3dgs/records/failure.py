@@ -11,6 +11,7 @@ from ..diagnosis.rules import Hit, error_hit, remedy
 from ..errors import UserError
 from ..logs.facts import Line
 from ..runs.events import PROGRESS
+from ..runs.launch_summary import Ended
 from ..runs.record import Evidence, Failure, Status
 from .evidence import RunEvidence
 
@@ -42,7 +43,7 @@ def _reports_sigkill(line: str) -> bool:
 def verdict(run: RunEvidence) -> tuple[Status, Failure | None]:
     """Return ok; degraded if it left devices of its allocation idle; failed with the root cause."""
     world = run.world_size
-    if run.launch.get("status") == "ok":
+    if run.summary.status == "ok":
         joined = {e["rank"] for e in run.of_kind("start")}
         devices = {(e.get("host"), e.get("device")) for e in run.of_kind("start") if e.get("device") != "cpu"}
         given = max((e.get("visible_devices") or 0 for e in run.of_kind("start")), default=0)
@@ -53,7 +54,7 @@ def verdict(run: RunEvidence) -> tuple[Status, Failure | None]:
             text += f", {given} devices given on a node" if idle else ""
             files = [p.name for p in run.last.event_files()] or ["launch.json"]
             evidence = [Evidence(file=run.name(files[0]), line=None, text=text)]
-            if warning := run.launch.get("world_warning"):
+            if warning := run.summary.world_warning:
                 evidence.insert(0, Evidence(file=run.name("train.log"), line=1, text=warning))
             return "degraded", Failure(
                 cause="allocation_mismatch",
@@ -160,37 +161,37 @@ def _open_phase(run: RunEvidence, rank: int) -> str:
 
 def _explain(run: RunEvidence, error: dict[str, Any] | None, phase: str) -> Failure:
     log = run.name("train.log")
-    ended = run.launch.get("ended")
+    ended = run.summary.ended
     if (still := _no_progress(run)) is not None:
         return still
-    if ended and ended.get("cause"):  # killed or stopped from outside, as the scheduler states it
-        evidence = [Evidence(file=run.name("launch.json"), text=ended["note"])]
-        rule = _ENDED_RULES.get(ended["cause"])
-        what_to_do = remedy(rule, _OURS) if rule else run.launch.get("closing_note")
-        return Failure(cause=ended["cause"], phase=phase, evidence=evidence, remedy=what_to_do)
-    if run.launch.get("refused"):
-        evidence = [Evidence(file=log, line=1, text=run.launch["refused"])]
+    if ended and ended.cause:  # killed or stopped from outside, as the scheduler states it
+        evidence = [Evidence(file=run.name("launch.json"), text=ended.note or "")]
+        rule = _ENDED_RULES.get(ended.cause)
+        what_to_do = remedy(rule, _OURS) if rule else run.summary.closing_note
+        return Failure(cause=ended.cause, phase=phase, evidence=evidence, remedy=what_to_do)
+    if run.summary.refused:
+        evidence = [Evidence(file=log, line=1, text=run.summary.refused)]
         what = remedy("duplicate-gpu", _OURS)
         return Failure(cause="allocation_mismatch", phase="startup", evidence=evidence, remedy=what)
     if error is not None:
         return _by_rule(run, error, phase)
-    if (full := run.launch.get("disk_full")) is not None:  # no rank could write an event
+    if (full := run.summary.disk_full) is not None:  # no rank could write an event
         hit = error_hit(Line("", None, full), (), 0)
         return _of_hit(hit, Evidence(file=run.name("launch.json"), text=full), phase)
-    if run.launch.get("status") == "stopped":
-        text = f"stopped by {run.launch.get('signal') or 'a signal'}"
+    if run.summary.status == "stopped":
+        text = f"stopped by {run.summary.signal or 'a signal'}"
         evidence = [Evidence(file=run.name("launch.json"), text=text)]
         note = "nothing to do; the next attempt resumes from the last checkpoint"
         return Failure(cause="cancelled", phase=phase, evidence=evidence, remedy=note)
     killed = run.line_with(_reports_sigkill)
-    if killed or run.launch.get("returncode") in (-9, 137):
-        number, text = killed or (None, f"exit status {run.launch.get('returncode')}")
+    if killed or run.summary.returncode in (-9, 137):
+        number, text = killed or (None, f"exit status {run.summary.returncode}")
         evidence = [Evidence(file=log, line=number, text=text)]
         what = remedy("killed-by-signal", _OURS)
         return Failure(cause="killed", phase=phase, evidence=evidence, remedy=what)
     if (said := _by_log(run, phase)) is not None:
         return said
-    text = f"exit status {run.launch.get('returncode')} and no error event"
+    text = f"exit status {run.summary.returncode} and no error event"
     evidence = [Evidence(file=run.name("launch.json"), text=text)]
     return Failure(cause="unknown", phase=phase, evidence=evidence, remedy=f"read {run.last.log_path}")
 
@@ -198,7 +199,7 @@ def _explain(run: RunEvidence, error: dict[str, Any] | None, phase: str) -> Fail
 def _by_log(run: RunEvidence, phase: str) -> Failure | None:
     """Judge the output of ranks and torchrun where no rank wrote an `error` event; None if it proves nothing."""
     try:
-        verdict = diagnose([run.last.log_path], {"own_run": True, "exit_code": run.launch.get("returncode")})
+        verdict = diagnose([run.last.log_path], {"own_run": True, "exit_code": run.summary.returncode})
     except UserError:
         return None
     found = verdict.failure()
@@ -231,10 +232,10 @@ def _no_progress(run: RunEvidence) -> Failure | None:
 
     A run that the launcher ended because no event came for twice the collectives' timeout hung too.
     """
-    ended = run.launch.get("ended") or {}
-    end_t = ended.get("at") or run.launch.get("finished_at")
-    stalled = bool(run.launch.get("stalled")) and not run.of_kind("error")
-    if end_t is None or not (stalled or ended.get("cause") in _STOPS):
+    ended = run.summary.ended or Ended()
+    end_t = ended.at or run.summary.finished_at
+    stalled = bool(run.summary.stalled) and not run.of_kind("error")
+    if end_t is None or not (stalled or ended.cause in _STOPS):
         return None
     if not run.events:
         return _never_began(run, end_t) if stalled else None
@@ -243,9 +244,7 @@ def _no_progress(run: RunEvidence) -> Failure | None:
     silence_s = end_t - last["t"]
     if not stalled and silence_s < patience_s(_step_s(progress) if progress else None):
         return None
-    what = (
-        f"no event after it for {silence_s:.0f} s, until {ended.get('note') or 'the launcher ended the run'}"
-    )
+    what = f"no event after it for {silence_s:.0f} s, until {ended.note or 'the launcher ended the run'}"
     return Failure(
         cause="no_progress",
         step=last.get("step") if isinstance(last.get("step"), int) else None,
@@ -259,7 +258,8 @@ def _no_progress(run: RunEvidence) -> Failure | None:
 
 def _never_began(run: RunEvidence, end_t: float) -> Failure:
     """Describe ranks that never wrote an event: a slow file system, or an overloaded node."""
-    text = f"no event at all in {end_t - run.launch.get('started_at', end_t):.0f} s, until the launcher ended the run"
+    began = run.summary.started_at or end_t
+    text = f"no event at all in {end_t - began:.0f} s, until the launcher ended the run"
     evidence = [Evidence(file=run.name("launch.json"), text=text)]
     return Failure(cause="no_progress", phase="startup", evidence=evidence, remedy=remedy("no-step", _OURS))
 

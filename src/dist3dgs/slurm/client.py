@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import UserError
@@ -117,6 +118,14 @@ def parse_time_s(text: str) -> float:
     if c is not None:  # hh:mm:ss
         return first * 3600 + second * 60 + third
     return first * 60 + second  # minutes or mm:ss
+
+
+def unix_time(text: str) -> float | None:
+    """Convert a time stamp of Slurm (local time, `2026-11-26T17:57:35`) to Unix seconds; None if it is none."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
 
 
 def format_time(seconds: float) -> str:

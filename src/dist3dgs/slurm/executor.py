@@ -77,7 +77,7 @@ class Listener(Protocol):
     def failed(self, job: Any, slurm_job: int, log: Path | None) -> None:
         """A submitted job has ended without success."""
 
-    def fate(self, slurm_job: int) -> bool | None:
+    def poll_final_state(self, slurm_job: int) -> bool | None:
         """Return True if a job that the plugin waits for has ended well, None while it lives, as far as is known."""
 
     def interrupted(self, jobs: list[Any]) -> None:
@@ -246,7 +246,7 @@ class Executor(SlurmExecutor):
         # Where squeue does not answer, the plugin hands nothing back, and would never look at these jobs again.
         for info in [*waiting, *(info for info in active_jobs if id(info) not in known)]:
             number = slurm_job(info)
-            ended = self.listener.fate(number) if number is not None else None
+            ended = self.listener.poll_final_state(number) if number is not None else None
             if ended is None:
                 yield info
             elif ended:

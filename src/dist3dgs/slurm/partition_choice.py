@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..config.naming import Layout
-from .client import format_time
+from .client import format_time, unix_time
 from .partitions import Partition, read_partitions, sizes
 from .queue import Queue, describe
 from .runtime_prediction import Prediction
@@ -58,7 +58,7 @@ def offers(layout: Layout, partitions: Sequence[Partition], site: Site, runtime_
         if why is None:
             forecast = test_only(request, site.account)
             if forecast.refusal is None:
-                start = max(time.time(), _unix(forecast.start or "") or time.time())
+                start = max(time.time(), unix_time(forecast.start or "") or time.time())
                 end = start + runtime_s / speed
             else:
                 why = forecast.refusal.reason
@@ -194,10 +194,3 @@ def _with_settings(o: Offer, site: Site) -> str:
     known = site.model_dump()
     changed = {k: v for k, v in o.settings.items() if v != known[k] and k in _OF_A_JOB}
     return f" (with {', '.join(f'{k}: {v}' for k, v in changed.items())})" if changed else ""
-
-
-def _unix(text: str) -> float | None:
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return None

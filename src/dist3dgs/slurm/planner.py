@@ -18,16 +18,23 @@ from typing import Any
 
 from ..config.matrix import load_spec, run_digest
 from ..config.naming import Layout, Point
-from ..runs.attempts import ATTEMPTS
+from ..runs.attempts import ATTEMPTS, publish
 from .allocation import job_id
 from .client import SlurmError, slurm
-from .failed_submissions import note_unstarted, refuse
-from .job_lifecycle import publish
-from .outcome import LIVE_STATES, Try, job_end, log_cause, mark_interrupted, read_tail, settle
+from .outcome import (
+    LIVE_STATES,
+    job_end,
+    log_cause,
+    mark_interrupted,
+    read_tail,
+    record_refusal,
+    record_unstarted,
+    resolve_outcomes,
+)
 from .partition_choice import Offer, choose
 from .queue import RULE, Job, Queue
 from .resources import Resources, layout_resources, small_resources
-from .retry import Decision, decide
+from .retry import Decision, next_action
 from .runtime_prediction import predict, read_records
 from .site import Site
 from .submission import explain, max_time, test_only
@@ -93,9 +100,9 @@ class Planner:
         folder, digest = point.folder(self.results), run_digest(spec_text)
         if _outlive_launcher(folder):
             with contextlib.suppress(SlurmError):
-                settle(folder, digest)  # its last words have written over how Slurm said that it ended
-        facts = {"spec_digest": digest, "spec": json.loads(spec_text)}
-        publish(folder, reason, facts)
+                # Its last write has replaced what Slurm had said about its end.
+                resolve_outcomes(folder, digest)
+        publish(folder, reason, spec_digest=digest, spec=json.loads(spec_text))
         return True
 
     def failed(self, point: Point, slurm_job: int, log: Path | None, spec_text: str) -> None:
@@ -103,9 +110,9 @@ class Planner:
         self.queue.forget()  # or the ended job would be waited for
         folder, held = point.folder(self.results), self._held.get(slurm_job)
         if never := self._never.get(slurm_job):
-            refuse(folder, spec_text, never)
+            record_refusal(folder, spec_text, never)
             return
-        if note := note_unstarted(folder, slurm_job, log, spec_text, held):
+        if note := record_unstarted(folder, slurm_job, log, spec_text, held):
             say(f"{point}: {note}")
 
     def interrupted(self, points: list[Point]) -> None:
@@ -127,7 +134,7 @@ class Planner:
         again = refusal.transient or (not refusal.known and count <= UNKNOWN_REFUSALS)
         if not again:
             say(f"{point} cannot be submitted: {refusal}")
-            refuse(point.folder(self.results), spec_text, str(refusal))
+            record_refusal(point.folder(self.results), spec_text, str(refusal))
         elif time.monotonic() - said_at > SAID_AGAIN_S:
             say(f"{point} is not taken yet: {refusal}; asking again")
             said_at = time.monotonic()
@@ -142,7 +149,7 @@ class Planner:
         now = self.resources(point, attempt, spec_text)
         return {key: value for key, value in now.items() if before.get(key) != value}
 
-    def fate(self, slurm_job: int) -> bool | None:
+    def poll_final_state(self, slurm_job: int) -> bool | None:
         """Return True if a job that left the queue a while ago ended well; None if it lives or Slurm does not say.
 
         The plugin waits for what it does not recognise as ended: a preempted job where Slurm cancels those, a job
@@ -193,11 +200,9 @@ class Planner:
         folder = point.folder(self.results)
         if attempt == 1 and not (folder / ATTEMPTS).is_dir():
             return self._of_layout(point.layout, site)
-        decision, tries = self._decide(folder, spec_text)
+        decision = self._decide(folder, spec_text)
         if decision.action == "wait":
-            return small_resources(
-                self.site, after=[t.slurm_job_id for t in tries if t.running and t.slurm_job_id]
-            )
+            return small_resources(self.site, after=decision.after)
         if decision.action != "train":
             return self._to_close(point, attempt, decision.reason)
         return layout_resources(point.layout, site, decision)
@@ -240,15 +245,14 @@ class Planner:
         specs = [load_spec(spec_text)] if records else []
         return predict(specs, records, self.site.gpu_speed, self.site.runtime_min * 60.0).seconds
 
-    def _decide(self, folder: Path, spec_text: str) -> tuple[Decision, list[Try]]:
+    def _decide(self, folder: Path, spec_text: str) -> Decision:
         # In a job that Slurm has requeued, the earlier attempt of the same job has ended.
         me = None if self.own_job is None else (self.own_job, sys.maxsize)
         try:
-            tries = settle(folder, run_digest(spec_text), me)
+            return next_action(folder, run_digest(spec_text), self.site, me=me)
         except SlurmError as e:
             say(f"Slurm does not answer ({e.text}); {folder} is submitted as for a first attempt")
-            return Decision(action="train", reason="Slurm does not answer"), []
-        return decide(tries, retry_gpu_hours=self.site.retry_gpu_hours), tries
+            return Decision(action="train", reason="Slurm does not answer")
 
 
 def _cancel(job: Job) -> None:
@@ -309,8 +313,8 @@ class TrainJobs:
             say(f"{_named(job)} cannot be submitted: {refusal}")
         return refusal.transient
 
-    def fate(self, slurm_job: int) -> bool | None:
-        return self.planner.fate(slurm_job)
+    def poll_final_state(self, slurm_job: int) -> bool | None:
+        return self.planner.poll_final_state(slurm_job)
 
     def failed(self, job: Any, slurm_job: int, log: Path | None) -> None:
         if (point := self._point(job)) is not None:

@@ -83,7 +83,7 @@ def layout_resources(layout: Layout, site: Site, decision: Decision | None = Non
     }
 
 
-def small_resources(site: Site, after: list[int] | None = None) -> Resources:
+def small_resources(site: Site, after: Sequence[int] = ()) -> Resources:
     """Resources of a job without training: one CPU for a few minutes, after the jobs `after` if given."""
     return {
         "nodes": 1,
