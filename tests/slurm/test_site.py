@@ -12,10 +12,10 @@ import yaml
 from dist3dgs.config.naming import Layout, Point
 from dist3dgs.errors import UserError
 from dist3dgs.slurm import partition_choice, partitions
+from dist3dgs.slurm.partition_choice import Prediction
 from dist3dgs.slurm.planner import Planner
 from dist3dgs.slurm.queue import Queue, describe
 from dist3dgs.slurm.resources import PROFILE_DEFAULTS
-from dist3dgs.slurm.runtime_prediction import Prediction
 from dist3dgs.slurm.site import read_site, site_of_profile
 from dist3dgs.slurm.site_init import inspect, render, render_profile, run_init
 

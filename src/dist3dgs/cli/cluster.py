@@ -64,7 +64,7 @@ def _layouts(args: argparse.Namespace, study: Any) -> list[Any]:
 def _predictions(study: Any, layouts: list[Any], site: Any, minutes: float | None = None) -> dict[Any, Any]:
     """Run time of each layout: `minutes`, else from the records of the study, else the site's time limit."""
     from ..errors import UserError
-    from ..slurm.runtime_prediction import Prediction, predict, read_records
+    from ..slurm.partition_choice import Prediction, predict, read_records
 
     if minutes:
         return {layout: Prediction(seconds=minutes * 60, source="--minutes") for layout in layouts}

@@ -1,22 +1,35 @@
 """Find the partition where a layout would start and end first: `dist3dgs partitions`.
 
 The start comes from `sbatch --test-only` (the scheduler's own plan of the queue), the end from that start plus the run
-time, longer on slower GPUs. Estimates age: a job that ends early or a new one with a higher priority moves them.
+time, longer on slower GPUs. The run time is predicted from the records of other runs. Estimates age: a job that ends
+early or a new one with a higher priority moves them.
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ..config.models import RunSpec
 from ..config.naming import Layout
+from ..errors import UserError
+from ..runs.record import RunRecord, load_record
 from .client import format_time, unix_time
 from .partitions import Partition, read_partitions, sizes
 from .queue import Queue, describe
-from .runtime_prediction import Prediction
 from .site import Site
 from .submission import excess, test_only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Seconds on the fastest GPUs, and where the number comes from."""
+
+    seconds: float
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,3 +207,70 @@ def _with_settings(o: Offer, site: Site) -> str:
     known = site.model_dump()
     changed = {k: v for k, v in o.settings.items() if v != known[k] and k in _OF_A_JOB}
     return f" (with {', '.join(f'{k}: {v}' for k, v in changed.items())})" if changed else ""
+
+
+def read_records(results: Path) -> list[RunRecord]:
+    """Read the records of successful runs; those that cannot be read are skipped."""
+    found = []
+    for path in sorted(Path(results).glob("*/*/*/r*/record.json")):
+        try:
+            found.append(load_record(path))
+        except UserError:
+            continue
+    return [record for record in found if record.status == "ok"]
+
+
+def predict(
+    specs: Sequence[RunSpec], records: Sequence[RunRecord], speeds: Mapping[str, float], default_s: float
+) -> Prediction:
+    """The longest of `specs` of one layout, each from the record most like it; `default_s` where there is none.
+
+    What a rank takes for an image of its own is carried over from the nearest layout: true as far as training scales.
+    """
+    found = [p for spec in specs if (p := _from_records(spec, records, speeds)) is not None]
+    return max(
+        found, key=lambda p: p.seconds, default=Prediction(seconds=default_s, source="site.runtime_min")
+    )
+
+
+def _from_records(
+    spec: RunSpec, records: Sequence[RunRecord], speeds: Mapping[str, float]
+) -> Prediction | None:
+    layout = Layout.parse(spec.layout)
+
+    def distance(record: RunRecord) -> tuple[float, int]:
+        there = Layout.parse(record.run.layout)
+        return abs(math.log2(there.world_size / layout.world_size)), abs(there.nodes - layout.nodes)
+
+    alike = [
+        record
+        for record in records
+        if (record.run.scene, record.run.strategy) == (spec.scene, spec.strategy)
+        and record.metrics.train_s
+        and record.metrics.images
+    ]
+    if not alike:
+        return None
+    nearest = min(alike, key=distance)
+    m, ranks = nearest.metrics, Layout.parse(nearest.run.layout).world_size
+    train_s, images = m.train_s or 0.0, m.images or 1
+    per_image_s = train_s * ranks / images  # of a rank's own
+    seconds = (
+        (m.total_s or train_s)
+        - train_s
+        + per_image_s * spec.num_steps * spec.global_batch / layout.world_size
+    )
+    name = nearest.run
+    return Prediction(
+        seconds=seconds * _speed(nearest, speeds),
+        source=f"from {name.scene}/{name.strategy}/{name.layout}/r{name.repeat}",
+    )
+
+
+def _speed(record: RunRecord, speeds: Mapping[str, float]) -> float:
+    """Relative speed of the GPUs that a record was made on: types are recognised in the devices' names."""
+    device = "".join(record.environment.devices[:1]).lower().replace(" ", "").replace("-", "")
+    known = [
+        speed for kind, speed in speeds.items() if kind.lower().replace("-", "").replace("_", "") in device
+    ]
+    return known[0] if known else 1.0

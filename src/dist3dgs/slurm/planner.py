@@ -31,11 +31,10 @@ from .outcome import (
     record_unstarted,
     resolve_outcomes,
 )
-from .partition_choice import Offer, choose
+from .partition_choice import Offer, choose, predict, read_records
 from .queue import RULE, Job, Queue
 from .resources import Resources, layout_resources, small_resources
 from .retry import Decision, next_action
-from .runtime_prediction import predict, read_records
 from .site import Site
 from .submission import explain, max_time, test_only
 

@@ -18,9 +18,8 @@ from ..config.models import Scene
 from ..config.naming import Layout
 from ..errors import UserError
 from ..files import write_text
-from .associations import Rights, read_rights
 from .client import SlurmError, require, slurm
-from .partitions import Partition, read_partitions, sizes
+from .partitions import Partition, Rights, read_partitions, read_rights, sizes
 from .resources import ingest_resources, layout_resources
 from .site import SITE_FILE, Site, read_site
 from .submission import Refusal, test_only

@@ -4,7 +4,7 @@ import pytest
 
 from dist3dgs.config.models import Hardware, RunSpec, Strategy, TrainSettings
 from dist3dgs.runs.record import Environment, Metrics, Run, RunRecord
-from dist3dgs.slurm.runtime_prediction import predict, read_records
+from dist3dgs.slurm.partition_choice import predict, read_records
 
 
 def spec(layout: str, **train) -> RunSpec:
