@@ -48,7 +48,7 @@ from .world_check import check_world
 
 #: After asking the ranks to stop: time for a checkpoint before they are killed.
 GRACE_S = 60.0
-#: In a Slurm job: time for the launcher of the same point in an ended job to be gone.
+#: In a Slurm job: how long to wait for the launcher of an earlier job of the point to exit.
 LOCK_WAIT_S = 90.0
 #: In an attempt's folder while it runs: PyTorch's cache of compiled code.
 INDUCTOR = ".inductor"
@@ -57,7 +57,7 @@ INDUCTOR = ".inductor"
 def launch(
     spec_text: str, scene: Path, out: Path, weights: Path | None = None, resume_from: Path | None = None
 ) -> int:
-    """Run one point to its end; the launcher's exit status. Raises `UserError` before anything is started.
+    """Run one point to its end; return the launcher's exit status. Raises `UserError` before anything is started.
 
     resume_from: a checkpoint, of any layout, to start from where the point has none of its own.
     """
@@ -202,13 +202,13 @@ class _Run:
         return slurm_allocation.wait_for_controller(self.allocation.job_id, slurm_allocation.PATIENCE_S)
 
     def _monitor(self, pid: int) -> Monitor | None:
-        """Samples of this node; where there are several, each node's first process starts its own (launch/node.py)."""
+        """Start sampling this node; of several, each node's first process starts its own sampler (launch/node.py)."""
         if self.layout.nodes > 1:
             return None
         return Monitor(pid, resources_path(self.attempt.folder, node_name()), node_name()).start()
 
     def _prepare(self, environment: dict[str, str], log: IO[bytes]) -> int:
-        """See that the ranks find gsplat's extension built; 0, or why not. Of several nodes each sees to its own."""
+        """Build gsplat's extension if it is missing; return the exit status. Of several nodes each builds its own."""
         software = commands.software_of(self.site)
         if self.layout.nodes > 1 or (software.image is None and gsplat_build.is_ready()):
             return 0
@@ -216,7 +216,7 @@ class _Run:
         return gsplat_build.prepare_in_child(command, environment, log, _end_with_parent)
 
     def _command(self, uses_gpus: bool) -> tuple[list[str], dict[str, str]]:
-        """Command line and environment of the ranks."""
+        """Return the command line and environment of the ranks."""
         cpus = len(os.sched_getaffinity(0))
         if self.allocation is not None and self.allocation.cpus_per_node:
             cpus = self.allocation.cpus_per_node
@@ -243,9 +243,9 @@ class _Run:
             os.environ, self.layout, self.allocation, cpus_per_node=cpus
         )
         threads = self.spec.hardware.threads_per_rank or max(1, cpus // self.layout.workers_per_node)
-        # One number for every library that would otherwise take all cores in each of the ranks.
+        # Libraries would otherwise take all cores in each rank.
         environment |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        # Waiting threads sleep: spinning ones take the cores of other ranks and of whoever else is on the node.
+        # Waiting threads sleep: spinning ones would take cores from other ranks and jobs.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
         environment["PYTHONUNBUFFERED"] = "1"
         if uses_gpus:
@@ -303,7 +303,7 @@ def _forget_finished(out: Path, digest: str) -> None:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Delete what a launcher or rank that was killed could not: no process of this point runs now."""
+    """Delete what a killed launcher or rank left behind; no process of this point runs now."""
     for attempt in attempts(out):
         shutil.rmtree(attempt.folder / INDUCTOR, ignore_errors=True)
         for path in (
@@ -323,9 +323,9 @@ def _ended(attempt: Attempt) -> bool:
 
 @contextlib.contextmanager
 def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """One launcher per point at a time. The lock goes with the process, however it ends; its file with the last one.
+    """Hold the point's lock: one launcher at a time. The kernel releases it however the process ends.
 
-    `wait_s`: patience with a launcher that is about to end, as after Slurm has put its job back into the queue.
+    wait_s: how long to wait for a launcher that is about to end, as after Slurm has requeued its job.
     """
     import fcntl
 
@@ -363,14 +363,14 @@ def _is_at(f: IO[Any], path: Path) -> bool:
 
 
 def _end_with_parent() -> None:
-    """In torchrun's process, before it starts: be asked to stop when the launcher is gone, however it went."""
+    """Have the kernel send SIGTERM when the launcher dies. Runs in torchrun's process, before it starts."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 @contextlib.contextmanager
 def _forwarding(watch: Watch) -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGHUP become an orderly stop of the ranks."""
+    """Turn SIGTERM, SIGINT and SIGHUP into an orderly stop of the ranks."""
     stoppers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {s: signal.signal(s, lambda number, frame: watch.request_stop(number)) for s in stoppers}
     try:

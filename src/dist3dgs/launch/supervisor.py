@@ -1,4 +1,4 @@
-"""Supervision of a running job: stop requests, stalls, progress for the person waiting."""
+"""Supervision of a running job: stop requests, time limit, stalls, progress for the person waiting."""
 
 import contextlib
 import json
@@ -23,9 +23,9 @@ from ..slurm.outcome import read_tail
 
 POLL_S = 0.2
 REPORT_EVERY_S = 15.0
-#: A job whose ranks write no event for this many collective timeouts has stalled where no timeout reaches.
+#: Collective timeouts without an event of any rank after which a job has stalled where no timeout reaches.
 STALL_FACTOR = 2.0
-#: Between asking hung ranks for their stacks and killing them.
+#: Seconds between asking hung ranks for their stacks and killing them.
 DUMP_S = 3.0
 
 
@@ -44,10 +44,10 @@ class Watch:
         self._display = Display(spec)
 
     def request_stop(self, number: int) -> None:
-        """Called from a signal handler: ask the ranks to stop; they get `grace_s` to leave a checkpoint."""
+        """Ask the ranks to stop; they get `grace_s` seconds to leave a checkpoint. Called from a signal handler."""
         if self.stop_signal is None:
             self.stop_signal = signal.Signals(number).name
-            # The ranks themselves, where there are any: torchrun would give them 30 s, whatever is left to us.
+            # The ranks themselves: torchrun would kill them after 30 s, however much time is left.
             if not self._signal_ranks(signal.SIGTERM):
                 self._signal(signal.SIGTERM)
             self._kill_at = time.monotonic() + self.grace_s
@@ -74,19 +74,19 @@ class Watch:
         self._collect_stacks()
 
     def _end_stall(self) -> None:
-        """Have all ranks write their stacks, then end them: nobody is expected to answer a polite request."""
+        """Have all ranks write their stacks, then kill them: hung ranks do not answer SIGTERM."""
         if self.stalled:
             return
         self.stalled = True
         self._signal_ranks(signal.SIGUSR1)
-        self._signal_ranks(signal.SIGCONT)  # one that was stopped writes its stacks only when it runs
+        self._signal_ranks(signal.SIGCONT)  # a stopped process writes its stacks once it runs
         self._kill_at = time.monotonic() + DUMP_S
 
     def _signal_ranks(self, number: int) -> bool:
-        """Signal the ranks on this host; whether there was any."""
+        """Signal the ranks on this host; return True if there was any."""
         reached = False
         for pid in self._reader.pids:
-            # A pid may have gone to somebody else since.
+            # The pid may have been reused.
             with contextlib.suppress(OSError):
                 if b"dist3dgs.train" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, number)
@@ -94,13 +94,13 @@ class Watch:
         return reached
 
     def _collect_stacks(self) -> None:
-        """Copy what ranks wrote about being stuck into the log."""
+        """Append the stacks of hung ranks to the log."""
         with contextlib.suppress(OSError), self.attempt.log_path.open("a", encoding="utf-8") as log:
             for path in sorted(self.attempt.folder.glob("stacks.rank*.txt")):
                 text = path.read_text(encoding="utf-8", errors="replace")
                 if text:
                     rank = path.name.split(".")[1].removeprefix("rank")
-                    log.write(f"\nstacks of rank {rank} when nothing went on:\n{text}")
+                    log.write(f"\nstacks of rank {rank} when it hung:\n{text}")
                 path.unlink()
 
     def _signal(self, number: int) -> None:
@@ -110,16 +110,16 @@ class Watch:
 
 
 class EventTail:
-    """New events of a run's growing files; remembers the pids of the ranks on this host."""
+    """Reads new events of a run's growing files; remembers the pids of the ranks on this host."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        #: By file: how many bytes were read, and the start of a line whose end was not there yet.
+        #: By file: bytes read so far, and an unfinished last line.
         self._read: dict[Path, tuple[int, bytes]] = {}
         self.pids: list[int] = []
 
     def new(self) -> list[dict[str, Any]]:
-        """Events written since the last call, by time."""
+        """Return the events written since the last call, sorted by time."""
         events = [event for path in event_files(self.folder) for event in self._new_of(path)]
         self.pids += [e["pid"] for e in events if self._is_local_start(e)]
         return sorted(events, key=lambda e: e["t"] if isinstance(e.get("t"), int | float) else 0.0)
@@ -149,7 +149,7 @@ class EventTail:
 
 
 class Display:
-    """A progress bar on a terminal, a line now and then elsewhere."""
+    """Shows a progress bar on a terminal, a line every `REPORT_EVERY_S` elsewhere."""
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec, self._last_report = spec, time.monotonic()

@@ -30,8 +30,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """A running job's share of the cluster. Node 0 is the head: the batch script, and so the launcher, runs
-    there."""
+    """A running job's share of the cluster. Node 0 is the head, where the batch script and so the launcher runs."""
 
     job_id: int
     nodes: tuple[Node, ...]
@@ -55,8 +54,7 @@ class Allocation:
     def mismatch(self, layout: Layout, *, uses_gpus: bool) -> str | None:
         """Say how the allocation differs from what `layout` needs, or None if it fits exactly.
 
-        Too much is a mismatch as well: four GPUs allocated and one used is the failure this project began
-        with.
+        Too much is a mismatch as well: four GPUs allocated and one used is the failure this project began with.
         """
         if len(self.nodes) != layout.nodes:
             return (
@@ -64,8 +62,7 @@ class Allocation:
             )
         if uses_gpus and self.gpus_per_node != layout.workers_per_node:
             return (
-                f"layout {layout} needs {layout.workers_per_node} GPU(s) per node, Slurm job {self.job_id} "
-                "has "
+                f"layout {layout} needs {layout.workers_per_node} GPU(s) per node, Slurm job {self.job_id} has "
                 f"{self.gpus_per_node}"
             )
         return None
@@ -80,7 +77,7 @@ class Step:
 
 
 def step(environ: Mapping[str, str] = os.environ) -> Step:
-    """The srun step this process was started in; one task where there is none, as in a batch script.
+    """Return the srun step this process was started in; one task where there is none, as in a batch script.
 
     Not SLURM_NTASKS: in a batch script that is what the job asked for, and the script runs once all the same.
     """
@@ -112,7 +109,7 @@ def wait_for_controller(job: int, patience_s: float) -> bool:
 
 
 def job_id(environ: Mapping[str, str] = os.environ) -> int | None:
-    """The Slurm job this process runs in, or None outside of one."""
+    """Return the Slurm job this process runs in, or None outside of one."""
     text = environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID") or ""
     return int(text) if text.isdigit() else None
 
@@ -123,7 +120,7 @@ def node_name(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def current(environ: Mapping[str, str] = os.environ) -> Allocation | None:
-    """This process's allocation, or None outside Slurm. Raises `UserError` if Slurm cannot be asked."""
+    """Return this process's allocation, or None outside Slurm. Raises `UserError` if Slurm cannot be asked."""
     job = job_id(environ)
     return None if job is None else read(job, patience_s=PATIENCE_S)
 
@@ -160,8 +157,7 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
         details = blocks(slurm("scontrol", "-o", "show", "job", str(job)))[0]
     except SlurmError as e:
         raise UserError(
-            f"Slurm job {job}: cannot ask Slurm what it was given. {e}. If squeue works in a shell on this "
-            "node, set "
+            f"Slurm job {job}: cannot ask Slurm what it was given. {e}. If squeue works in a shell on this node, set "
             "SLURM_CONF to its configuration file."
         ) from None
     nodes = tuple(Node(name=n, address=reachable(n, shown.get(n, {}).get("NodeAddr", n))) for n in names)
@@ -199,11 +195,10 @@ def _cpus_per_node(details: dict[str, str], num_nodes: int) -> int | None:
 
 
 def reachable(name: str, node_addr: str) -> str:
-    """The address to use for a node: NodeAddr if it is a number or resolves, else the name if that resolves.
+    """Return the address to use for a node: NodeAddr if it is a number or resolves, else the name if that resolves.
 
-    Node names are often known to Slurm alone, and sometimes NodeAddr is a management name that compute nodes
-    cannot
-    resolve; an unresolvable head would otherwise show as a rendezvous time-out ten minutes later.
+    Node names are often known to Slurm alone, and sometimes NodeAddr is a management name that compute nodes cannot
+    resolve; an unresolvable head would otherwise show as a rendezvous timeout ten minutes later.
     """
     for candidate in (node_addr, name):
         try:
@@ -212,8 +207,7 @@ def reachable(name: str, node_addr: str) -> str:
         except OSError:
             continue
     raise UserError(
-        f"node {name}: neither its NodeAddr {node_addr!r} nor its name resolves here. Ask the "
-        "administrators for a "
+        f"node {name}: neither its NodeAddr {node_addr!r} nor its name resolves here. Ask the administrators for a "
         f"NodeAddr in slurm.conf, or add {name} to /etc/hosts."
     )
 

@@ -100,7 +100,7 @@ def _is_own(site: Site, p: Partition, partitions: Sequence[Partition]) -> bool:
 
 
 def fitted(site: Site, p: Partition, layout: Layout) -> dict[str, Any]:
-    """The settings of `site` that differ on the nodes of `p`: never more of a node than it has for each rank."""
+    """Return the settings of `site` that differ on the nodes of `p`: no rank gets more than its share of a node."""
     on_cpus = site.gpu_request == "none"
     most = sizes(p, workers=layout.workers_per_node if on_cpus else p.gpus_per_node)
     lowered = {name: min(getattr(site, name), value) for name, value in most.items() if name != "runtime_min"}
@@ -110,7 +110,7 @@ def fitted(site: Site, p: Partition, layout: Layout) -> dict[str, Any]:
 
 
 def trade_off(found: Sequence[Offer], now: float | None = None) -> str:
-    """The choice in one line: the partition that ends first against the one with the fastest GPUs."""
+    """Describe the choice in one line: the partition that ends first against the one with the fastest GPUs."""
     now = time.time() if now is None else now
     able = [o for o in found if o.end is not None]
     if not able:
@@ -156,7 +156,7 @@ def choose(layout: Layout, site: Site, runtime_s: float) -> Offer | None:
 def run(
     layouts: Sequence[Layout], site: Site, predictions: Mapping[Layout, Prediction], *, as_json: bool = False
 ) -> tuple[str, list[Layout]]:
-    """Text (or JSON) for `dist3dgs partitions`, and the layouts that no partition takes."""
+    """Return text (or JSON) for `dist3dgs partitions`, and the layouts that no partition takes."""
     partitions = read_partitions()
     found = {
         layout: offers(layout, partitions, site, predictions[layout].seconds)
@@ -203,7 +203,7 @@ _OF_A_JOB = ("gpu_type", "cpus_per_gpu", "mem_gib_per_gpu", "runtime_min")
 
 
 def _with_settings(o: Offer, site: Site) -> str:
-    """The settings that differ in this partition, as ` (with gpu_type: l40s)`."""
+    """Format the settings that differ in this partition, as ` (with gpu_type: l40s)`."""
     known = site.model_dump()
     changed = {k: v for k, v in o.settings.items() if v != known[k] and k in _OF_A_JOB}
     return f" (with {', '.join(f'{k}: {v}' for k, v in changed.items())})" if changed else ""
@@ -223,7 +223,7 @@ def read_records(results: Path) -> list[RunRecord]:
 def predict(
     specs: Sequence[RunSpec], records: Sequence[RunRecord], speeds: Mapping[str, float], default_s: float
 ) -> Prediction:
-    """The longest of `specs` of one layout, each from the record most like it; `default_s` where there is none.
+    """Predict the longest of `specs` of one layout, each from the record most like it; `default_s` without one.
 
     What a rank takes for an image of its own is carried over from the nearest layout: true as far as training scales.
     """
@@ -268,7 +268,7 @@ def _from_records(
 
 
 def _speed(record: RunRecord, speeds: Mapping[str, float]) -> float:
-    """Relative speed of the GPUs that a record was made on: types are recognised in the devices' names."""
+    """Return the relative speed of the GPUs that a record was made on, by the devices' names."""
     device = "".join(record.environment.devices[:1]).lower().replace(" ", "").replace("-", "")
     known = [
         speed for kind, speed in speeds.items() if kind.lower().replace("-", "").replace("_", "") in device

@@ -62,7 +62,7 @@ class Partition:
 
 
 def read_partitions() -> list[Partition]:
-    """All partitions this user can see, kind by kind. Raises `UserError` where Slurm does not answer."""
+    """List all partitions this user can see, kind by kind. Raises `UserError` where Slurm does not answer."""
     require()
     try:
         lines = rows(slurm("sinfo", "-h", "-e", "-o", "%R|%a|%l|%D|%c|%m|%G|%T"), 8)
@@ -82,7 +82,7 @@ def read_partitions() -> list[Partition]:
 
 
 def whole_gpus(gres: str) -> dict[str | None, int]:
-    """GPUs of a node by type (None: untyped), slices not counted."""
+    """Count the GPUs of a node by type (None: untyped), without slices."""
     return {
         kind or None: count for kind, count in parse_gpus(gres).items() if count and not _SLICE.search(kind)
     }
@@ -143,7 +143,7 @@ def _kind(
 
 
 def sizes(p: Partition, workers: int) -> dict[str, int | float]:
-    """Settings of the site block: each of `workers` ranks' share of a node, 4 % of the memory left to the system."""
+    """Return each of `workers` ranks' share of a node as site settings; 4 % of the memory is left to the system."""
     usable_gib = p.mem_mb_per_node * 0.96 / 1024
     longest = 7 * 24 * 60 if math.isinf(p.max_time_s) else int(p.max_time_s // 60)
     return {
@@ -183,7 +183,7 @@ class Rights:
     qos_max_s: tuple[tuple[str, float], ...] = ()
 
     def in_partition(self, p: Partition) -> tuple[str | None, str | None, float]:
-        """(account, qos, longest time in seconds) for jobs in `p`; qos None: the account's default is right."""
+        """Return (account, qos, longest time in seconds) for jobs in `p`; qos None: the account's default is right."""
         able = [
             a
             for a in self.associations
@@ -202,7 +202,7 @@ class Rights:
 
 
 def read_rights(notes: list[str]) -> Rights:
-    """Ask sacctmgr about this user on this cluster; what to know is added to `notes`."""
+    """Ask sacctmgr about this user on this cluster; adds to `notes` what the user should know."""
     user = os.environ.get("SLURM_USER") or getpass.getuser()
     try:
         default = rows(slurm("sacctmgr", "-nP", "show", "user", user, "format=user,defaultaccount"), 2)
@@ -232,7 +232,7 @@ def read_rights(notes: list[str]) -> Rights:
 
 
 def _cluster() -> str:
-    """This cluster's name: one accounting may serve several."""
+    """Return this cluster's name: one accounting may serve several."""
     pairs = (line.split("=", 1) for line in slurm("scontrol", "show", "config").splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, value in pairs}.get("ClusterName", "")
 

@@ -132,7 +132,7 @@ class AttemptProgress:
                 self.phase = None
 
     def describe(self, num_steps: int | None) -> str:
-        """Step, rate and time left, or the phase before the first step."""
+        """Describe step, rate and time left, or the phase before the first step."""
         if self.step is None:
             return f"starting ({self.phase})" if self.phase not in (None, "startup", "step") else "starting"
         parts = [f"step {self.step}/{num_steps}" if num_steps else f"step {self.step}"]
@@ -236,7 +236,7 @@ def _prefix(attempt: Attempt) -> str:
 
 
 def _ending(attempt: Attempt) -> str:
-    """Why an attempt ended, in words."""
+    """Describe the end of an attempt in words."""
     seen = read_state(attempt)
     at = f" at step {seen.step}" if seen.step else ""
     return f"{cause_words(seen.cause) if seen.cause else seen.status}{at}"
@@ -259,7 +259,7 @@ def _recorded(point: Point, path: Path, attempt: int | None) -> PointState:
 
 
 def _verdict(record: RunRecord) -> str:
-    """Quality and time of a record, or the cause of its failure with the line that proves it."""
+    """Describe a record: quality and time, or the cause of its failure with the line that proves it."""
     failure = record.failure
     if failure is None:
         psnr = "" if record.metrics.psnr is None else f"PSNR {record.metrics.psnr:.2f} dB"
@@ -309,8 +309,8 @@ def steps_of(summary: LaunchSummary) -> int | None:
     return None
 
 
-def told(state: PointState) -> str:
-    """One line about a point."""
+def state_line(state: PointState) -> str:
+    """Describe a point in one line."""
     if state.is_starting:
         return f"{state.point}: {state.detail}"
     return f"{state.point}: {state.state}" + (f", {state.detail}" if state.detail else "")
@@ -333,7 +333,7 @@ def totals(states: Iterable[State]) -> str:
 
 
 def quoted(text: str, width: int = QUOTED) -> str:
-    """A line of a log on one line of a terminal: no control characters, cut where it is long."""
+    """Fit a line of a log on one line of a terminal: no control characters, cut where it is long."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= width else line[: width - 3] + "..."
 

@@ -130,7 +130,7 @@ def test_an_outcome_is_published_after_a_launcher_that_outlives_its_job(tmp_path
     """Where Slurm has ended the job and its processes live on: what they do last must not undo what is published."""
     from dist3dgs.slurm import planner as module
 
-    monkeypatch.setattr(module, "LAST_WORDS_S", 0.2)
+    monkeypatch.setattr(module, "SNAKEMAKE_EXIT_S", 0.2)
     point, made = Point.parse("garden", "sharded", "n1g4"), planner(tmp_path)
     folder = point.folder(tmp_path)
     attempt(folder, 0, status="failed", ended={"cause": "cancelled", "note": "", "at": 1100.0})

@@ -7,9 +7,10 @@ import pytest
 from dist3dgs.runs.attempts import Attempt, AttemptState, read_state
 from dist3dgs.runs.causes import CAUSES
 from dist3dgs.runs.events import EventWriter, events_path
-from dist3dgs.runs.launch_summary import LaunchSummary
+from dist3dgs.runs.launch_summary import LaunchSummary, SlurmJob
+from dist3dgs.slurm import outcome
 from dist3dgs.slurm.allocation import Allocation, Node
-from dist3dgs.slurm.retry import MAX_FAILED, _too_small, decide
+from dist3dgs.slurm.retry import MAX_FAILED, _too_small, decide, next_action
 from dist3dgs.slurm.site import VARIABLE, read_site
 
 
@@ -138,3 +139,16 @@ def test_small_jobs_do_not_train(monkeypatch, layout, has, site, small):
 def test_by_hand_any_allocation_trains(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     assert _too_small(Path("results/s/t/n1g4/r0"), given(), read_site({})) is None
+
+
+def test_the_next_action_waits_for_a_job_that_runs_elsewhere(tmp_path, monkeypatch):
+    """The launcher that has just failed decides as if the other job were not there."""
+    monkeypatch.setattr(outcome, "job_end", lambda job: ("RUNNING", "", None))
+    for number, job in enumerate((8, 7)):
+        attempt = Attempt(tmp_path / f"attempts/{number:03d}")
+        LaunchSummary(status="running", slurm=SlurmJob(job_id=job)).save(attempt.folder)
+    site = read_site({})
+    found = next_action(tmp_path, "d", site, me=(7, 0))
+    assert (found.action, found.after) == ("wait", (8,))
+    assert Attempt(tmp_path / "attempts/001").summary().final_cause == "killed"  # in this job, and silent
+    assert next_action(tmp_path, "d", site, me=(7, 0), ignore_running=True).cause == "killed"
