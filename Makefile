@@ -65,9 +65,12 @@ bench-distributed: setup ## images per second at 1 and 2 ranks, side by side
 	@$(BIN)/python -m dist3dgs.bench.distributed
 
 # No `setup`: that is the CPU build, and a machine with a GPU has a Python whose PyTorch fits its driver.
-.PHONY: gpu-check
-gpu-check: ## on a machine with an NVIDIA GPU: CUDA and CPU renderers agree, step times; FOX=its photographs, or packed
-	@PYTHON="$(PYTHON)" BIN="$(CURDIR)/$(BIN)" FOX="$(FOX)" OUT="$(OUT)" OWN="$(OWN)" bash scripts/gpu-check.sh
+.PHONY: gpu-check gpu-wheels
+gpu-check: ## on a machine with an NVIDIA GPU: build, agreement, NCCL, training, steps; again: only what is left; FOX=its photographs, or packed
+	@PYTHON="$(PYTHON)" BIN="$(CURDIR)/$(BIN)" FOX="$(FOX)" OUT="$(OUT)" OWN="$(OWN)" WHEELS="$(WHEELS)" bash scripts/gpu-check.sh
+gpu-wheels: setup ## download what gpu-check needs beside PyTorch, to be carried to a machine without internet; FOR=3.12: its Python
+	@$(BIN)/python -m pip download --disable-pip-version-check --no-deps --only-binary=:all: -r scripts/gpu-wheels.txt -d wheels \
+	  $(if $(FOR),--python-version $(FOR) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any)
 
 .PHONY: bench-render
 bench-render: setup ## the CPU renderer against the torch reference, side by side

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# CUDA and CPU renderers agree, 500 steps on fox, one JSON. In the Python given where its PyTorch sees a GPU, as it is;
-# else in an environment of its own with the CUDA build. Called by make: PYTHON, BIN (left out of PATH), FOX, OUT, OWN.
+# The stages of dist3dgs.bench.gpu, one JSON; started again, it goes on with the stages that are left. In the Python
+# given where its PyTorch sees a GPU, as it is, with packages from WHEELS (default: wheels/, made by `make gpu-wheels`)
+# where it lacks some; else in an environment of its own with the CUDA build. Called by make: PYTHON, BIN (left out of
+# PATH), FOX, OUT, OWN, WHEELS.
 set -euo pipefail
 OUT=${OUT:-docs/benchmarks/gpu-check.json}
 FOX=${FOX:-}
@@ -27,6 +29,13 @@ if [ -z "$python" ]; then
   python=$PWD/.venv-cuda/bin/python
 fi
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
+WHEELS=${WHEELS:-wheels}
+if [ -d "$WHEELS" ] && ! "$python" -m dist3dgs.bench.needs 2>/dev/null; then
+  # Into a folder of this checkout: the Python that was found is nobody's to change.
+  "$python" -m pip install --disable-pip-version-check -q --no-index --no-deps --upgrade --find-links "$WHEELS" \
+    --target .gpu-packages -r scripts/gpu-wheels.txt
+  export PYTHONPATH="$PYTHONPATH:$PWD/.gpu-packages"
+fi
 "$python" -m dist3dgs.bench.needs
 "$python" -m dist3dgs.bench.gpu ${FOX:+--scene "$FOX"} --out "$OUT"
 echo "gpu-check: $OUT"

@@ -6,11 +6,14 @@ for stage in "$@"; do
   started=$SECONDS
   case $stage in
     check) bash scripts/check.sh ;;
-    # Tests that need no machine to themselves share two cores.
+    # Two at a time share two cores; where the tests of a file share what one of them has made, two files.
     fast) python -m pytest -q -n 2 tests/unit tests/slurm -m "not slow and not slurm" ;;
     slow) python -m pytest -q -n 2 tests/unit -m slow ;;
-    workflow) python -m pytest -q tests/workflow ;;
-    slurm) python -m pytest -q tests/slurm tests/gpu -m "slow or slurm or gpu" ;;
+    workflow) python -m pytest -q -n 2 --dist loadfile tests/workflow ;;
+    # The tests that wait for long come first, in the order of tests/slurm/conftest.py.
+    slurm)
+      python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/slurm tests/gpu -m "slow or slurm or gpu"
+      ;;
     *)
       echo "error: scripts/test.sh: no stage '$stage'; expected check, fast, slow, workflow or slurm" >&2
       exit 2

@@ -76,6 +76,7 @@ WAYS = (
     Way(r"python -m dist3dgs\.cli\.logs .+", How.RUN),
     Way(r"python -m dist3dgs\.launch\.gsplat_build", How.RUN, exits=(0, 2)),  # 2: says what is missing
     Way(r"python -m dist3dgs\.bench\..+", How.OPTIONS, "a measurement of minutes"),
+    Way(r"python -m tests\.unit\.helpers\.operations", How.SHELL, "counted by tests/unit/train/test_cuda_step.py"),
     Way(r"python scripts/slurm/.+", How.OPTIONS, "a measurement of minutes on the test cluster"),
     Way(r"python -X .+", How.SHELL, "an option of Python itself"),
     # -- Slurm

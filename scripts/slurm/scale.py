@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/slurm"))
 from cluster import Cluster
 from study import Study, plain_bin
 
-from dist3dgs.slurm.client import parse_time_s
+from dist3dgs.units import parse_duration_s
 
 NO_OP = """#!{python}
 import json, os, sys, time
@@ -135,7 +135,7 @@ def _job_cpu_s(cluster: Cluster) -> float | None:
         return None
     lines = cluster("sacct", "-nP", "-S", "now-1days", "-o", "JobID,TotalCPU").splitlines()
     steps = [line.split("|")[1] for line in lines if ".batch|" in line]  # the jobs' own lines have none
-    return sum(parse_time_s(step.split(".")[0]) for step in steps)
+    return sum(parse_duration_s(step) for step in steps)
 
 
 def main() -> None:

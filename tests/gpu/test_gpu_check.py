@@ -15,14 +15,14 @@ pytestmark = [
 @pytest.mark.parametrize("case", gpu.CASES, ids=lambda case: gpu.name_of(*case))
 @pytest.mark.parametrize("num_gaussians", [0, 5_000])
 def test_cuda_and_cpu_renderers_agree(case, num_gaussians):
-    errors = gpu.compare_renderers(num_gaussians, *case)
+    errors = gpu.compare_renderers(num_gaussians, *case, torch.device("cuda"))
     assert errors.pop("image") < gpu.TOLERANCE["image"]
     assert max(errors.values()) < gpu.TOLERANCE["gradient"], errors
 
 
 def test_a_short_training_learns(tmp_path):
     scene = tiny.write_tiny(tmp_path / "scene.safetensors")
-    result = gpu.train(scene, 200)
+    result = gpu.train(scene, 200, torch.device("cuda"))
     assert result["psnr"] > 15 and result["peak_gpu_gib"] > 0
 
 

@@ -50,7 +50,7 @@ CLIENTS = [
     "sshare",
     "sstat",
 ]
-PORTS_FROM, PORTS_PER_CLUSTER, NUM_CLUSTERS = 15000, 8, 600
+PORTS_FROM, PORTS_PER_CLUSTER, JOBS_PER_CLUSTER, NUM_CLUSTERS = 15000, 8, 10_001, 600
 #: In the environment of a node's slurmd and of the step daemons it starts.
 MARK = "DIST3DGS_TEST_NODE"
 
@@ -68,20 +68,24 @@ def missing(accounting: str = "dbd") -> str | None:
     return None
 
 
+def default_folder() -> Path:
+    """Folder of this checkout's clusters."""
+    key = hashlib.sha256(str(ETC).encode()).hexdigest()[:8]
+    return Path(os.environ.get("DIST3DGS_SLURM_DIR") or Path(tempfile.gettempdir(), f"dist3dgs-slurm-{key}"))
+
+
 class Cluster(Daemons):
     """One cluster and its folder."""
 
     def __init__(self, accounting: str = "dbd", root: Path | None = None) -> None:
-        key = hashlib.sha256(str(ETC).encode()).hexdigest()[:8]
-        base = os.environ.get("DIST3DGS_SLURM_DIR") or str(
-            Path(tempfile.gettempdir(), f"dist3dgs-slurm-{key}")
-        )
         self.accounting = accounting
-        super().__init__(root or Path(base) / accounting)
+        super().__init__(root or default_folder() / accounting)
         self.bin, self.conf = self.root / "bin", self.root / "etc/slurm.conf"
         # Clusters in other folders (another checkout, another kind) keep other ports.
         number = int(hashlib.sha256(str(self.root).encode()).hexdigest(), 16) % NUM_CLUSTERS
         self.first_port = PORTS_FROM + PORTS_PER_CLUSTER * number
+        # Jobs too: the port at which a job's ranks meet comes from its id, and all clusters run on one host.
+        self.first_job = 1 + JOBS_PER_CLUSTER * number
         if any(c.isspace() or c in "#'\"" for c in str(self.root)):
             raise ClusterError(
                 f"{self.root}: Slurm cannot use a path with spaces; set DIST3DGS_SLURM_DIR to another"
@@ -182,7 +186,7 @@ class Cluster(Daemons):
             )
         values = {f"port{i}": str(first + i) for i in range(8)}
         values |= {"host": socket.gethostname().split(".")[0], "root": str(self.root), "run": str(self.run)}
-        values |= {"accounting": accounting}
+        values |= {"accounting": accounting, "first_job": str(self.first_job)}
         for name in ("slurm.conf", "gres.conf", "slurmdbd.conf"):
             text = (ETC / f"{name}.in").read_text().format(**values)
             path = self.root / "etc" / name

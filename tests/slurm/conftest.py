@@ -8,12 +8,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, missing
+from cluster import CLIENTS, Cluster, default_folder, missing
 from study import Study
+
+#: Modules that wait for long, longest first: what starts last must not be what takes longest.
+LONGEST = (
+    "test_failures",
+    "test_plain",
+    "test_training",
+    "test_door",
+    "test_terminal",
+    "test_studies",
+    "test_scale",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "drill(name): the failure of drill.py that the test looks at")
+    # Of `pytest -n 2` each worker has clusters of its own: a drill breaks nodes that other tests need.
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        os.environ["DIST3DGS_SLURM_DIR"] = f"{default_folder()}-{worker}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def _cluster(accounting: str) -> Iterator[Cluster]:
@@ -29,6 +48,26 @@ def _cluster(accounting: str) -> Iterator[Cluster]:
     yield cluster
     if not was_up:
         cluster.down()
+
+
+@pytest.fixture(scope="session")
+def no_controller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slurm's commands where no controller answers."""
+    folder = tmp_path_factory.mktemp("no controller")
+    for name in CLIENTS:
+        path = folder / name
+        path.write_text("#!/bin/sh\necho 'error: Unable to contact slurm controller' >&2\nexit 1\n")
+        path.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_other_cluster(
+    request: pytest.FixtureRequest, no_controller: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests without the mark `slurm` ask no cluster: the real commands would wait for one that may not be there."""
+    if request.node.get_closest_marker("slurm") is None:
+        monkeypatch.setenv("PATH", f"{no_controller}:{os.environ['PATH']}")
 
 
 @pytest.fixture(scope="session")

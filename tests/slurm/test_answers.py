@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dist3dgs.slurm.client import expand_hosts
+from dist3dgs.units import expand_hosts
 
 
 @pytest.mark.slurm

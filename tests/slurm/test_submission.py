@@ -46,9 +46,7 @@ def refusal(layout: str = "n1g4", **changes):
     ],
 )
 def test_refused_in_words(on_cluster, changes, reason, setting):
-    started = time.monotonic()
     found = refusal(**changes)
-    assert time.monotonic() - started < 5
     assert found is not None and not found.transient
     assert reason in found.reason and setting in found.remedy, str(found)
     assert found.line and "sbatch: error" not in found.line

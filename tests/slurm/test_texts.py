@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ SMALLER = {"--cpus-per-task=32": "--cpus-per-task=16", "--time=600": "--time=200
 
 
 @pytest.fixture(scope="module")
-def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A clone with the profile that `dist3dgs site init` writes for the test cluster."""
     folder = tmp_path_factory.mktemp("texts")
     for name in ("Snakefile", "workflow", "tests"):
@@ -25,7 +26,11 @@ def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("config", "profiles"):
         shutil.copytree(REPOSITORY / name, folder / name)
     shell(cluster, folder, "dist3dgs site init --force")
-    return folder
+    other = Cluster("none")  # one of the commands starts it
+    was_up = other.is_up()
+    yield folder
+    if not was_up:
+        other.down()
 
 
 def shell(cluster: Cluster, folder: Path, command: str, exits: tuple[int, ...] = (0,)) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist3dgs.cli import verify
-from dist3dgs.cli.verify import Setup
 from dist3dgs.config.matrix import load_study
 from dist3dgs.errors import UserError
 from dist3dgs.slurm.site import Site
 from dist3dgs.slurm.site_init import run_init
+from dist3dgs.verify import gpus, machine, on_node
+from dist3dgs.verify.setup import Setup
+
+pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture
@@ -47,16 +49,16 @@ def test_a_job_looks_at_its_node(folder):
 
 def test_the_login_nodes_view(folder):
     study = load_study(Path("config"), [Path("overlay.yaml")])
-    (slurm,) = verify.check_slurm(Setup(study, Site()))
+    (slurm,) = machine.check_slurm(Setup(study, Site()))
     assert slurm.status == "ok" and "slurm" in slurm.text
-    (slurm,) = verify.check_slurm(Setup(study, Site(gpu_partition="nowhere")))
+    (slurm,) = machine.check_slurm(Setup(study, Site(gpu_partition="nowhere")))
     assert slurm.status == "fail" and "nowhere" in slurm.text
-    (driver,) = verify.check_driver(Setup(load_study(Path("config")), Site()))
+    (driver,) = gpus.check_driver(Setup(load_study(Path("config")), Site()))
     assert driver.status == "warn" and "--on-node" in (driver.fix or "")
 
 
 def test_a_partition_that_is_not_there(folder):
     with pytest.raises(UserError, match="nowhere"):
-        verify.on_a_node(Site(), "nowhere", [])
+        on_node.on_a_node(Site(), "nowhere", [])
     with pytest.raises(UserError, match="--on-node PARTITION"):
-        verify.on_a_node(Site(gpu_partition="auto"), "", [])
+        on_node.on_a_node(Site(gpu_partition="auto"), "", [])

@@ -17,6 +17,8 @@ rule tabulate:
         challenges=f"{RESULTS}/tables/technical_challenges.csv",
         performance=f"{RESULTS}/tables/performance_comparison.csv",
         resources=f"{RESULTS}/tables/resources.csv",
+        scaling=[f"{RESULTS}/tables/scaling.{kind}" for kind in ("csv", "md", "tex")],
+        over_scenes=[f"{RESULTS}/tables/over_scenes.{kind}" for kind in ("csv", "md", "tex")],
     log:
         f"{RESULTS}/logs/tabulate.log",
     retries: 0
@@ -25,9 +27,10 @@ rule tabulate:
     params:
         others=OTHER_RECORDS,
         contents=other_records,
-        code=lambda wildcards: code_of("tabulate"),
+        code=lambda wildcards: code_of("analysis.tables"),
+        baseline=f"--baseline {STUDY.config.baseline}" if STUDY.config.baseline else "",
     shell:
-        "dist3dgs --log {log:q} tabulate --runs {output.runs:q} --points {output.points:q}"
+        "dist3dgs --log {log:q} tabulate --runs {output.runs:q} --points {output.points:q} {params.baseline}"
         " --records {input:q} {params.others:q}"
 
 
@@ -35,6 +38,7 @@ rule figure:
     input:
         runs=rules.tabulate.output.runs,
         points=rules.tabulate.output.points,
+        beside=[rules.tabulate.output.challenges, rules.tabulate.output.performance],
         records=all_records,
     output:
         [f"{RESULTS}/figures/{{figure}}.{kind}" for kind in FIGURE_KINDS],

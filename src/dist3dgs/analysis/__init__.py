@@ -24,13 +24,11 @@ from .measures import (
     scaling_definition,
     time_to_quality,
 )
-from .spread import Spread
 
 __all__ = [
     "DEFINITIONS",
     "QUALITY_TOLERANCE_DB",
     "ScalingFit",
-    "Spread",
     "compute_to_comm",
     "efficiency",
     "fit_amdahl",

@@ -11,6 +11,8 @@ from .points import application, hardware
 
 #: Seconds in these phases can be shared among ranks; all others are serial. Foreign logs call it stepping.
 PARALLEL_PHASES = ("step", "stepping")
+#: Serial phases that recur during the steps: their seconds grow with the number of steps.
+RECURRING_PHASES = ("densify", "evaluate", "checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +49,12 @@ class Performance:
     steps: int | None
     """Steps that the run did."""
     normalised_steps: int | None
-    """Steps in which it would have done the baseline's work; its stepping time is scaled to them."""
+    """Steps in which it would have done the baseline's work; stepping and recurring phases are scaled to them."""
     expected_s: float | None
     """Baseline's wall time / how many times more ranks."""
     measured_s: float | None
     best_possible_s: float | None
-    """This run's serial phases + baseline's stepping / how many times more ranks."""
+    """This run's serial phases, for the baseline's work + baseline's stepping / how many times more ranks."""
     reason: str | None
 
 
@@ -194,12 +196,15 @@ def technical_challenges(story: Sequence[Attempt]) -> list[Challenge]:
     return challenges
 
 
-def performance_comparison(story: Sequence[Attempt]) -> list[Performance]:
-    """Every attempt against the smallest successful one of its scene (same strategy if there is one)."""
-    return [_performance(attempt, _baseline(attempt, story)) for attempt in story]
+def performance_comparison(story: Sequence[Attempt], baseline: str | None = None) -> list[Performance]:
+    """Compare every attempt with the smallest successful one of its scene (same strategy if there is one).
+
+    baseline: `strategy/layout` to compare with instead, where it succeeded.
+    """
+    return [_performance(attempt, _baseline(attempt, story, baseline)) for attempt in story]
 
 
-def _baseline(attempt: Attempt, story: Sequence[Attempt]) -> Attempt | None:
+def _baseline(attempt: Attempt, story: Sequence[Attempt], named: str | None) -> Attempt | None:
     """The smallest and shortest success of the scene: under the same settings, else of the same strategy, else any.
 
     It is of the same program and not of other hardware: another one's time says nothing of what to expect. Where
@@ -216,6 +221,7 @@ def _baseline(attempt: Attempt, story: Sequence[Attempt]) -> Attempt | None:
     ]
     ok = [a for a in done if a.record.status == "ok"]
     groups = (
+        [a for a in ok if f"{a.record.run.strategy}/{a.record.run.layout}" == named],
         [a for a in ok if _comparable(a.record) == _comparable(attempt.record)],
         [a for a in ok if a.record.run.strategy == run.strategy],
         ok,
@@ -284,7 +290,9 @@ def _performance(attempt: Attempt, baseline: Attempt | None) -> Performance:
         return Performance(**values)
     if record.metrics.steps:
         values["normalised_steps"] = round(record.metrics.steps * base_work / work)
-    serial_s = record.metrics.total_s - stepping
+    recurring_s = sum(s for name, s in record.metrics.phases_s.items() if name in RECURRING_PHASES)
+    once_s = record.metrics.total_s - stepping - recurring_s
+    serial_s = once_s + recurring_s * base_work / work
     values["measured_s"] = serial_s + stepping * base_work / work
     values["best_possible_s"] = serial_s + base_stepping / ratio
     return Performance(**values)

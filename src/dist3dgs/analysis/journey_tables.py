@@ -18,10 +18,10 @@ PERFORMANCE_COLUMNS = (
 )
 
 
-def story_tables(records: Sequence[RunRecord]) -> tuple[list[Row], list[Row]]:
+def story_tables(records: Sequence[RunRecord], baseline: str | None = None) -> tuple[list[Row], list[Row]]:
     """Rows of technical_challenges.csv and of performance_comparison.csv."""
     story = attempts(records)
-    performance = [asdict(p) for p in performance_comparison(story)]
+    performance = [asdict(p) for p in performance_comparison(story, baseline)]
     return [_challenge(c) for c in technical_challenges(story)], [p | {"run": p["name"]} for p in performance]
 
 

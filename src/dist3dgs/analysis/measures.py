@@ -1,10 +1,14 @@
 """Compute measures of one run, or of a run and its baseline. Unknown stays None, never 0."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
-from ..runs.record import QualityPoint, RunRecord
+from ..errors import UserError
+from ..runs import metrics
+from ..runs.metrics import Metric
+from ..runs.record import METRICS, QualityPoint, RunRecord, StepTime
 
 Definition = Literal["strong", "throughput", "time_to_quality"]
 
@@ -126,3 +130,96 @@ def rank_hours(record: RunRecord) -> float | None:
     """Hours of all ranks that were allocated, used or not: GPU-hours where a rank is a GPU."""
     total_s = record.metrics.total_s
     return None if total_s is None else total_s * record.world_size / 3600
+
+
+def _of_step(name: str, *, over_repeats: metrics.Aggregation | None = None) -> Metric:
+    """Make a column of one statistic of a run's step times."""
+
+    def derive(record: RunRecord) -> float | None:
+        step_s: StepTime | None = record.metrics.step_s
+        return None if step_s is None else float(getattr(step_s, name))
+
+    return Metric(
+        name="step_s" if name == "median" else f"step_s_{name}",
+        label="step" if name == "median" else f"step, {name}",
+        unit="s",
+        over_repeats=over_repeats,
+        description="seconds per training step on the slowest rank, over the steps after the warm-up",
+        derive=derive,
+    )
+
+
+#: Metrics that are computed from a record; one of a recorded metric's name fills in where the record has none.
+DERIVED: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        _of_step("median", over_repeats="median"),
+        _of_step("mean"),
+        _of_step("p5"),
+        _of_step("p95"),
+        replace(METRICS["compute_to_comm"], derive=compute_to_comm),
+        Metric(
+            name="rank_hours",
+            label="cost",
+            unit="rank-hours",
+            description="hours of all allocated ranks, used or not",
+            derive=rank_hours,
+        ),
+        Metric(
+            name="global_batch",
+            label="batch",
+            unit="images",
+            integer=True,
+            over_repeats=None,
+            description="images per optimiser step over all ranks",
+            derive=global_batch,
+        ),
+        Metric(
+            name="compute_s_per_image",
+            label="computation per image",
+            unit="s",
+            derive=lambda record: seconds_per_image(record, "compute_s"),
+        ),
+        Metric(
+            name="comm_s_per_image",
+            label="communication per image",
+            unit="s",
+            derive=lambda record: seconds_per_image(record, "comm_s"),
+        ),
+        Metric(
+            name="exposed_comm_s_per_image",
+            label="exposed communication per image",
+            unit="s",
+            derive=lambda record: seconds_per_image(record, "exposed_comm_s"),
+        ),
+    )
+}
+
+
+def known_metrics(records: Iterable[RunRecord] = ()) -> dict[str, Metric]:
+    """Return the whole table: recorded, derived, of installed distributions, and of others found in `records`.
+
+    Raises `UserError` where another distribution's metric has a name of ours.
+    """
+    own, outside = METRICS | DERIVED, metrics.added()
+    if taken := own.keys() & outside.keys():
+        raise UserError(
+            f"entry points `{metrics.GROUP}`: {', '.join(sorted(taken))} is a metric of dist3dgs itself; give it "
+            "another name"
+        )
+    found = own | outside
+    for record in records:
+        for name in record.metrics.added:
+            found.setdefault(name, Metric(name=name, label=name, low=None))
+    return found
+
+
+def value(metric: Metric, record: RunRecord) -> float | None:
+    """Return a metric of a run, or None where it is not known."""
+    if metric.derive is not None and (metric.name in DERIVED or metric.name not in record.metrics.added):
+        derived = metric.derive(record)
+        return None if derived is None or metric.problem(derived) else derived
+    if metric.name in METRICS:
+        recorded: float | None = getattr(record.metrics, metric.name)
+        return recorded
+    return record.metrics.added.get(metric.name)

@@ -4,7 +4,8 @@ Only runs with status `ok` count: a degraded run (4 GPUs allocated, 1 used) says
 
 One comparison, one definition. Points are compared within a scene where they computed the same thing on the same
 hardware with the same code (`conditions`). The baseline is the smallest layout of those that succeeded, whichever
-strategy ran it: on one rank, strategies that only share out the work differently are one program. Where the
+strategy ran it: on one rank, strategies that only share out the work differently are one program. The config's
+`baseline` names another. Where the
 baseline has a held-out quality, a point's gain is the ratio of the times to that quality, and a point that does not
 reach it has no gain (`missed_quality`); only where no quality is known is it the ratio of images per second, and
 where an imported log shows no rate the ratio of seconds per epoch. A gain
@@ -15,54 +16,46 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from ..config.naming import Layout
+from ..runs.metrics import Metric
 from ..runs.record import RunRecord
 from .measures import (
     QUALITY_TOLERANCE_DB,
-    compute_to_comm,
     efficiency,
     global_batch,
-    rank_hours,
+    known_metrics,
     ratio_derived,
     ratio_measured,
     scaling_definition,
-    seconds_per_image,
     time_to_quality,
+    value,
 )
-from .spread import Spread
 
 Row = dict[str, Any]
 Outcome = Literal["baseline", "gain", "loss", "no_difference", "missed_quality", "not_compared"]
 
-#: Measured per run, aggregated to median (`name`), `name_min` and `name_max`.
-AGGREGATED = (
-    *("total_s", "train_s", "rank_hours", "steps", "images", "step_s", "steps_per_s", "images_per_s"),
-    *(
-        "comm_s",
-        "exposed_comm_s",
-        "compute_to_comm",
-        "compute_s_per_image",
-        "comm_s_per_image",
-        "peak_rss_gib",
-        "peak_host_gib",
-        "peak_gpu_gib",
-    ),
-    *("num_gaussians", "psnr", "ssim", "lpips", "time_to_quality_s", "epochs", "epoch_s"),
-)
 _COMPARED = ("speedup", "speedup_time_to_quality", "speedup_total", "gain")
 
 POINT_COLUMNS = (
     *("scene", "strategy", "layout", "nodes", "workers_per_node", "ranks", "hardware"),
     *("n_ok", "n_failed", "n_degraded", "n_other", "n_shared", "causes", "left_out", "global_batch"),
-    *("baseline_strategy", "baseline_layout", "baseline_ranks", "scaling", "outcome", "gain_of"),
+    *("baseline_strategy", "baseline_layout", "baseline_ranks", "baseline_is"),
+    *("scaling", "outcome", "gain_of"),
     *(f"{name}{end}" for name in _COMPARED for end in ("", "_min", "_max")),
     *("efficiency_strong", "efficiency_throughput", "efficiency_time_to_quality"),
     *("r_measured", "r_derived", "negative_scaling", "target_psnr", "n_reached", "reason"),
-    *(f"{name}{end}" for name in AGGREGATED for end in ("", "_min", "_max")),
+    *(f"time_to_quality_s{end}" for end in ("", "_min", "_max")),
 )
+
+
+def point_columns(metrics: Mapping[str, Metric]) -> list[str]:
+    """Return the columns of points.csv: POINT_COLUMNS, then every metric that is aggregated, with its extremes."""
+    names = [m.name for m in metrics.values() if m.over_repeats]
+    return [*POINT_COLUMNS, *(f"{name}{end}" for name in names for end in ("", "_min", "_max"))]
+
 
 #: With one run on either side nothing is known about the noise: smaller differences are not called gains or losses.
 SINGLE_RUN_NOISE = 0.05
@@ -82,47 +75,94 @@ _NO_WORK = {
 }
 
 Conditions = tuple[str, str, str, str]
+#: Scene, strategy, layout.
+Key = tuple[str, str, Layout]
 
 
-def point_rows(records: Iterable[RunRecord], baseline: str | None = None) -> list[Row]:
+def numbers(metrics: Mapping[str, Metric], record: RunRecord) -> Row:
+    """Return every metric of a run; None where it is not known."""
+    return {name: value(m, record) for name, m in metrics.items()}
+
+
+def point_rows(
+    records: Iterable[RunRecord],
+    baseline: str | None = None,
+    measured: Sequence[Row] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> list[Row]:
     """Return one row per (scene, strategy, layout), sorted; points without a successful run have counts and causes.
 
     Args:
         records: of any scenes, strategies and layouts, failures included.
         baseline: `strategy/layout` to compare with instead of the smallest layout, where a scene has it.
+        measured: the metrics of each record, where more is known than the records say.
+        metrics: the table of metrics, by default that of `known_metrics`.
     """
-    points: dict[tuple[str, str, Layout], list[RunRecord]] = {}
+    records = list(records)
+    metrics = known_metrics(records) if metrics is None else metrics
+    measured = [numbers(metrics, r) for r in records] if measured is None else measured
+    known = {id(record): row for record, row in zip(records, measured, strict=True)}
+    points: dict[Key, list[RunRecord]] = {}
     for record in records:
         key = record.run.scene, record.run.strategy, Layout.parse(record.run.layout)
         points.setdefault(key, []).append(record)
     order = sorted(points, key=lambda k: (k[0], k[1], k[2].world_size, k[2].nodes))
     # The point that others are compared with, by scene and conditions; a point's own conditions are its counted runs'.
-    references: dict[tuple[str, Conditions], tuple[str, str, Layout]] = {}
+    references: dict[tuple[str, Conditions], Key] = {}
     for scene in dict.fromkeys(k[0] for k in order):
         for key in sorted((k for k in order if k[0] == scene), key=lambda k: _baseline_order(k, baseline)):
             for record in points[key]:
                 if record.status == "ok":
                     references.setdefault((scene, conditions(record)), key)
-    rows: dict[tuple[str, str, Layout], Row] = {}
-    compared: list[tuple[Row, tuple[str, str, Layout], Sequence[RunRecord]]] = []
+    rows: dict[Key, Row] = {}
+    counted: dict[Key, Sequence[RunRecord]] = {}
+    compared: list[tuple[Row, Key]] = []
     for key in order:
-        counted, left_out = _alike(points[key], references, key)
-        own = next(iter(counted), None)
+        counted[key], left_out = _alike(points[key], references, key, points)
+        own = next(iter(counted[key]), None)
         reference = None if own is None else references[key[0], conditions(own)]
         target = None
         if own is not None and reference is not None:
             target = _target([r for r in points[reference] if _counts_as(r, own)])
-        rows[key] = _row(key, points[key], counted, left_out, target)
+        rows[key] = _row(key, points[key], counted[key], left_out, target)
         if reference is not None:
-            compared.append((rows[key], reference, counted))
-    for row, reference, _ in compared:
-        _compare(row, rows[reference])
+            compared.append((rows[key], reference))
+    for key, row in _over_repeats(counted, known, metrics).items():
+        rows[key] |= row
+    for row, reference in compared:
+        own = counted[row["scene"], row["strategy"], Layout.parse(row["layout"])][0]
+        if _counts_as(counted[reference][0], own):
+            _compare(row, rows[reference], baseline)
+        else:
+            row["outcome"] = "not_compared"
+            row["reason"] = (
+                f"not compared: {reference[1]} {reference[2]} has runs like it, but counts others, which differ in "
+                f"{_difference(conditions(counted[reference][0]), conditions(own))}"
+            )
     for row in rows.values():
         if not row["n_ok"]:
             row |= {"reason": "no successful run", "outcome": "not_compared"}
         if row["left_out"]:
             row["reason"] = "; ".join(filter(None, [row.get("reason"), row["left_out"]]))
     return [rows[key] for key in order]
+
+
+def _over_repeats(
+    counted: Mapping[Key, Sequence[RunRecord]], known: Mapping[int, Row], metrics: Mapping[str, Metric]
+) -> dict[Key, Row]:
+    """Combine the metrics of each point's runs, with their extremes; what no run knows is left out."""
+    import pandas as pd
+
+    how = {name: m.over_repeats for name, m in metrics.items() if m.over_repeats}
+    keys = list(counted)
+    runs = [known[id(r)] | {"point": i} for i, key in enumerate(keys) for r in counted[key]]
+    points = pd.DataFrame(runs, columns=["point", *how], dtype=float).groupby("point")
+    parts = [points.agg(how), points.min().add_suffix("_min"), points.max().add_suffix("_max")]
+    wide = pd.concat(parts, axis=1)
+    return {
+        keys[int(i)]: {name: float(v) for name, v in zip(wide.columns, row, strict=True) if not math.isnan(v)}
+        for i, row in zip(wide.index, wide.to_numpy(), strict=True)
+    }
 
 
 def conditions(record: RunRecord) -> Conditions:
@@ -156,7 +196,7 @@ def _counts_as(record: RunRecord, other: RunRecord) -> bool:
     return record.status == "ok" and conditions(record) == conditions(other)
 
 
-def _baseline_order(key: tuple[str, str, Layout], named: str | None) -> tuple[Any, ...]:
+def _baseline_order(key: Key, named: str | None) -> tuple[Any, ...]:
     """Sort candidates: the named one first, then by ranks, nodes, and `replicated` before other strategies."""
     _, strategy, layout = key
     return (
@@ -170,12 +210,14 @@ def _baseline_order(key: tuple[str, str, Layout], named: str | None) -> tuple[An
 
 def _alike(
     records: Sequence[RunRecord],
-    references: dict[tuple[str, Conditions], tuple[str, str, Layout]],
-    key: tuple[str, str, Layout],
+    references: dict[tuple[str, Conditions], Key],
+    key: Key,
+    points: Mapping[Key, Sequence[RunRecord]],
 ) -> tuple[list[RunRecord], str | None]:
     """Choose the successful runs of a point that may be averaged, and say in words what was left out.
 
-    Those that can be compared with another point come first, then the most numerous, then the newest.
+    Those that can be compared with a baseline elsewhere come first, then those that most points are compared with,
+    then the most numerous, then the newest.
     """
     groups: dict[Conditions, list[RunRecord]] = {}
     for record in records:
@@ -184,17 +226,26 @@ def _alike(
     if len(groups) < 2:
         return next(iter(groups.values()), []), None
 
-    def rank(found: Conditions) -> tuple[bool, int, float]:
+    def rank(found: Conditions) -> tuple[bool, int, int, float]:
         newest = max(r.provenance.finished_at or 0.0 for r in groups[found])
-        return references[key[0], found] != key, len(groups[found]), newest
+        alike = sum(
+            any(r.status == "ok" and conditions(r) == found for r in runs)
+            for other, runs in points.items()
+            if other[0] == key[0]
+        )
+        return references[key[0], found] != key, alike, len(groups[found]), newest
 
     best = max(groups, key=rank)
     others = [found for found in groups if found != best]
-    names = ("hardware", "training code", "packed scene", "training settings")
-    differ = [name for i, name in enumerate(names) if any(other[i] != best[i] for other in others)]
     count = sum(len(groups[other]) for other in others)
-    what = f"{count} run{'s' if count > 1 else ''} left out: other {' and '.join(differ)}"
+    what = f"{count} run{'s' if count > 1 else ''} left out: other {_difference(best, *others)}"
     return groups[best], what
+
+
+def _difference(one: Conditions, *others: Conditions) -> str:
+    """Name what differs between conditions."""
+    names = ("hardware", "training code", "packed scene", "training settings")
+    return " and ".join(name for i, name in enumerate(names) if any(other[i] != one[i] for other in others))
 
 
 def _target(baseline: Sequence[RunRecord]) -> float | None:
@@ -206,7 +257,7 @@ def _target(baseline: Sequence[RunRecord]) -> float | None:
 
 
 def _row(
-    key: tuple[str, str, Layout],
+    key: Key,
     records: Sequence[RunRecord],
     counted: Sequence[RunRecord],
     left_out: str | None,
@@ -235,27 +286,7 @@ def _row(
         "target_psnr": target,
         "global_batch": batches.pop() if len(batches) == 1 else None,
     }
-    for name in AGGREGATED:
-        if name == "time_to_quality_s":
-            row |= _times_to_quality(counted, target)
-            continue
-        spread = Spread.of(_measure(r, name) for r in counted)
-        if spread is not None:
-            row |= {name: spread.median, f"{name}_min": spread.low, f"{name}_max": spread.high}
-    return row
-
-
-def _measure(record: RunRecord, name: str) -> float | None:
-    if name == "compute_to_comm":
-        return compute_to_comm(record)
-    if name == "rank_hours":
-        return rank_hours(record)
-    if name.endswith("_per_image"):
-        return seconds_per_image(record, name.removesuffix("_per_image"))
-    if name == "step_s":
-        return None if record.metrics.step_s is None else record.metrics.step_s.median
-    value: float | None = getattr(record.metrics, name)
-    return value
+    return row | _times_to_quality(counted, target)
 
 
 def _times_to_quality(records: Sequence[RunRecord], target: float | None) -> Row:
@@ -275,14 +306,24 @@ def _times_to_quality(records: Sequence[RunRecord], target: float | None) -> Row
     return row
 
 
-def _compare(row: Row, baseline: Row) -> None:
-    """Add speedups, the outcome, the efficiencies that are defined, and the reasons for those that are not."""
+def _compare(row: Row, baseline: Row, named: str | None) -> None:
+    """Add speedups, the outcome, the efficiencies that are defined, and the reasons for those that are not.
+
+    named: `strategy/layout` that the config asks to be the baseline.
+    """
     row["baseline_strategy"], row["baseline_layout"] = baseline["strategy"], baseline["layout"]
     row["baseline_ranks"] = baseline["ranks"]
     ranks, baseline_ranks = row["ranks"], baseline["ranks"]
+    is_named = f"{baseline['strategy']}/{baseline['layout']}" == named
+    row["baseline_is"] = "named" if is_named else "one_rank" if baseline_ranks == 1 else "smallest"
     reasons = []
-    if row is baseline and ranks > 1:
+    if row is baseline and row["baseline_is"] == "smallest":
         reasons.append(f"no run on fewer than {ranks} ranks to compare with")
+    if named is not None and not is_named:
+        reasons.append(
+            f"not compared with {named}, the baseline of the config: no run of it succeeded on this scene with the "
+            "same settings, code and hardware"
+        )
     _ratio(row, "speedup", "images_per_s", baseline)
     if row.get("speedup") is None:
         _ratio(row, "speedup", "epoch_s", baseline, inverse=True)

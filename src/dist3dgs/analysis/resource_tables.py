@@ -1,11 +1,12 @@
-"""Tabulate what the runs used: one row per node and per GPU, and what a decibel cost."""
+"""Tabulate what the runs used: one row per node and per GPU, and what a decibel more than the baseline's cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..runs.metrics import Metric
 from ..runs.record import GpuTotals, RunRecord
-from .measures import rank_hours
+from .measures import QUALITY_TOLERANCE_DB
 from .resource_usage import Samples, energy_wh, read_chain
 
 Row = dict[str, Any]
@@ -16,10 +17,26 @@ RESOURCE_COLUMNS = (
     *("use_peak_percent", "use_average_percent", "use_mode_percent"),
     *("power_peak_w", "power_average_w", "power_mode_w", "energy_wh"),
 )
-#: What runs.csv has of it.
-RUN_RESOURCE_COLUMNS = (
-    *("gpu_util_average_percent", "gpu_power_average_w", "energy_wh", "wh_per_db", "rank_hours_per_db"),
-)
+#: Metrics that need the samples beside a record, or its nvidia-smi log.
+SAMPLED: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        *(
+            Metric(
+                name=f"gpu0_memory_{what}_gib",
+                label=f"GPU 0 memory, {what}",
+                unit="GiB",
+                description="memory in use on the first GPU of the first node, as the driver states it",
+            )
+            for what in ("peak", "average", "mode")
+        ),
+        Metric(name="gpu_util_average_percent", label="GPU utilisation", unit="%"),
+        Metric(name="gpu_power_average_w", label="power per GPU", unit="W"),
+        Metric(name="energy_wh", label="energy of all GPUs", unit="Wh"),
+    )
+}
+#: What runs.csv says of cost and quality against the baseline's medians.
+COST_COLUMNS = ("psnr_over_baseline_db", "rank_hours_per_db_gained", "wh_per_db_gained")
 
 
 def resource_rows(record: RunRecord, point_folder: Path) -> list[Row]:
@@ -37,18 +54,33 @@ def resource_rows(record: RunRecord, point_folder: Path) -> list[Row]:
     ]
 
 
-def run_resources(record: RunRecord, rows: Sequence[Row]) -> Row:
-    """Its columns of runs.csv, from its rows of resources.csv."""
+def sampled_metrics(rows: Sequence[Row]) -> Row:
+    """Return the metrics of `SAMPLED` from a run's rows of resources.csv."""
     gpus = [row for row in rows if row["gpu"] is not None]
-    hours, psnr = rank_hours(record), record.metrics.psnr
-    energy = _whole(gpus, "energy_wh")
+    first = gpus[0] if gpus else {}
     return {
+        **{f"gpu0_{name}": first.get(name) for name in RESOURCE_COLUMNS if name.startswith("memory_")},
         "gpu_util_average_percent": _mean(gpus, "use_average_percent"),
         "gpu_power_average_w": _mean(gpus, "power_average_w"),
-        "energy_wh": energy,
-        "wh_per_db": energy / psnr if energy is not None and psnr else None,
-        "rank_hours_per_db": hours / psnr if hours is not None and psnr else None,
+        "energy_wh": _whole(gpus, "energy_wh"),
     }
+
+
+def cost_of_quality(run: Row, baseline: Mapping[str, Any] | None) -> Row:
+    """Compare a run's PSNR [dB] and cost with the baseline's (a row of points.csv).
+
+    The cost of a decibel is what was spent beyond the baseline, over the decibels gained on it. It is left out where
+    no more were gained than the tolerance of the quality to reach: noise is not a gain.
+    """
+    if baseline is None or run.get("psnr") is None or baseline.get("psnr") is None:
+        return {}
+    gained_db = run["psnr"] - baseline["psnr"]
+    row: Row = {"psnr_over_baseline_db": gained_db}
+    if gained_db > QUALITY_TOLERANCE_DB:
+        for name, unit in (("rank_hours", "rank_hours"), ("energy_wh", "wh")):
+            if run.get(name) is not None and baseline.get(name) is not None:
+                row[f"{unit}_per_db_gained"] = (run[name] - baseline[name]) / gained_db
+    return row
 
 
 def _place(samples: Sequence[Samples], kind: str) -> Row:

@@ -1,11 +1,12 @@
-"""Records -> `runs.csv` (one row per run, failures included), `points.csv` (repeats aggregated), the story's tables.
+"""Records -> `runs.csv` (one row per run, failures included), `points.csv` (repeats aggregated) and the others.
 
 All are plain CSV: an empty cell is "not known", never 0. Rows are sorted, numbers are written in full, so the same
-records give the same bytes.
+records give the same bytes. Columns of measurements follow the table of metrics (`runs/metrics.py`).
 """
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,46 +15,59 @@ from ..config.naming import Layout
 from ..errors import UserError, snakemake
 from ..files import sha256, write_text
 from ..runs.events import PHASES
+from ..runs.metrics import GROUP, Metric
 from ..runs.record import RunRecord, load_or_explain
 from .journey_tables import CHALLENGE_COLUMNS, PERFORMANCE_COLUMNS, story_tables
-from .measures import compute_to_comm, global_batch, rank_hours
-from .points import POINT_COLUMNS, point_rows
-from .resource_tables import RESOURCE_COLUMNS, RUN_RESOURCE_COLUMNS, resource_rows, run_resources
+from .measures import known_metrics
+from .points import numbers, point_columns, point_rows
+from .resource_tables import (
+    COST_COLUMNS,
+    RESOURCE_COLUMNS,
+    SAMPLED,
+    cost_of_quality,
+    resource_rows,
+    sampled_metrics,
+)
+from .scaling_tables import (
+    CAPTION,
+    OVER_SCENES_CAPTION,
+    OVER_SCENES_COLUMNS,
+    SCALING_COLUMNS,
+    over_scenes_rows,
+    scaling_rows,
+    write_typeset,
+)
 
 Row = dict[str, Any]
 
-#: Columns that are numbers; every other column is text. `phase_*_s` are numbers too.
+#: Columns that are whole numbers or text; every other column is a number.
 INTEGERS = {
     *("repeat", "nodes", "workers_per_node", "ranks", "baseline_ranks", "seed", "step", "rank"),
-    *("global_batch", "attempt", "n", "n_ok", "n_failed", "n_degraded", "n_other", "n_reached"),
-    "n_shared",
+    *(
+        "global_batch",
+        "attempt",
+        "evidence_line",
+        "solved_by_attempt",
+        "n",
+        "n_ok",
+        "n_failed",
+        "n_degraded",
+        "n_other",
+        "n_reached",
+    ),
+    *("n_shared", "n_scenes"),
 }
 TEXTS = {
     *("scene", "strategy", "layout", "status", "cause", "causes", "phase", "node", "evidence", "remedy"),
-    *(
-        "devices",
-        "hosts",
-        "nodes_shared",
-        "cpu",
-        "git_sha",
-        "code_digest",
-        "scene_digest",
-        "slurm_job_id",
-        "source",
-        "record",
-    ),
-    *("record_sha256", "baseline_layout", "baseline_strategy", "scaling", "reason", "negative_scaling"),
-    *("git_dirty", "hardware", "left_out", "outcome", "gain_of"),
+    *("devices", "hosts", "nodes_shared", "cpu", "git_sha", "code_digest", "scene_digest", "slurm_job_id"),
+    *("source", "record", "record_sha256", "baseline_layout", "baseline_strategy", "baseline_is", "scaling"),
+    *("reason", "negative_scaling", "git_dirty", "hardware", "left_out", "outcome", "gain_of"),
+    *("run", "baseline", "attempts", "evidence_file", "memory_of", "one_node_layout", "scenes"),
 }
 
 RUN_COLUMNS = (
     *("scene", "strategy", "layout", "repeat", "nodes", "workers_per_node", "ranks", "seed"),
     *("status", "cause", "phase", "step", "rank", "node", "evidence", "remedy"),
-    *("total_s", "train_s", "rank_hours", "steps", "images", "global_batch"),
-    *("step_s", "step_s_mean", "step_s_p5", "step_s_p95", "steps_per_s", "images_per_s"),
-    *("comm_s", "exposed_comm_s", "compute_to_comm", "peak_rss_gib", "peak_host_gib", "peak_gpu_gib"),
-    *RUN_RESOURCE_COLUMNS,
-    *("num_gaussians", "psnr", "ssim", "lpips", "loss", "train_accuracy", "accuracy", "epochs", "epoch_s"),
 )
 RUN_COLUMNS_END = (
     *("devices", "hosts", "nodes_shared", "cpu"),
@@ -62,28 +76,52 @@ RUN_COLUMNS_END = (
 )
 
 
-def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path) -> None:
+def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path, baseline: str | None = None) -> None:
     """Read every record and write both tables, beside them the story's and what was used (scaling/*_tables.py).
+
+    baseline: `strategy/layout` that points are compared with instead of the smallest layout.
 
     Raises `UserError` for a file that is not a record and for two records of the same run.
     """
     paths = sorted(Path(p) for p in record_paths)
     records = load_records(paths)
     used = [resource_rows(record, path.parent) for record, path in zip(records, paths, strict=True)]
-    rows = [
-        run_row(record, path) | run_resources(record, mine)
-        for record, path, mine in zip(records, paths, used, strict=True)
+    metrics = known_metrics(records) | SAMPLED
+    columns = run_columns(metrics, phase_order({phase for r in records for phase in r.metrics.phases_s}))
+    measured = [numbers(metrics, r) | sampled_metrics(mine) for r, mine in zip(records, used, strict=True)]
+    points = point_rows(records, baseline, measured, metrics)
+    runs = [run_row(r, path) | row for r, path, row in zip(records, paths, measured, strict=True)]
+    by_point = {(p["scene"], p["strategy"], p["layout"]): p for p in points}
+    for run in runs:
+        own = by_point[run["scene"], run["strategy"], run["layout"]]
+        reference = by_point.get((run["scene"], own.get("baseline_strategy"), own.get("baseline_layout")))
+        run |= cost_of_quality(run, reference)
+    runs.sort(key=_run_order)
+    write_table(runs_csv, runs, columns)
+    write_table(points_csv, points, point_columns(metrics))
+    beside = points_csv.with_name
+    write_table(beside("resources.csv"), [row for mine in used for row in mine], RESOURCE_COLUMNS)
+    challenges, performance = story_tables(records, baseline)
+    write_table(beside("technical_challenges.csv"), challenges, CHALLENGE_COLUMNS)
+    write_table(beside("performance_comparison.csv"), performance, PERFORMANCE_COLUMNS)
+    scaling = scaling_rows(points)
+    write_table(beside("scaling.csv"), scaling, SCALING_COLUMNS)
+    write_typeset(beside("scaling"), scaling, SCALING_COLUMNS, CAPTION)
+    over_scenes = over_scenes_rows(points, scaling)
+    write_table(beside("over_scenes.csv"), over_scenes, OVER_SCENES_COLUMNS)
+    write_typeset(beside("over_scenes"), over_scenes, OVER_SCENES_COLUMNS, OVER_SCENES_CAPTION)
+
+
+def run_columns(metrics: Mapping[str, Metric], phases: Iterable[str] = ()) -> list[str]:
+    """Return the columns of runs.csv. Raises `UserError` where a metric from outside has the name of another column."""
+    columns = [
+        *(*RUN_COLUMNS, *metrics, *COST_COLUMNS, *(f"phase_{p}_s" for p in phases), *RUN_COLUMNS_END),
     ]
-    write_table(
-        points_csv.with_name("resources.csv"), [row for mine in used for row in mine], RESOURCE_COLUMNS
-    )
-    rows.sort(key=_run_order)
-    phases = phase_order({phase for r in records for phase in r.metrics.phases_s})
-    write_table(runs_csv, rows, [*RUN_COLUMNS, *(f"phase_{p}_s" for p in phases), *RUN_COLUMNS_END])
-    write_table(points_csv, point_rows(records), POINT_COLUMNS)
-    challenges, performance = story_tables(records)
-    write_table(points_csv.with_name("technical_challenges.csv"), challenges, CHALLENGE_COLUMNS)
-    write_table(points_csv.with_name("performance_comparison.csv"), performance, PERFORMANCE_COLUMNS)
+    if twice := [name for name, n in Counter(columns).items() if n > 1]:
+        raise UserError(
+            f"entry points `{GROUP}`: {', '.join(twice)} is another column of runs.csv; give the metric another name"
+        )
+    return columns
 
 
 def load_records(paths: Iterable[Path]) -> list[RunRecord]:
@@ -105,8 +143,8 @@ def load_records(paths: Iterable[Path]) -> list[RunRecord]:
 
 
 def run_row(record: RunRecord, path: Path) -> Row:
-    """One row of runs.csv."""
-    m, failure, layout = record.metrics, record.failure, Layout.parse(record.run.layout)
+    """Return a run's row of runs.csv without its metrics."""
+    failure, layout = record.failure, Layout.parse(record.run.layout)
     provenance, environment = record.provenance, record.environment
     row: Row = {
         **record.run.model_dump(exclude={"settings"}),
@@ -114,9 +152,6 @@ def run_row(record: RunRecord, path: Path) -> Row:
         "workers_per_node": layout.workers_per_node,
         "ranks": layout.world_size,
         "status": record.status,
-        "rank_hours": rank_hours(record),
-        "global_batch": global_batch(record),
-        "compute_to_comm": compute_to_comm(record),
         "devices": summarise(environment.devices),
         "hosts": summarise(environment.hosts),
         "nodes_shared": environment.nodes_shared,
@@ -129,40 +164,9 @@ def run_row(record: RunRecord, path: Path) -> Row:
         row["evidence"] = " | ".join(
             f"{e.file}{'' if e.line is None else f':{e.line}'}: {e.text}" for e in failure.evidence
         )
-    simple = (
-        "total_s",
-        "train_s",
-        "steps",
-        "images",
-        "steps_per_s",
-        "images_per_s",
-        "comm_s",
-        "exposed_comm_s",
-    )
-    for name in (
-        *simple,
-        "peak_rss_gib",
-        "peak_host_gib",
-        "peak_gpu_gib",
-        "num_gaussians",
-        "psnr",
-        "ssim",
-        "lpips",
-        "loss",
-        "train_accuracy",
-        "accuracy",
-        "epochs",
-        "epoch_s",
-    ):
-        row[name] = getattr(m, name)
-    if m.step_s is not None:
-        row |= {"step_s": m.step_s.median, "step_s_mean": m.step_s.mean}
-        row |= {"step_s_p5": m.step_s.p5, "step_s_p95": m.step_s.p95}
-    row |= {f"phase_{name}_s": seconds for name, seconds in m.phases_s.items()}
-    for name in ("git_sha", "git_dirty", "code_digest", "scene_digest", "slurm_job_id", "attempt", "source"):
-        row[name] = getattr(provenance, name)
-    row |= {"started_at": provenance.started_at, "finished_at": provenance.finished_at}
-    return row
+    row |= {f"phase_{name}_s": seconds for name, seconds in record.metrics.phases_s.items()}
+    names = ("git_sha", "git_dirty", "code_digest", "scene_digest", "slurm_job_id", "attempt", "source")
+    return row | {name: getattr(provenance, name) for name in (*names, "started_at", "finished_at")}
 
 
 def phase_order(names: Iterable[str]) -> list[str]:
@@ -173,8 +177,7 @@ def phase_order(names: Iterable[str]) -> list[str]:
 
 def summarise(names: Sequence[str]) -> str:
     """`4 x NVIDIA H200, 1 x cpu`."""
-    counts = {name: names.count(name) for name in dict.fromkeys(names)}
-    return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())
+    return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in Counter(names).items())
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -3,20 +3,31 @@
     make gpu-check FOX=folder/of/photographs
     python -m dist3dgs.bench.gpu --scene data/fox/scene.safetensors --steps 500 --out docs/benchmarks/gpu-check.json
 
-CPU and CUDA renderers draw the same Gaussians (forward and all gradients), then a training of 500 steps runs on the
-scene given, else on the packed fox, else on a cloud made here, as the JSON states (`is_fox`). The result is one JSON
-object; the exit status is 1 if the renderers disagree, and 2 if there is no GPU or something is missing.
+The stages run one after the other, each in a process of its own with its own time limit: build (gsplat's extension),
+agreement (CPU and CUDA renderers draw the same Gaussians, forward and all gradients), nccl (collectives of one rank on
+one GPU; two ranks there are refused), training (on the scene given, else on the packed fox, else on a cloud made here,
+as `is_fox` states), and steps at several numbers of Gaussians with the kernels that take the time. The JSON is written
+after each; a second run repeats what did not end well and keeps the rest, if the machine and the code are the same. The
+exit status is 1 if a stage failed or the renderers disagree, and 2 if there is no GPU or something is missing.
 """
 
 import argparse
+import contextlib
+import importlib
 import json
+import os
+import signal
+import subprocess
 import sys
 import tempfile
+import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..config.models import Hardware, RunSpec, SfmSettings, Strategy, TrainSettings
@@ -26,12 +37,15 @@ from ..launch import gsplat_build
 from ..parallel.collectives import Communicator
 from ..parallel.registry import make_parallel
 from ..runs.events import EventWriter, read_events
+from ..runs.provenance import code_digest
 from ..scenes.pack import PackedScene
+from ..splats.densify.lineage import founders
 from ..splats.gaussians import NAMES, Gaussians, initial_gaussians
 from ..splats.loss import l1_ssim_loss
 from ..splats.precision import full_precision
 from ..splats.render import Renderer, RenderSettings, get_renderer
 from ..train.loop import Trainer
+from ..train.model import LINEAGE, Model
 from ..train.timing import Clock
 from .cloud import intrinsics, ring_of_cameras, write_cloud
 from .machine import describe_machine
@@ -47,20 +61,57 @@ CASES = [
 ]  # fmt: skip
 
 
-def main() -> int:
+#: Pixels of the pictures that are compared, no multiples of a tile; a rehearsal on the CPU draws smaller ones.
+DRAWN_SIZE, REHEARSED_SIZE = (317, 211), (45, 37)
+#: Stage -> seconds after which it is stopped. Ten minutes on a machine are enough for each by itself.
+STAGES = {"build": 590.0, "agreement": 300.0, "nccl": 180.0, "training": 590.0, "steps": 590.0}
+#: Bytes that each Gaussian takes between steps: 59 parameters with gradient and two moments in float32, the name and
+#: two sums for densification in int64.
+STATE_BYTES = 59 * 4 * 4 + 3 * 8
+WARM_UP_STEPS, TIMED_STEPS, PROFILED_STEPS = 5, 20, 3
+NUM_KERNELS = 15
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dist3dgs.bench.gpu", description=__doc__)
     parser.add_argument(
         "--scene",
         type=Path,
         help=f"packed scene, or fox's photographs to be ingested (default: {FOX} if there)",
     )
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=500, help="of the training")
     parser.add_argument("--gaussians", type=int, default=20_000, help="for the comparison of the renderers")
+    parser.add_argument(
+        "--numbers",
+        type=int,
+        nargs="+",
+        default=[100_000, 1_000_000, 3_000_000],
+        help="of Gaussians, for the steps",
+    )
+    parser.add_argument("--size", type=int, nargs=2, default=[1237, 822], help="px, of the steps' images")
     parser.add_argument("--out", type=Path, help="JSON file (default: print)")
-    args = parser.parse_args()
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES), help="only these")
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal, see --preload"
+    )
+    parser.add_argument(
+        "--preload", help="module whose install() is called first; tests stand in for gsplat's extension"
+    )
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> int:
+    args = parser().parse_args()
+    if args.preload:
+        importlib.import_module(args.preload).install()
     try:
-        if not torch.cuda.is_available():
+        if args.device == "cuda" and not torch.cuda.is_available():
             raise UserError("PyTorch sees no NVIDIA GPU here; nothing was checked (see nvidia-smi)")
+        if args.here:
+            full_precision()
+            print(json.dumps(RUN[args.stage[0]](args)))
+            return 0
         return check(args)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -68,25 +119,197 @@ def main() -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Run the whole check; return the exit status."""
-    full_precision()
-    scene = packed(args.scene)
-    gsplat_build.prepare()
-    result: dict[str, Any] = {"machine": describe_machine() | describe_gpu()}
-    result["agreement"] = {name_of(*case): compare_renderers(args.gaussians, *case) for case in CASES}
-    result["agreement"]["no Gaussians"] = compare_renderers(0, 3, False, False)
-    result["agrees"] = all(
+    """Run the stages that are asked for and not done yet; return the exit status."""
+    args.scene = packed(args.scene)
+    machine = describe_machine() | describe_gpu(args.device)
+    result: dict[str, Any] = {"machine": machine, "code_digest": code_digest(), "stages": {}}
+    if args.out and (kept := kept_stages(args.out, result)):
+        result["stages"] = kept
+    for name in args.stage:
+        if result["stages"].get(name, {}).get("status") == "ok":
+            print(f"{name}: done before", file=sys.stderr, flush=True)
+            continue
+        print(f"{name}: at most {STAGES[name]:.0f} s", file=sys.stderr, flush=True)
+        result["stages"][name] = stage = run_stage(name, args)
+        print(f"{name}: {stage['status']} after {stage['s']:.1f} s", file=sys.stderr, flush=True)
+        if args.out:
+            write_json(args.out, result)
+        if name == "build" and stage["status"] != "ok":
+            print(f"error: {stage['error']}", file=sys.stderr)
+            break
+    training = result["stages"].get("training", {}).get("result")
+    if training and not training["is_fox"]:
+        print("WARNING: trained on a scene that is not fox (FOX=folder of its photographs)", file=sys.stderr)
+    print(json.dumps(result, indent=1))
+    stages = [result["stages"].get(name, {}) for name in args.stage]
+    agrees = result["stages"].get("agreement", {}).get("result", {}).get("agrees", True)
+    return 0 if agrees and all(stage.get("status") == "ok" for stage in stages) else 1
+
+
+def kept_stages(out: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """Stages of an earlier run on the same GPU with the same code and versions; {} if there are none."""
+    try:
+        before = json.loads(out.read_text(encoding="utf-8"))
+        same = ("gpu", "torch", "gsplat", "cuda")
+        if before["code_digest"] == now["code_digest"] and all(
+            before["machine"].get(k) == now["machine"].get(k) for k in same
+        ):
+            return dict(before["stages"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return {}
+
+
+def run_stage(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Run one stage in a process of its own: its `status` (ok, failed, timed out), seconds and `result` or `error`."""
+    argv = [sys.executable, "-m", "dist3dgs.bench.gpu", "--here", "--stage", name, "--device", args.device]
+    argv += ["--steps", str(args.steps), "--gaussians", str(args.gaussians), "--size", *map(str, args.size)]
+    argv += ["--numbers", *map(str, args.numbers)]
+    argv += ["--scene", str(args.scene)] if args.scene else []
+    argv += ["--preload", args.preload] if args.preload else []
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, error = process.communicate(timeout=STAGES[name])
+    except subprocess.TimeoutExpired:
+        status: dict[str, Any] = {"status": "timed out", "error": f"took more than {STAGES[name]:.0f} s"}
+    else:
+        try:
+            status = (
+                {"status": "ok", "result": json.loads(out.splitlines()[-1])} if not process.returncode else {}
+            )
+        except (IndexError, ValueError):
+            status = {}
+        status = status or {"status": "failed", "error": error.strip()[-4000:]}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return {**status, "s": round(time.perf_counter() - started, 3)}
+
+
+def build(args: argparse.Namespace) -> dict[str, Any]:
+    """Build gsplat's extension, or load the one that is there."""
+    started = time.perf_counter()
+    gsplat_build.load()
+    return {"load_s": time.perf_counter() - started, "library": str(gsplat_build.library())}
+
+
+def agreement(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare the renderers; relative L2 differences by case, and whether all are small enough."""
+    device = torch.device(args.device)
+    size = DRAWN_SIZE if args.device == "cuda" else REHEARSED_SIZE
+    cases: dict[str, Any] = {
+        name_of(*case): compare_renderers(args.gaussians, *case, device, size) for case in CASES
+    }
+    cases["no Gaussians"] = compare_renderers(0, 3, False, False, device, size)
+    agrees = all(
         error <= TOLERANCE["image" if what == "image" else "gradient"]
-        for case in result["agreement"].values()
+        for case in cases.values()
         for what, error in case.items()
     )
-    result["training"] = train(scene, args.steps)
-    if not result["training"]["is_fox"]:
-        print("WARNING: trained on a scene that is not fox (FOX=folder of its photographs)", file=sys.stderr)
-    if args.out:
-        write_json(args.out, result)
-    print(json.dumps(result, indent=1))
-    return 0 if result["agrees"] else 1
+    return {"agrees": agrees, "cases": cases}
+
+
+def nccl(args: argparse.Namespace) -> dict[str, Any]:
+    """Exchange with ourselves over the backend of the device, then start two ranks on one GPU, which NCCL refuses."""
+    device, backend = torch.device(args.device), "nccl" if args.device == "cuda" else "gloo"
+    with tempfile.TemporaryDirectory() as folder:
+        _collectives(0, 1, device, backend, folder)
+        context = torch.multiprocessing.get_context("spawn")
+        ranks = [context.Process(target=_collectives, args=(r, 2, device, backend, folder)) for r in range(2)]
+        for rank in ranks:
+            rank.start()
+        end = time.monotonic() + 60
+        for rank in ranks:
+            rank.join(max(0.1, end - time.monotonic()))
+        codes = [rank.exitcode for rank in ranks]
+        for rank in ranks:
+            rank.kill()
+    how = "accepted" if codes == [0, 0] else "hung" if None in codes else "refused"
+    return {"backend": backend, "one rank": "ok", "two ranks on one device": how}
+
+
+def _collectives(rank: int, world: int, device: torch.device, backend: str, folder: str) -> None:
+    store = f"file://{folder}/store{world}"
+    dist.init_process_group(backend, init_method=store, rank=rank, world_size=world)
+    ones = torch.ones(1000, device=device)
+    dist.all_reduce(ones)
+    out = torch.empty_like(ones)
+    dist.all_to_all_single(out, ones)
+    assert float(out.sum()) == 1000 * world
+    dist.destroy_process_group()
+
+
+def training(args: argparse.Namespace) -> dict[str, Any]:
+    return train(args.scene, args.steps, torch.device(args.device))
+
+
+def steps(args: argparse.Namespace) -> dict[str, Any]:
+    """Time, memory and the kernels of a step at several numbers of Gaussians."""
+    device = torch.device(args.device)
+    width, height = args.size
+    return {str(n): step_breakdown(n, width, height, device) for n in args.numbers}
+
+
+def step_breakdown(num_gaussians: int, width: int, height: int, device: torch.device) -> dict[str, Any]:
+    """Measure steps of one view with all degrees of the harmonics; densification apart.
+
+    The Gaussians fill the cameras' view, with sizes as in `bench.render`: about 0.6 % of their distance.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "cloud.safetensors")
+        scene = PackedScene.open(write_cloud(path, num_points=2_000, num_views=4, width=width, height=height))
+        settings = TrainSettings(steps=1000, sh_every=1, lpips=False, tensorboard=False)
+        trainer = _trainer(scene, settings, Path(folder), device)
+        trainer.start()
+        g = torch.Generator().manual_seed(1)
+        rows = {
+            "means": torch.rand(num_gaussians, 3, generator=g) * 2 - 1,
+            "scales": torch.randn(num_gaussians, 3, generator=g) * 0.5 - 4.0,
+            "quats": torch.randn(num_gaussians, 4, generator=g),
+            "opacities": torch.randn(num_gaussians, generator=g) * 1.5,
+            "sh0": torch.randn(num_gaussians, 1, 3, generator=g) * 0.5,
+            "shN": torch.randn(num_gaussians, 15, 3, generator=g) * 0.1,
+        }
+        rows = {name: tensor.to(device) for name, tensor in rows.items()}
+        rows[LINEAGE] = founders(num_gaussians, device)
+        trainer.model = Model(trainer.parallel, trainer.rule, rows, {})
+        for step in range(1, WARM_UP_STEPS + 1):
+            trainer.one_step(step)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        durations = []
+        for step in range(WARM_UP_STEPS + 1, WARM_UP_STEPS + TIMED_STEPS + 1):
+            started = time.perf_counter()
+            trainer.one_step(step)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            durations.append(time.perf_counter() - started)
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+        with torch.profiler.profile() as profile:
+            for step in range(1, PROFILED_STEPS + 1):
+                trainer.one_step(WARM_UP_STEPS + TIMED_STEPS + step)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+        times = {
+            e.key: (e.self_device_time_total if device.type == "cuda" else e.self_cpu_time_total)
+            / PROFILED_STEPS
+            for e in profile.key_averages()
+        }
+        slowest = sorted(times, key=times.__getitem__, reverse=True)[:NUM_KERNELS]
+        return {
+            "step_s": sorted(durations)[len(durations) // 2],
+            "peak_bytes": peak,
+            "state_bytes": STATE_BYTES * num_gaussians,
+            "kernels_us": {name: times[name] for name in slowest},
+        }
+
+
+#: Stage -> the function that runs it, in its own process; returns what JSON can hold.
+RUN = {"build": build, "agreement": agreement, "nccl": nccl, "training": training, "steps": steps}
 
 
 def name_of(sh_degree: int, antialiased: bool, absgrad: bool) -> str:
@@ -119,9 +342,9 @@ def packed(given: Path | None) -> Path | None:
     return FOX
 
 
-def describe_gpu() -> dict[str, Any]:
-    from importlib.metadata import version
-
+def describe_gpu(device: str) -> dict[str, Any]:
+    if device != "cuda":
+        return {"gpu": None, "cuda": None, "gsplat": version("gsplat")}
     p = torch.cuda.get_device_properties(0)
     return {
         "gpu": p.name,
@@ -132,14 +355,19 @@ def describe_gpu() -> dict[str, Any]:
 
 
 def compare_renderers(
-    num_gaussians: int, sh_degree: int, antialiased: bool, absgrad: bool
+    num_gaussians: int,
+    sh_degree: int,
+    antialiased: bool,
+    absgrad: bool,
+    device: torch.device,
+    size: tuple[int, int] = DRAWN_SIZE,
 ) -> dict[str, float]:
     """Return the relative L2 difference of image and gradients, CUDA against CPU, the worst of three views."""
     worst: dict[str, float] = {}
     case = (num_gaussians, sh_degree, antialiased, absgrad)
     for view in range(3):
-        cpu = draw(get_renderer("cpu"), torch.device("cpu"), *case, view)
-        cuda = draw(get_renderer("cuda"), torch.device("cuda"), *case, view)
+        cpu = draw(get_renderer("cpu"), torch.device("cpu"), *case, view, size)
+        cuda = draw(get_renderer("cuda"), device, *case, view, size)
         for name, want in cpu.items():
             error = float((cuda[name].cpu() - want).double().norm() / want.double().norm().clamp_min(1e-12))
             worst[name] = max(worst.get(name, 0.0), error)
@@ -154,10 +382,11 @@ def draw(
     antialiased: bool,
     absgrad: bool,
     view: int,
+    size: tuple[int, int] = DRAWN_SIZE,
 ) -> dict[str, Tensor]:
     """Return one view's image and gradients of a loss against a fixed random photograph."""
     g = torch.Generator().manual_seed(3)
-    width, height = 317, 211  # no multiples of a tile
+    width, height = size
     points, colors = (
         torch.randn(num_gaussians, 3, generator=g) * 0.5,
         torch.rand(num_gaussians, 3, generator=g),
@@ -189,9 +418,8 @@ def draw(
     return {"image": image.detach(), **gradients}
 
 
-def train(scene_path: Path | None, steps: int) -> dict[str, Any]:
+def train(scene_path: Path | None, steps: int, device: torch.device) -> dict[str, Any]:
     """A training on the GPU: speed, where a step's time goes, peak memory, held-out PSNR. None: on a cloud."""
-    device = torch.device("cuda")
     with tempfile.TemporaryDirectory() as folder:
         scene = PackedScene.open(
             scene_path
@@ -200,21 +428,17 @@ def train(scene_path: Path | None, steps: int) -> dict[str, Any]:
             )
         )
         densify = {"start_step": 100, "every": 50, "stop_step": max(101, steps * 3 // 4)}
-        spec = RunSpec(
-            scene="check", strategy="check", layout="n1g1", repeat=0, seed=1, parallel=Strategy(),
-            train=TrainSettings(
-                steps=steps, eval_every=steps, sh_every=max(1, steps // 4), lpips=False, tensorboard=False,
-                densify=densify,
-            ),
-            hardware=Hardware(device="cuda"),
+        settings = TrainSettings(
+            steps=steps, eval_every=steps, sh_every=max(1, steps // 4), lpips=False, tensorboard=False,
+            densify=densify,
         )  # fmt: skip
-        torch.cuda.reset_peak_memory_stats()
-        events = EventWriter(Path(folder, "events.jsonl"), 0)
-        parallel = make_parallel(spec, Communicator(), get_renderer("cuda"), device)
-        trainer = Trainer(spec, scene, Path(folder), parallel, device, events, Clock(events, device))
-        trainer.run()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        trainer = _trainer(scene, settings, Path(folder), device)
+        with contextlib.redirect_stdout(sys.stderr):
+            trainer.run()
         summary = trainer.summary()
-        quality = [e for e in read_events(events.path) if e["event"] == "eval"][-1]
+        quality = [e for e in read_events(trainer.events.path) if e["event"] == "eval"][-1]
         return {
             "scene": scene.name,
             "scene_digest": scene.digest,
@@ -226,8 +450,18 @@ def train(scene_path: Path | None, steps: int) -> dict[str, Any]:
             "step_s": summary["step_s"],
             "parts_s": summary["parts_s"],
             "phases_s": summary["phases_s"],
-            "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
         }
+
+
+def _trainer(scene: PackedScene, settings: TrainSettings, folder: Path, device: torch.device) -> Trainer:
+    spec = RunSpec(
+        scene="check", strategy="check", layout="n1g1", repeat=0, seed=1, parallel=Strategy(), train=settings,
+        hardware=Hardware(device=device.type),
+    )  # fmt: skip
+    events = EventWriter(folder / "events.jsonl", 0)
+    parallel = make_parallel(spec, Communicator(), get_renderer("cuda"), device)
+    return Trainer(spec, scene, folder, parallel, device, events, Clock(events, device))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ python -m dist3dgs.bench.needs      # exit status 2, and the line that installs 
 """
 
 import importlib.util
+import re
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 #: module -> requirement, as in pyproject.toml. PyTorch is the one that cannot be guessed for a GPU.
 NEEDS = {
     "gsplat": "gsplat>=1.5.3,<1.6",
     "llvmlite": "llvmlite>=0.50",
-    "ninja": "ninja",
     "numpy": "numpy>=2.0",
     "PIL": "pillow>=11",
     "plyfile": "plyfile>=1.1",
@@ -19,11 +20,33 @@ NEEDS = {
     "scipy": "scipy>=1.13",
     "yaml": "pyyaml>=6",
 }
+#: What gsplat imports, or runs, to compile its extension: not all of it is among the requirements that it declares.
+NEEDS_OF_GSPLAT = {"jaxtyping": "jaxtyping", "ninja": "ninja", "packaging": "packaging", "rich": "rich>=12"}
+_CLAUSE = re.compile(r"(>=|<)([\d.]+)")
 
 
-def missing(needs: dict[str, str] = NEEDS) -> list[str]:
-    """Return the requirements whose module this Python does not have."""
-    return [requirement for module, requirement in needs.items() if importlib.util.find_spec(module) is None]
+def missing(needs: dict[str, str] | None = None) -> list[str]:
+    """Return the requirements that this Python does not meet: the module is absent, or of another version."""
+    wanted = NEEDS | NEEDS_OF_GSPLAT if needs is None else needs
+    return [requirement for module, requirement in wanted.items() if not _is_met(module, requirement)]
+
+
+def _is_met(module: str, requirement: str) -> bool:
+    if importlib.util.find_spec(module) is None:
+        return False
+    name = re.split(r"[<>=]", requirement)[0]
+    try:
+        installed = _numbers(version(name))
+    except PackageNotFoundError:  # a module that is on the path without having been installed
+        return True
+    bounds = [(operator, _numbers(text)) for operator, text in _CLAUSE.findall(requirement)]
+    return all(installed >= bound if operator == ">=" else installed < bound for operator, bound in bounds)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """`1.5.3+pt24` -> (1, 5, 3)."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def main() -> int:
@@ -32,7 +55,7 @@ def main() -> int:
         return 0
     words = " ".join(f"'{requirement}'" for requirement in absent)
     print(
-        f"error: {sys.executable} sees a GPU but has not all that the check needs. Install it there with: "
+        f"error: {sys.executable} sees a GPU but does not have everything that the check needs. Install it there with: "
         f"{sys.executable} -m pip install {words}\n"
         "or let an environment be made: make gpu-check OWN=1",
         file=sys.stderr,

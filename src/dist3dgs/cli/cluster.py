@@ -1,58 +1,84 @@
-"""The command line's verbs about the cluster: `partitions`, `preflight`, `site init`."""
+"""Verbs about the machines: `verify`, `partitions`, `preflight`, `site init`."""
 
 import argparse
 import contextlib
+import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.load import add_config_options
-
-PROFILE = Path("profiles/slurm/config.yaml")
-
-
-def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
-    """`verb(name, function, text)` makes a verb's parser."""
-    p = verb(
-        "partitions",
-        _partitions,
-        "say where each layout would start and end first on this cluster",
-        "Exit status: 0 each layout is taken somewhere, 2 one is taken by no partition.",
-    )
-    p.add_argument("--profile", type=Path, default=PROFILE, help="profile whose site is used")
-    add_config_options(p)
-    p.add_argument("--layouts", nargs="*", help="default: those of the config")
-    p.add_argument(
-        "--minutes",
-        type=float,
-        help="run time on the fastest GPUs; default: from records, else site.runtime_min",
-    )
-    p.add_argument("--json", action="store_true")
-
-    p = verb(
-        "preflight",
-        _preflight,
-        "ask Slurm whether it would take the jobs of the study: ingestion of each scene that is not packed yet, "
-        "training of each layout; submits nothing",
-        "Exit status: 0 Slurm takes them all, 2 it refuses one.",
-    )
-    p.add_argument("--profile", type=Path, default=PROFILE)
-    add_config_options(p)
-    p.add_argument("--layouts", nargs="*", help="default: those of the config")
-
-    p = verb("site", _site, "write a Snakemake profile for the cluster this is called on")
-    p.add_argument("what", choices=["init"])
-    p.add_argument("--out", type=Path, default=PROFILE, help="the profile to write")
-    p.add_argument("--force", action="store_true", help="write over an existing file")
+from ..errors import UserError
+from .verb import CONFIG, JSON, LAYOUTS, PROFILE, PROFILE_FILE, option, study_of, verb
 
 
-def site_of(profile: Path) -> Any:
-    """The site that a profile names; the defaults where the profile does not exist."""
-    from ..slurm.site import site_of_profile
+@verb(
+    "check that this machine, or a node of the cluster, is ready for the study; downloads nothing",
+    *CONFIG,
+    PROFILE,
+    option(
+        "--full", action="store_true", help="read packed scenes and archives whole to check their digests"
+    ),
+    option(
+        "--on-node",
+        nargs="?",
+        const="",
+        metavar="PARTITION",
+        help="check in a Slurm job, on a node of the training partition or of this one",
+    ),
+    JSON,
+    epilog="Exit status: 0 unless a check failed. Each line is ok, warn or fail, with what to do below it.",
+)
+def verify(args: argparse.Namespace) -> int:
+    from ..slurm.allocation import node_name
+    from ..slurm.site import Site, site_of_profile
+    from ..verify import Result, Setup, verify
+    from ..verify.on_node import on_a_node
 
-    return site_of_profile(profile)
+    study, site, results = None, Site(), []
+    try:
+        study = study_of(args)
+    except UserError as e:
+        results.append(Result("config", "fail", str(e), "see config/README.md"))
+    try:
+        site = site_of_profile(args.profile)
+    except UserError as e:
+        fix = f"dist3dgs site init --out {args.profile} --force"
+        results.append(Result("site", "fail", str(e), fix))
+    host = node_name()
+    if args.on_node is None:
+        results += verify(Setup(study, site, args.full))
+    else:
+        given = [
+            "--config",
+            str(args.config),
+            "--profile",
+            str(args.profile),
+            *(["--full"] if args.full else []),
+        ]
+        given += [word for path in args.configfile for word in ("--configfile", str(path))]
+        host, on_node = on_a_node(site, args.on_node, given)
+        results = [r for r in results if r.check not in {o.check for o in on_node}] + on_node
+    if args.json:
+        print(json.dumps({"host": host, "checks": [asdict(r) for r in results]}, indent=1))
+    else:
+        print("\n".join(_checks(results, host)))
+    return int(any(r.status == "fail" for r in results))
+
+
+def _checks(results: Sequence[Any], host: str) -> list[str]:
+    """Format each result, with what to do below it if it is not ok, and the totals."""
+    width = max(len(r.check) for r in results)
+    lines = []
+    for r in results:
+        lines.append(f"{r.status:<4}  {r.check:<{width}}  {r.text}")
+        if r.status != "ok" and r.fix:
+            lines.append(f"{'':<{width + 8}}fix: {r.fix}")
+    counts = Counter(r.status for r in results)
+    lines.append(f"{host}: {counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} failed")
+    return lines
 
 
 def _layouts(args: argparse.Namespace, study: Any) -> list[Any]:
@@ -63,7 +89,6 @@ def _layouts(args: argparse.Namespace, study: Any) -> list[Any]:
 
 def _predictions(study: Any, layouts: list[Any], site: Any, minutes: float | None = None) -> dict[Any, Any]:
     """Run time of each layout: `minutes`, else from the records of the study, else the site's time limit."""
-    from ..errors import UserError
     from ..slurm.partition_choice import Prediction, predict, read_records
 
     if minutes:
@@ -80,12 +105,25 @@ def _predictions(study: Any, layouts: list[Any], site: Any, minutes: float | Non
     return predictions
 
 
-def _partitions(args: argparse.Namespace) -> int:
-    from ..config.matrix import load_study
+@verb(
+    "say where each layout would start and end first on this cluster",
+    PROFILE,
+    *CONFIG,
+    LAYOUTS,
+    option(
+        "--minutes",
+        type=float,
+        help="run time on the fastest GPUs; default: from records, else site.runtime_min",
+    ),
+    JSON,
+    epilog="Exit status: 0 each layout is taken somewhere, 2 one is taken by no partition.",
+)
+def partitions(args: argparse.Namespace) -> int:
     from ..slurm import partition_choice
+    from ..slurm.site import site_of_profile
     from ..slurm.submission import missing_partitions
 
-    study, site = load_study(args.config, args.configfile), site_of(args.profile)
+    study, site = study_of(args), site_of_profile(args.profile)
     layouts = _layouts(args, study)
     text, refused = partition_choice.run(
         layouts, site, _predictions(study, layouts, site, args.minutes), as_json=args.json
@@ -103,13 +141,21 @@ def _partitions(args: argparse.Namespace) -> int:
     return 2 if refused else 0
 
 
-def _preflight(args: argparse.Namespace) -> int:
-    from ..config.matrix import load_study
+@verb(
+    "ask Slurm whether it would take the jobs of the study: ingestion of each scene that is not packed yet, "
+    "training of each layout; submits nothing",
+    PROFILE,
+    *CONFIG,
+    LAYOUTS,
+    epilog="Exit status: 0 Slurm takes them all, 2 it refuses one.",
+)
+def preflight(args: argparse.Namespace) -> int:
     from ..slurm.client import require
+    from ..slurm.site import site_of_profile
     from ..slurm.submission import check_partitions, preflight
 
     require()
-    study, site = load_study(args.config, args.configfile), site_of(args.profile)
+    study, site = study_of(args), site_of_profile(args.profile)
     check_partitions(site, args.profile)
     ingest, train = _ingest_requests(study, site), _train_requests(study, _layouts(args, study), site)
     problems = preflight(ingest, site.account, for_ingest=True) | preflight(train, site.account)
@@ -147,7 +193,13 @@ def _taken(request: Any) -> str:
     return f"Slurm takes it ({request['slurm_partition'] or 'default partition'})"
 
 
-def _site(args: argparse.Namespace) -> None:
+@verb(
+    "write a Snakemake profile for the cluster this is called on",
+    option("what", choices=["init"]),
+    option("--out", type=Path, default=PROFILE_FILE, help="the profile to write"),
+    option("--force", action="store_true", help="write over an existing file"),
+)
+def site(args: argparse.Namespace) -> None:
     from ..slurm.site_init import run_init
 
     print("\n".join(run_init(args.out, force=args.force)))

@@ -1,5 +1,6 @@
-"""Run `dist3dgs read`, `dist3dgs diagnose` and `dist3dgs import`."""
+"""Verbs about the logs of any job: `read`, `diagnose`, `import`."""
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +8,76 @@ from typing import Any
 
 from ..errors import UserError
 from ..logs.lines import CONTROL
-from ..runs.causes import CauseOfFailure
+from .verb import JSON, LOGS, one_of, option, verb
+
+
+@verb(
+    "sum up a job from its logs: devices, phases, step times, quality",
+    option("logs", nargs="+", type=Path, help=LOGS),
+    JSON,
+)
+def read(args: argparse.Namespace) -> int:
+    return run_read(args.logs, args.json)
+
+
+@verb(
+    "say why a job failed, with the line that proves it and the remedy",
+    option(
+        "logs",
+        nargs="+",
+        type=Path,
+        help=f"{LOGS}; also .gz, -, a folder, or a run's launch.json or record.json",
+    ),
+    JSON,
+    option("--verbose", action="store_true", help="list what was looked for where nothing was found"),
+    epilog="Exit status: 0 the job went well, 1 it failed or is degraded, 2 a file is missing or cannot be read, 3 the"
+    " logs do not say.",
+)
+def diagnose(args: argparse.Namespace) -> int:
+    from ..records.build import verdict_of_run
+
+    return run_diagnose(args.logs, args.json, verbose=args.verbose, verdict_of_run=verdict_of_run)
+
+
+@verb(
+    "turn another program's logs into a record beside our own",
+    option("logs", nargs="+", type=Path, help=LOGS),
+    option("--scene", required=True, help="name of what was trained"),
+    option("--layout", required=True, help="e.g. n1g4: what the job was allocated"),
+    option("--strategy", default="imported", help="default: imported"),
+    option("--repeat", default="r0", help="default: r0"),
+    option("--results", type=Path, default=Path("results"), help="default: results"),
+    option(
+        "--force",
+        action="store_true",
+        help="although the log contradicts the layout, or other logs' record is there",
+    ),
+    option(
+        "--epochs",
+        choices=("last", "mean", "median"),
+        default="last",
+        help="which epochs the seconds per epoch and the throughput are of; default: the last",
+    ),
+    one_of(
+        option("--batch-per-rank", type=int, metavar="N", help="images per step on each rank"),
+        option("--global-batch", type=int, metavar="N", help="images per step over all ranks"),
+    ),
+    option("--device", metavar="NAME", help="the GPUs' name, where the log has none: 'NVIDIA A100'"),
+    option(
+        "--warmup-steps", type=int, default=0, metavar="N", help="leave the first N steps out of step times"
+    ),
+    option(
+        "--warmup-epochs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave the first N epochs out of epoch times and throughput",
+    ),
+    name="import",
+)
+def import_logs(args: argparse.Namespace) -> int:
+    given = {k: v for k, v in vars(args).items() if k not in ("verb", "log", "logs")}
+    return run_import(args.logs, **given)
 
 
 def run_read(paths: Sequence[Path | str], as_json: bool) -> int:
@@ -182,7 +252,7 @@ def troubleshooting() -> str:
     return "\n".join(out).rstrip() + "\n"
 
 
-def _retries(cause: CauseOfFailure) -> str:
+def _retries(cause: Any) -> str:
     times = "once" if cause.retries == 1 else f"up to {cause.retries} times"
     more = [
         what for what, factor in (("memory", cause.mem_factor), ("time", cause.runtime_factor)) if factor > 1

@@ -1,6 +1,5 @@
 """The config files: read, laid on each other, and asked which of them a setting stands in."""
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,24 +151,6 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, TypeError, AttributeError) as e:
             problem = str(e) if isinstance(e, ValueError) else f"no value of the type {node.tag}"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
-
-
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every verb that reads a study; for `matrix.load_study`."""
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=Path("config"),
-        help="folder of config.yaml, scenes.yaml, strategies.yaml",
-    )
-    add_configfile_option(parser)
-
-
-def add_configfile_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--configfile", type=Path, action="append", default=[], metavar="FILE",
-        help="a file to lay on top, as Snakemake's --configfile does; may be given again",
-    )  # fmt: skip
 
 
 def _depth(layer: Any, keys: tuple[Any, ...]) -> int:

@@ -64,6 +64,7 @@ class Study:
             study._train(name)
         for i, exclusion in enumerate(config.exclude):
             study._check_exclusion(i, exclusion)
+        study._check_baseline()
         study.specs()
         return study
 
@@ -132,6 +133,22 @@ class Study:
                 raise UserError(
                     f"{self.layers.where('exclude', i)}: exclude[{i}] leaves out no point: the study has no {what}"
                     f" {name!r}; {_nearest(name, names)} Fix the name or remove the exclusion."
+                )
+
+    def _check_baseline(self) -> None:
+        """Refuse a baseline that the study has no points of: everything would be compared with something else."""
+        c = self.config
+        if c.baseline is None:
+            return
+        named = f"{self.layers.where('baseline')}: baseline {c.baseline!r}"
+        strategy, slash, layout = c.baseline.partition("/")
+        if not slash or "/" in layout:
+            raise UserError(f"{named}: expected strategy/layout, e.g. {c.strategies[0]}/{c.layouts[0]}")
+        for what, name, names in (("strategy", strategy, c.strategies), ("layout", layout, c.layouts)):
+            if name not in names:
+                raise UserError(
+                    f"{named}: the study has no {what} {name!r}; {_nearest(name, names)} Fix the name, or add it to "
+                    "the study."
                 )
 
     def excluded(self, point: Point) -> str | None:

@@ -327,6 +327,11 @@ class Config(Settings):
         "never",
         description="failed: a failed point is the exit status of `snakemake ... all`; never: it is a row",
     )
+    baseline: str | None = Field(
+        None,
+        description="strategy/layout, e.g. replicated/n1g2, that every scene's points are compared with; null: the "
+        "scene's run on one rank, or its smallest layout that succeeded",
+    )
     exclude: list[Exclusion] = []
     train: TrainSettings = TrainSettings()
     hardware: Hardware = Hardware()

@@ -4,10 +4,12 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..logs.facts import Line
 from ..logs.timestamps import Clock
+from ..units import parse_duration_s
 
 BEAT = re.compile(
     r"(?i)\bheart[- _]?beats?\b|\bkeep[- ]?alive\b|\bstill (?:alive|inside|waiting|running|blocked|stuck|initiali[sz]ing|loading|compiling|working|here|busy|hanging|starting)\b|"
@@ -28,7 +30,6 @@ STACK = re.compile(r'\s+File "|Thread 0x|Current thread 0x|Timeout \(')
 DURATION = re.compile(
     r"(?:\b\d+(?:\.\d+)? ?(?:seconds|secs?|s|minutes|mins?|m|hours?|hrs?|h)\b[, ]{0,2})+|\b(?:\d+:)?\d{1,2}:\d\d\b"
 )
-UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 #: The first line of a job's end from outside.
 STOPPED = re.compile(
     r"CANCELLED AT|DUE TO TIME LIMIT|Job step aborted|TIME ?LIMIT|walltime \d+ exceeded|TERM_RUNLIMIT"
@@ -83,11 +84,6 @@ def _seconds_between(first: str, last: str) -> float | None:
 def _durations(text: str) -> list[float]:
     found = []
     for m in DURATION.finditer(text):
-        if ":" in m[0]:
-            seconds = 0.0
-            for part in m[0].split(":"):
-                seconds = seconds * 60 + float(part)
-        else:
-            seconds = sum(float(n) * UNIT_S[unit] for n, unit in re.findall(r"([\d.]+) ?([smh])", m[0]))
-        found.append(seconds)
+        with suppress(ValueError):
+            found.append(parse_duration_s(m[0]))
     return found

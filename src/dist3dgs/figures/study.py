@@ -5,9 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..analysis.points import POINT_COLUMNS
-from ..analysis.tables import RUN_COLUMNS, load_records, read_table
-from ..runs.record import RunRecord
+from ..analysis.measures import DERIVED
+from ..analysis.points import point_columns
+from ..analysis.tables import load_records, read_table, run_columns
+from ..runs.record import METRICS, RunRecord
 
 Row = dict[str, Any]
 
@@ -24,7 +25,9 @@ class Study:
     def load(cls, runs_csv: Path, points_csv: Path, records: list[Path]) -> "Study":
         """Raises `UserError` for a table that is not ours."""
         paths = sorted(map(Path, records))
-        runs, points = read_table(runs_csv, RUN_COLUMNS), read_table(points_csv, POINT_COLUMNS)
+        metrics = METRICS | DERIVED
+        runs = read_table(runs_csv, run_columns(metrics))
+        points = read_table(points_csv, point_columns(metrics))
         return cls(runs, points, load_records(paths), paths)
 
     @cached_property

@@ -120,6 +120,16 @@ def launch_environment(
     return result
 
 
+def gpu_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that ranks on GPUs get unless the user has set them."""
+    # CUDA numbers GPUs by speed unless told otherwise, NVML and nvidia-smi by their place: samples mean the rank's GPU.
+    settings = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if "PYTORCH_CUDA_ALLOC_CONF" not in environ:  # its former name, which PyTorch reads first
+        # Tensors of Gaussians grow at every densification: segments that grow with them leave no holes behind.
+        settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return {name: value for name, value in settings.items() if name not in environ}
+
+
 def torchrun_argv(
     layout: Layout,
     worker: Sequence[str],

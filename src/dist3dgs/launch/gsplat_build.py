@@ -1,30 +1,49 @@
-"""gsplat's CUDA extension, built once per machine before any rank imports it.
+"""gsplat's CUDA extension: compiled once per kind of GPU, before any rank needs it, and loaded without a compiler.
 
     python -m dist3dgs.launch.gsplat_build      # on a node with nvcc: builds it, or says what is missing
 
-gsplat 1.5.3 compiles itself when it is first imported, about 1,000 s of processor time, and takes for granted that it
-is alone: each process removes the lock and, until the library is there, the build folder of the others. Ranks all
-import it at once, so one process before them does, under a lock of our own.
+gsplat 1.5.3 compiles itself when it is first used, about 1,000 s of processor time, and takes for granted that it is
+alone: each process removes the lock and, until the library is there, the build folder of the others. Here one process
+compiles the same sources under a lock, in a folder named after the versions and the GPUs' architecture; a build that
+was cut short continues where it was. `load` then puts the library where gsplat looks for a compiled one first.
 """
 
 import contextlib
 import fcntl
+import importlib
+import importlib.util
+import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..errors import UserError
 from ..files import write_text
+from ..monitoring.nvml import identities
+from .world_check import listed_devices
 
 MODULE = "dist3dgs.launch.gsplat_build"
 #: The build, or the wait for another process that builds, ends after this.
 TIMEOUT_S = 1800.0
-_MEND = (
+#: Module in which gsplat looks for its compiled extension before it compiles one.
+COMPILED = "gsplat.csrc"
+#: Module name compiled into the library.
+EXTENSION = "gsplat_cuda"
+#: Versions with the interface that `splats/render/cuda.py` calls: from the first up to, but without, the second.
+GSPLAT_VERSIONS = ("1.5.3", "1.6")
+#: More compilers at once than this need more memory than they save time (gsplat's own limit).
+MAX_JOBS = 10
+_FAILED = (
+    "gsplat's CUDA extension: Error building extension: "  # a rule of `dist3dgs diagnose` knows these words
+)
+_FIX = (
     "Build it once on a node with nvcc: set CUDA_HOME to the CUDA toolkit, TORCH_CUDA_ARCH_LIST to the GPUs in use "
     "(9.0: H100) and TORCH_EXTENSIONS_DIR to a folder that every node sees (in the job as well), then run: "
     "python -m dist3dgs.launch.gsplat_build; or set hardware.device: cpu"
@@ -37,12 +56,24 @@ def folder() -> Path:
 
 
 def library() -> Path | None:
-    """The built extension, if it was seen to load with these versions and is still there. Imports nothing."""
+    """Return the built extension if it was seen to load with these versions and has code for this machine's GPUs.
+
+    Imports neither torch nor gsplat. Where the GPUs cannot be told, any build of these versions will do.
+    """
     try:
-        path = Path(_note().read_text(encoding="utf-8").strip())
+        notes = sorted(folder().glob(f"{_prefix()}-*.ready"))
     except (OSError, PackageNotFoundError):
         return None
-    return path if path.is_file() else None
+    capabilities = gpu_capabilities()
+    for note in notes:
+        try:
+            built = json.loads(note.read_text(encoding="utf-8"))
+            path, architectures = Path(built["library"]), [str(a) for a in built["architectures"]]
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        if path.is_file() and all(covers(architectures, c) for c in capabilities):
+            return path
+    return None
 
 
 def is_ready() -> bool:
@@ -50,28 +81,114 @@ def is_ready() -> bool:
     return library() is not None
 
 
-def prepare() -> None:
-    """Import the extension, which builds it where it is missing; one process at a time.
+def covers(architectures: Sequence[str], capability: str) -> bool:
+    """Return True if code for one of the architectures runs on a GPU of this compute capability, such as `9.0`.
 
-    Raises `UserError` where there is no gsplat, no compiler, or the build fails.
+    architectures: as in TORCH_CUDA_ARCH_LIST, `8.0`, `9.0a` or `9.0+PTX`; none, or a name (`Hopper`), is taken for
+    one that runs.
+    """
+    wanted = tuple(map(int, capability.split(".")))
+    for architecture in architectures:
+        found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", architecture)
+        if found is None:
+            return True
+        has = int(found[1]), int(found[2])
+        if has == wanted or (has <= wanted and not found[3] and (found[4] or has[0] == wanted[0])):
+            return True
+    return not architectures
+
+
+def gpu_capabilities() -> list[str]:
+    """Return the compute capabilities of the GPUs this process may use, `["9.0"]`; [] where no driver tells."""
+    gpus, listed = identities(), listed_devices()
+    if listed is not None:
+        gpus = [gpu for gpu in gpus if str(gpu.index) in listed or gpu.uuid in listed]
+    return sorted({gpu.capability for gpu in gpus if gpu.capability}, key=float)
+
+
+def toolkit(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the root of the CUDA toolkit: it holds bin/nvcc and the headers. None where there is none.
+
+    PyTorch takes the folder above that of `nvcc`, which is wrong where that is a script that calls the real one.
+    """
+    named = [environ.get("CUDA_HOME"), environ.get("CUDA_PATH")]
+    candidates = [Path(name) for name in named if name]
+    if nvcc := shutil.which("nvcc", path=environ.get("PATH")):
+        candidates += [Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent]
+    candidates += [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"), reverse=True)]
+    for home in candidates:
+        headers = [home / "include/cuda_runtime.h", *home.glob("targets/*/include/cuda_runtime.h")]
+        if (home / "bin/nvcc").is_file() and any(header.is_file() for header in headers):
+            return home
+    return None
+
+
+def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return `environ` with what a build needs: ninja on PATH, CUDA_HOME, the architecture, a number of compilers."""
+    result = dict(environ)
+    # pip puts ninja beside the interpreter; a Python that was started by its path alone does not have that on PATH.
+    result["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
+    if home := toolkit(environ):
+        result["CUDA_HOME"] = str(home)
+    if not result.get("TORCH_CUDA_ARCH_LIST") and (capabilities := gpu_capabilities()):
+        result["TORCH_CUDA_ARCH_LIST"] = ";".join(capabilities) + "+PTX"
+    result.setdefault("MAX_JOBS", str(min(MAX_JOBS, len(os.sched_getaffinity(0)))))
+    return result
+
+
+def check_version() -> None:
+    """Raise `UserError` unless the installed gsplat is one whose interface is known here."""
+    first, end = (_numbers(text) for text in GSPLAT_VERSIONS)
+    try:
+        installed = version("gsplat")
+    except PackageNotFoundError:
+        raise UserError(f"gsplat is not installed for {sys.executable}: make setup TORCH=cuda") from None
+    if not first <= _numbers(installed) < end:
+        raise UserError(
+            f"{_FAILED}gsplat {installed} is installed for {sys.executable}, whose functions take other arguments than "
+            f"those of {GSPLAT_VERSIONS[0]}: expected gsplat>={GSPLAT_VERSIONS[0]},<{GSPLAT_VERSIONS[1]}; run: "
+            f"{sys.executable} -m pip install 'gsplat>={GSPLAT_VERSIONS[0]},<{GSPLAT_VERSIONS[1]}'"
+        )
+
+
+def prepare() -> Path:
+    """Build the extension where it is missing, one process at a time, and return the library.
+
+    Raises `UserError` where there is no gsplat or another version of it, no compiler, or the build fails.
     """
     with _alone():
+        if (found := library()) is not None:
+            return found
+        check_version()
+        os.environ.update(environment())
         try:
-            from gsplat.cuda._backend import _C
+            module, architectures = _brought() or _compile()
+        except UserError:
+            raise
         except ModuleNotFoundError as e:
             raise UserError(
                 f"{e.name} is not installed for {sys.executable}: make setup TORCH=cuda"
             ) from None
         except Exception as e:  # whatever a build ends with: ninja, the compiler, the loader
-            raise UserError(
-                f"gsplat's CUDA extension: Error building extension: {str(e)[-2000:]}\n{_MEND}"
-            ) from None
-        if _C is None:
-            raise UserError(
-                f"gsplat's CUDA extension is not built, and a CUDA toolkit to build it was not found. {_MEND}"
-            )
+            raise UserError(f"{_FAILED}{str(e)[-2000:]}\n{_FIX}") from None
+        path = Path(module.__file__)
         with contextlib.suppress(OSError):
-            write_text(_note(), f"{_C.__file__}\n")
+            note = json.dumps({"library": str(path), "architectures": architectures})
+            write_text(folder() / f"{_prefix()}-{_tag(architectures)}.ready", note + "\n")
+        return path
+
+
+def load() -> None:
+    """Put the extension where gsplat looks for a compiled one; build it first where it is missing.
+
+    Raises `UserError` as `prepare` does.
+    """
+    if COMPILED in sys.modules:
+        return
+    check_version()
+    path = library() or prepare()
+    if COMPILED not in sys.modules and importlib.util.find_spec(COMPILED) is None:
+        sys.modules[COMPILED] = _import(path)
 
 
 def prepare_in_child(
@@ -94,7 +211,10 @@ def prepare_in_child(
     try:
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        message = f"error: gsplat's CUDA extension: the build took more than {timeout_s:.0f} s. {_MEND}\n"
+        message = (
+            f"error: gsplat's CUDA extension: the build took more than {timeout_s:.0f} s; the next one goes on from "
+            f"there. {_FIX}\n"
+        )
         (log or sys.stderr.buffer).write(message.encode())
         return 124
     finally:
@@ -103,9 +223,83 @@ def prepare_in_child(
         process.wait()
 
 
-def _note() -> Path:
+def _brought() -> tuple[Any, list[str]] | None:
+    """The extension of a wheel that was built with it; None where gsplat comes as sources."""
+    if importlib.util.find_spec(COMPILED) is None:
+        return None
+    return importlib.import_module(COMPILED), []
+
+
+def _compile() -> tuple[Any, list[str]]:
+    """Compile gsplat's sources with its own flags; return the loaded module and the architectures it has code for."""
+    found = importlib.util.find_spec("gsplat")
+    assert found is not None and found.submodule_search_locations
+    root = Path(found.submodule_search_locations[0], "cuda")
+    sources = sorted([*root.glob("csrc/*.cu"), *root.glob("csrc/*.cpp"), root / "ext.cpp"])
+    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    architectures = [word for word in re.split(r"[ ;]+", named.strip()) if word]
+    if any(path.suffix == ".cu" for path in sources):
+        _check_toolkit(architectures)
+    from torch.utils import cpp_extension
+
+    build = folder() / f"{_prefix()}-{_tag(architectures)}"
+    build.mkdir(parents=True, exist_ok=True)
+    # PyTorch's own lock: a process that was killed leaves it, and the next would wait for it for ever. Ours is held.
+    (build / "lock").unlink(missing_ok=True)
+    module = cpp_extension.load(
+        EXTENSION, [str(path) for path in sources], extra_cflags=["-O3", "-Wno-attributes"],
+        extra_cuda_cflags=["-O3", "-use_fast_math"],
+        extra_include_paths=[str(root / "include"), str(root / "csrc/third_party/glm")], build_directory=str(build),
+    )  # fmt: skip
+    sys.modules[COMPILED] = module  # a second import of the same library in one process may fail
+    return module, architectures
+
+
+def _check_toolkit(architectures: Sequence[str]) -> None:
+    """Raise `UserError` unless there is a CUDA toolkit of PyTorch's major version and a GPU to compile for."""
+    import torch
+
+    home, wanted = toolkit(), torch.version.cuda
+    if home is None:
+        raise UserError(
+            f"gsplat's CUDA extension is not built, and a CUDA toolkit to build it was not found. {_FIX}"
+        )
+    said = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True, errors="replace")
+    release = re.search(r"release (\d+)\.(\d+)", said.stdout)
+    if wanted is None:
+        raise UserError(
+            f"{_FAILED}it needs the CUDA build of PyTorch, and {torch.__version__} is a CPU build: make setup "
+            f"TORCH=cuda. {_FIX}"
+        )
+    if release is not None and release[1] != wanted.split(".")[0]:
+        raise UserError(
+            f"{_FAILED}the toolkit in {home} is of CUDA {release[1]}.{release[2]}, PyTorch "
+            f"{torch.__version__} of CUDA {wanted}: their first numbers must be the same. Set CUDA_HOME to a toolkit "
+            f"of CUDA {wanted} (module load cuda/{wanted}), or install a PyTorch for CUDA {release[1]}"
+        )
+    if not architectures:
+        raise UserError(f"{_FAILED}no GPU is seen here, so it is not known what to compile for. {_FIX}")
+
+
+def _import(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(EXTENSION, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _prefix() -> str:
     versions = f"{version('gsplat')}-torch-{version('torch')}-py{platform.python_version()}"
-    return folder() / f"dist3dgs-gsplat-{versions}.ready"
+    return f"dist3dgs-gsplat-{versions}"
+
+
+def _tag(architectures: Sequence[str]) -> str:
+    return re.sub(r"[^\w.+-]", "_", "-".join(architectures)) or "any"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text.partition("+")[0])[:3])
 
 
 @contextlib.contextmanager

@@ -250,6 +250,7 @@ class _Run:
         environment["PYTHONUNBUFFERED"] = "1"
         if uses_gpus:
             environment[node.USES_GPUS] = "1"
+            environment |= commands.gpu_settings(environment)
             if self.allocation is not None and self.allocation.exclusive:
                 environment[GPUS_PER_NODE] = str(self.layout.workers_per_node)
         # PyTorch makes this folder when DistributedDataParallel is imported, in /tmp unless told otherwise.

@@ -5,6 +5,7 @@ launcher. The training process goes on with its table: torchrun's world and the 
 """
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ from typing import Any
 
 from ..config.models import RunSpec
 from ..config.naming import Layout
+from ..monitoring.nvml import identities
 from ..runs.attempts import Attempt
 from ..slurm.allocation import Allocation, Step, step
 
 #: What each layer says, by its name: one table from the launcher to the last rank.
 Layers = dict[str, Any]
+#: Folder of the driver's device files.
+DEVICES = Path("/dev")
+SMI_TIMEOUT_S = 20.0
 
 
 @dataclass
@@ -103,15 +108,46 @@ def layers_of(spec: RunSpec, environ: Mapping[str, str] = os.environ) -> Layers:
 
 
 def visible_gpus() -> list[str]:
-    """UUIDs or indices of the NVIDIA GPUs this process may use, without importing torch."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    """UUIDs or indices of the NVIDIA GPUs this process may use, without importing torch.
+
+    A GPU that is split (MIG) counts as its instances. Where nvidia-smi is missing or too slow, NVML is asked, and
+    last the driver's device files.
+    """
+    found, listed = _gpus_of_smi(), listed_devices()
+    if not found:
+        found = [gpu.uuid or str(gpu.index) for gpu in identities()]
+    if not found:
+        files = [path for path in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+        found = [str(number) for number in sorted(int(path.name.removeprefix("nvidia")) for path in files)]
+    return found if listed is None or not found else listed
+
+
+def listed_devices(environ: Mapping[str, str] = os.environ) -> list[str] | None:
+    """Return the entries of CUDA_VISIBLE_DEVICES, up to a -1 as CUDA reads them; None where it is not set."""
+    text = environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    return entries[: entries.index("-1")] if "-1" in entries else entries
+
+
+def _gpus_of_smi() -> list[str]:
+    """UUIDs as nvidia-smi lists them; [] where it is missing, fails or takes too long."""
+    rows = [line.split(",") for line in _smi("--query-gpu=uuid,mig.mode.current", "--format=csv,noheader")]
+    if not rows:  # drivers before 450 do not know MIG
+        return _smi("--query-gpu=uuid", "--format=csv,noheader")
+    if all(len(row) < 2 or row[1].strip() != "Enabled" for row in rows):
+        return [row[0].strip() for row in rows]
+    split = {row[0].strip() for row in rows if len(row) > 1 and row[1].strip() == "Enabled"}
+    uuids = [match[1] for line in _smi("-L") if (match := re.search(r"\(UUID: ([^)]+)\)", line))]
+    return [uuid for uuid in uuids if uuid not in split]
+
+
+def _smi(*options: str) -> list[str]:
     try:
-        out = subprocess.run(
-            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=20, check=True,
-        ).stdout.split()  # fmt: skip
+        done = subprocess.run(
+            ["nvidia-smi", *options], capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return []
-    if listed is None:
-        return out
-    return [d for d in listed.split(",") if d.strip() and d.strip() != "-1"]
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, product
 from typing import Any, Literal
 
 from .regex_prefilter import WordIndex
@@ -56,6 +55,7 @@ class FactTable:
 
 
 MAX_LIST = 1000
+#: Names of hosts that are kept of one list.
 MAX_NODES = 4096
 
 
@@ -108,35 +108,11 @@ def _above(line: Line, other: Line) -> bool:
 
 def number(text: str) -> float:
     """Parse a finite number with optional thousands separators. Raises ValueError."""
-    value = float(text.replace(",", ""))
+    return finite(float(text.replace(",", "")))
+
+
+def finite(value: float) -> float:
+    """Return `value`, a quantity that a log states. Raises ValueError where it is infinite, NaN or absurd."""
     if not abs(value) < 1e18:
-        raise ValueError(text)
+        raise ValueError(value)
     return value
-
-
-def expand_nodes(text: str) -> list[str]:
-    """Expand a host list, `sciml[2301-2302,2305],gpu7` or `rack[1-2]n[1-4]`, to at most 4096 names.
-
-    Of several brackets the last one counts fastest, as in Slurm. Text that is no host list gives itself.
-    """
-    names: list[str] = []
-    for part in re.findall(r"(?:[^,\[\]\s]|\[[^\]]*\])+", text)[:MAX_NODES]:
-        if re.fullmatch(r"(?:[^\[\]]*\[[\d,-]+\]){1,4}[^\[\]]*", part):
-            pieces = [
-                _numbers(p[1:-1]) if p[0] == "[" else [p] for p in re.findall(r"\[[^\]]*\]|[^\[\]]+", part)
-            ]
-            names += map("".join, islice(product(*pieces), MAX_NODES - len(names)))
-        else:
-            names.append(part)
-    return names[:MAX_NODES]
-
-
-def _numbers(ranges: str) -> list[str]:
-    """Expand `01-03,7` to numbers of the same width."""
-    found: list[str] = []
-    for item in ranges.split(","):
-        low, _, high = item.partition("-")
-        if low.isdigit() and (high or low).isdigit():
-            last = min(int(high or low), int(low) + MAX_NODES - 1)
-            found += [f"{i:0{len(low)}d}" for i in range(int(low), last + 1)]
-    return found[:MAX_NODES]

@@ -10,30 +10,10 @@ import calendar
 import re
 from collections.abc import Sequence
 
+from ..units import parse_duration_s
 from .step_series import Progress, StepFormat
 
-UNIT_S = {b"d": 86400.0, b"h": 3600.0, b"m": 60.0, b"s": 1.0, b"ms": 1e-3}
 MULTIPLE = {b"": 1.0, b"K": 1e3, b"M": 1e6, b"B": 1e9}
-
-
-def parse_duration(text: bytes) -> float:
-    """Parse `4 m, 9 s`, `81.297 ms`, `1 d, 19 h, 58 m, 12 s` into seconds. Raises ValueError on anything else."""
-    parts = re.findall(rb"([\d.]+) (ms|[dhms])\b", text)
-    if not parts:
-        raise ValueError(text)
-    return sum(float(number) * UNIT_S[unit] for number, unit in parts)
-
-
-def parse_clock(text: bytes) -> float:
-    """Parse `41`, `05:12`, `1:02:03` or `2 days, 1:02:03` into seconds."""
-    parts = text.split(b":")
-    if len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit():
-        return 60.0 * int(parts[0]) + int(parts[1])
-    days, _, clock = text.rpartition(b" day")
-    seconds = 0.0
-    for part in clock.replace(b"s, ", b"").replace(b", ", b"").split(b":"):
-        seconds = seconds * 60 + float(part)
-    return seconds + (float(days) * 86400 if days else 0.0)
 
 
 def _number(text: bytes) -> float:
@@ -49,7 +29,7 @@ def _nerfstudio(g: Sequence[bytes]) -> Progress:
     return Progress(
         int(g[0]),
         percent=float(g[1]),
-        seconds=parse_duration(g[2]) if g[2] else None,
+        seconds=parse_duration_s(g[2].decode()) if g[2] else None,
         rate=float(rate[1]) * MULTIPLE[rate[2]] if rate else None,
     )
 
@@ -57,7 +37,7 @@ def _nerfstudio(g: Sequence[bytes]) -> Progress:
 def _tqdm(g: Sequence[bytes]) -> Progress:
     rate = float(g[3])
     seconds = rate if g[4] == b"s/it" else (1 / rate if rate > 0 else None)
-    return Progress(int(g[0]), int(g[1]), seconds=seconds, elapsed_s=parse_clock(g[2]))
+    return Progress(int(g[0]), int(g[1]), seconds=seconds, elapsed_s=parse_duration_s(g[2].decode()))
 
 
 def _megatron(g: Sequence[bytes]) -> Progress:

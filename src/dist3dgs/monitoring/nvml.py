@@ -8,10 +8,13 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-GIB = 2**30
+from ..units import GIB
+
 SUCCESS = 0
 #: NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
 VERSION_BYTES = 80
+#: NVML_DEVICE_UUID_V2_BUFFER_SIZE
+UUID_BYTES = 96
 #: Structures that may grow have a version field: size | version << 24.
 MEMORY_V2 = 2 << 24
 
@@ -48,6 +51,18 @@ class GpuState:
     power_w: float | None
 
 
+@dataclass(frozen=True)
+class GpuIdentity:
+    """One GPU, or one instance of a GPU that is split (MIG); None where the driver does not say.
+
+    capability: compute capability, such as `9.0`; an instance has that of its GPU, and its index.
+    """
+
+    index: int
+    uuid: str | None
+    capability: str | None
+
+
 class Nvml:
     """An open NVML. Raises `OSError` where there is no driver or it does not answer."""
 
@@ -69,6 +84,39 @@ class Nvml:
             GpuState(index, self._memory_gib(handle), self._utilisation(handle), self._power_w(handle))
             for index, handle in self._devices
         ]
+
+    def identities(self) -> list[GpuIdentity]:
+        """All GPUs that this process may see; of one that is split, its instances."""
+        found = []
+        for index, handle in self._devices:
+            major, minor = ctypes.c_int(), ctypes.c_int()
+            known = self._ask(
+                "nvmlDeviceGetCudaComputeCapability", handle, ctypes.byref(major), ctypes.byref(minor)
+            )
+            capability = f"{major.value}.{minor.value}" if known else None
+            for device in self._instances(handle) or [handle]:
+                found.append(GpuIdentity(index, self._uuid(device), capability))
+        return found
+
+    def _instances(self, device: ctypes.c_void_p) -> list[ctypes.c_void_p]:
+        current, pending, most = ctypes.c_uint(), ctypes.c_uint(), ctypes.c_uint()
+        split = self._ask("nvmlDeviceGetMigMode", device, ctypes.byref(current), ctypes.byref(pending))
+        if not split or not current.value:
+            return []
+        self._ask("nvmlDeviceGetMaxMigDeviceCount", device, ctypes.byref(most))
+        found = []
+        for number in range(most.value):
+            handle = ctypes.c_void_p()
+            if self._ask(
+                "nvmlDeviceGetMigDeviceHandleByIndex", device, ctypes.c_uint(number), ctypes.byref(handle)
+            ):
+                found.append(handle)
+        return found
+
+    def _uuid(self, device: ctypes.c_void_p) -> str | None:
+        text = ctypes.create_string_buffer(UUID_BYTES)
+        known = self._ask("nvmlDeviceGetUUID", device, text, ctypes.c_uint(UUID_BYTES))
+        return text.value.decode(errors="replace") if known else None
 
     def driver_version(self) -> str | None:
         text = ctypes.create_string_buffer(VERSION_BYTES)
@@ -114,3 +162,14 @@ def driver_version(library: str = "libnvidia-ml.so.1") -> str | None:
     version = nvml.driver_version()
     nvml.close()
     return version
+
+
+def identities(library: str = "libnvidia-ml.so.1") -> list[GpuIdentity]:
+    """Return this machine's GPUs as the driver names them; [] where there is no driver."""
+    try:
+        nvml = Nvml(library)
+    except OSError:
+        return []
+    found = nvml.identities()
+    nvml.close()
+    return found

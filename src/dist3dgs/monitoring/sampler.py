@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from ..units import GIB
 from .nvml import Nvml
 
 COLUMNS = (
@@ -27,7 +28,6 @@ COLUMNS = (
     "gpu_util_percent", "gpu_power_w", "net_rx_bytes", "net_tx_bytes", "ib_rx_bytes", "ib_tx_bytes", "disk_read_bytes",
     "disk_write_bytes",
 )  # fmt: skip
-GIB = 2**30
 #: The thread waits at least so many times as long as a sample took of a core: under 1 % of one.
 REST = 100
 #: nvidia-smi starts a process for every sample, which NVML does not.
@@ -64,13 +64,13 @@ class Monitor:
             writer.writeheader()
             while True:
                 before_s = time.thread_time()
-                for row in self._sample():
+                for row in self.sample():
                     writer.writerow(row)
                 f.flush()
                 if self._stop.wait(max(self.interval_s, REST * (time.thread_time() - before_s))):
                     return
 
-    def _sample(self) -> list[dict[str, Any]]:
+    def sample(self) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"t": round(time.time(), 3), "node": self.node, **self._tree()}
         row |= {**network_bytes(), **infiniband_bytes()}
         if self._disk:

@@ -4,7 +4,8 @@ from collections import defaultdict
 from typing import Any
 
 from ..runs.attempts import Attempt
-from ..runs.record import Collective, Metrics, QualityPoint, RankMetrics, StepTime, ViewQuality
+from ..runs.metrics import added
+from ..runs.record import METRICS, Collective, Metrics, QualityPoint, RankMetrics, StepTime, ViewQuality
 from .evidence import RunEvidence
 
 #: Seconds by phase.
@@ -35,11 +36,29 @@ def measure(run: RunEvidence) -> tuple[Metrics, dict[str, str]]:
     }
     if slowest:
         values |= _speed(run, slowest)
-    memory = run.of_kind("memory")
-    values["peak_rss_gib"] = max((e["peak_rss_gib"] for e in memory if e.get("peak_rss_gib")), default=None)
-    values["peak_gpu_gib"] = max((e["peak_gpu_gib"] for e in memory if e.get("peak_gpu_gib")), default=None)
+    values |= {m.name: m.over_events(run.of_kind(m.event)) for m in METRICS.values() if m.event is not None}
+    values["added"], why_not_added = _added(run)
     metrics, wrong = Metrics.known(values)
-    return metrics, _reasons(run, values, slowest) | wrong
+    return metrics, _reasons(run, values, slowest) | why_not_added | wrong
+
+
+def _added(run: RunEvidence) -> tuple[dict[str, float], dict[str, str]]:
+    """Measure what other distributions add; a function of theirs that fails gives a reason, not an error."""
+    values: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for name, m in added().items():
+        try:
+            value = m.measure(run) if m.measure else m.over_events(run.of_kind(m.event)) if m.event else None
+            problem = None if value is None else m.problem(value)
+        except Exception as e:
+            value, problem = None, f"could not be measured: {type(e).__name__}: {e}"
+        if problem is not None:
+            reasons[name] = problem[:200]
+        elif value is not None:
+            values[name] = value
+        elif m.derive is None:
+            reasons[name] = "not in the evidence of this run"
+    return values, reasons
 
 
 def _speed(run: RunEvidence, slowest: dict[str, Any]) -> dict[str, Any]:

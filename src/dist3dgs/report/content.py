@@ -18,6 +18,7 @@ class Content:
     """In the order of `paths`."""
     runs: list[Row]
     points: list[Row]
+    performance: list[Row]
     figures_dir: Path
     tables_dir: Path
     ingests: list[tuple[str, dict[str, Any]]]
@@ -38,6 +39,7 @@ class Content:
             records=load_records(paths),
             runs=read_table(tables_dir / "runs.csv"),
             points=read_table(tables_dir / "points.csv"),
+            performance=read_table(tables_dir / "performance_comparison.csv"),
             figures_dir=figures_dir,
             tables_dir=tables_dir,
             ingests=ingests,

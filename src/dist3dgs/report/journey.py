@@ -1,7 +1,7 @@
 """The story of the study: attempts in order, what was met on the way, what was expected and what came."""
 
 from ..analysis import rank_unit
-from ..analysis.journey import Attempt, Challenge, attempts, performance_comparison, technical_challenges
+from ..analysis.journey import Attempt, Challenge, attempts, technical_challenges
 from . import numbers
 from .content import Content
 from .failures import name
@@ -15,7 +15,7 @@ def section(content: Content) -> Html:
     story = attempts(content.records)
     if not story:
         return tag("p", "No attempt yet.", class_="missing")
-    return join([figure(content, "journey"), _attempts(story), _challenges(story), _performance(story)])
+    return join([figure(content, "journey"), _attempts(story), _challenges(story), _performance(content)])
 
 
 def _attempts(story: list[Attempt]) -> Html:
@@ -80,19 +80,19 @@ def _evidence(challenge: Challenge) -> str:
     return f"{e.file}{'' if e.line is None else f':{e.line}'}: {e.text[:300]}"
 
 
-def _performance(story: list[Attempt]) -> Html:
+def _performance(content: Content) -> Html:
     rows = [
         (
-            f"#{p.attempt}",
-            p.name,
-            p.baseline,
-            numbers.count(p.steps),
-            numbers.seconds(p.expected_s),
-            numbers.seconds(p.best_possible_s),
-            numbers.seconds(p.measured_s),
-            p.reason,
+            f"#{p['attempt']}",
+            p["run"],
+            p["baseline"],
+            numbers.count(p["steps"]),
+            numbers.seconds(p["expected_s"]),
+            numbers.seconds(p["best_possible_s"]),
+            numbers.seconds(p["measured_s"]),
+            p["reason"],
         )
-        for p in performance_comparison(story)[:_MAX_ATTEMPTS]
+        for p in content.performance[:_MAX_ATTEMPTS]
     ]
     head = ("", "run", "baseline", "steps", "expected", "best possible", "measured", "")
     return join(
@@ -102,11 +102,11 @@ def _performance(story: list[Attempt]) -> Html:
             tag(
                 "p",
                 "Against the smallest success of the same program on the same hardware, all for the work of that "
-                "baseline: the stepping time of a run that saw more or fewer images (epochs, where those are not "
-                "known) is scaled to the baseline's. Expected: the baseline's wall time divided by how many times "
-                "more ranks. Best possible: this run's serial phases (everything but stepping) plus the "
-                "baseline's stepping divided by how many "
-                "times more ranks; no number of ranks can bring it below the serial part.",
+                "baseline: stepping, densification, evaluation and checkpoints of a run that saw more or fewer "
+                "images (epochs, where those are not known) are scaled to the baseline's. Expected: the baseline's "
+                "wall time divided by how many times more ranks. Best possible: this run's serial phases (everything "
+                "but stepping) plus the baseline's stepping divided by how many times more ranks; no number of ranks "
+                "can bring it below the serial part.",
                 class_="note",
             ),
         ]

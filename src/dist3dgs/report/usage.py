@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..analysis import rank_hours, rank_unit
+from ..analysis import QUALITY_TOLERANCE_DB, rank_hours, rank_unit
 from ..analysis.resource_usage import Samples, copy_command, energy_wh, read_chain, samples_elsewhere
 from ..runs.record import RunRecord
 from . import numbers
-from .content import Content
+from .content import Content, Row
 from .failures import name
 from .markup import Html, join, table, tag, without_empty
 
@@ -25,9 +25,10 @@ _COST_HEAD = (
     "run",
     "cost",
     "PSNR",
-    "minutes of a rank per dB",
+    "over the baseline",
+    "rank-minutes per dB gained",
     "energy Wh",
-    "Wh per dB",
+    "Wh per dB gained",
     *("sent MiB", "received MiB", "sent by InfiniBand", "received by it", "read MiB", "written MiB"),
 )
 
@@ -56,14 +57,25 @@ def section(content: Content) -> Html:
     ]
     if not sampled:
         return join(tables)
+    runs = {(r["scene"], r["strategy"], r["layout"], r["repeat"]): r for r in content.runs}
+
+    def row_of(record: RunRecord) -> Row:
+        run = record.run
+        return runs.get((run.scene, run.strategy, run.layout, run.repeat), {})
+
     tables += [
         tag("h3", "Cost"),
-        table(*without_empty(_COST_HEAD, [_cost(*one) for one in sampled[:_MAX_ROWS]]), numbers_from=1),
+        table(
+            *without_empty(_COST_HEAD, [_cost(r, row_of(r), s) for r, s in sampled[:_MAX_ROWS]]),
+            numbers_from=1,
+        ),
         tag(
             "p",
-            "Cost: wall time of all ranks that were allocated. Energy: power integrated over the samples of all GPUs, "
-            "where power was sampled, over all attempts that the run's time adds up. Sent and received: counters of "
-            "the nodes, whoever used them. Read and written: by the job's own processes.",
+            "Cost: wall time of all ranks that were allocated. Per dB gained: cost beyond the baseline's over the "
+            f"decibels beyond the baseline's, where these are more than {QUALITY_TOLERANCE_DB} dB. Energy: power "
+            "integrated over the samples of all GPUs, where power was sampled, over all attempts that the run's time "
+            "adds up. Sent and received: counters of the nodes, whoever used them. Read and written: by the job's own "
+            "processes.",
             class_="note",
         ),
     ]
@@ -135,16 +147,18 @@ def _three(samples: Samples | None, digits: int) -> tuple[str | None, ...]:
     return tuple(numbers.plain(v, digits) for v in values)
 
 
-def _cost(record: RunRecord, samples: Sequence[Samples]) -> tuple[Any, ...]:
-    hours, energy, psnr = rank_hours(record), energy_wh(samples), record.metrics.psnr
+def _cost(record: RunRecord, row: Row, samples: Sequence[Samples]) -> tuple[Any, ...]:
+    """One run's cost. row: of runs.csv."""
+    gained, hours_per_db = row.get("psnr_over_baseline_db"), row.get("rank_hours_per_db_gained")
     return (
         name(record),
-        numbers.hours(hours, rank_unit(record)),
-        numbers.decibel(psnr),
-        numbers.plain(60 * hours / psnr) if hours is not None and psnr else None,
-        numbers.plain(energy),
-        numbers.plain(energy / psnr) if energy is not None and psnr else None,
-        *(_grown(samples, name) for name in _COUNTERS),
+        numbers.hours(rank_hours(record), rank_unit(record)),
+        numbers.decibel(record.metrics.psnr),
+        None if gained is None else f"{gained:+.2f}\u00a0dB",
+        None if hours_per_db is None else numbers.plain(60 * hours_per_db),
+        numbers.plain(energy_wh(samples)),
+        numbers.plain(row.get("wh_per_db_gained")),
+        *(_grown(samples, counter) for counter in _COUNTERS),
     )
 
 

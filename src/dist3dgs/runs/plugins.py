@@ -1,7 +1,10 @@
-"""Find causes, rules and log readers that other distributions add.
+"""Find what other distributions add by entry points.
 
-An installed distribution names modules in the entry point group `dist3dgs.logs`. Such a module looks like one of ours:
-`CAUSES` as in `runs/causes.py`, `RULES` as in `diagnosis/rules/`, and a log reader as in `logs/readers/`.
+An installed distribution names modules in an entry point group; each lists what it adds under an agreed name:
+
+* `dist3dgs.logs`: `CAUSES` as in `runs/causes.py`, `RULES` as in `diagnosis/rules/`, log readers as in `logs/readers/`;
+* `dist3dgs.metrics`: `METRICS` as in `runs/metrics.py`;
+* `dist3dgs.figures`: each module is a figure as in `figures/`.
 """
 
 from functools import cache
@@ -14,22 +17,31 @@ GROUP = "dist3dgs.logs"
 
 
 @cache
-def modules() -> tuple[ModuleType, ...]:
+def modules(group: str = GROUP) -> tuple[ModuleType, ...]:
     """Import the modules of all plug-ins, ordered by name. Raises `UserError` for one that cannot be imported."""
+    return tuple(named_modules(group).values())
+
+
+@cache
+def named_modules(group: str) -> dict[str, ModuleType]:
+    """Import the modules of all plug-ins of a group, by the entry points' names and ordered by them.
+
+    Raises `UserError` for one that cannot be imported.
+    """
     from importlib.metadata import entry_points
 
-    found = []
-    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+    found = {}
+    for point in sorted(entry_points(group=group), key=lambda p: p.name):
         try:
-            found.append(point.load())
+            found[point.name] = point.load()
         except Exception as e:
             raise UserError(
                 f"plug-in {point.name} ({point.value}) cannot be imported: {type(e).__name__}: {e}; "
-                f"repair or uninstall the distribution that names it in its entry points `{GROUP}`"
+                f"repair or uninstall the distribution that names it in its entry points `{group}`"
             ) from None
-    return tuple(found)
+    return found
 
 
-def added(name: str) -> list[Any]:
+def added(name: str, group: str = GROUP) -> list[Any]:
     """Collect what the plug-ins list under a module attribute such as `RULES`."""
-    return [item for module in modules() for item in getattr(module, name, ())]
+    return [item for module in modules(group) for item in getattr(module, name, ())]

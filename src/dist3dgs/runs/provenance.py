@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1]
 #: Code that decides the outcome of a training; the analysis side may change without making runs stale.
 TRAINING_CODE = ("splats", "parallel", "train", "scenes/pack.py", "config/models.py")
 #: Code that turns the evidence of a run into its record.
-JUDGING_CODE = ("records", "diagnosis", "logs", "runs/record.py")
+JUDGING_CODE = ("records", "diagnosis", "logs", "runs/record.py", "runs/metrics.py")
 
 
 def code_digest(parts: Iterable[str] = TRAINING_CODE) -> str:

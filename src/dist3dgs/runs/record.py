@@ -9,16 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..config.naming import Layout, Point, how_to_make
 from ..errors import UserError
 from ..files import write_json
 from .causes import Cause
+from .metrics import declared, metric
 
 SCHEMA_VERSION = 1
-#: Metrics that may be negative.
-_SIGNED = {"psnr", "ssim", "lpips", "loss"}
 
 Status = Literal["ok", "failed", "degraded", "unknown"]
 
@@ -134,10 +133,12 @@ class GpuTotals(Model):
 
 
 class Metrics(Model):
-    """Measurements. A null has its reason in the record's `reasons`."""
+    """Measurements; a null has its reason in the record's `reasons`. Fields declared with `metric` are the metrics."""
 
-    total_s: float | None = Field(None, description="launcher's start to its end, wall clock")
-    train_s: float | None = Field(None, description="time in steps and densification, evaluation not counted")
+    total_s: float | None = metric("total", "s", description="launcher's start to its end, wall clock")
+    train_s: float | None = metric(
+        "training", "s", description="time in steps and densification, evaluation not counted"
+    )
     phases_s: dict[str, float] = Field(
         {},
         description="wall seconds per phase, of each attempt that total_s adds up those of its slowest rank; `startup` "
@@ -147,44 +148,58 @@ class Metrics(Model):
         {},
         description="wall seconds per part of a step (data, render, loss, ...) over all timed steps, slowest rank",
     )
-    steps: int | None = None
-    timed_steps: int | None = Field(
-        None,
+    steps: int | None = metric("steps")
+    timed_steps: int | None = metric(
+        "timed steps",
+        over_repeats=None,
         description="steps of the last attempt, which step_s, step_parts_s, compute_s, comm_s and collectives cover; "
         "fewer than `steps` after a resume",
     )
-    images: int | None = Field(None, description="training images seen, all ranks together")
+    images: int | None = metric("images", description="training images seen, all ranks together")
     step_s: StepTime | None = None
-    steps_per_s: float | None = None
-    images_per_s: float | None = None
-    compute_s: float | None = Field(
-        None, description="seconds in steps, exposed communication not counted, slowest rank"
+    steps_per_s: float | None = metric("steps per second", "1/s")
+    images_per_s: float | None = metric("throughput", "images/s")
+    compute_s: float | None = metric(
+        "computation", "s", description="seconds in steps, exposed communication not counted, slowest rank"
     )
-    comm_s: float | None = Field(None, description="seconds in collectives during steps, slowest rank")
-    exposed_comm_s: float | None = None
-    compute_to_comm: float | None = Field(None, description="R = T_compute / T_comm")
+    comm_s: float | None = metric(
+        "communication", "s", description="seconds in collectives during steps, slowest rank"
+    )
+    exposed_comm_s: float | None = metric(
+        "exposed communication", "s", description="the part of comm_s that computation does not hide"
+    )
+    compute_to_comm: float | None = metric(
+        "computation / communication", description="compute_s / comm_s, on each of the ranks"
+    )
     collectives: list[Collective] = []
-    peak_rss_gib: float | None = Field(None, description="largest resident set of any rank")
-    peak_host_gib: float | None = Field(
-        None, description="peak PSS of the whole process tree, per node maximum"
+    peak_rss_gib: float | None = metric(
+        "host memory per rank", "GiB", event="memory", description="largest resident set of any rank"
     )
-    peak_gpu_gib: float | None = None
-    num_gaussians: int | None = None
-    psnr: float | None = None
-    ssim: float | None = None
-    lpips: float | None = None
-    loss: float | None = Field(
-        None, description="of imported runs: the last training loss that the log shows"
+    peak_host_gib: float | None = metric(
+        "host memory per node", "GiB", description="peak PSS of the whole process tree, per node maximum"
     )
-    train_accuracy: float | None = Field(
-        None, description="of imported runs: on training data, as the log shows it, in percent or not"
+    peak_gpu_gib: float | None = metric(
+        "GPU memory per rank", "GiB", event="memory", description="largest allocation on any rank's GPU"
     )
-    accuracy: float | None = Field(
-        None, description="of imported runs: on validation data, as the log shows it, in percent or not"
+    num_gaussians: int | None = metric("Gaussians")
+    psnr: float | None = metric("PSNR", "dB", low=None, description="mean over held-out views")
+    ssim: float | None = metric("SSIM", low=None, description="mean over held-out views")
+    lpips: float | None = metric("LPIPS", low=None, description="mean over held-out views")
+    loss: float | None = metric(
+        "loss", low=None, description="of imported runs: the last training loss that the log shows"
     )
-    epochs: int | None = Field(None, description="of imported runs")
-    epoch_s: float | None = Field(
-        None,
+    train_accuracy: float | None = metric(
+        "training accuracy",
+        description="of imported runs: on training data, as the log shows it, in percent or not",
+    )
+    accuracy: float | None = metric(
+        "validation accuracy",
+        description="of imported runs: on validation data, as the log shows it, in percent or not",
+    )
+    epochs: int | None = metric("epochs", description="of imported runs")
+    epoch_s: float | None = metric(
+        "epoch",
+        "s",
         description="of imported runs: seconds of the last epoch, or the mean or median over all, as "
         "settings.epoch_statistic says; images_per_s is of the same epochs",
     )
@@ -192,15 +207,16 @@ class Metrics(Model):
     curve: list[QualityPoint] = []
     views: list[ViewQuality] = []
     ranks: list[RankMetrics] = []
+    added: dict[str, float] = Field(
+        {}, description="metrics of other distributions (entry points `dist3dgs.metrics`), by name"
+    )
 
-    @field_validator("*")
+    @field_validator("phases_s", "step_parts_s")
     @classmethod
-    def _not_negative(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse negative times, counts and sizes; decibels, similarities and losses may have any sign."""
-        numbers = value.values() if isinstance(value, dict) else [value]
-        if info.field_name not in _SIGNED and any(isinstance(v, int | float) and v < 0 for v in numbers):
+    def _not_negative(cls, seconds: dict[str, float]) -> dict[str, float]:
+        if any(s < 0 for s in seconds.values()):
             raise ValueError("must not be negative")
-        return value
+        return seconds
 
     @classmethod
     def known(cls, values: Mapping[str, Any]) -> "tuple[Metrics, dict[str, str]]":
@@ -213,6 +229,10 @@ class Metrics(Model):
             }
         made, more = cls.known({name: value for name, value in values.items() if name not in wrong})
         return made, wrong | more
+
+
+#: The table of recorded metrics, see `runs/metrics.py`.
+METRICS = declared(Metrics)
 
 
 class Environment(Model):

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from ..config.naming import Layout
 from ..errors import UserError
 from ..runs.launch_summary import SharedNodes
-from .client import SlurmError, blocks, expand_hosts, parse_gpus, parse_time_s, rows, slurm, unix_time
+from ..units import expand_hosts, parse_duration_s, parse_time_stamp
+from .client import SlurmError, blocks, parse_gpus, rows, slurm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
         gpus_per_node=_gpus_per_node(details, gres, len(nodes)),
         tasks=int(tasks) if tasks.isdigit() else None,
         partition=partition,
-        time_left_s=parse_time_s(left),
+        time_left_s=parse_duration_s(left, bare_s=60),
         cpus_per_node=_cpus_per_node(details, len(nodes)),
         exclusive=details.get("OverSubscribe") == "NO",
         restarts=int(details.get("Restarts", "0") or 0),
@@ -280,11 +281,11 @@ class CoTenancy:
 
     def _overlaps(self, state: str, start: str, end: str) -> bool:
         """Return True if a job was on its nodes at some moment of this run."""
-        if state == "PENDING" or (started := unix_time(start)) is None:
+        if state == "PENDING" or (started := parse_time_stamp(start)) is None:
             return False
         if state in ("RUNNING", "SUSPENDED", "COMPLETING", "STOPPED", "SIGNALING"):
             return started < time.time() + CLOCK_S
-        ended = unix_time(end)
+        ended = parse_time_stamp(end)
         return ended is not None and ended > self.began + CLOCK_S
 
 

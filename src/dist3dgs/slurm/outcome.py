@@ -17,7 +17,8 @@ from ..files import write_json, write_text
 from ..runs.attempts import Attempt, AttemptState, attempts, new_attempt, open_attempts, read_state
 from ..runs.causes import Cause
 from ..runs.launch_summary import Ended, LaunchSummary, SlurmJob
-from .client import SlurmError, blocks, rows, slurm, unix_time
+from ..units import parse_time_stamp
+from .client import SlurmError, blocks, rows, slurm
 
 #: Slurm's word for how a job ended -> our cause.
 CAUSE_OF_STATE: dict[str, Cause] = {
@@ -169,12 +170,12 @@ def job_end(job: int) -> tuple[str, str, float | None]:
         text = " ".join(
             f"{k}={block[k]}" for k in ("JobState", "Reason", "ExitCode", "EndTime") if k in block
         )
-        return block.get("JobState", "").split()[0], text, unix_time(block.get("EndTime", ""))
+        return block.get("JobState", "").split()[0], text, parse_time_stamp(block.get("EndTime", ""))
     with contextlib.suppress(SlurmError):
         found = rows(slurm("sacct", "-nXP", "-j", str(job), "-o", "State,ExitCode,End"), 3)
         if found:
             state, code, ended = found[-1]
-            return state.split()[0], f"State={state} ExitCode={code} End={ended}", unix_time(ended)
+            return state.split()[0], f"State={state} ExitCode={code} End={ended}", parse_time_stamp(ended)
     return "", "neither scontrol nor sacct knows it any more", None
 
 
@@ -185,7 +186,7 @@ def _requeue_reason(job: int) -> Ended:
             word = state.split()[0]
             if word in ("PREEMPTED", "NODE_FAIL"):
                 note = f"Slurm job {job}: State={state} End={ended}, requeued"
-                return Ended(cause=CAUSE_OF_STATE[word], note=note, at=unix_time(ended) or time.time())
+                return Ended(cause=CAUSE_OF_STATE[word], note=note, at=parse_time_stamp(ended) or time.time())
     note = (
         f"Slurm job {job}: requeued (preemption or a lost node; without accounting Slurm does not say which)"
     )

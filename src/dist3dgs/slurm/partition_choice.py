@@ -17,7 +17,7 @@ from ..config.models import RunSpec
 from ..config.naming import Layout
 from ..errors import UserError
 from ..runs.record import RunRecord, load_record
-from .client import format_time, unix_time
+from ..units import format_duration, parse_time_stamp
 from .partitions import Partition, read_partitions, sizes
 from .queue import Queue, describe
 from .site import Site
@@ -71,7 +71,7 @@ def offers(layout: Layout, partitions: Sequence[Partition], site: Site, runtime_
         if why is None:
             forecast = test_only(request, site.account)
             if forecast.refusal is None:
-                start = max(time.time(), unix_time(forecast.start or "") or time.time())
+                start = max(time.time(), parse_time_stamp(forecast.start or "") or time.time())
                 end = start + runtime_s / speed
             else:
                 why = forecast.refusal.reason
@@ -122,12 +122,12 @@ def trade_off(found: Sequence[Offer], now: float | None = None) -> str:
         gain = fastest.end - best.end
         line = (
             f"{_label(best)} at {best.speed / fastest.speed:.2f}x the speed, starts {_when(best.start, now)}, ends "
-            f"{format_time(gain)} earlier than {_label(fastest)}, which starts {_when(fastest.start, now)}"
+            f"{format_duration(gain)} earlier than {_label(fastest)}, which starts {_when(fastest.start, now)}"
         )
     elif len(able) > 1 and able[1].end is not None and best.end is not None:
         gain = able[1].end - best.end
         line += (
-            f", {format_time(gain)} before {_label(able[1])}"
+            f", {format_duration(gain)} before {_label(able[1])}"
             if gain >= 60
             else f", as does {_label(able[1])}"
         )
@@ -144,7 +144,7 @@ def _label(o: Offer) -> str:
 def _when(at: float | None, now: float) -> str:
     if at is None:
         return "never"
-    return "now" if at - now < 60 else f"in {format_time(at - now)}"
+    return "now" if at - now < 60 else f"in {format_duration(at - now)}"
 
 
 def choose(layout: Layout, site: Site, runtime_s: float) -> Offer | None:
@@ -185,7 +185,7 @@ def run(
 def _table(layout: Layout, predicted: Prediction, found: Sequence[Offer], site: Site) -> str:
     now = time.time()
     devices = "CPUs" if site.gpu_request == "none" else "the fastest GPUs"
-    lines = [f"{layout}, {format_time(predicted.seconds)} on {devices} ({predicted.source})"]
+    lines = [f"{layout}, {format_duration(predicted.seconds)} on {devices} ({predicted.source})"]
     for o in found:
         times = (
             o.refusal or f"starts {_when(o.start, now)}, ends {_when(o.end, now)}{_with_settings(o, site)}"

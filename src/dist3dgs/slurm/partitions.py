@@ -12,17 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .client import (
-    SlurmError,
-    blocks,
-    expand_hosts,
-    parse_gpus,
-    parse_mem_mb,
-    parse_time_s,
-    require,
-    rows,
-    slurm,
-)
+from ..units import MIB, expand_hosts, parse_bytes, parse_duration_s
+from .client import SlurmError, blocks, parse_gpus, require, rows, slurm
 
 #: Slices of a GPU (MIG): a1_1g.5gb or 1g.10gb: a rank needs a whole one, and NCCL joins no slices.
 _SLICE = re.compile(r"\d+g\.\d+gb", re.IGNORECASE)
@@ -119,13 +110,16 @@ def _kind(
         return sum(int(line[3]) for line in of)
 
     working = [line for line in lines if not line[7].startswith(_BROKEN) and "*" not in line[7]]
-    cpus, memories = [int(line[4].rstrip("+")) for line in lines], [parse_mem_mb(line[5]) for line in lines]
+    cpus, memories = (
+        [int(line[4].rstrip("+")) for line in lines],
+        [parse_bytes(line[5], bare=MIB) / MIB for line in lines],
+    )
     cpu_limit, mem_limit = _limit(block, "MaxCPUsPerNode"), _limit(block, "MaxMemPerNode")
     return Partition(
         name=name,
         default=block.get("Default") == "YES",
         up=lines[0][1] == "up",
-        max_time_s=parse_time_s(lines[0][2]),
+        max_time_s=parse_duration_s(lines[0][2], bare_s=60),
         max_nodes=_limit(block, "MaxNodes"),
         num_nodes=count(lines),
         num_up=count(working),
@@ -239,6 +233,6 @@ def _cluster() -> str:
 
 def _time_s(text: str) -> float:
     try:
-        return parse_time_s(text)
+        return parse_duration_s(text, bare_s=60)
     except ValueError:
         return math.inf

@@ -5,6 +5,7 @@ be "more processors requested than permitted"), but neither the number nor the s
 from comparing the request with the partition's nodes.
 """
 
+import math
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .client import SlurmError, blocks, environment, format_time, parse_gpus, parse_time_s, slurm
+from ..units import format_duration, parse_duration_s
+from .client import SlurmError, blocks, environment, parse_gpus, slurm
 from .partitions import Partition, read_partitions
 from .site import SITE_FILE, Site
 
@@ -283,7 +285,7 @@ def _excess_on(request: Resources, p: Partition) -> list[Excess]:
     mem_mb = asked("mem_mb")
     mem = f"{mem_mb:.0f} MB per node are more than {its} ({p.most_mem_mb:.0f})"
     compare("memory", mem_mb, p.most_mem_mb, mem)
-    limit = f"partition {p.name!r} allows (its limit is {format_time(p.max_time_s)})"
+    limit = f"partition {p.name!r} allows (its limit is {format_duration(p.max_time_s)})"
     compare(
         "time", asked("runtime") * 60, p.max_time_s, f"{asked('runtime'):.0f} minutes are more than {limit}"
     )
@@ -328,7 +330,7 @@ def check_partitions(site: Site, where: object = f"the profile's {SITE_FILE}") -
 def limit_problem(request: Resources, *, for_ingest: bool = False) -> Refusal | None:
     """Find what Slurm accepts and never starts: more than the partition's limits where they are not enforced."""
     partition = _partition(request)
-    longest = parse_time_s(partition.get("MaxTime", "UNLIMITED"))
+    longest = parse_duration_s(partition.get("MaxTime", "UNLIMITED"), bare_s=60)
     if float(request["runtime"]) * 60 > longest:
         found = "PartitionTimeLimit (found before submission)"
         return explain(found, request, for_ingest=for_ingest, max_time=max_time(request))
@@ -361,7 +363,5 @@ def _partition(request: Resources) -> dict[str, str]:
 
 def max_time(request: Resources) -> str:
     """Return the time limit of the request's partition in brackets; "" where there is none."""
-    longest = _partition(request).get("MaxTime")
-    return (
-        f" (its limit is {format_time(parse_time_s(longest))})" if longest and longest != "UNLIMITED" else ""
-    )
+    longest = parse_duration_s(_partition(request).get("MaxTime", "UNLIMITED"), bare_s=60)
+    return "" if math.isinf(longest) else f" (its limit is {format_duration(longest)})"

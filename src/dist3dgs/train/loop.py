@@ -263,6 +263,7 @@ class Trainer:
         return self.stopping
 
     def _log(self) -> None:
+        self.clock.drain()
         loss = self.loss.clone()
         self.comm.all_reduce(loss, name="all_reduce(loss)")
         value = float(loss)
@@ -278,6 +279,7 @@ class Trainer:
             self.progress.stepped(self.step, value, n, float(np.mean(recent)))
 
     def _compare_digests(self) -> None:
+        self.clock.drain()
         started = time.perf_counter()
         digests = self.parallel.compare_digests(self.model.gaussians)
         if self.comm.rank == 0:
@@ -294,6 +296,7 @@ class Trainer:
 
     def _told_to_stop(self) -> bool:
         if not self.stopping and self.poll.due(self.step):
+            self.clock.drain()
             self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
         return self.stopping
 

@@ -42,10 +42,12 @@ class Clock:
         self._nested_s = 0.0
         self._mark = 0.0
         self._stepping, self._sampled = False, True
+        self._has_tail = False
 
     @contextlib.contextmanager
     def enter(self, phase: str) -> Iterator[None]:
         """Count the body's time as `phase`, without that of nested phases."""
+        self.drain()
         outer, outer_nested = self.phase, self._nested_s
         self.phase, self._nested_s = phase, 0.0
         self.events("enter", phase=phase)
@@ -76,8 +78,9 @@ class Clock:
         self._sampled = (
             self.device.type == "cpu" or step % CUDA_SAMPLE_EVERY == 0 or len(self.step_s) == WARM_UP_STEPS
         )
-        self._stepping = True
-        self._synchronise()
+        if self._sampled:
+            self.drain()
+        self._stepping, self._has_tail = True, True
         self._mark = self._started = time.perf_counter()
         if self._started > self._told + PROGRESS_EVERY_S:
             self._progress()
@@ -103,6 +106,20 @@ class Clock:
         self.step_s.append(duration)
         self.train_s += duration
         self._stepping = False
+
+    def drain(self) -> None:
+        """Wait for the device and count the wait to the step that gave it the work.
+
+        Call it between steps before anything that waits: a CUDA step ends on the host before it ends on the device,
+        and where the next step waits for the rest, that counts there.
+        """
+        if self._has_tail and self.device.type == "cuda":
+            started = time.perf_counter()
+            torch.cuda.synchronize(self.device)
+            waited_s = time.perf_counter() - started
+            self.step_s[-1] += waited_s
+            self.train_s += waited_s
+        self._has_tail = False
 
     def stage(self) -> tuple[str, bool]:
         """Return the phase of collectives that start now, and whether they are timed.

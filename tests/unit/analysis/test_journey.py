@@ -126,6 +126,26 @@ def test_long_run_is_normalised_to_the_short_one(historic):
     assert long.measured_s == pytest.approx(400 + 1300 * 7000 / 30000)
 
 
+def test_evaluation_and_densification_of_a_long_run_are_normalised_too():
+    """Of 3,000 steps for 700: startup and load are once, all that recurs while stepping scales with the steps."""
+    once = {"startup": 8.0, "load": 2.0}
+    short = once | {"step": 70.0, "densify": 7.0, "evaluate": 12.0, "checkpoint": 1.0}
+    long = once | {name: s * 30 / 7 for name, s in short.items() if name not in once}
+    runs = [
+        make_record(images=700, started_at=1.0, phases_s=short, total_s=sum(short.values())),
+        make_record(images=3000, repeat=1, started_at=2.0, phases_s=long, total_s=sum(long.values())),
+    ]
+    compared = performance_comparison(attempts(runs))[1]
+    assert compared.measured_s == pytest.approx(100.0), "as long as the short run"
+
+
+def test_the_named_baseline_is_what_runs_are_expected_from():
+    sizes = ("n1g1", "n1g2", "n1g4")
+    runs = [make_record(layout=x, started_at=float(i), total_s=100.0) for i, x in enumerate(sizes)]
+    last = performance_comparison(attempts(runs), "replicated/n1g2")[2]
+    assert last.baseline == "attempt 2 (n1g2)" and last.expected_s == pytest.approx(50.0)
+
+
 def test_unfinished_run_has_an_expectation_but_no_measurement(historic):
     crash = performance_comparison(attempts(historic))[2]
     assert crash.expected_s is not None and crash.measured_s is None and crash.best_possible_s is None

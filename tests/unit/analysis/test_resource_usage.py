@@ -206,14 +206,11 @@ def test_resources_are_a_table_and_columns_of_the_runs(tmp_path):
     assert sum(float(g["energy_wh"]) for g in gpus) == pytest.approx(energy)
     rows = {(r["strategy"], r["layout"]): r for r in table(tmp_path, "runs.csv")}
     run = rows["replicated", "n1g2"]
-    psnr = float(run["psnr"])
-    assert float(run["energy_wh"]) == pytest.approx(energy) and float(run["wh_per_db"]) == pytest.approx(
-        energy / psnr
-    )
-    assert float(run["rank_hours_per_db"]) == pytest.approx(2 / psnr)
+    assert float(run["energy_wh"]) == pytest.approx(energy)
+    assert (float(run["gpu0_memory_peak_gib"]), float(run["gpu0_memory_mode_gib"])) == (10, 10)
     assert float(run["gpu_power_average_w"]) == 300 and 90 < float(run["gpu_util_average_percent"]) < 91
     empty = rows["replicated", "n1g1"]
-    assert [empty[c] for c in ("energy_wh", "wh_per_db", "gpu_power_average_w")] == [""] * 3, (
+    assert [empty[c] for c in ("energy_wh", "gpu0_memory_peak_gib", "gpu_power_average_w")] == [""] * 3, (
         "unknown is not 0"
     )
 
@@ -229,7 +226,8 @@ def test_an_imported_runs_gpus_are_rows_too(tmp_path):
     assert [r["energy_wh"] for r in table(tmp_path, "resources.csv")] == ["", "50.0"]
     (run,) = table(tmp_path, "runs.csv")
     assert run["gpu_power_average_w"] == "250.0"
-    assert run["energy_wh"] == "" == run["wh_per_db"], "half of the energy is not the energy"
+    assert run["gpu0_memory_peak_gib"] == "9.0"
+    assert run["energy_wh"] == "" == run["wh_per_db_gained"], "half of the energy is not the energy"
 
 
 def test_records_alone_say_whose_samples_are_elsewhere_and_how_to_get_them(tmp_path):

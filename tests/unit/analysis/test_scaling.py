@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist3dgs.analysis import (
-    Spread,
     compute_to_comm,
     efficiency,
     fit_amdahl,
@@ -212,9 +211,11 @@ def test_cost_counts_what_was_allocated():
     assert rank_hours(make_record(total_s=None)) is None
 
 
-def test_spread_ignores_unknowns():
-    assert Spread.of([None, 3.0, 1.0, float("nan"), 2.0]) == Spread(2.0, 1.0, 3.0, 3)
-    assert Spread.of([None]) is None
+def test_repeats_that_do_not_know_a_metric_are_left_out_of_its_median():
+    losses = (None, 3.0, 1.0, 2.0)
+    (row,) = point_rows([make_record(repeat=i, loss=v, epochs=None) for i, v in enumerate(losses)])
+    assert [row[f"loss{end}"] for end in ("", "_min", "_max")] == [2.0, 1.0, 3.0]
+    assert row.get("epochs") is None and row.get("epochs_min") is None
 
 
 def by_point(records, baseline=None):
@@ -284,6 +285,20 @@ def test_another_baseline_can_be_named():
     rows = by_point(records, "replicated/n1g2")
     assert rows["replicated", "n1g4"]["speedup"] == pytest.approx(1.5)
     assert rows["replicated", "n1g1"]["speedup"] == pytest.approx(0.5)
+    assert {r["baseline_is"] for r in rows.values()} == {"named"}
+
+
+def test_a_scene_without_the_named_baseline_says_what_it_is_compared_with():
+    rows = by_point([make_record(), make_record(layout="n1g4")], "replicated/n1g2")
+    row = rows["replicated", "n1g4"]
+    assert row["baseline_layout"] == "n1g1" and row["baseline_is"] == "one_rank"
+    assert "not compared with replicated/n1g2, the baseline of the config" in row["reason"]
+
+
+def test_a_baseline_on_several_ranks_is_told_from_one_on_one_rank():
+    rows = by_point([make_record(layout="n1g4"), make_record(layout="n1g8")])
+    assert {r["baseline_is"] for r in rows.values()} == {"smallest"}
+    assert by_point([make_record()])["replicated", "n1g1"]["baseline_is"] == "one_rank"
 
 
 def test_runs_on_other_hardware_are_never_one_speedup_or_one_mean():
@@ -297,6 +312,24 @@ def test_runs_on_other_hardware_are_never_one_speedup_or_one_mean():
     row = rows["replicated", "n1g2"]
     assert row["images_per_s"] == row["images_per_s_max"] == 18.0 and row["n_ok"] == 2
     assert "1 run left out: other hardware" in row["reason"]
+
+
+def test_a_point_is_not_compared_with_a_baseline_that_counts_runs_of_other_hardware():
+    """One rank ran on both machines; each larger layout on one of them."""
+    one = [make_record(repeat=0, images_per_s=10.0), make_record(repeat=1, images_per_s=10.0)]
+    one.append(make_record(repeat=2, gpu=True, images_per_s=100.0))
+    larger = [
+        make_record(layout="n1g2", images_per_s=19.0),
+        make_record(layout="n1g4", gpu=True, images_per_s=380.0),
+    ]
+    rows = by_point([*one, *larger])
+    assert rows["replicated", "n1g2"]["speedup"] == pytest.approx(1.9)
+    four = rows["replicated", "n1g4"]
+    assert four.get("speedup") is None and four["outcome"] == "not_compared" and "hardware" in four["reason"]
+    rows = by_point([*one, larger[1]])
+    assert rows["replicated", "n1g4"]["speedup"] == pytest.approx(3.8), (
+        "the runs that others need are counted"
+    )
 
 
 def test_the_spread_of_the_baseline_counts():

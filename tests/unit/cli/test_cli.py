@@ -129,3 +129,33 @@ def test_a_program_that_is_told_to_end_leaves_no_temporary_files(
     process.send_signal(number)
     assert process.wait(timeout=60) == 128 + number
     assert not any(temporary.iterdir())
+
+
+#: Verbs that scripts and profiles of earlier versions call.
+KNOWN = (
+    *("points", "spec", "status", "retry", "verify", "schemas", "photographs", "ingest", "fetch-weights"),
+    *("launch", "evaluate", "record", "tabulate", "check", "figure", "report", "read", "diagnose", "import"),
+    *("partitions", "preflight", "site"),
+)
+
+
+@pytest.mark.parametrize("verb", KNOWN)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and f"usage: dist3dgs {verb} " in shown
+
+
+def test_help_imports_nothing_but_the_command_line() -> None:
+    code = """
+import sys
+from dist3dgs.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print(*(m for m in ("pydantic", "yaml", "numpy", "pandas", "matplotlib", "psutil") if m in sys.modules),
+          file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "partitions" in done.stdout and done.stderr.split() == []

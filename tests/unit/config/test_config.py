@@ -86,7 +86,7 @@ def test_a_mistake_in_yaml_is_told_in_one_line_with_file_and_line(
 ) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=rf"x\.yaml, line {line}\b.*: not valid YAML: ") as caught:
+    with pytest.raises(UserError, match=rf"x\.yaml, line {line}\b.*not valid YAML") as caught:
         load_yaml(path)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -94,7 +94,7 @@ def test_a_mistake_in_yaml_is_told_in_one_line_with_file_and_line(
 def test_mistakes_that_have_no_line_are_told_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("a: &a\n  b: *a\n")
-    with pytest.raises(UserError, match=r"x\.yaml: not valid YAML: .*[Cc]ircular"):
+    with pytest.raises(UserError, match=r"x\.yaml.*[Cc]ircular"):
         load_yaml(path)
     path = tmp_path / "x.json"
     path.write_text('{"a": 1,\n"b" 2}')
@@ -146,6 +146,9 @@ def test_the_last_file_that_has_a_setting_is_named() -> None:
         ),
         ({"exclude": [{"layout": "n1g8", "reason": "x"}]}, r"more.yaml: exclude\[0\].*'n1g8'.*n1g"),
         ({"exclude": [{"scene": "nope", "reason": "x"}]}, "known: builtin"),
+        ({"baseline": "n1g2"}, "more.yaml: baseline 'n1g2': expected strategy/layout, e.g. replicated/n1g1"),
+        ({"baseline": "replicate/n1g2"}, "no strategy 'replicate'; did you mean 'replicated'"),
+        ({"baseline": "replicated/n1g8"}, "no layout 'n1g8'"),
     ],
 )
 def test_a_mistake_names_the_file_on_top(
@@ -208,10 +211,10 @@ def test_a_file_on_top_of_the_new_definition_changes_that_one(repository: Path, 
 def test_a_definition_that_cannot_be_right_names_both_files(repository: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "more.yaml"
     overlay.write_text("scene_library: {room: {colmap: /m}}")
-    with pytest.raises(UserError, match=r"more\.yaml on top of .*scenes\.yaml: room: colmap needs `images`"):
+    with pytest.raises(UserError, match=r"more\.yaml.*scenes\.yaml.*room.*`images`"):
         load_study(repository / "config", [overlay])
     overlay.write_text("scene_library: {room: {download: tandt/train, builtin: {}}}")
-    with pytest.raises(UserError, match="it has builtin and download"):
+    with pytest.raises(UserError, match="builtin and download"):
         load_study(repository / "config", [overlay])
 
 
@@ -235,9 +238,7 @@ def test_home_folders_are_found_wherever_a_path_stands(
     assert (site.image, site.binds) == (f"{tmp_path}/x.sif", [f"{tmp_path}/data:/data"])
     for text in ("results: ~nobody-of-that-name/r", "scene_library: {a: {images: ~nobody-of-that-name/p}}"):
         overlay.write_text(text)
-        with pytest.raises(
-            UserError, match=r"more\.yaml: .*no home folder is known for ~nobody-of-that-name"
-        ):
+        with pytest.raises(UserError, match=r"more\.yaml.*~nobody-of-that-name"):
             load_study(repository / "config", [overlay])
 
 

@@ -15,10 +15,11 @@ from dist3dgs.diagnosis import diagnose
 from dist3dgs.diagnosis.rules import RULES, Hit, Tier
 from dist3dgs.diagnosis.scan import scan
 from dist3dgs.runs.causes import CAUSES
+from tests.unit.helpers.bounded import ends_within
 
 FOLDER = Path(__file__).parents[2] / "data" / "logs"
 INDEX = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
-#: Made of more than text lines; tested in test_diagnose_own.py.
+#: Made of more than text lines; tested in test_own_run.py.
 NOT_BY_TEXT = {"killed-by-signal"}
 
 
@@ -120,9 +121,7 @@ def test_errors_while_being_stopped_are_echoes() -> None:
 
 
 def test_patterns_take_linear_time() -> None:
-    """No rule needs longer than a moment for a line made to make regular expressions backtrack."""
-    import time
-
+    """Lines made to make regular expressions backtrack; a pattern that does would go on for hours."""
     from dist3dgs.logs.readers import elastic, epochs, gsplat, nerfstudio, sacct, slurm
     from dist3dgs.logs.step_formats import FORMATS
 
@@ -131,14 +130,12 @@ def test_patterns_take_linear_time() -> None:
     compiled += [p.pattern for m in (nerfstudio, gsplat, elastic, slurm, sacct, epochs) for p in m.FACTS]
     for pattern in compiled:
         for text in hostile:
-            began = time.perf_counter()
-            pattern.search(text)
-            assert time.perf_counter() - began < 1.0, pattern.pattern
+            with ends_within(cpu_s=10, what=pattern.pattern):
+                pattern.search(text)
     for fmt in FORMATS:
         for text in hostile:
-            began = time.perf_counter()
-            fmt.pattern.findall(text.encode())
-            assert time.perf_counter() - began < 1.0, fmt.name
+            with ends_within(cpu_s=10, what=fmt.name):
+                fmt.pattern.findall(text.encode())
 
 
 def test_evidence_is_safe_to_show(tmp_path: Path) -> None:

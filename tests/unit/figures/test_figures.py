@@ -34,7 +34,9 @@ STUDIES = {
 
 _ALL = ("none", "one run", "all failed", "nothing measured")
 _CASES = [
-    (study, name) for study in STUDIES for name in (figures.NAMES if study in _ALL else ("speedup", "phases"))
+    pytest.param(study, name, marks=[] if study == "one run" else pytest.mark.slow)
+    for study in STUDIES
+    for name in (figures.NAMES if study in _ALL else ("speedup", "phases"))
 ]
 
 
@@ -223,7 +225,7 @@ def test_analysis_side_never_imports_torch(tmp_path):
 def test_a_foreign_table_is_refused_with_the_columns_it_lacks(tmp_path):
     study = Drawn(tmp_path, [make_record()])
     (tmp_path / "points.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"points\.csv.*no column scene, strategy.*snakemake tables"):
+    with pytest.raises(UserError, match=r"points\.csv.*scene, strategy.*tables"):
         study.draw("speedup")
 
 

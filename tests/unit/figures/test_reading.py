@@ -72,7 +72,19 @@ def drawable(study, name):
     return name != "resources" or study == "five strategies"
 
 
-@pytest.mark.parametrize(("study", "name"), [(s, n) for s in WORDY for n in figures.NAMES if drawable(s, n)])
+#: The studies that other tests draw as well are drawn in the fast tests too.
+EVERY_FIGURE = pytest.mark.parametrize(
+    ("study", "name"),
+    [
+        pytest.param(s, n, marks=[] if s in ("one", "five strategies") else pytest.mark.slow)
+        for s in WORDY
+        for n in figures.NAMES
+        if drawable(s, n)
+    ],
+)
+
+
+@EVERY_FIGURE
 def test_no_words_overlap_or_leave_the_page(drawn, study, name):
     figure = drawn[study].picture(name)
     page = figure.bbox
@@ -87,7 +99,7 @@ def test_no_words_overlap_or_leave_the_page(drawn, study, name):
         assert min(overlap) < 2, f"{first!r} and {second!r}"
 
 
-@pytest.mark.parametrize(("study", "name"), [(s, n) for s in WORDY for n in figures.NAMES if drawable(s, n)])
+@EVERY_FIGURE
 def test_figures_fit_a_page_and_panels_keep_their_room(drawn, study, name):
     figure = drawn[study].picture(name)
     width, height = figure.get_size_inches() * 25.4

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from dist3dgs import figures
-from dist3dgs.analysis.tables import tabulate
+from dist3dgs.analysis.tables import tabulate, write_table
 from dist3dgs.figures import style
 from dist3dgs.figures.study import Study
 from tests.unit.helpers.records import write_records
@@ -28,8 +28,16 @@ class Drawn:
         return self.draw(name).with_name(f"{name}.svg").read_text(encoding="utf-8")
 
     def rows(self, name):
-        with self.draw(name).with_name(f"{name}.csv").open(newline="", encoding="utf-8") as f:
+        """The figure's csv as it would be read again, without drawing the figure."""
+        module = importlib.import_module(f"dist3dgs.figures.{name}")
+        path = self.folder / f"{name}.csv"
+        write_table(path, module.data(self.study), module.COLUMNS)
+        with path.open(newline="", encoding="utf-8") as f:
             return list(csv.DictReader(f))
+
+    @functools.cached_property
+    def study(self):
+        return Study.load(self.folder / "runs.csv", self.folder / "points.csv", self.paths)
 
     @functools.cache  # noqa: B019
     def picture(self, name):
@@ -37,9 +45,8 @@ class Drawn:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         module = importlib.import_module(f"dist3dgs.figures.{name}")
-        study = Study.load(self.folder / "runs.csv", self.folder / "points.csv", self.paths)
         with style.styled():
-            figure = module.plot(module.data(study))
+            figure = module.plot(module.data(self.study))
             FigureCanvasAgg(figure)
             figure.draw_without_rendering()
         return figure

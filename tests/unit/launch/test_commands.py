@@ -188,6 +188,7 @@ def test_node_usage(capsys):
             node.main(words)
 
 
+@pytest.mark.slow
 def test_one_node_line_really_runs(tmp_path):
     """The n1g2 line, as written, starts two ranks."""
     script = tmp_path / "with space.py"
@@ -201,3 +202,10 @@ def test_one_node_line_really_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split("\n"))[1:] == ["rank 0 of 2", "rank 1 of 2"]
     assert shlex.join(words).startswith(shlex.quote(sys.executable))
+
+
+def test_ranks_on_gpus_number_them_as_nvml_does_and_users_settings_stay():
+    settings = commands.gpu_settings({})
+    assert settings == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert commands.gpu_settings({"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "PYTORCH_CUDA_ALLOC_CONF": "x"}) == {}
+    assert "PYTORCH_ALLOC_CONF" not in commands.gpu_settings({"PYTORCH_ALLOC_CONF": "x"})

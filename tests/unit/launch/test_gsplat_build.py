@@ -1,5 +1,6 @@
-"""gsplat's extension is built by one process at a time, before the ranks; a gsplat of our own stands in for it."""
+"""gsplat's extension is built by one process at a time, before the ranks; sources of a few lines stand in for its."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,74 +10,119 @@ from pathlib import Path
 import pytest
 
 from dist3dgs.config.matrix import spec_json
+from dist3dgs.errors import UserError
 from dist3dgs.launch import gsplat_build
+from dist3dgs.monitoring.nvml import GpuIdentity
 from tests.unit.helpers import tiny
 
-#: As gsplat 1.5.3 in what matters: who comes while another builds, spoils it.
-BACKEND = """
-import os, pathlib, time, types
-folder = pathlib.Path(os.environ["TORCH_EXTENSIONS_DIR"], "gsplat_cuda")
-library, busy = folder / "gsplat_cuda.so", folder / "busy"
-if {built!r} and not library.exists():
-    folder.mkdir(parents=True, exist_ok=True)
-    if busy.exists():
-        raise RuntimeError("Error building extension 'gsplat_cuda': two at once")
-    busy.touch(); time.sleep(1.0); busy.unlink()
-    (folder / "builds").open("a").write("x")
-    library.touch()
-if {fails!r}:
-    raise RuntimeError("Error building extension 'gsplat_cuda'")
-_C = types.SimpleNamespace(__file__=str(library)) if {built!r} else None
+MODULE = """
+#include <Python.h>
+extern "C" int answer();
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "gsplat_cuda", nullptr, -1, nullptr};
+PyMODINIT_FUNC PyInit_gsplat_cuda() {
+    PyObject *module = PyModule_Create(&definition);
+    PyModule_AddIntConstant(module, "answer", answer());
+    return module;
+}
+"""
+#: A compiler that notes what it compiles, and waits for ever at a source whose name is in `hang`.
+COMPILER = """#!/bin/sh
+case "$*" in *" -c "*)
+    for word in "$@"; do case "$word" in *.cpp) name=$(basename "$word") ;; esac; done
+    echo "$name" >> {folder}/compiled
+    if [ "$name" = "$(cat {folder}/hang 2>/dev/null)" ]; then sleep 60; fi
+esac
+exec g++ "$@"
 """
 
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A gsplat first on the path of child processes; returns a function that says how its import goes."""
+    """A gsplat first on the path of child processes; returns a function that writes its sources."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'fake'}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    (tmp_path / "c++").write_text(COMPILER.format(folder=tmp_path))
+    (tmp_path / "c++").chmod(0o755)
 
-    def make(*, built: bool = True, fails: bool = False) -> Path:
+    def make(answer: str = "return 42;", cuda: bool = False) -> Path:
         package = tmp_path / "fake/gsplat/cuda"
-        package.mkdir(parents=True, exist_ok=True)
+        (package / "csrc").mkdir(parents=True, exist_ok=True)
         (package.parent / "__init__.py").touch()
-        (package / "__init__.py").touch()
-        (package / "_backend.py").write_text(BACKEND.format(built=built, fails=fails))
+        (package / "ext.cpp").write_text(MODULE)
+        (package / "csrc/answer.cpp").write_text(f'extern "C" int answer() {{ {answer} }}')
+        if cuda:
+            (package / "csrc/kernel.cu").touch()
         return tmp_path / "built"
 
     return make
 
 
 COMMAND = [sys.executable, "-m", gsplat_build.MODULE]
+LOADED = "from dist3dgs.launch import gsplat_build; gsplat_build.load(); from gsplat import csrc; print(csrc.answer)"
 
 
-def test_many_processes_build_once(fake):
+def compiled(folder: Path) -> list[str]:
+    return sorted((folder / "compiled").read_text().split())
+
+
+@pytest.mark.slow
+def test_many_processes_build_once_and_load_without_a_compiler(fake, tmp_path, monkeypatch):
     built = fake()
-    processes = [subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert not gsplat_build.is_ready()
+    processes = [subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     said = [p.communicate(timeout=60)[1] for p in processes]
-    assert [p.returncode for p in processes] == [0] * 4, said
-    assert (built / "gsplat_cuda/builds").read_text() == "x"
-
-
-def test_what_was_built_is_not_imported_again(fake):
-    built = fake()
-    assert not gsplat_build.is_ready()
-    subprocess.run(COMMAND, check=True, capture_output=True)
+    assert [p.returncode for p in processes] == [0] * 3, said
+    assert compiled(tmp_path) == ["answer.cpp", "ext.cpp"]
     assert gsplat_build.is_ready()
-    (built / "gsplat_cuda/gsplat_cuda.so").unlink()
+    # A rank on a node without ninja, compiler and toolkit.
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True)
+    assert done.stdout == "42\n", done.stderr
+    (library,) = built.glob("*/gsplat_cuda.so")
+    library.unlink()
     assert not gsplat_build.is_ready()
 
 
+@pytest.mark.slow
+def test_a_build_that_was_cut_short_continues(fake, tmp_path):
+    fake()
+    (tmp_path / "hang").write_text("ext.cpp")
+    child = subprocess.Popen(COMMAND, stderr=subprocess.PIPE, start_new_session=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not list((tmp_path / "built").glob("*/answer.o")):
+        time.sleep(0.02)
+    time.sleep(0.1)  # for ninja to write it down
+    os.killpg(child.pid, 9)
+    child.communicate()
+    (tmp_path / "hang").unlink()
+    assert list((tmp_path / "built").glob("*/lock")), "PyTorch's lock was left behind"
+    assert subprocess.run(COMMAND, capture_output=True, timeout=60).returncode == 0
+    assert compiled(tmp_path) == ["answer.cpp", "ext.cpp", "ext.cpp"]
+
+
+@pytest.mark.slow
+def test_ninja_is_found_beside_the_interpreter(fake, monkeypatch):
+    fake()
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    done = subprocess.run(COMMAND, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("sources", "says"),
     [
-        ({"built": False}, "CUDA toolkit to build it was not found"),
-        ({"fails": True}, "Error building extension"),
+        ({"cuda": True}, "CUDA toolkit to build it was not found"),
+        ({"answer": "no C++"}, "Error building extension"),
     ],
 )
-def test_no_compiler_and_a_failed_build_say_what_to_set(fake, how, says):
-    fake(**how)
-    done = subprocess.run(COMMAND, capture_output=True, text=True)
+def test_no_toolkit_and_a_failed_build_say_what_to_set(fake, tmp_path, monkeypatch, sources, says):
+    fake(**sources)
+    monkeypatch.setattr(gsplat_build, "toolkit", lambda *_: None)
+    code = "import sys\nfrom dist3dgs.launch import gsplat_build as g\ng.toolkit = lambda *_: None\nsys.exit(g.main())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
     for word in (
         "CUDA_HOME",
@@ -86,6 +132,89 @@ def test_no_compiler_and_a_failed_build_say_what_to_set(fake, how, says):
     ):
         assert word in done.stderr
     assert not gsplat_build.is_ready()
+
+
+def nvcc(home: Path, release: str = "12.8") -> Path:
+    for name in ("bin", "include"):
+        (home / name).mkdir(parents=True)
+    (home / "bin/nvcc").write_text(
+        f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.9'\n"
+    )
+    (home / "bin/nvcc").chmod(0o755)
+    return home
+
+
+def test_a_script_that_calls_nvcc_does_not_hide_the_toolkit(tmp_path):
+    """As where a distribution puts a wrapper into /usr/local/bin: PyTorch would take /usr/local for the toolkit."""
+    real = nvcc(tmp_path / "real")
+    (real / "include/cuda_runtime.h").touch()
+    wrapper = nvcc(tmp_path / "usr")
+    on_path = {"PATH": f"{wrapper}/bin"}
+    assert gsplat_build.toolkit(on_path) != wrapper
+    assert gsplat_build.toolkit(on_path | {"CUDA_HOME": str(real)}) == real
+    (wrapper / "bin/nvcc").unlink()
+    (wrapper / "bin/nvcc").symlink_to(real / "bin/nvcc")
+    assert gsplat_build.toolkit(on_path) == real
+
+
+@pytest.mark.parametrize(
+    ("torchs", "architectures", "says"),
+    [
+        ("12.4", ["9.0"], None),
+        ("13.0", ["9.0"], "first numbers must be the same"),
+        (None, ["9.0"], "is a CPU build"),
+        ("12.8", [], "no GPU is seen"),
+    ],
+)
+def test_the_toolkit_is_compared_with_pytorch(tmp_path, monkeypatch, torchs, architectures, says):
+    home = nvcc(tmp_path)
+    (home / "include/cuda_runtime.h").touch()
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.setattr("torch.version.cuda", torchs)
+    if says is None:
+        gsplat_build._check_toolkit(architectures)
+    else:
+        with pytest.raises(UserError, match=says):
+            gsplat_build._check_toolkit(architectures)
+
+
+def test_a_build_is_for_the_gpus_it_has_code_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    library = tmp_path / "gsplat_cuda.so"
+    library.touch()
+    note = tmp_path / f"{gsplat_build._prefix()}-8.0.ready"
+    note.write_text(json.dumps({"library": str(library), "architectures": ["8.0"]}))
+    gpus = [GpuIdentity(0, "GPU-a", "8.6"), GpuIdentity(1, "GPU-b", "9.0")]
+    monkeypatch.setattr(gsplat_build, "identities", lambda: gpus)
+    assert gsplat_build.library() is None, "an H100 was added to the cluster of A100s"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+    assert gsplat_build.library() == library
+    monkeypatch.setattr(gsplat_build, "identities", list)
+    assert gsplat_build.library() == library, "no driver that tells"
+    note.write_text("not a note")
+    assert gsplat_build.library() is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "runs"),
+    [("9.0", True), ("8.0", False), ("8.0+PTX", True), ("9.0a", True), ("8.9a", False), ("10.0", False),
+     ("Hopper", True)],
+)  # fmt: skip
+def test_which_code_runs_on_an_h100(architecture, runs):
+    assert gsplat_build.covers([architecture], "9.0") is runs
+
+
+@pytest.mark.parametrize(
+    ("installed", "good"), [("1.5.3", True), ("1.5.3+pt24cu124", True), ("1.6.0", False)]
+)
+def test_a_gsplat_with_another_interface_is_refused(monkeypatch, installed, good):
+    monkeypatch.setattr(gsplat_build, "version", lambda name: installed)
+    if good:
+        gsplat_build.check_version()
+    else:
+        with pytest.raises(UserError, match=r"gsplat>=1\.5\.3,<1\.6"):
+            gsplat_build.check_version()
 
 
 def test_a_build_that_takes_too_long_ends_with_its_compilers(tmp_path):
@@ -103,7 +232,7 @@ def test_a_build_that_takes_too_long_ends_with_its_compilers(tmp_path):
 
 @pytest.mark.slow
 def test_a_launch_on_gpus_builds_before_any_rank_and_records_what_is_missing(fake, tmp_path, monkeypatch):
-    fake(built=False)
+    fake(cuda=True)
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho GPU-0\n")
     smi.chmod(0o755)

@@ -191,10 +191,8 @@ def test_a_rank_that_hangs_costs_one_checkpoint_interval_where_restarts_are_allo
 def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(tiny_scene, tmp_path):
     running = tiny.Running(tiny.spec("n1g2", timeout_s=8, **ONLY_STEPS), tiny_scene, tmp_path)
     running.wait_for("step", 12)
-    started = time.monotonic()
     os.kill(running.pid(1), signal.SIGSTOP)
     assert running.end(patience_s=60) == 0
-    assert time.monotonic() - started < 8 + 40
     record = tiny.judged(tmp_path)
     assert record.status == "failed" and record.failure is not None
     assert record.failure.cause == "collective_timeout"

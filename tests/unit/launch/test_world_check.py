@@ -10,7 +10,9 @@ import pytest
 
 from dist3dgs.config.matrix import spec_json
 from dist3dgs.config.models import RunSpec
+from dist3dgs.launch import world_check
 from dist3dgs.launch.world_check import check_world, layers_of, refusal, visible_gpus
+from dist3dgs.monitoring.nvml import GpuIdentity
 from dist3dgs.runs.events import read_events
 from dist3dgs.slurm.allocation import Allocation, Node, Step, _cpus_per_node, step
 from tests.unit.helpers import tiny
@@ -52,9 +54,46 @@ def test_visible_gpus_are_those_listed(gpus, monkeypatch, listed, seen):
     assert len(visible_gpus()) == seen
 
 
-def test_no_driver_is_no_gpu(monkeypatch):
+def test_no_driver_is_no_gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(world_check, "identities", lambda: [])
+    monkeypatch.setattr(world_check, "DEVICES", tmp_path)
     assert visible_gpus() == []
+
+
+def test_gpus_are_seen_without_nvidia_smi(monkeypatch, tmp_path):
+    """It is missing from many containers, and takes longer than any patience on a node without persistence mode."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(world_check, "SMI_TIMEOUT_S", 0.2)
+    slow = tmp_path / "nvidia-smi"
+    slow.write_text("#!/bin/sh\nexec /bin/sleep 20\n")
+    slow.chmod(0o755)
+    found = [GpuIdentity(0, "GPU-a", "9.0"), GpuIdentity(1, "GPU-b", "9.0")]
+    monkeypatch.setattr(world_check, "identities", lambda: found)
+    assert visible_gpus() == ["GPU-a", "GPU-b"]
+    monkeypatch.setattr(world_check, "identities", lambda: [])
+    for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(world_check, "DEVICES", tmp_path)
+    assert visible_gpus() == ["0", "2", "10"]
+
+
+def test_a_split_gpu_counts_as_its_instances(monkeypatch, tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = -L ]; then\n'
+        'echo "GPU 0: NVIDIA H100 (UUID: GPU-a)"\n'
+        'echo "  MIG 3g.40gb     Device  0: (UUID: MIG-1)"\n'
+        'echo "  MIG 3g.40gb     Device  1: (UUID: MIG-2)"\n'
+        'echo "GPU 1: NVIDIA H100 (UUID: GPU-b)"\n'
+        "else\necho GPU-a, Enabled\necho GPU-b, Disabled\nfi\n"
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ["MIG-1", "MIG-2", "GPU-b"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist3dgs.monitoring import sampler
-from dist3dgs.monitoring.nvml import GpuState, Nvml, driver_version
+from dist3dgs.monitoring.nvml import GpuIdentity, GpuState, Nvml, driver_version, identities
 
 #: GPU 0 as a driver from 510 on shows it, GPU 1 not this job's, GPU 2 under MIG: no utilisation, no memory v2.
 LIBRARY = """
@@ -32,6 +32,21 @@ int nvmlDeviceGetMemoryInfo(void *d, memory *m) {
 int nvmlDeviceGetUtilizationRates(void *d, rates *r) {
     if (d == &devices[2]) return 3;
     r->gpu = 97; r->memory = 12; return 0;
+}
+static int slices[2];
+int nvmlDeviceGetMigMode(void *d, unsigned *now, unsigned *next) { *now = *next = d == &devices[2]; return 0; }
+int nvmlDeviceGetMaxMigDeviceCount(void *d, unsigned *n) { *n = 7; return 0; }
+int nvmlDeviceGetMigDeviceHandleByIndex(void *d, unsigned i, void **s) {
+    if (i > 1) return 6;
+    *s = &slices[i]; return 0;
+}
+int nvmlDeviceGetUUID(void *d, char *text, unsigned n) {
+    if (n != 96) return 7;
+    strcpy(text, d == &slices[0] ? "MIG-a" : d == &slices[1] ? "MIG-b" : "GPU-0"); return 0;
+}
+int nvmlDeviceGetCudaComputeCapability(void *d, int *major, int *minor) {
+    if (d == &slices[0] || d == &slices[1]) return 3;
+    *major = 9; *minor = 0; return 0;
 }
 int nvmlSystemGetDriverVersion(char *text, unsigned n) {
     if (n != 80) return 7;
@@ -59,6 +74,13 @@ def test_gpus_that_are_ours_with_what_the_driver_knows(library: Path) -> None:
         GpuState(2, memory_gib=2.0, utilisation_percent=None, power_w=345.21),
     ]
     nvml.close()
+
+
+def test_a_split_gpu_is_its_instances(library: Path, tmp_path: Path) -> None:
+    whole, *slices = identities(str(library))
+    assert whole == GpuIdentity(0, "GPU-0", "9.0")
+    assert slices == [GpuIdentity(2, "MIG-a", "9.0"), GpuIdentity(2, "MIG-b", "9.0")]
+    assert identities(str(tmp_path / "none.so")) == []
 
 
 def test_the_driver_says_its_version_where_there_is_one(library: Path, tmp_path: Path) -> None:

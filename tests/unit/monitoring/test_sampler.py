@@ -37,6 +37,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
+@pytest.mark.slow
 def test_the_whole_tree_is_seen(tmp_path: Path) -> None:
     path = resources_path(tmp_path, "node1")
     process = subprocess.Popen([sys.executable, "-c", BUSY.replace("{s}", "120")])
@@ -97,13 +98,14 @@ def test_nvidia_smi_rows() -> None:
 
 def test_sampling_costs_less_than_one_percent_of_a_core(tmp_path: Path) -> None:
     monitor = Monitor(os.getpid(), tmp_path / "r.csv", "n")
-    monitor._sample()
+    monitor.sample()
     started = time.process_time()
     for _ in range(10):
-        monitor._sample()
+        monitor.sample()
     assert (time.process_time() - started) / 10 / monitor.interval_s < 0.01
 
 
+@pytest.mark.slow
 def test_costly_samples_are_taken_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a node where a sample takes 20 ms of a core the next one is 2 s later, however short the interval."""
 
@@ -153,18 +155,18 @@ def test_disk_bytes_are_the_jobs_own_and_outlive_its_processes(tmp_path: Path) -
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x")])
     monitor = Monitor(process.pid, tmp_path / "r.csv", "n")
     deadline = time.time() + 60
-    row = monitor._sample()[0]
+    row = monitor.sample()[0]
     while row.get("disk_write_bytes", 0) < 8 << 20 and time.time() < deadline:
         if "disk_write_bytes" not in row and not Path(f"/proc/{process.pid}/io").exists():
             pytest.skip("no /proc/PID/io here")
         time.sleep(0.1)
-        row = monitor._sample()[0]
+        row = monitor.sample()[0]
     process.kill()
     process.wait()
     if not row.get("disk_write_bytes"):
         pytest.skip("the temporary folder is in memory: nothing is written to storage")
     assert 8 << 20 <= row["disk_write_bytes"] < 64 << 20, "not what all others on the machine write"
-    assert monitor._sample()[0]["disk_write_bytes"] == row["disk_write_bytes"]
+    assert monitor.sample()[0]["disk_write_bytes"] == row["disk_write_bytes"]
 
 
 @pytest.mark.parametrize(

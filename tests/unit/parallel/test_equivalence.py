@@ -24,6 +24,8 @@ KINDS = {"replicated": Replicated, "sharded": Sharded}
 GLOBAL_BATCH = 12  # divisible by 1, 2, 3 and 4 ranks
 NUM_GAUSSIANS = 203  # by none of 2, 3 and 4
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+SINGLE_PRECISION = pytest.param(torch.float32, marks=pytest.mark.slow)
+FOUR_RANKS = pytest.param(4, marks=pytest.mark.slow)
 
 
 def some_gaussians(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -112,8 +114,8 @@ def single():
     return answer
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float64, SINGLE_PRECISION], ids=["float64", "float32"])
+@pytest.mark.parametrize("world_size", [1, 2, 3, FOUR_RANKS])
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
 @pytest.mark.parametrize("sh_degree, absgrad", [(3, False), (0, True)], ids=["sh3", "sh0-absgrad"])
 def test_gradients_are_those_of_one_process(single, kind, world_size, dtype, sh_degree, absgrad):
@@ -164,7 +166,7 @@ def trainer_step(comm: Communicator, kind: str, scene: Path, out: Path) -> dict[
     return {k: t[order] for k, t in rows.items() if k.endswith(".exp_avg")} | {"size": rows["scales"][order]}
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("world_size", [2, 3, FOUR_RANKS])
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
 def test_penalties_and_background_are_those_of_one_process(kind, world_size, tiny_scene, tmp_path):
     want = trainer_step(Communicator(), "replicated", tiny_scene, tmp_path / "one")

@@ -126,6 +126,7 @@ def idle_meanwhile(comm: Communicator) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_gloo_says_when_a_collective_ended():
     """4 kB under way while the ranks do something else for a second."""
     for rank in run_ranks(2, idle_meanwhile):

@@ -28,6 +28,7 @@ print(type(make_parallel(spec, Communicator(), get_renderer("cpu"), torch.device
 """
 
 
+@pytest.mark.slow
 def test_an_entry_point_adds_a_strategy(tmp_path: Path, repository: Path) -> None:
     (tmp_path / "scattered.py").write_text(SOURCE)
     (tmp_path / "scattered-1.0.dist-info").mkdir()

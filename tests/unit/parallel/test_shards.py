@@ -248,9 +248,9 @@ def test_one_rank_of_four_workers_may_see_all_their_gpus_and_no_more():
     """`ranks: one`: the run is allowed, so that its record can say `degraded`."""
     (one,) = members("n1g1", visible_devices=4)
     check_members([one], Layout(1, 1), allocated=Layout(1, 4))
-    with pytest.raises(WorldMismatch, match="4 GPUs are visible on n0 and 1 would be used"):
+    with pytest.raises(WorldMismatch, match=r"4 GPUs.* n0 .*1 would"):
         check_members([one], Layout(1, 1))
-    with pytest.raises(WorldMismatch, match="8 GPUs are visible"):
+    with pytest.raises(WorldMismatch, match="8 GPUs"):
         check_members([replace(one, visible_devices=8)], Layout(1, 1), allocated=Layout(1, 4))
 
 

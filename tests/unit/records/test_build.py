@@ -207,7 +207,7 @@ def test_a_broken_summary_is_answered_in_words(tmp_path: Path, text: str) -> Non
     path = tmp_path / "results/mine/replicated/n1g2/r0/launch.json"
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    with pytest.raises(UserError, match=rf"launch\.json: not .*snakemake --profile profiles/local {path}"):
+    with pytest.raises(UserError, match=rf"launch\.json.*snakemake .*{path}"):
         judge(path)
     elsewhere = tmp_path / "launch.json"
     elsewhere.write_text(text)

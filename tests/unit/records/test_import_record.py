@@ -65,9 +65,7 @@ def test_rates_follow_from_step_times(tmp_path: Path) -> None:
     assert m.images is None and m.images_per_s is None
 
 
-@pytest.mark.parametrize(
-    "layout, said", [("n1g1", "2 devices were allocated"), ("n1g4", "2 devices were allocated")]
-)
+@pytest.mark.parametrize("layout, said", [("n1g1", "2 devices.*allocated"), ("n1g4", "2 devices.*allocated")])
 def test_a_layout_that_the_log_contradicts_is_refused(tmp_path: Path, layout: str, said: str) -> None:
     log = write(tmp_path / "job.log", EPOCHS)
     with pytest.raises(UserError, match=said):
@@ -77,7 +75,7 @@ def test_a_layout_that_the_log_contradicts_is_refused(tmp_path: Path, layout: st
 
 
 def test_more_devices_used_than_the_layout_has(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="2 devices were used"):
+    with pytest.raises(UserError, match=r"2 devices.*used"):
         put(tmp_path, write(tmp_path / "a.log", MEGATRON), layout="n1g1")
 
 
@@ -86,7 +84,7 @@ def test_another_logs_record_is_not_replaced(tmp_path: Path) -> None:
     put(tmp_path, first)
     assert put(tmp_path, first).status == "ok", "the same log again"
     other = write(tmp_path / "b.log", EPOCHS.replace("4.1", "4.0"))
-    with pytest.raises(UserError, match=r"record of other logs \(a\.log\)"):
+    with pytest.raises(UserError, match=r"other logs.*a\.log"):
         put(tmp_path, other)
     assert put(tmp_path, other, force=True).metrics.loss == 4.0
 
@@ -102,7 +100,7 @@ def test_a_record_of_our_own_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_nothing_is_no_record(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing is written in it"):
+    with pytest.raises(UserError, match="nothing"):
         put(tmp_path, write(tmp_path / "a.log", ""))
     with pytest.raises(UserError, match="logs of 2 jobs"):
         put(tmp_path, write(tmp_path / "a-47110.log", EPOCHS), write(tmp_path / "a-47120.log", EPOCHS))

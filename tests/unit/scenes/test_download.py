@@ -182,7 +182,7 @@ def test_final_answers_are_not_retried(fetch, server):
 
 def test_giving_up(fetch, server, monkeypatch):
     server.script = ["503"] * 20
-    with pytest.raises(UserError, match=f"not fetched after {module.NUM_TRIES} tries, last reason: HTTP 503"):
+    with pytest.raises(UserError, match=f"{module.NUM_TRIES} tries.*503"):
         fetch()
     assert len(server.log) == module.NUM_TRIES
 
@@ -198,7 +198,7 @@ def test_sums_are_enforced(fetch, server, archive, tmp_path):
     lock = tmp_path / "lock.yaml"
     url = server.url("scenes.zip")
     lock.write_text(yaml.safe_dump({url: {"sha256": "0" * 64, "num_bytes": archive.stat().st_size}}))
-    with pytest.raises(UserError, match=r"SHA-256 .* expected .* 0000") as error:
+    with pytest.raises(UserError, match=r"SHA-256.*expected.*0000") as error:
         fetch()
     assert str(lock) in str(error.value)
     assert not (tmp_path / "data/archives/scenes.zip").exists() and not (tmp_path / "data/garden").exists()
@@ -266,7 +266,7 @@ def test_other_addresses_are_refused(tmp_path, url):
 
 def test_not_an_archive(server, tmp_path):
     server.content["page.zip"] = b"<html>please log in</html>"
-    with pytest.raises(UserError, match="neither a zip nor a tar"):
+    with pytest.raises(UserError, match=r"zip.*tar"):
         fetch_scene(
             "g",
             {"url": server.url("page.zip")},

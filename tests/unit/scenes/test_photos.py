@@ -81,7 +81,7 @@ def test_tiny_pictures_are_left_out(folder):
 def test_huge_pictures_are_left_out(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     save(folder, "bomb.png", noise(640, 480))
-    with pytest.raises(UserError, match=r"bomb\.png: more than 2,000 pixels"):
+    with pytest.raises(UserError, match=r"bomb\.png.*2,000 pixels"):
         prepare(folder)
 
 
@@ -192,9 +192,7 @@ def test_too_few_photographs(tmp_path, num):
     for i in range(num):
         save(folder, f"{i}.jpg")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(
-        UserError, match=rf"{num} usable photographs of {num + 1} files(.|\n)*broken\.jpg: "
-    ) as error:
+    with pytest.raises(UserError, match=rf"{num} usable.*{num + 1} files(.|\n)*broken\.jpg") as error:
         prepare(folder)
     assert str(folder) in str(error.value)
 
@@ -282,9 +280,7 @@ def test_nothing_but_heic_says_how_to_convert(tmp_path):
     folder.mkdir()
     for i in range(40):
         (folder / f"IMG_{i}.HEIC").write_bytes(HEIC)
-    with pytest.raises(
-        UserError, match=r"0 usable photographs of 40(.|\n)*IMG_0\.HEIC(.|\n)*heif-convert"
-    ) as error:
+    with pytest.raises(UserError, match=r"0 usable.*40(.|\n)*IMG_0\.HEIC(.|\n)*heif-convert") as error:
         prepare(folder)
     assert str(error.value).count("heif-convert") == 1
 
@@ -336,7 +332,7 @@ def test_the_root_of_a_dataset_is_refused(dataset, beside):
     assert len(prepare_photos(dataset, dataset.parent / "alone").photos) == 4
     (dataset / beside).parent.mkdir(parents=True, exist_ok=True)
     (dataset / beside).write_bytes(b"x")
-    with pytest.raises(UserError, match=rf"root of a dataset.*`images: {dataset / 'images'}`") as error:
+    with pytest.raises(UserError, match=rf"dataset.*`images: {dataset / 'images'}`") as error:
         prepare(dataset)
     assert (f"`colmap: {dataset}`" in str(error.value)) == beside.startswith("sparse")
 

@@ -125,7 +125,7 @@ def unrelated(tmp_path):
 
 
 def test_unrelated_photographs(unrelated, tmp_path):
-    with pytest.raises(UserError, match=r"sfm_failed: no camera .* any of 4 photographs") as error:
+    with pytest.raises(UserError, match=r"sfm_failed.*4 photographs") as error:
         run_sfm(unrelated, photos_in(unrelated), tmp_path / "work", SFM, say=print)
     assert "features per photograph" in str(error.value) and "overlapping" in str(error.value)
 
@@ -135,24 +135,23 @@ def test_plain_walls_have_no_features(tmp_path):
     folder.mkdir(), work.mkdir()
     for i in range(3):
         Image.new("RGB", (200, 150), (120, 120, 120 + i)).save(folder / f"{i}.png")
-    with pytest.raises(UserError, match=r"sfm_failed: no camera .* 3 photographs.*median 0"):
+    with pytest.raises(UserError, match=r"sfm_failed.*3 photographs.*median 0"):
         run_sfm(folder, photos_in(folder), work, SFM, say=print)
 
 
 def test_the_time_limit_holds(unrelated, tmp_path):
-    with pytest.raises(UserError, match=r"sfm_failed: .* stopped after 0 s.*sfm\.timeout_s"):
+    with pytest.raises(UserError, match=r"sfm_failed.*0 s.*sfm\.timeout_s"):
         run_sfm(unrelated, photos_in(unrelated), tmp_path / "work", SfmSettings(timeout_s=0.3), say=print)
 
 
+@pytest.mark.slow
 def test_the_memory_limit_holds(unrelated, tmp_path):
     """A photograph far too large for the limit: the child ends with an error, and only the child."""
     for path in unrelated.glob("*.png"):
         with Image.open(path) as image:
             image.resize((3000, 2000)).save(path, compress_level=1)
     settings = SfmSettings(memory_gib=0.25, max_image_px=3000, num_threads=1)
-    with pytest.raises(
-        UserError, match=r"sfm_failed: .* died in the stage extract .*bad_alloc.*sfm\.memory_gib"
-    ):
+    with pytest.raises(UserError, match=r"sfm_failed.*extract.*bad_alloc.*sfm\.memory_gib"):
         run_sfm(unrelated, photos_in(unrelated), tmp_path / "work", settings, say=print)
 
 

@@ -53,6 +53,7 @@ def test_models_that_were_edited_by_hand(
     assert report["num_images"]["registered"] == registered and words in notes(report)
 
 
+@pytest.mark.slow
 def test_new_camera_models(shared: Path, tmp_path: Path) -> None:
     folder = made(shared, tmp_path, "03")
     models = sorted(folder.glob("model-*"))

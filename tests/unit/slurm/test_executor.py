@@ -223,6 +223,7 @@ def test_a_changed_interface_is_named():
     assert "next_seconds_between_status_checks" in interface_problem(Fixed)
 
 
+@pytest.mark.slow
 def test_snakemake_stops_at_once_and_in_one_line(repository, tmp_path):
     """A newer plugin, by its metadata: no graph is built, other profiles run on."""
     info = tmp_path / "snakemake_executor_plugin_slurm-2.9.0.dist-info"

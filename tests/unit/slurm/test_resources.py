@@ -126,6 +126,7 @@ def test_the_next_submission_follows_the_reason(tmp_path):
     assert planner(tmp_path).resources(point, 3, "{}") == small_resources(read_site(SITE))
 
 
+@pytest.mark.slow
 def test_an_outcome_is_published_after_a_launcher_that_outlives_its_job(tmp_path, monkeypatch):
     """Where Slurm has ended the job and its processes live on: what they do last must not undo what is published."""
     from dist3dgs.slurm import planner as module

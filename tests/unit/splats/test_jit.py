@@ -1,6 +1,7 @@
 """The little kernel language, its compiler and its cache."""
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ import llvmlite.ir as ir
 import pytest
 import torch
 
+from dist3dgs.splats import loss_window
 from dist3dgs.splats.cpu.jit import build, threads, vmath
 from dist3dgs.splats.cpu.jit.build import CACHE_VARIABLE, compile_object, load_kernels, target_cpu
 from dist3dgs.splats.cpu.jit.ir import F32, F64, I32, I64, Kernel
-from dist3dgs.splats.cpu.kernels import blend, project, tiles
+from dist3dgs.splats.cpu.kernels import blend, library, photometric, project, tiles
+from dist3dgs.splats.render import api
 
 REALS = pytest.mark.parametrize(("real", "dtype"), [(F32, torch.float32), (F64, torch.float64)])
 
@@ -108,6 +111,34 @@ print(hashlib.sha256(image.colors.detach().numpy().tobytes() + means.grad.numpy(
     )
     assert out.returncode == 0, out.stderr
     return out.stdout.strip()
+
+
+R_X86_64_64 = 1  # of the System V ABI, table 4.9
+
+
+@pytest.mark.parametrize("real", [F32, F64])
+@pytest.mark.parametrize(
+    ("name", "writer", "sources"),
+    [
+        ("render", library.write_all, [*Path(library.__file__).parent.glob("*.py"), Path(api.__file__)]),
+        ("loss", photometric.write_all, [Path(photometric.__file__), Path(loss_window.__file__)]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_code_and_constants_may_lie_anywhere(name, writer, sources, real, monkeypatch):
+    """Every address has 64 bits: beside a CUDA build of PyTorch sections lie over 2 GiB apart, and LLVM aborted."""
+    if not llvm.get_process_triple().startswith("x86_64"):
+        pytest.skip("relocations of x86-64")
+    monkeypatch.setattr(build, "_load_object", lambda code: code)
+    code = load_kernels(name, writer, real, sources)
+    kinds = [
+        struct.unpack_from("<QQq", data, at)[1] & 0xFFFFFFFF
+        for section in llvm.ObjectFileRef.from_data(code).sections()
+        if (section.name() or b"").startswith(b".rela")
+        for data in [section.data()]
+        for at in range(0, len(data), 24)
+    ]
+    assert set(kinds) == {R_X86_64_64}
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dist3dgs.errors import UserError
-from dist3dgs.splats.loss import l1_ssim_loss, psnr, ssim, ssim_reference
+from dist3dgs.splats.loss import TorchLoss, l1_ssim_loss, psnr, ssim, ssim_reference
 
 
 def images(height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -23,9 +23,10 @@ def images(height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     "size",
     [(1, 1), (2, 3), (16, 16), (40, 57), (33, 300), pytest.param((270, 480), marks=pytest.mark.slow)],
 )
-def test_value_and_gradient(size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("function", [l1_ssim_loss, TorchLoss.apply], ids=["kernels", "torch"])
+def test_value_and_gradient(function, size: tuple[int, int], dtype: torch.dtype, tolerance: float) -> None:
     image, target = images(*size, dtype)
-    loss = l1_ssim_loss(image, target)
+    loss = function(image, target, 0.2)
     loss.backward()
     exact, photo = image.detach().double().requires_grad_(), target.double() / 255
     truth = 0.8 * (exact - photo).abs().mean() + 0.2 * (1 - ssim_reference(exact, photo))
@@ -33,7 +34,8 @@ def test_value_and_gradient(size: tuple[int, int], dtype: torch.dtype, tolerance
     assert loss.item() == pytest.approx(truth.item(), rel=tolerance)
     assert image.grad is not None and exact.grad is not None
     assert (image.grad - exact.grad).norm() <= tolerance * exact.grad.norm()
-    assert torch.allclose(l1_ssim_loss(image, (target / 255).to(dtype)), loss)
+    assert torch.allclose(function(image, (target / 255).to(dtype), 0.2), loss)
+    assert torch.equal(function(image.detach(), target, 0.2), loss), "evaluation needs no gradient"
 
 
 def test_agrees_with_torchmetrics() -> None:
@@ -72,8 +74,10 @@ def test_equal_images() -> None:
 
 def test_gradient_scales_with_what_comes_in() -> None:
     image, target = images(12, 12, torch.float64)
-    (3 * l1_ssim_loss(image, target, 0.5)).backward()
-    assert torch.autograd.gradcheck(lambda x: l1_ssim_loss(x, target, 0.5), [image], eps=1e-7, atol=1e-6)
+    for function in (l1_ssim_loss, TorchLoss.apply):
+        assert torch.autograd.gradcheck(
+            lambda x, f=function: 3 * f(x, target, 0.5), [image], eps=1e-7, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("bad", [

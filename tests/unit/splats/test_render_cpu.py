@@ -266,6 +266,7 @@ print(step(600_000) / 600_000)
     assert float(out.stdout) < 250 + 480 * 270 * 4 * 12 / 600_000
 
 
+@pytest.mark.slow
 def test_gsplat_stays_untouched() -> None:
     code = """
 import sys, torch

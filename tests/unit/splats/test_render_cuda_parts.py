@@ -3,6 +3,7 @@
 import ast
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,8 +28,9 @@ def test_no_gaussians_are_projected_with_a_graph(joined: bool) -> None:
     shapes = [tuple(t.shape) for t in (p.ids, p.means2d, p.conics, p.depths, p.radii, p.colors, p.opacities)]
     assert shapes == [(0,), (0, 2), (0, 3), (0,), (0, 2), (0, 3), (0,)]
     p.means2d.retain_grad()
-    image = cuda._empty(p, 5, 4, torch.ones(3), True)
+    image = cuda._empty(p, 5, 4, torch.ones(3), RenderSettings(absgrad=True, render_depth=True))
     image.colors.sum().backward()
+    assert p.means2d.absgrad.shape == (0, 2) and image.depths is not None
     assert image.colors.min() == 1 and means.grad is not None and sh0.grad is not None
 
 
@@ -64,6 +66,18 @@ def test_a_bad_camera_is_refused_each_time() -> None:
     for _ in range(2):
         with pytest.raises(UserError, match="viewmat"):
             r._check_camera(torch.zeros(4, 4), torch.eye(3))
+
+
+@pytest.mark.parametrize(("world", "waits"), [(1, 0), (2, 1)])
+def test_ranks_wait_for_each_other_outside_of_gsplat(monkeypatch, world, waits) -> None:
+    """Inside of gsplat Python's lock is held: the thread that reports hangs could not run."""
+    waited: list[str] = []
+    stream = SimpleNamespace(synchronize=lambda: waited.append("stream"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(cuda.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(cuda.dist, "get_world_size", lambda: world)
+    cuda._wait(SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
+    assert len(waited) == waits
 
 
 def test_float32_is_float32() -> None:

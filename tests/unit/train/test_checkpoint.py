@@ -113,12 +113,12 @@ def flip(data):
 def test_damage_is_found(damage, tmp_path):
     path = written(tmp_path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"cannot be read|checksums do not match"):
+    with pytest.raises(ValueError, match=r"cannot be read|checksums"):
         load(path, OURS)
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"train\.ssim_weight is 0\.2 there and 0\.3 here"):
+    with pytest.raises(ValueError, match=r"train\.ssim_weight.*0\.2.*0\.3"):
         load(written(tmp_path), of(ssim_weight=0.3))
 
 

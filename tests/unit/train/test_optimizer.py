@@ -42,6 +42,7 @@ def test_updates_are_those_of_torch_optim(batch):
         assert ours[name].grad is None
 
 
+@pytest.mark.slow
 def test_a_step_does_not_import_the_compiler():
     """It takes seconds, on every rank."""
     code = """

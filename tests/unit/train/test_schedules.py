@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dist3dgs.config.models import Hardware, LearningRates, RunSpec, Strategy, TrainSettings
 from dist3dgs.config.naming import Layout
+from dist3dgs.train.rng import background
 from dist3dgs.train.schedules import ADAM_BETAS, ADAM_EPS, AdamRule, Schedule, learning_rates
 
 layouts = st.tuples(st.integers(1, 128), st.integers(1, 8)).map(lambda ng: f"n{ng[0]}g{ng[1]}")
@@ -69,5 +70,16 @@ def test_everything_happens_after_the_same_number_of_images():
 
 def test_the_global_batch_is_a_setting_of_its_own():
     assert run("n1g4", global_batch=8).global_batch == 8
-    with pytest.raises(ValueError, match="no multiple of the 4 ranks"):
+    with pytest.raises(ValueError, match=r"multiple.*4 ranks"):
         run("n1g4", global_batch=6)
+
+
+def test_a_random_background_is_copied_to_the_device_without_waiting(monkeypatch):
+    spec = run(background="random")
+    here = background(spec, 3, torch.device("cpu"))
+    assert not torch.equal(here, background(spec, 4, torch.device("cpu")))
+    pinned, copied = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t) or t)
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, device, **options: copied.append(options) or t)
+    assert torch.equal(background(spec, 3, torch.device("cuda")), here)
+    assert len(pinned) == 1 and copied == [{"non_blocking": True}]

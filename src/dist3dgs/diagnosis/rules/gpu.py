@@ -4,6 +4,7 @@
 
 import re
 
+from ...units import MIB, parse_bytes
 from .rule import Hit, Rule, Tier, patterns
 
 #: Frames in which a process first touches its GPU, before it holds anything there.
@@ -11,9 +12,6 @@ FIRST_TOUCH = re.compile(
     r"\b(?:barrier|init_process_group|_cuda_init|_lazy_init|set_device|manual_seed(?:_all)?|_store_based_barrier|get_device_properties|"
     r"mem_get_info|initialize_megatron|init_distributed|synchronize|empty_cache|_C\._cuda_\w+|monitored_barrier)\("
 )
-MIB = {"bytes": 2.0**-20, "KiB": 2.0**-10, "MiB": 1.0, "GiB": 1024.0}
-
-
 #: CUDA's messages about a kernel that failed while it ran.
 KERNEL_FAULT = r"an illegal (?:memory access|instruction) was encountered|misaligned address|unspecified launch failure|invalid program counter|hardware stack error"
 #: Kernels outside torch: of splatting trainers, other compiled extensions, kernels in Python.
@@ -40,7 +38,10 @@ def _in_own_kernel(hit: Hit) -> bool:
 def _size(pattern: str, text: str) -> float | None:
     """Return the MiB that `pattern` finds, or None."""
     m = re.search(pattern, text)
-    return float(m[1]) * MIB[m[2]] if m and m[2] in MIB else None
+    try:
+        return parse_bytes(m[1]) / MIB if m else None
+    except ValueError:
+        return None
 
 
 def is_broken_gpu(hit: Hit) -> bool:
@@ -48,18 +49,18 @@ def is_broken_gpu(hit: Hit) -> bool:
     if hit.steps_before or hit.steps_above():
         return False
     text = hit.line.text
-    asked = _size(r"Tried to allocate ([\d.]+) (\w+)", text)
+    asked = _size(r"Tried to allocate ([\d.]+ \w+)", text)
     if asked is None:
         frames = hit.before(14).rsplit("Traceback (most recent call last)", 1)[-1]
         last = [line for line in frames.splitlines() if line.strip() and not re.fullmatch(r"[\s~^]*", line)][
             -4:
         ]
         return bool(FIRST_TOUCH.search("\n".join(last)))
-    held = _size(r"([\d.]+) (\w+) already allocated", text)
+    held = _size(r"([\d.]+ \w+) already allocated", text)
     if held is None:
-        held = _size(r"([\d.]+) (\w+) is allocated by PyTorch", text)
-    in_use = _size(r"this process has ([\d.]+) (\w+) memory in use", text)
-    total = _size(r"([\d.]+) (\w+) total capacity", text) or _size(r"total capac\w+ of ([\d.]+) (\w+)", text)
+        held = _size(r"([\d.]+ \w+) is allocated by PyTorch", text)
+    in_use = _size(r"this process has ([\d.]+ \w+) memory in use", text)
+    total = _size(r"([\d.]+ \w+) total capacity", text) or _size(r"total capac\w+ of ([\d.]+ \w+)", text)
     others = re.search(r"Process \d+ has [\d.]+ \w+ memory in use", text)
     if total is None or held is None or others:
         return False

@@ -4,9 +4,9 @@
 
 import re
 
+from ...units import parse_duration_s
 from .. import attribution
 from ..facts import FactPattern, number
-from .sacct import elapsed_s
 
 _C = re.compile
 
@@ -33,6 +33,6 @@ FACTS = (
     FactPattern("accuracy", _C(r"\b(?:val(?:idation)?|test)[ _]acc(?:uracy)?\s*[:=]\s*([\d.]+) ?%?", re.I), lambda m: number(m[1]), "last", often=True),
     FactPattern("evaluation_s", _C(r"\b[Ee]val(?:uation)?(?:uated)? (?:time|took|done in|finished in|completed in)\s*[:=]?\s*([\d.]+) ?s(?:ec(?:onds?)?)?\b"), _evaluation, "list", often=True),
     FactPattern("gpu_memory", _C(r"^\s*\[[\w.-]+ - GPU (\d+)\] Peak = " + _MIB + ", Avg = " + _MIB + ", Mode = " + _MIB), _gpu_memory, "set", often=True),
-    FactPattern("duration_s", _C(r"^\W*Total time\s*:\s*(\d+:\d\d:\d\d)\s*$"), lambda m: elapsed_s(m[1]), "last"),
+    FactPattern("duration_s", _C(r"^\W*Total time\s*:\s*(\d+:\d\d:\d\d)\s*$"), lambda m: parse_duration_s(m[1]), "last"),
     FactPattern("train_s", _C(r"^(?:Total )?[Tt]raining time\s*[:=]\s*([\d.]+) ?s", re.M), lambda m: number(m[1]), "last"),
 )  # fmt: skip

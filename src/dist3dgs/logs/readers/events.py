@@ -98,6 +98,11 @@ def _num(event: dict[str, Any], key: str) -> float | None:
     )
 
 
+def _text(value: Any, limit: int = 64) -> str:
+    """A value as text for display: JSON may escape control characters and ends of lines."""
+    return clean(str(value).encode("utf-8", "replace")).replace("\n", " ")[:limit]
+
+
 def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
     rank = e["rank"] if isinstance(e.get("rank"), int) and 0 <= e["rank"] < 1 << 20 else 0
     t, kind = _num(e, "t"), e["event"]
@@ -110,19 +115,19 @@ def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
     if kind == "start":
         world = _num(e, "world_size")
         d.world_size = int(world) if world else d.world_size
-        d.hosts[rank] = str(e.get("host"))[:256]
-        d.devices[rank] = str(e.get("device_name") or e.get("device"))[:256]
+        d.hosts[rank] = _text(e.get("host"), 256)
+        d.devices[rank] = _text(e.get("device_name") or e.get("device"), 256)
         d.versions = (
-            {str(k)[:64]: str(v)[:64] for k, v in (e.get("versions") or {}).items()}
+            {_text(k): _text(v) for k, v in (e.get("versions") or {}).items()}
             if isinstance(e.get("versions"), dict)
             else {}
         )
         d.end = None
     elif kind == "enter":
-        d.phase[rank] = str(e.get("phase"))[:64]
+        d.phase[rank] = _text(e.get("phase"))
     elif kind == "leave":
         phases = d.phases_s.setdefault(rank, {})
-        name = str(e.get("phase"))[:64]
+        name = _text(e.get("phase"))
         phases[name] = phases.get(name, 0.0) + (_num(e, "s") or 0.0)
     elif kind == "step":
         step = _num(e, "step")
@@ -144,7 +149,7 @@ def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
             }
         if isinstance(e.get("phases_s"), dict):
             d.phases_s[rank] = {
-                str(k)[:64]: v for k in e["phases_s"] if (v := _num(e["phases_s"], k)) is not None
+                _text(k): v for k in e["phases_s"] if (v := _num(e["phases_s"], k)) is not None
             }
         d.steps[rank], d.images[rank] = int(_num(e, "steps") or 0), int(_num(e, "images") or 0)
     elif kind == "memory":

@@ -1,37 +1,19 @@
 """`sacct` (with `-P` or in columns), `scontrol show job` and `seff`: what Slurm itself says about a job."""
 
-# ruff: noqa: E501 (a pattern is read best on one line)
-
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..facts import FactPattern, Facts, Line, expand_nodes, number
+from ...units import GIB, expand_hosts, parse_bytes, parse_duration_s
+from ..facts import MAX_NODES, FactPattern, Facts, Line, finite
 from ..lines import Block, clean, read_blocks
 from ..log_data import Added, LogData
 
 MAX_ROWS = 100_000
-UNIT_GIB = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 1024.0, "": 2.0**-30}
 
 _C = re.compile
-
-
-def size_gib(text: str) -> float:
-    """Parse Slurm's `1234K`, `3.5G`, `123456` (bytes) into GiB. Raises ValueError."""
-    m = re.fullmatch(r"([\d.]+)([KMGT]?)[cn]?", text.strip())
-    if not m:
-        raise ValueError(text)
-    return number(m[1]) * UNIT_GIB[m[2]]
-
-
-def elapsed_s(text: str) -> float:
-    """Parse Slurm's `[days-]hours:minutes:seconds` into seconds. Raises ValueError."""
-    m = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):([\d.]+)", text.strip())
-    if not m:
-        raise ValueError(text)
-    return int(m[1] or 0) * 86400 + int(m[2] or 0) * 3600 + int(m[3]) * 60 + float(m[4])
 
 
 #: scontrol show job and seff print key=value or key: value.
@@ -39,11 +21,11 @@ FACTS = (
     FactPattern("job_state", _C(r"\bJobState=(\w+)"), keep="last"),
     FactPattern("job_state", _C(r"^State: ([A-Z_]+)(?: \(exit code \d+\))?"), keep="last"),
     FactPattern("job_id", _C(r"^JobId=(\d+)")),
-    FactPattern("duration_s", _C(r"\bRunTime=([\d:-]+)"), lambda m: elapsed_s(m[1]), "last"),
-    FactPattern("duration_s", _C(r"^Job Wall-clock time: ([\d:-]+)"), lambda m: elapsed_s(m[1]), "last"),
-    FactPattern("nodes", _C(r"^\s+NodeList=(?!\(null\))(\S+)"), lambda m: tuple(expand_nodes(m[1]))),
+    FactPattern("duration_s", _C(r"\bRunTime=([\d:-]+)"), lambda m: finite(parse_duration_s(m[1])), "last"),
+    FactPattern("duration_s", _C(r"^Job Wall-clock time: ([\d:-]+)"), lambda m: finite(parse_duration_s(m[1])), "last"),
+    FactPattern("nodes", _C(r"^\s+NodeList=(?!\(null\))(\S+)"), lambda m: tuple(expand_hosts(m[1], MAX_NODES))),
     FactPattern("num_nodes", _C(r"\bNumNodes=(\d+)"), lambda m: int(m[1])),
-    FactPattern("host_peak_gib", _C(r"^Memory Utilized: ([\d.]+) ([KMGT])B"), lambda m: number(m[1]) * UNIT_GIB[m[2]], "max"),
+    FactPattern("host_peak_gib", _C(r"^Memory Utilized: ([\d.]+ [KMGT]B)"), lambda m: parse_bytes(m[1]) / GIB, "max"),
 )  # fmt: skip
 
 
@@ -168,16 +150,19 @@ def _row(row: dict[str, str], line: Line, facts: Facts) -> None:
             if row.get(column):
                 facts.add(key, row[column], line, "last")
         if row.get("NodeList") and not row["NodeList"].startswith("None"):
-            facts.add("nodes", tuple(expand_nodes(row["NodeList"])), line)
+            facts.add("nodes", tuple(expand_hosts(row["NodeList"], MAX_NODES)), line)
         for column in ("AllocTRES", "ReqTRES"):
             if m := re.search(r"gres/gpu=(\d+)", row.get(column, "")):
                 facts.add("gpus_asked", int(m[1]), line)
-        for key, column, convert in (("duration_s", "Elapsed", elapsed_s), ("num_nodes", "NNodes", int)):
+        for key, column, convert in (
+            ("duration_s", "Elapsed", parse_duration_s),
+            ("num_nodes", "NNodes", int),
+        ):
             try:
-                facts.add(key, convert(row.get(column, "")), line, "last")
+                facts.add(key, finite(convert(row.get(column, ""))), line, "last")
             except ValueError:
                 continue
     try:
-        facts.add("host_peak_gib", size_gib(row.get("MaxRSS", "")), line, "max")
+        facts.add("host_peak_gib", finite(parse_bytes(row.get("MaxRSS", "")) / GIB), line, "max")
     except ValueError:
         return

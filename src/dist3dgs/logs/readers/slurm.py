@@ -4,7 +4,8 @@
 
 import re
 
-from ..facts import FactPattern, expand_nodes, number
+from ...units import expand_hosts
+from ..facts import MAX_NODES, FactPattern, number
 
 _C = re.compile
 
@@ -27,8 +28,8 @@ FACTS = (
     FactPattern("job_id", _C(r"Submitted batch job (\d{1,12})\b")),
     FactPattern("job_name", _C(r"\bSLURM_JOB_NAME=(\S+)")),
     FactPattern("job_name", _C(r"^Job(?: [Nn]ame)?: ([^\n]{1,80}?)\s*$")),
-    FactPattern("nodes", _C(r"\bSLURM_(?:JOB_)?NODELIST[=:]\s*(\S+)"), lambda m: tuple(expand_nodes(m[1]))),
-    FactPattern("nodes", _C(r"^\s*(?:Node ?[Ll]ist|Nodes?(?: list)?|Hosts?(?:name)?|Running on(?: (?:host|node))?)\s*[:=]\s*([A-Za-z][\w.,\[\]-]*)\s*$"), lambda m: tuple(expand_nodes(m[1]))),
+    FactPattern("nodes", _C(r"\bSLURM_(?:JOB_)?NODELIST[=:]\s*(\S+)"), lambda m: tuple(expand_hosts(m[1], MAX_NODES))),
+    FactPattern("nodes", _C(r"^\s*(?:Node ?[Ll]ist|Nodes?(?: list)?|Hosts?(?:name)?|Running on(?: (?:host|node))?)\s*[:=]\s*([A-Za-z][\w.,\[\]-]*)\s*$"), lambda m: tuple(expand_hosts(m[1], MAX_NODES))),
     FactPattern("worker_host", _C(r"\bSLURMD_NODENAME[=:]\s*([\w.-]+)"), lambda m: m[1], "set", some=True),
     FactPattern("worker_host", _C(r"^srun: error: ([A-Za-z][\w.-]*): tasks? \d"), lambda m: m[1], "set", some=True),
     FactPattern("worker_host", _C(r"\*\*\* (?:JOB|STEP) \S+ ON ([A-Za-z][\w.-]*) "), lambda m: m[1], "set", some=True),

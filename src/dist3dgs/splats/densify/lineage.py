@@ -36,18 +36,13 @@ def normals(names: Tensor, count: int, seed: int, step: int) -> Tensor:
     Two from 64 bits. On a CPU each number takes tens of nanoseconds, ten times as long as torch.randn; that is a few
     per cent of a step at most.
     """
-    pairs = []
-    for i in range((count + 1) // 2):
-        bits = mix(names ^ key(seed, step, i))
-        radius = torch.sqrt(-2 * torch.log(_uniform(_shift(bits, 32))))
-        angle = 2 * math.pi * _uniform(bits & 0xFFFFFFFF)
-        pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return torch.stack(pairs[:count], 1)
-
-
-def _uniform(words: Tensor) -> Tensor:
-    """float32 above 0, at most 1, from whole numbers of 32 bits."""
-    return (words.float() + 0.5) * 2.0**-32
+    states = [names ^ key(seed, step, i) for i in range((count + 1) // 2)]
+    # The halves of each word, low and high, as float32 above 0 and at most 1.
+    halves = mix(torch.stack(states, 1))[..., None].view(torch.uint32)
+    uniform = halves.float().add_(0.5).mul_(2.0**-32)
+    angle, radius = uniform[..., 0] * (2 * math.pi), uniform[..., 1].log().mul_(-2).sqrt_()
+    both = torch.stack([torch.cos(angle), torch.sin(angle)], -1).mul_(radius[..., None])
+    return both.flatten(1)[:, :count]
 
 
 def key(*values: int | str) -> int:
@@ -58,11 +53,11 @@ def key(*values: int | str) -> int:
 def mix(x: Tensor) -> Tensor:
     """Return SplitMix64's output for the states `x`, int64 [...], with wrap-around."""
     x = x + _GOLDEN
-    x = (x ^ _shift(x, 30)) * _FIRST
-    x = (x ^ _shift(x, 27)) * _SECOND
-    return x ^ _shift(x, 31)
+    x.bitwise_xor_(_shift(x, 30)).mul_(_FIRST)
+    x.bitwise_xor_(_shift(x, 27)).mul_(_SECOND)
+    return x.bitwise_xor_(_shift(x, 31))
 
 
 def _shift(x: Tensor, by: int) -> Tensor:
     """Logical shift to the right: torch's keeps the sign."""
-    return (x >> by) & ((1 << (64 - by)) - 1)
+    return (x >> by).bitwise_and_((1 << (64 - by)) - 1)

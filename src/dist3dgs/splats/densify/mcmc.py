@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...config.models import Densification
 from ..gaussians import Gaussians
-from ..render.reference import rotation_matrices
+from ..render.api import QUATERNION_MIN
 from . import lineage as names
 from .change import Change
 
@@ -89,12 +89,24 @@ def add_noise(
     lineage: int64 [N], names of the Gaussians: the noise is drawn by them, hence the same on any number of ranks. seed,
     step: of the run.
     """
-    opacity = torch.sigmoid(gaussians["opacities"])
-    gate = torch.sigmoid(-100 * (opacity - settings.prune_opacity))
-    noise = names.normals(lineage, 3, seed, step).to(opacity)
-    M = rotation_matrices(gaussians["quats"]) * gaussians["scales"].exp()[:, None, :]
-    move = torch.einsum("nij,nkj,nk->ni", M, M, noise * (gate * settings.noise_lr * lr_means)[:, None])
-    gaussians["means"].add_(move)
+    noise = names.normals(lineage, 3, seed, step).to(gaussians["means"])
+    gate = torch.sigmoid(gaussians["opacities"]).sub_(settings.prune_opacity).mul_(-100).sigmoid_()
+    noise = noise * gate.mul_(settings.noise_lr * lr_means)[:, None]
+    # R S S R^T times the noise, by rotations of vectors: the matrices would be ten times as many numbers.
+    quats = gaussians["quats"]
+    turn = quats * (2 / (quats * quats).sum(-1, keepdim=True).clamp_min(QUATERNION_MIN**2))
+    noise = _rotate(quats, turn, noise, inverse=True).mul_((gaussians["scales"] * 2).exp_())
+    gaussians["means"].add_(_rotate(quats, turn, noise))
+
+
+def _rotate(quats: Tensor, turn: Tensor, vectors: Tensor, inverse: bool = False) -> Tensor:
+    """Rotate vectors [N,3] by quaternions [N,4], wxyz of any length, or back: v + 2 (w u x v + u x (u x v)) / |q|^2.
+
+    turn: [N,4], the quaternions times 2 / |q|^2.
+    """
+    moved = torch.linalg.cross(quats[:, 1:], vectors)
+    along = torch.linalg.cross(turn[:, 1:], moved)
+    return torch.addcmul(vectors, turn[:, :1], moved, value=-1 if inverse else 1).add_(along)
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:

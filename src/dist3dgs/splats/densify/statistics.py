@@ -48,10 +48,11 @@ class Statistics:
         grad = getattr(means2d, "absgrad", None) if absgrad else means2d.grad
         if grad is None:  # no pixel depends on any Gaussian
             return
-        x = grad[:, 0] * (camera.width / 2 / loss_weight)
-        y = grad[:, 1] * (camera.height / 2 / loss_weight)
-        norm = torch.sqrt(x * x + y * y).double().nan_to_num(0.0).clamp_max(_MAX_NORM)
+        # The quantum is a power of two: in its multiples every float32 keeps its digits.
+        x = grad[:, 0] * (camera.width / 2 / loss_weight / QUANTUM)
+        y = grad[:, 1] * (camera.height / 2 / loss_weight / QUANTUM)
+        norm = torch.hypot(x, y).nan_to_num_(0.0).clamp_max_(_MAX_NORM / QUANTUM).round_()
         ids = projection.ids
         # Whole numbers: the same sum in any order. (`tensor[ids] += ...` gathers and scatters: six times slower.)
-        self.grad_sum.index_add_(0, ids, (norm / QUANTUM).round().long())
+        self.grad_sum.index_add_(0, ids, norm.long())
         self.count.index_add_(0, ids, torch.ones_like(ids))

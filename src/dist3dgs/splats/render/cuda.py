@@ -1,16 +1,21 @@
 """The CUDA renderer: gsplat's public functions behind the common interface.
 
-gsplat builds its extension on first use; nothing of gsplat is imported before a CUDA tensor is rendered.
+Nothing of gsplat is imported before a CUDA tensor is rendered; its extension is then loaded, or built where it is
+missing (`launch/gsplat_build.py`).
 """
 
 import math
 import weakref
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dist3dgs.errors import UserError
+from dist3dgs.launch import gsplat_build
 from dist3dgs.splats.render import checks
 from dist3dgs.splats.render.api import (
     DEFAULTS,
@@ -23,8 +28,9 @@ from dist3dgs.splats.render.api import (
 )
 
 TILE_PX = 16
-#: Gaussians are looked at for NaN every so many projections, as each look waits for the GPU. In between, gsplat sees
-#: none that has NaN, or the loss becomes NaN, which ends the training too.
+#: Gaussians are looked at for NaN, and for quaternions that are no rotation, at the first projection and then every so
+#: many, as each look waits for the GPU. In between, a NaN makes the loss NaN, which ends the training too, and no
+#: quaternion becomes short: its gradient is perpendicular to it, so that each update makes it longer.
 FINITE_EVERY = 100
 
 
@@ -38,7 +44,7 @@ class CudaRenderer(Renderer):
     name = "cuda"
 
     def __init__(self) -> None:
-        self._projections = 0
+        self._projections, self._some_short = 0, True
         self._cameras: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def project(
@@ -62,27 +68,27 @@ class CudaRenderer(Renderer):
         if len(means) == 0:
             return _nothing(means, scales, opacities, colors)  # gsplat 1.5.3 divides by their number
         if self._projections % FINITE_EVERY == 0:
-            _check_finite(means, quats, scales, opacities)
+            self._some_short = _check_values(means, quats, scales, opacities)
         self._projections += 1
+        gsplat_build.load()
+        _wait(means)
         from gsplat import fully_fused_projection
 
         viewmat, K = viewmat.to(means), K.to(means)
-        turned = quats.detach().norm(dim=-1, keepdim=True) >= QUATERNION_MIN
-        no_rotation = torch.zeros_like(quats[:1])
-        no_rotation[:, 0] = 1.0  # filled where it is: a copy from the host would wait for the GPU
-        quats = torch.where(turned, quats, no_rotation)
+        if self._some_short:
+            quats = _with_no_rotation(quats)
         _, _, ids, radii, means2d, depths, conics, compensations = fully_fused_projection(
             means, None, quats, scales, viewmat[None], K[None], width, height, eps2d=settings.eps2d, packed=True,
             near_plane=settings.near, far_plane=settings.far, calc_compensations=settings.antialiased,
             opacities=opacities,
         )  # fmt: skip
         ids = ids.long()
-        opacities = opacities[ids]
+        opacities = opacities.index_select(0, ids)
         if settings.antialiased:
             opacities = opacities * compensations
         return Projection(
             ids=ids, means2d=means2d, conics=conics, depths=depths, radii=radii,
-            colors=_colors(means[ids], colors, ids, viewmat, settings.sh_degree), opacities=opacities,
+            colors=_colors(means, colors, ids, viewmat, settings.sh_degree), opacities=opacities,
         )  # fmt: skip
 
     def _check_camera(self, viewmat: Tensor, K: Tensor) -> None:
@@ -105,9 +111,10 @@ class CudaRenderer(Renderer):
         checks.check_background(background)
         p = projection
         _check_device(p.means2d)
-        background = p.means2d.new_zeros(3) if background is None else background.to(p.means2d)
         if len(p.ids) == 0:
-            return _empty(p, width, height, background, settings.render_depth)
+            return _empty(p, width, height, background, settings)
+        gsplat_build.load()
+        _wait(p.means2d)
         from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels
 
         columns, rows = math.ceil(width / TILE_PX), math.ceil(height / TILE_PX)
@@ -122,8 +129,11 @@ class CudaRenderer(Renderer):
             packed=True, absgrad=settings.absgrad,
         )  # fmt: skip
         image, alphas = image.reshape(height, width, -1), alphas.reshape(height, width)
-        # composed here: gsplat 1.5.3 refuses backgrounds of packed Gaussians (issue 764)
-        colors = image[..., :3] + (1 - alphas)[..., None] * background
+        colors = image[..., :3]
+        if (
+            background is not None
+        ):  # composed here: gsplat 1.5.3 refuses backgrounds of packed Gaussians (issue 764)
+            colors = colors + (1 - alphas)[..., None] * background.to(colors)
         return Image(colors=colors, alphas=alphas, depths=image[..., 3] if settings.render_depth else None)
 
 
@@ -138,40 +148,100 @@ def _nothing(means: Tensor, scales: Tensor, opacities: Tensor, colors: Colors) -
 
 
 def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degree: int | None) -> Tensor:
+    """Colours [V,3] of the visible Gaussians.
+
+    Rows are taken with index_select: the backward pass of `tensor[ids]` sorts the ids, which come only once here.
+    """
     parts = colors if isinstance(colors, tuple) else (colors,)
     if sh_degree is None:
-        return parts[0][ids]
+        return parts[0].index_select(0, ids)
     from gsplat import spherical_harmonics
 
     # coefficients beyond the degree are left out before they are copied; at degree 0 shN takes no part at all
     count = (sh_degree + 1) ** 2
     if len(parts) == 1:
-        coefficients = parts[0][:, :count][ids]
+        coefficients = parts[0][:, :count].index_select(0, ids)
     elif sh_degree == 0:
-        coefficients = parts[0][ids]
+        coefficients = parts[0].index_select(0, ids)
     else:
-        coefficients = torch.cat([parts[0][ids], parts[1][:, : count - 1][ids]], 1)
-    centre = -viewmat[:3, :3].T @ viewmat[:3, 3]
-    return (spherical_harmonics(sh_degree, means - centre, coefficients) + 0.5).clamp_min(0.0)
+        coefficients = _Coefficients.apply(*parts, ids, count)
+    centre = -(viewmat[:3, 3] @ viewmat[:3, :3])
+    directions = means.index_select(0, ids) - centre
+    return (spherical_harmonics(sh_degree, directions, coefficients) + 0.5).clamp_min(0.0)
 
 
-def _empty(p: Projection, width: int, height: int, background: Tensor, render_depth: bool) -> Image:
+class _Coefficients(torch.autograd.Function):
+    """(sh0 [N,1,3], shN [N,K-1,3], int64 ids [V], count) -> the first `count` coefficients of each id, [V,count,3].
+
+    Both are read into one tensor and their gradients written from one, without a copy in between. The ids differ.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sh0: Tensor, shn: Tensor, ids: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.shapes = sh0.shape, shn.shape
+        out = sh0.new_empty(len(ids), count, 3)
+        torch.index_select(sh0, 0, ids, out=out[:, :1])
+        torch.index_select(shn[:, : count - 1], 0, ids, out=out[:, 1:])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (ids,) = ctx.saved_tensors
+        first, others = (v.new_zeros(shape) for shape in ctx.shapes)
+        first.index_copy_(0, ids, v[:, :1])
+        others[:, : v.shape[1] - 1].index_copy_(0, ids, v[:, 1:])
+        return first, others, None, None
+
+
+def _empty(
+    p: Projection, width: int, height: int, background: Tensor | None, settings: RenderSettings
+) -> Image:
     nothing = (
         p.means2d.sum() + p.conics.sum() + p.colors.sum() + p.opacities.sum() + p.depths.sum()
     )  # 0, with a graph
-    alphas = background.new_zeros(height, width) + nothing
+    alphas = p.means2d.new_zeros(height, width) + nothing
+    background = p.means2d.new_zeros(3) if background is None else background.to(p.means2d)
     colors = background.expand(height, width, 3) + nothing
-    return Image(colors=colors, alphas=alphas, depths=alphas.clone() if render_depth else None)
+    if settings.absgrad:
+        p.means2d.absgrad = torch.zeros_like(p.means2d)  # type: ignore[attr-defined]
+    return Image(colors=colors, alphas=alphas, depths=alphas.clone() if settings.render_depth else None)
 
 
-def _check_finite(*tensors: Tensor) -> None:
+def _check_values(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor) -> bool:
+    """Raise `UserError` for values that are not finite; return True if some quaternion is too short to be a rotation.
+
+    One transfer to the host, unless there is something to raise.
+    """
     with torch.no_grad():
+        tensors = (means, quats, scales, opacities)
         total = torch.stack([t.sum() for t in tensors]).sum()
-        if bool(torch.isfinite(total)):  # one transfer; only a sum that is not finite is looked into
-            return
-        bad = torch.stack([~torch.isfinite(t).reshape(len(t), -1).all(1) for t in tensors]).any(0)
-        if bool(bad.any()):
-            raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
+        shortest = quats.norm(dim=-1).amin()
+        finite, length = torch.stack([torch.isfinite(total).to(shortest), shortest]).tolist()
+        if not finite:  # only a sum that is not finite is looked into
+            bad = torch.stack([~torch.isfinite(t).reshape(len(t), -1).all(1) for t in tensors]).any(0)
+            if bool(bad.any()):
+                raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
+        return not length >= QUATERNION_MIN
+
+
+def _with_no_rotation(quats: Tensor) -> Tensor:
+    """Replace quaternions [N,4] that are too short by that of no rotation: gsplat would divide by their length."""
+    turned = quats.detach().norm(dim=-1, keepdim=True) >= QUATERNION_MIN
+    no_rotation = torch.zeros_like(quats[:1])
+    no_rotation[:, 0] = 1.0  # filled where it is: a copy from the host would wait for the GPU
+    return torch.where(turned, quats, no_rotation)
+
+
+def _wait(tensor: Tensor) -> None:
+    """Where there are several ranks, wait here for what the GPU was given so far.
+
+    gsplat waits for it in the next call, and there it keeps Python's lock: in a collective that never ends, no thread
+    of this process could report the hang. This wait releases the lock.
+    """
+    if tensor.is_cuda and dist.is_initialized() and dist.get_world_size() > 1:
+        torch.cuda.current_stream(tensor.device).synchronize()
 
 
 def _check_device(tensor: Tensor) -> None:

@@ -27,6 +27,10 @@ CPU_VARIABLE = "DIST3DGS_CPU_NAME"
 FEATURES_VARIABLE = "DIST3DGS_CPU_FEATURES"
 DIGEST_BYTES = 32
 
+#: Code and constants are mapped wherever there is room: over 2 GiB apart beside a CUDA build of PyTorch, whose
+#: libraries span 3 GiB. All addresses therefore have 64 bits; in the small code model LLVM would end the process.
+ADDRESSES = {"reloc": "static", "codemodel": "large"}
+
 Writer = Callable[[ir.Module, ir.Type], None]
 _engines: list[Any] = []  # machine code lives as long as its engine, here as long as the process
 
@@ -75,7 +79,7 @@ def compile_object(
         llvm.initialize_native_asmprinter()
         triple = llvm.get_process_triple()
     target = llvm.Target.from_triple(triple)
-    machine = target.create_target_machine(cpu=cpu, features=features, opt=3, reloc="pic", codemodel="small")
+    machine = target.create_target_machine(cpu=cpu, features=features, opt=3, **ADDRESSES)
     module = llvm.parse_assembly(text)
     module.triple = triple
     module.data_layout = str(machine.target_data)
@@ -146,7 +150,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _load_object(code: bytes) -> Callable[[str], int]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(reloc="pic", codemodel="small")
+    machine = llvm.Target.from_default_triple().create_target_machine(**ADDRESSES)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from dist3dgs.cli import verify
-from dist3dgs.cli.verify import Result, Setup
+from dist3dgs.cli import main
 from dist3dgs.config.matrix import load_study
+from dist3dgs.files import sha256
+from dist3dgs.scenes.pack import PackedScene
 from dist3dgs.slurm.site import Site
+from dist3dgs.verify import gpus, machine, software, storage
+from dist3dgs.verify.setup import Result, Setup
 from tests.unit.helpers import tiny
 
 #: PyTorch for CUDA 12.8 on a machine where it sees its GPUs.
@@ -84,6 +87,7 @@ def nvidia_smi(*gpus: str, cuda: str = "13.0") -> str:
 H100 = "NVIDIA H100 80GB HBM3, 580.65.06, 9.0"
 
 
+@pytest.mark.slow
 def test_all_of_it_without_a_network(folder, repository):
     """Nothing is downloaded, nothing is left, and nothing of it computes on a GPU."""
     shutil.copy(repository / "requirements.lock", folder)
@@ -109,9 +113,10 @@ def test_all_of_it_without_a_network(folder, repository):
     assert {p for p in folder.parent.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_config_is_a_line_among_others(folder, capsys):
     Path("config/config.yaml").write_text("scenes: [nowhere]\n")
-    status = verify.run_verify(Path("config"), [], Path("none.yaml"), full=False, as_json=False)
+    status = main(["verify", "--profile", "none.yaml"])
     lines = capsys.readouterr().out.splitlines()
     assert status == 1
     assert any(line.startswith("fail  config") for line in lines) and any("fix: " in line for line in lines)
@@ -119,17 +124,17 @@ def test_a_mistake_in_the_config_is_a_line_among_others(folder, capsys):
 
 
 def test_an_old_python(monkeypatch):
-    assert only(verify.check_python(Setup())).status == "ok"
+    assert only(software.check_python(Setup())).status == "ok"
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
-    assert only(verify.check_python(Setup())).status == "fail"
+    assert only(software.check_python(Setup())).status == "fail"
 
 
 def test_packages_that_are_missing_or_not_those_of_the_lock(folder, tmp_path, monkeypatch):
-    assert only(verify.check_packages(Setup())).status == "ok"
+    assert only(software.check_packages(Setup())).status == "ok"
     Path("requirements.lock").write_text(
         "numpy==1.0\n    # via dist3dgs\npyyaml==" + version("pyyaml") + "\n"
     )
-    result = only(verify.check_packages(Setup()))
+    result = only(software.check_packages(Setup()))
     assert result.status == "warn" and "numpy" in result.text and "yaml" not in result.text
     other = tmp_path / "site/dist3dgs-0.1.0.dist-info"
     other.mkdir(parents=True)
@@ -138,22 +143,23 @@ def test_packages_that_are_missing_or_not_those_of_the_lock(folder, tmp_path, mo
     )
     (other / "METADATA").write_text(f"Metadata-Version: 2.1\nName: dist3dgs\nVersion: 0.1.0\n{needs}")
     monkeypatch.syspath_prepend(str(other.parent))
-    result = only(verify.check_packages(Setup()))
+    result = only(software.check_packages(Setup()))
     assert result.status == "fail" and "no-such-package" in result.text and "numpy" in result.text
     assert "absent" not in result.text
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_opened(folder, program):
     program("apptainer", "echo 'FATAL: could not open image x.sif' >&2; exit 255")
-    result = only(verify.check_torch(Setup(site=Site(image="x.sif")).start()))
+    result = only(software.check_torch(Setup(site=Site(image="x.sif")).start()))
     assert result.status == "fail" and "could not open image" in result.text
     program("apptainer", f'shift 2; shift; exec {sys.executable} "$@"')
-    result = only(verify.check_torch(Setup(site=Site(image="x.sif")).start()))
+    result = only(software.check_torch(Setup(site=Site(image="x.sif")).start()))
     assert result.status == "ok" and "x.sif" in result.text
 
 
 def test_no_container_program(folder, program):
-    result = only(verify.check_torch(Setup(site=Site(image="x.sif")).start()))
+    result = only(software.check_torch(Setup(site=Site(image="x.sif")).start()))
     assert result.status == "fail" and "apptainer" in result.text
 
 
@@ -174,14 +180,14 @@ def test_no_container_program(folder, program):
 )
 def test_pytorch_against_the_driver(folder, program, smi, torch, device, status, words):
     program("nvidia-smi", smi)
-    *_, result = verify.check_driver(setup(device, torch=CUDA | torch))
+    *_, result = gpus.check_driver(setup(device, torch=CUDA | torch))
     assert result.status == status and words in result.text
 
 
 def test_a_job_that_was_given_no_gpu(folder, program, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert only(verify.check_driver(setup(torch=CUDA))).status == "fail"
-    assert only(verify.check_driver(setup(torch=CUDA, site=Site(gpu_request="none")))).status == "ok"
+    assert only(gpus.check_driver(setup(torch=CUDA))).status == "fail"
+    assert only(gpus.check_driver(setup(torch=CUDA, site=Site(gpu_request="none")))).status == "ok"
 
 
 def built_extension(folder: Path) -> Path:
@@ -190,49 +196,50 @@ def built_extension(folder: Path) -> Path:
     library = folder / "gsplat_cuda/gsplat_cuda.so"
     library.parent.mkdir(parents=True)
     library.touch()
-    (folder / f"dist3dgs-gsplat-{versions}.ready").write_text(f"{library}\n")
+    note = json.dumps({"library": str(library), "architectures": ["8.0"]})
+    (folder / f"dist3dgs-gsplat-{versions}-8.0.ready").write_text(note)
     return library
 
 
 def test_architectures_of_gpus_and_builds(folder, program, monkeypatch):
     program("nvidia-smi", nvidia_smi(H100))
-    assert only(verify.check_architectures(setup(torch=CUDA))).status == "ok"
-    result = only(verify.check_architectures(setup(torch=CUDA | {"architectures": ["sm_80", "sm_100"]})))
+    assert only(gpus.check_architectures(setup(torch=CUDA))).status == "ok"
+    result = only(gpus.check_architectures(setup(torch=CUDA | {"architectures": ["sm_80", "sm_100"]})))
     assert result.status == "fail" and "9.0" in result.text
     for has in (["sm_90"], ["compute_80"], ["sm_90a"]):
-        assert only(verify.check_architectures(setup(torch=CUDA | {"architectures": has}))).status == "ok"
+        assert only(gpus.check_architectures(setup(torch=CUDA | {"architectures": has}))).status == "ok"
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;8.6")
-    assert only(verify.check_architectures(setup(torch=CUDA))).status == "fail"
+    assert only(gpus.check_architectures(setup(torch=CUDA))).status == "fail"
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0+PTX")
-    assert only(verify.check_architectures(setup(torch=CUDA))).status == "ok"
+    assert only(gpus.check_architectures(setup(torch=CUDA))).status == "ok"
     built_extension(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
     program("cuobjdump", "case $1 in *elf) echo 'ELF file    1: gsplat_cuda.1.sm_80.cubin';; esac")
-    result = only(verify.check_architectures(setup(torch=CUDA)))
+    result = only(gpus.check_architectures(setup(torch=CUDA)))
     assert (
         result.status == "fail"
         and "sm_80" in result.text
         and "dist3dgs.launch.gsplat_build" in (result.fix or "")
     )
     program("cuobjdump", "case $1 in *elf) echo 'ELF file    1: gsplat_cuda.1.sm_90.cubin';; esac")
-    assert only(verify.check_architectures(setup(torch=CUDA))).status == "ok"
-    assert not list(verify.check_architectures(setup("cpu", torch=CUDA)))
+    assert only(gpus.check_architectures(setup(torch=CUDA))).status == "ok"
+    assert not list(gpus.check_architectures(setup("cpu", torch=CUDA)))
 
 
 def test_what_gsplat_is_compiled_with(folder, program):
     program("nvidia-smi", nvidia_smi(H100))
-    result = only(verify.check_compiler(setup(torch=CUDA)))
+    result = only(gpus.check_compiler(setup(torch=CUDA)))
     assert result.status == "fail" and all(name in result.text for name in ("nvcc", "g++", "ninja"))
     for name in ("g++", "ninja"):
         program(name, "true")
     program("nvcc", "echo 'Cuda compilation tools, release 11.8, V11.8.89'")
-    result = only(verify.check_compiler(setup(torch=CUDA)))
+    result = only(gpus.check_compiler(setup(torch=CUDA)))
     assert result.status == "fail" and "11.8" in result.text and "12.8" in result.text
     program("nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.99'")
-    result = only(verify.check_compiler(setup(torch=CUDA)))
+    result = only(gpus.check_compiler(setup(torch=CUDA)))
     assert result.status == "warn" and "not built" in result.text
     built_extension(Path(os.environ["TORCH_EXTENSIONS_DIR"]))
-    assert only(verify.check_compiler(setup(torch=CUDA))).status == "ok"
-    assert only(verify.check_compiler(setup("cpu", torch=CUDA))).status == "ok"
+    assert only(gpus.check_compiler(setup(torch=CUDA))).status == "ok"
+    assert only(gpus.check_compiler(setup("cpu", torch=CUDA))).status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -243,28 +250,28 @@ def test_what_gsplat_is_compiled_with(folder, program):
     ],
 )
 def test_a_slurm_that_does_not_answer(folder, program, said, status):
-    assert only(verify.check_slurm(setup())).status == "ok", "none is here"
+    assert only(machine.check_slurm(setup())).status == "ok", "none is here"
     for name in ("squeue", "sbatch", "sinfo", "scontrol"):
         program(name, f"echo '{said}' >&2; exit 1")
-    result = only(verify.check_slurm(setup()))
+    result = only(machine.check_slurm(setup()))
     assert result.status == status and said in result.text
     several = setup(overlay="layouts: [n2g1]")
-    assert only(verify.check_network(several)).status == "warn"
+    assert only(machine.check_network(several)).status == "warn"
 
 
 def test_a_plugin_that_is_not_the_tested_one(folder):
-    assert only(verify.check_plugin(Setup())).status == "ok"
+    assert only(software.check_plugin(Setup())).status == "ok"
     Path("requirements.lock").write_text("snakemake-executor-plugin-slurm==0.0.1\n")
-    result = only(verify.check_plugin(Setup()))
+    result = only(software.check_plugin(Setup()))
     assert result.status == "warn" and "snakemake-executor-plugin-slurm==0.0.1" in (result.fix or "")
 
 
 def test_an_interface_that_is_not_there(folder, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
-    result = only(verify.check_network(setup()))
+    result = only(machine.check_network(setup()))
     assert result.status == "fail" and "GLOO_SOCKET_IFNAME=nowhere0" in result.text
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    assert only(verify.check_network(setup())).status == "ok"
+    assert only(machine.check_network(setup())).status == "ok"
 
 
 @pytest.fixture
@@ -281,27 +288,27 @@ def small(tmp_path: Path):
 
 
 def test_shared_memory(folder, small):
-    assert only(verify.check_shared_memory(setup("cpu", shm=small))).status == "ok", "Gloo does without"
-    result = only(verify.check_shared_memory(setup("cuda", shm=small)))
+    assert only(machine.check_shared_memory(setup("cpu", shm=small))).status == "ok", "Gloo does without"
+    result = only(machine.check_shared_memory(setup("cuda", shm=small)))
     assert result.status == "fail" and "8 MiB" in result.text
-    assert only(verify.check_shared_memory(setup(shm=folder / "none"))).status == "fail"
+    assert only(machine.check_shared_memory(setup(shm=folder / "none"))).status == "fail"
 
 
 def test_a_disk_without_room(folder, small):
-    assert {r.status for r in verify.check_disk(setup())} == {"ok"}
-    results = list(verify.check_disk(setup(overlay=f"results: {small}/results")))
+    assert {r.status for r in storage.check_disk(setup())} == {"ok"}
+    results = list(storage.check_disk(setup(overlay=f"results: {small}/results")))
     assert [r.status for r in results].count("fail") == 1 and len(results) > 1
     (failed,) = (r for r in results if r.status == "fail")
     assert str(small) in failed.text and "max_gaussians" not in failed.text
     # Enough for each point and not for all of them; what has a record is written already.
     points = [spec.point for spec in setup().study.specs()]
-    one = verify.run_bytes(setup().study.specs()[0])
+    one = storage.run_bytes(setup().study.specs()[0])
     subprocess.run(["mount", "-o", f"remount,size={one * 3 // 2}", small], check=True)
-    assert "warn" in {r.status for r in verify.check_disk(setup(overlay=f"results: {small}/results"))}
+    assert "warn" in {r.status for r in storage.check_disk(setup(overlay=f"results: {small}/results"))}
     record = points[0].folder(small / "results") / "record.json"
     record.parent.mkdir(parents=True)
     record.touch()
-    assert {r.status for r in verify.check_disk(setup(overlay=f"results: {small}/results"))} == {"ok"}
+    assert {r.status for r in storage.check_disk(setup(overlay=f"results: {small}/results"))} == {"ok"}
 
 
 @pytest.mark.slow
@@ -310,7 +317,7 @@ def test_a_run_writes_no_more_than_was_told(tmp_path):
     scene = tiny.write_tiny(tmp_path / "scene.safetensors")
     assert tiny.launch(run, scene, tmp_path / "run").status == "ok"
     checkpoints = [p.stat().st_size for p in (tmp_path / "run/checkpoints").iterdir()]
-    told = verify.run_bytes(run, num_points=200) - verify.OTHER_BYTES
+    told = storage.run_bytes(run, num_points=200) - storage.OTHER_BYTES
     ply = (tmp_path / "run/point_cloud.ply").stat().st_size
     assert len(checkpoints) == run.train.keep_checkpoints
     # Headers apart, of some kilobytes each.
@@ -318,43 +325,43 @@ def test_a_run_writes_no_more_than_was_told(tmp_path):
 
 
 def test_packed_scenes(folder):
-    assert "none packed" in only(verify.check_scenes(setup())).text
+    assert "none packed" in only(storage.check_scenes(setup())).text
     path = Path("data/builtin/scene.safetensors")
     path.parent.mkdir(parents=True)
     tiny.write_tiny(path)
-    assert only(verify.check_scenes(setup())).status == "warn", "nothing says what it should be"
-    digest = verify.PackedScene.open(path).digest
+    assert only(storage.check_scenes(setup())).status == "warn", "nothing says what it should be"
+    digest = PackedScene.open(path).digest
     (path.parent / "ingest.json").write_text(json.dumps({"digest": digest}))
     for full in (False, True):
-        assert only(verify.check_scenes(setup(full=full))).status == "ok"
+        assert only(storage.check_scenes(setup(full=full))).status == "ok"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert only(verify.check_scenes(setup())).status == "ok", "headers alone"
-    assert only(verify.check_scenes(setup(full=True))).status == "fail"
+    assert only(storage.check_scenes(setup())).status == "ok", "headers alone"
+    assert only(storage.check_scenes(setup(full=True))).status == "fail"
     path.write_bytes(whole[:-1])
-    assert only(verify.check_scenes(setup())).status == "fail"
+    assert only(storage.check_scenes(setup())).status == "fail"
     path.write_bytes(whole)
     (path.parent / "ingest.json").write_text(json.dumps({"digest": "0" * 64}))
-    assert only(verify.check_scenes(setup())).status == "fail", "of another ingestion"
+    assert only(storage.check_scenes(setup())).status == "fail", "of another ingestion"
 
 
 def test_archives(folder):
-    assert not list(verify.check_archives(setup()))
+    assert not list(storage.check_archives(setup()))
     archive = Path("data/archives/scenes.zip")
     archive.parent.mkdir(parents=True)
     archive.write_bytes(b"whole")
-    entry = {"num_bytes": 5, "sha256": verify.sha256(archive)}
+    entry = {"num_bytes": 5, "sha256": sha256(archive)}
     absent = {"num_bytes": 1, "sha256": "00"}
     lock = {"https://example.org/scenes.zip": entry, "https://example.org/absent.zip": absent}
     Path("config/scenes.lock.yaml").write_text(json.dumps(lock))
-    assert only(verify.check_archives(setup(full=True))).status == "ok"
+    assert only(storage.check_archives(setup(full=True))).status == "ok"
     archive.write_bytes(b"other")
-    assert only(verify.check_archives(setup())).status == "ok", "sizes alone"
-    assert only(verify.check_archives(setup(full=True))).status == "fail"
+    assert only(storage.check_archives(setup())).status == "ok", "sizes alone"
+    assert only(storage.check_archives(setup(full=True))).status == "fail"
     archive.write_bytes(b"half")
-    assert only(verify.check_archives(setup())).status == "fail"
+    assert only(storage.check_archives(setup())).status == "fail"
     Path("config/scenes.lock.yaml").write_text("[")
-    assert only(verify.check_archives(setup())).status == "fail"
+    assert only(storage.check_archives(setup())).status == "fail"
 
 
 @pytest.mark.parametrize(
@@ -363,11 +370,11 @@ def test_archives(folder):
 )
 def test_folders_that_cannot_be_written(folder, monkeypatch, variable, status):
     """A file in a folder's place: root writes everywhere else."""
-    assert only(verify.check_folders(setup("cpu"))).status == "ok"
+    assert only(storage.check_folders(setup("cpu"))).status == "ok"
     Path("file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setenv(variable, str(folder / "file/below"))
-    results = list(verify.check_folders(setup("cpu")))
+    results = list(storage.check_folders(setup("cpu")))
     # The kernels' folder is in the cache.
     assert len(results) == 1 + (variable == "XDG_CACHE_HOME")
     assert results[0].status == status and str(folder / "file") in results[0].text and results[0].fix
@@ -375,7 +382,7 @@ def test_folders_that_cannot_be_written(folder, monkeypatch, variable, status):
 
 def test_results_that_cannot_be_written(folder):
     Path("results").touch()
-    result = only(verify.check_folders(setup("cpu")))
+    result = only(storage.check_folders(setup("cpu")))
     assert result.status == "fail" and "results" in result.text
     Path(".snakemake").touch()
-    assert len(list(verify.check_folders(setup("cpu")))) == 2
+    assert len(list(storage.check_folders(setup("cpu")))) == 2

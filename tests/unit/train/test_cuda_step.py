@@ -1,0 +1,99 @@
+"""A training step on the CUDA path, over the stand-in of gsplat's extension: launches, waits, and several ranks."""
+
+import pytest
+import torch
+
+from dist3dgs.config.models import Strategy
+from dist3dgs.parallel.collectives import Communicator
+from dist3dgs.splats.camera import Camera
+from dist3dgs.splats.densify.statistics import Statistics
+from dist3dgs.splats.gaussians import NAMES, Gaussians
+from dist3dgs.splats.render import RenderSettings, get_renderer
+from tests.unit.helpers import gsplat_standin, operations
+from tests.unit.helpers.clouds import random_cloud, relative
+from tests.unit.helpers.ranks import run_ranks
+
+#: Largest number of operations of a step outside of gsplat's extension.
+BOUNDS = {"default": 110, "absgrad": 110, "mcmc": 166, "sharded": 110}
+
+
+@pytest.fixture(autouse=True)
+def _standin():
+    with gsplat_standin.installed():
+        yield
+
+
+@pytest.mark.parametrize("case", operations.CASES)
+def test_a_step_has_few_launches_and_no_wait(case: str) -> None:
+    counted = operations.count(case)
+    assert counted.launches.total() <= BOUNDS[case], counted.launches.most_common()
+    assert not counted.waits, "the host waits for the GPU in a step"
+
+
+def test_the_host_waits_at_named_intervals_alone() -> None:
+    """For stop requests, the log, digests, evaluations and checkpoints; the first steps look at values and cameras."""
+    due, waited = [], []
+    with operations.cuda_trainer("default") as trainer:
+        for step in range(1, 41):
+            train = trainer.train
+            intervals = (train.log_every, train.digest_every, train.eval_every, train.checkpoint_every)
+            is_due = trainer.poll.due(trainer.step) or any(step % every == 0 for every in intervals)
+            trainer.poll._now = lambda: 0.001 * trainer.step  # the same schedule on a slow machine
+            with operations.Operations() as counted, counted.transfers():
+                trainer._told_to_stop()
+                trainer.one_step(step)
+                if step == trainer.schedule.num_steps:
+                    break  # the last step evaluates and exports
+                trainer._after_step()
+            if step > 4:
+                due += [step] * is_due
+                waited += [step] * bool(counted.waits)
+    assert waited == due and 0 < len(due) < 20
+
+
+def one_step(comm: Communicator, kind: str, absgrad: bool) -> dict[str, torch.Tensor]:
+    """Gradients and statistics of a global batch of two views, by row of the whole model."""
+    gsplat_standin.install()
+    device, cloud = torch.device("cpu"), random_cloud(120, 0, 32, 24)
+    from dist3dgs.parallel.replicated import Replicated
+    from dist3dgs.parallel.sharded import Sharded
+
+    make = {"replicated": Replicated, "sharded": Sharded}[kind]
+    settings = RenderSettings(absgrad=absgrad)
+    parallel = make(comm, get_renderer("cuda"), settings, Strategy(kind=kind), device)
+    values = {
+        "means": cloud.means, "scales": cloud.scales.log(), "quats": cloud.quats,
+        "opacities": torch.logit(cloud.opacities), "sh0": cloud.sh0, "shN": cloud.shn,
+    }  # fmt: skip
+    rows = {name: values[name].float().contiguous() for name in NAMES}
+    rows = parallel.distribute(lambda: rows | {"row": torch.arange(120)})
+    row, gaussians = rows.pop("row"), Gaussians(rows)
+    cameras = []
+    for i in range(2):
+        view = cloud.viewmat.float().clone()
+        view[0, 3] += 0.3 * i
+        cameras.append(Camera(name=str(i), viewmat=view, K=cloud.K.float(), width=32, height=24, photo=None))
+    batch = [cameras] if comm.world_size == 1 else [[camera] for camera in cameras]
+    rendered = parallel.render(gaussians, batch, sh_degree=3, background=None, track=True)
+    losses = [((view.image.colors - 0.3) ** 2).sum() / 2 for view in rendered.views]
+    torch.stack([rendered.anchor, *losses]).sum().backward()
+    list(parallel.reduce_gradients(gaussians, 3))
+    statistics = Statistics.zeros(gaussians.num_gaussians, device)
+    for projection, camera in rendered.projections:
+        statistics.add(projection, camera, 0.5, absgrad)
+    statistics = parallel.reduce_statistics(statistics)
+    found = {name: t.grad for name, t in gaussians.items() if t.grad is not None}
+    return {"row": row, "grad_sum": statistics.grad_sum, "count": statistics.count, **found}
+
+
+@pytest.mark.parametrize("absgrad", [False, True])
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_ranks_give_the_gradients_of_one(kind: str, absgrad: bool) -> None:
+    whole, ranks = one_step(Communicator(), kind, absgrad), run_ranks(2, one_step, kind, absgrad)
+    parts = ranks[:1] if kind == "replicated" else ranks
+    joined = {name: torch.cat([part[name] for part in parts]) for name in whole}
+    order = torch.argsort(joined["row"])
+    assert torch.equal(joined["row"][order], whole["row"])
+    assert torch.equal(joined["count"][order], whole["count"]) and int(whole["count"].sum()) > 0
+    for name in (*NAMES, "grad_sum"):
+        assert relative(whole[name], joined[name][order]) < 1e-5, name
