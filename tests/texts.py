@@ -71,10 +71,13 @@ WAYS = (
     Way(r"dist3dgs diagnose .+", How.RUN, exits=(0, 1)),
     Way(r"dist3dgs \w+ --help", How.RUN),
     Way(r"dist3dgs (points|spec|status|schemas|read|launch|evaluate)( .+)?", How.RUN),
+    Way(r"dist3dgs preflight --no-slurm .+", How.RUN, exits=(0, 2)),  # 2: refused, which is an answer too
+    Way(r"dist3dgs (predict|recommend|project)( .+)?", How.RUN),
     Way(r"dist3dgs (site init|partitions|preflight)( .+)?", How.ON_SLURM),
     # -- Python
     Way(r"python -m dist3dgs\.cli\.logs .+", How.RUN),
     Way(r"python -m dist3dgs\.launch\.gsplat_build", How.RUN, exits=(0, 2)),  # 2: says what is missing
+    Way(r"python -m dist3dgs\.predict\.validation", How.OPTIONS, "writes into the package; its test fits the same"),
     Way(r"python -m dist3dgs\.bench\..+", How.OPTIONS, "a measurement of minutes"),
     Way(r"python -m tests\.unit\.helpers\.operations", How.SHELL, "counted by tests/unit/train/test_cuda_step.py"),
     Way(r"python scripts/slurm/.+", How.OPTIONS, "a measurement of minutes on the test cluster"),

@@ -112,7 +112,17 @@ def test_views_do_not_wait_for_the_gpu() -> None:
 
 
 def test_loss_is_the_same_on_both_devices() -> None:
-    from dist3dgs.splats.loss import l1_ssim_loss
+    """In Triton kernels, in plain torch, and in those of the CPU."""
+    from dist3dgs.splats.loss import TorchLoss, _fused, l1_ssim_loss
 
-    a, b = torch.rand(50, 60, 3), (torch.rand(50, 60, 3) * 255).to(torch.uint8)
-    assert l1_ssim_loss(a.cuda(), b.cuda()).item() == pytest.approx(l1_ssim_loss(a, b).item(), abs=1e-6)
+    assert _fused(torch.device("cuda", 0)) is not None, "Triton came with PyTorch"
+    photo, found = (torch.rand(50, 60, 3) * 255).to(torch.uint8), []
+    image = torch.rand(50, 60, 3)
+    for function, device in ((l1_ssim_loss, "cpu"), (l1_ssim_loss, "cuda"), (TorchLoss.apply, "cuda")):
+        x = image.to(device).requires_grad_()
+        loss = function(x, photo.to(device), 0.2)
+        loss.backward()
+        found.append((loss.item(), x.grad.cpu()))
+    for value, gradient in found[1:]:
+        assert value == pytest.approx(found[0][0], abs=1e-6)
+        assert relative(found[0][1], gradient) < 1e-5

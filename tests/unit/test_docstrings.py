@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -18,10 +19,16 @@ SHAPE = re.compile(r"\[(\d|[A-Za-z_.]|sum\()[^\]`]*\]|0-dim")
 DTYPE = re.compile(r"\b(u?int(8|16|32|64)|float(16|32|64)?|bool|bfloat16|dtypes?)\b")
 
 
+#: Modules for GPUs: Triton comes with the CUDA builds of PyTorch alone.
+WITH_TRITON = ("dist3dgs.splats.loss_triton",)
+
+
 def modules(package: str) -> Iterator[ModuleType]:
     root = importlib.import_module(f"{dist3dgs.__name__}.{package}")
     yield root
     for found in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
+        if found.name in WITH_TRITON and find_spec("triton") is None:
+            continue
         yield importlib.import_module(found.name)
 
 

@@ -27,6 +27,7 @@ ORDER = (
     ),
     *(
         "analysis",
+        "predict",
         "figures",
         "report",
         "slurm",

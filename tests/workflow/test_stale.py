@@ -202,7 +202,10 @@ def package(tmp_path: Path) -> Path:
         ("figures/memory.py", {"figure": 1, "write_report": 1}),
         ("figures/style.py", {"figure": len(figures.NAMES), "write_report": 1}),
         ("report/style.css", {"write_report": 1}),
-        ("records/failure.py", {"record": 1, "tabulate": 1, "figure": len(figures.NAMES), "write_report": 1}),
+        (
+            "diagnosis/own_run.py",
+            {"record": 1, "tabulate": 1, "figure": len(figures.NAMES), "write_report": 1},
+        ),
         ("train/loop.py", {"write_report": 1}),  # it marks the records that other code has trained
         ("status/table.py", {}),
     ],

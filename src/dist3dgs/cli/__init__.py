@@ -77,7 +77,7 @@ def _mistake(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import cluster, logs, runs, study  # noqa: F401 (each registers its verbs)
+    from . import cluster, logs, predict, runs, study  # noqa: F401 (each registers its verbs)
     from .verb import VERBS
 
     parser = argparse.ArgumentParser(prog="dist3dgs", description=__doc__)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .predict import PREFLIGHT, print_findings
 from .verb import CONFIG, JSON, LAYOUTS, PROFILE, PROFILE_FILE, option, study_of, verb
 
 
@@ -142,26 +143,32 @@ def partitions(args: argparse.Namespace) -> int:
 
 
 @verb(
-    "ask Slurm whether it would take the jobs of the study: ingestion of each scene that is not packed yet, "
-    "training of each layout; submits nothing",
+    "check the study's jobs before they are submitted: memory, time, allocation, batch and disk by the models, then "
+    "whether Slurm would take them: ingestion of each scene that is not packed yet, training of each layout",
     PROFILE,
     *CONFIG,
     LAYOUTS,
-    epilog="Exit status: 0 Slurm takes them all, 2 it refuses one.",
+    *PREFLIGHT,
+    epilog="Exit status: 0 all can be submitted, 2 a check or Slurm refuses one.",
 )
 def preflight(args: argparse.Namespace) -> int:
     from ..slurm.client import require
     from ..slurm.site import site_of_profile
     from ..slurm.submission import check_partitions, preflight
 
-    require()
+    if not args.no_slurm:
+        require()
     study, site = study_of(args), site_of_profile(args.profile)
-    check_partitions(site, args.profile)
+    if not args.no_slurm:
+        check_partitions(site, args.profile)
+    refused = print_findings(args, study, site, _layouts(args, study))
+    if args.no_slurm:
+        return 2 if refused else 0
     ingest, train = _ingest_requests(study, site), _train_requests(study, _layouts(args, study), site)
     problems = preflight(ingest, site.account, for_ingest=True) | preflight(train, site.account)
     for name, request in (ingest | train).items():
         print(f"{name}: {problems.get(name) or _taken(request)}")
-    return 2 if problems else 0
+    return 2 if problems or refused else 0
 
 
 def _ingest_requests(study: Any, site: Any) -> dict[str, Any]:

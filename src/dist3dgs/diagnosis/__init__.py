@@ -6,6 +6,6 @@
 Never imports torch; reads logs as streams (see `lines`).
 """
 
-from .verdict import Diagnosis, RuledOut, diagnose
+from .verdict import Diagnosis, RuledOut, diagnose, diagnose_attempt
 
-__all__ = ["Diagnosis", "RuledOut", "diagnose"]
+__all__ = ["Diagnosis", "RuledOut", "diagnose", "diagnose_attempt"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from .rules import RULES, Hit, Rule, Tier
-from .scan_result import Scan
+from .scan import Scan
 
 #: A process that survived an error prints more text than a dying one had left in its buffer.
 SURVIVED_BYTES = 1 << 14
@@ -32,6 +32,13 @@ FAILED_CODE = re.compile(r"(?:exit ?code|return code|exit status)[ :=]*-?(?!0\b|
 #: NCCL's message to a rank beyond its world.
 INVALID_RANK = re.compile(r"(?i)invalid (?:argument|usage)|ncclInvalid(?:Argument|Usage)")
 MAX_TASKS = 65536
+
+#: File index of hits made of our own ranks' events and our launcher's summary.
+OWN = -1
+#: Errors of a rank whose peer has gone.
+PEER_GONE = re.compile(
+    r"connection (reset|closed)|closed by peer|broken pipe|remote (worker|process)", re.IGNORECASE
+)
 
 BY_NAME = {r.name: r for r in RULES}
 
@@ -66,6 +73,7 @@ def choose(scan: Scan, finished: bool) -> Choice:
     live = _of_the_last_job(live, scan, choice)
     live = _without_complaints(live, scan, choice)
     live = [h for h in live if h.rule.tier != Tier.IGNORED or _counts(h, scan, choice)]
+    live = _reported_first(live, choice)
     live = _before_the_end(live, choice)
     live = _without_echoes(live, choice)
     live = _after_timeouts(live, choice)
@@ -92,7 +100,7 @@ def _of_the_last_job(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit]:
         if last is None:
             continue
         earlier = [h for h in kept if h.file_index == index and h.order <= last.order]
-        where = f"it belongs to another job, which ended at line {last.line.number}"
+        where = f"it belongs to another job, which ended at {_at(last)}"
         choice.ruled_out += [(h, where) for h in earlier]
         kept = [h for h in kept if h not in earlier]
         symptoms = [h for h in symptoms if h.file_index != index or h.order > last.order]
@@ -118,11 +126,9 @@ def _without_complaints(live: list[Hit], scan: Scan, choice: Choice) -> list[Hit
         if progress is not None and progress.count > hit.steps_before:
             choice.ruled_out.append((hit, "the program ran after it"))
         elif error is not None:
-            choice.ruled_out.append((hit, f"the program ran into another error (line {error.line.number})"))
+            choice.ruled_out.append((hit, f"the program ran into another error ({_at(error)})"))
         elif stop is not None and not any(TASK_FAILED.search(h.line.text) for h in choice.symptoms):
-            choice.ruled_out.append(
-                (hit, f"the job ran on until its end from outside (line {stop.line.number})")
-            )
+            choice.ruled_out.append((hit, f"the job ran on until its end from outside ({_at(stop)})"))
         else:
             kept.append(hit)
     return kept
@@ -173,6 +179,27 @@ def _nearness(hit: Hit) -> tuple[int, bool, int, int]:
     return (hit.rule.tier, hit.handled, hit.file_index, hit.order)
 
 
+def _reported_first(live: list[Hit], choice: Choice) -> list[Hit]:
+    """Keep the first error that one of our ranks reported, unless it only noticed that a peer had gone.
+
+    It explains what other ranks report later, and the same error in the ranks' output.
+    """
+    errors = (Tier.SPECIFIC, Tier.GENERIC, Tier.COMMUNICATION)
+    own = [h for h in live if h.event is not None and h.rule.tier in errors]
+    killed = next((h for h in live if h.rule.name == "killed-by-signal"), None)
+    first = next((h for h in own if not PEER_GONE.search(h.line.text)), None)
+    if first is None and killed is not None:
+        choice.ruled_out += [(h, f"a rank had been killed ({_at(killed)})") for h in own]
+        return [h for h in live if h not in own]
+    if first is None:
+        return live
+    place = f"rank {first.rank}" if first.rank is not None else "a rank"
+    echoes = [h for h in live if h is not first and h.rule.tier in errors]
+    others = [h for h in echoes if h.rule.cause != first.rule.cause]
+    choice.ruled_out += [(h, f"{place} had failed before ({_at(first)})") for h in others]
+    return [h for h in live if h not in echoes]
+
+
 def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
     """Drop lines printed while a job was being killed; keep errors before that, which explain why it was stopped."""
     kept = []
@@ -184,8 +211,13 @@ def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
     }
     for hit in live:
         stop = stops.get(hit.file_index)
-        if stop is None and len(stops) == 1 and hit.rule.tier in (Tier.COMMUNICATION, Tier.SIGNAL):
-            stop = next(iter(stops.values()))  # another file of the same job
+        if (
+            stop is None
+            and len(stops) == 1
+            and (OWN in stops or hit.rule.tier in (Tier.COMMUNICATION, Tier.SIGNAL))
+        ):
+            # Another file of the same job. Of our own runs an error that came first is an event.
+            stop = next(iter(stops.values()))
             begin = -1
         else:
             begin = _ending_begins(stop) if stop else 0
@@ -196,14 +228,14 @@ def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
             and hit.order > begin
         ):
             # Slurm counts kills when the step ends; preemption is not caused by memory.
-            choice.ruled_out.append((hit, f"the job was ended for another one (line {stop.line.number})"))
+            choice.ruled_out.append((hit, f"the job was ended for another one ({_at(stop)})"))
         elif stop is None or hit is stop or hit.rule.tier in (Tier.PROOF, Tier.STOP):
             kept.append(hit)
         elif hit.order > begin or hit.rule.tier == Tier.SIGNAL:
             choice.ruled_out.append(
                 (
                     hit,
-                    f"it came with or after the end from outside ({stop.rule.cause}, line {stop.line.number})",
+                    f"it came with or after the end from outside ({stop.rule.cause}, {_at(stop)})",
                 )
             )
         else:
@@ -213,7 +245,7 @@ def _before_the_end(live: list[Hit], choice: Choice) -> list[Hit]:
         earlier = [h for h in errors if h.file_index == stop.file_index and h.order < stop.order]
         if earlier and stop in kept:
             kept.remove(stop)
-            choice.ruled_out.append((stop, f"the job had already failed (line {earlier[0].line.number})"))
+            choice.ruled_out.append((stop, f"the job had already failed ({_at(earlier[0])})"))
     return kept
 
 
@@ -260,9 +292,7 @@ def _after_timeouts(live: list[Hit], choice: Choice) -> list[Hit]:
             and hit.order > timeout.order
             and hit.rule.tier in (Tier.SPECIFIC, Tier.GENERIC)
         ):
-            choice.ruled_out.append(
-                (hit, f"the collectives had timed out before (line {timeout.line.number})")
-            )
+            choice.ruled_out.append((hit, f"the collectives had timed out before ({_at(timeout)})"))
         else:
             kept.append(hit)
     return kept
@@ -276,7 +306,7 @@ def _desynchronised(live: list[Hit], choice: Choice) -> list[Hit]:
         faults = [h for h in live if h.rule.name == "nccl-network"]
         if timeouts and faults and min(f.order for f in faults) < min(t.order for t in timeouts):
             choice.ruled_out += [
-                (t, f"the network fault came first (line {faults[0].line.number})") for t in timeouts[:1]
+                (t, f"the network fault came first ({_at(faults[0])})") for t in timeouts[:1]
             ]
             return [h for h in live if h not in timeouts]
         return live
@@ -294,7 +324,7 @@ def _the_program_first(live: list[Hit], choice: Choice) -> list[Hit]:
         return live
     faults = [h for h in live if h.rule.name == "gpu-fault"]
     choice.ruled_out += [
-        (h, f"a kernel of the program did it (line {caught.line.number}); the GPU is the second suspect")
+        (h, f"a kernel of the program did it ({_at(caught)}); the GPU is the second suspect")
         for h in faults[:1]
     ]
     return [h for h in live if h not in faults]
@@ -347,8 +377,12 @@ def _best_evidence(root: Hit, same: Sequence[Hit]) -> Hit:
     return min([root, *near], key=lambda h: (h.pattern, h.order))
 
 
+def _at(hit: Hit) -> str:
+    return f"line {hit.line.number}" if hit.line.number is not None else hit.line.file.rpartition("/")[2]
+
+
 def _why_not(hit: Hit, root: Hit) -> str:
     rule: Rule = root.rule
     if hit.rule.tier > rule.tier:
-        return f"{rule.cause} (line {root.line.number}) explains it"
-    return f"it came after {rule.cause} (line {root.line.number})"
+        return f"{rule.cause} ({_at(root)}) explains it"
+    return f"it came after {rule.cause} ({_at(root)})"

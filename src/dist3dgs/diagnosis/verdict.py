@@ -1,5 +1,6 @@
 """Diagnose a job: one verdict from the facts, progress and matched lines of its logs."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,17 +8,21 @@ from typing import Any
 
 from pydantic import Field
 
+from ..errors import UserError
 from ..logs.facts import Line
 from ..logs.jobs import Job, missing_halves
+from ..logs.readers import flight_recorder
+from ..logs.readers.events import RunEvents
+from ..logs.readers.events import read as read_events
+from ..runs.attempts import ATTEMPTS, Attempt
 from ..runs.causes import Cause
-from ..runs.record import Evidence, Failure, Model, Status
+from ..runs.record import Evidence, Failure, HungCollective, Model, Status, Straggler
 from . import own_run, root_cause
-from .hang import only_alive, silent_before
-from .root_cause import BY_NAME, Choice, collectives
+from .hang import find_hang, hang_words, last_sign, only_alive, silent_before, stragglers
+from .root_cause import BY_NAME, OWN, Choice, collectives
 from .rules import Hit, Rule, Tier, all_rules, takers
 from .run_timeline import main_series
-from .scan import scan
-from .scan_result import Scan
+from .scan import Scan, scan
 from .summary import LogSummary, summarise
 
 #: Lines that a job prints while it hangs or is being ended.
@@ -53,6 +58,8 @@ class Diagnosis(Model):
     evidence: list[Evidence] = Field(default_factory=list)
     explanation: str | None = None
     remedy: str | None = None
+    collective: HungCollective | None = None
+    stragglers: list[Straggler] = Field(default_factory=list)
     ruled_out: list[RuledOut] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list, description="of files that were not read, or read too")
     looked_for: list[str] = Field(
@@ -65,7 +72,7 @@ class Diagnosis(Model):
             return None
         return Failure(
             cause=self.cause, phase=self.phase, step=self.step, rank=self.rank, node=self.node,
-            evidence=self.evidence, remedy=self.remedy,
+            evidence=self.evidence, remedy=self.remedy, collective=self.collective,
         )  # fmt: skip
 
 
@@ -87,18 +94,71 @@ def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = No
     return judge(found, summarise(found), context)
 
 
+def diagnose_attempt(
+    attempt: Attempt, launch: Mapping[str, Any] | None = None, events: RunEvents | None = None
+) -> Diagnosis:
+    """Judge one attempt of a run of our own from what launcher and ranks left; files as records name them.
+
+    Args:
+        launch: its launch.json, where that was read before.
+        events: its events, where they were read before.
+    """
+    launch = attempt.launch() if launch is None else launch
+    found = Scan()
+    if launch.get("status") != "ok":  # a training that came to its end has no line to look for
+        with contextlib.suppress(UserError):
+            found = scan([attempt.log_path])
+    found.events = read_events(attempt.event_files()) if events is None else events
+    for path in attempt.flight_paths():
+        flight_recorder.add(path, 0, found)
+    context = own_run.context_of(launch, attempt.launch_path)
+    verdict = judge(found, summarise(found), context)
+    folder, name = f"{attempt.folder}/", f"{ATTEMPTS}/{attempt.folder.name}/"
+    return verdict.model_copy(
+        update={
+            "evidence": [_renamed(e, folder, name) for e in verdict.evidence],
+            "ruled_out": [
+                r.model_copy(
+                    update={
+                        "reason": r.reason.replace(folder, name),
+                        "evidence": _renamed(r.evidence, folder, name) if r.evidence else None,
+                    }
+                )
+                for r in verdict.ruled_out
+            ],
+        }
+    )
+
+
+def _renamed(evidence: Evidence, folder: str, name: str) -> Evidence:
+    file = evidence.file
+    file = name + file.removeprefix(folder) if file.startswith(folder) or "/" not in file else file
+    return evidence.model_copy(update={"file": file})
+
+
 def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
     """Judge what one pass over the files found."""
+    found.hang = find_hang(found.flight, found.events.world_size if found.events is not None else None)
     verdict = _verdict(found, summary, context)
+    verdict = verdict.model_copy(
+        update={
+            "collective": found.hang if verdict.status == "failed" else None,
+            "stragglers": stragglers(found.events, found.flight),
+        }
+    )
     notes = [f"{f.path}: {f.note}" for f in found.files if f.note]
     return verdict.model_copy(update={"notes": notes}) if notes else verdict
 
 
 def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
+    launch = context.get("launch") or {}
     own_run.add_hits(found, context)
     if context.get("own_run") or (found.events is not None and found.events.num_events):
         found.facts.add("trainer", "dist3dgs", Line("", None, ""), keep="last")
-    finished = summary.finished is not None
+    if launch.get("status") == "ok":
+        return _ended_well_ours(found, launch)
+    _dumped_alone(found, context)
+    finished = summary.finished is not None and not launch
     collapse = _collapsed(found)
     if collapse is not None and not finished:
         found.hits.append(collapse)
@@ -111,12 +171,38 @@ def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Di
         return _failed(found, choice)
     lost = _nan_loss(found) or collapse
     if lost is not None:
-        return _diagnosis("degraded" if not choice.symptoms else "failed", lost.rule, lost, found, choice)
-    if not _ended_well(found, summary, choice, context):
+        status: Status = "failed" if choice.symptoms or launch else "degraded"
+        return _diagnosis(status, lost.rule, lost, found, choice)
+    if launch or not _ended_well(found, summary, choice, context):
         return _without_cause(found, summary, choice, context)
     return _mismatch(found, summary, choice, context) or Diagnosis(
         status="ok", evidence=_evidence_of_end(summary), ruled_out=_ruled_out(choice)
     )
+
+
+def _dumped_alone(found: Scan, context: Mapping[str, Any]) -> None:
+    """Add a hit for the hang that dumps of the flight recorder show, where they are not those of a run of ours."""
+    hang = found.hang
+    if hang is None or not (hang.culprits or hang.ops) or context.get("own_run") or found.events is not None:
+        return
+    place = found.flight[min(found.flight)].file
+    index = next((i for i, f in enumerate(found.files) if f.path == place), 0)
+    hit = Hit(BY_NAME["collective-timeout"], 0, Line(place, None, hang_words(hang)), index, 0)
+    hit.rank, hit.step = next(iter(hang.culprits), None), hang.step
+    found.hits.append(hit)
+
+
+def _ended_well_ours(found: Scan, launch: Mapping[str, Any]) -> Diagnosis:
+    """Return the verdict on a run of ours that came to its end: degraded if it left devices idle."""
+    idle = own_run.fewer_devices(found.events, launch)
+    if not idle:
+        end = found.events.end if found.events is not None else None
+        return Diagnosis(status="ok", evidence=[] if end is None else [_line(end[1])])
+    rule = BY_NAME["duplicate-gpu"]
+    return Diagnosis(
+        status="degraded", cause=rule.cause, phase="startup", evidence=idle, explanation=rule.why,
+        remedy=rule.remedy_for(found.facts.get("trainer")),
+    )  # fmt: skip
 
 
 def _failed(found: Scan, choice: Choice) -> Diagnosis:
@@ -132,6 +218,9 @@ def _failed(found: Scan, choice: Choice) -> Diagnosis:
             rule, extra = BY_NAME["no-step"], silence
         elif rule.cause == "time_limit" and (alive := only_alive(found)) is not None:
             rule, extra = BY_NAME["no-step"], alive
+    if root.file_index == OWN and rule is root.rule is BY_NAME["no-step"] and found.events is not None:
+        last = last_sign(found.events)
+        extra = [] if last is None else [_line(last[1])]
     return _diagnosis("failed", rule, root, found, choice, extra)
 
 
@@ -157,12 +246,23 @@ def _diagnosis(
     node = root.node or (None if rule.tier == Tier.STOP else first.get("node"))
     lines = [root, *_telling(root, choice)]
     evidence = list(dict.fromkeys([*extra, *(_evidence(h) for h in lines), *_stated_reason(root)]))
+    if found.hang is not None and found.flight and rule.name in own_run.HANGS:
+        dump = found.flight[min(found.flight)].file
+        evidence.insert(1, Evidence(file=dump, text=hang_words(found.hang)))
+        evidence = list(dict.fromkeys(evidence))
     progress = found.progress.get(root.file_index)
     step = root.step
     if step is None and root.steps_before and progress and progress.count:
         step = _last_step(found)
+    phase = "startup" if root.file_index == OWN else _phase(rule, root)
+    if found.events is not None and found.events.num_events:
+        place = own_run.Place(root, found.hits, found.events, found.hang)
+        phase, step, node = place.phase, place.step, place.node
+        rank = place.rank if place.rank is not None else rank
+        if rule.name == "no-step" and found.events.progress is not None:
+            step = found.events.progress[0].get("step")
     return Diagnosis(
-        status=status, cause=rule.cause, phase=_phase(rule, root), step=step, rank=rank, node=node,
+        status=status, cause=rule.cause, phase=phase, step=step, rank=rank, node=node,
         evidence=evidence[:MAX_EVIDENCE], explanation=rule.why,
         remedy=rule.remedy_for(found.facts.get("trainer"), root.line.text),
         ruled_out=_ruled_out(choice),
@@ -258,7 +358,10 @@ def _signal_of(context: Mapping[str, Any], found: Scan) -> Hit | None:
     rule = next((r for r, _ in takers(text) if r.tier == Tier.SIGNAL), None)
     if rule is None:
         return None
-    return Hit(rule, 0, Line(found.files[0].path, None, text), 0, 0)
+    if rule.name == "killed" and context.get("launch"):
+        rule = BY_NAME["killed-by-signal"]
+    file = context.get("launch_file") or found.files[0].path
+    return Hit(rule, 0, Line(file, None, text), OWN if context.get("launch") else 0, 0)
 
 
 def _stall_without_stop(found: Scan, choice: Choice) -> None:
@@ -316,6 +419,8 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
         explanation = "Training was going on where the files end; nothing says how it ended."
         evidence = [_line(p.last) for p in found.progress.values() if p.last][:1]
     first = _first_failing(found)
+    if launch := context.get("launch"):
+        return _without_cause_ours(found, choice, launch, str(context.get("launch_file")))
     if all(f.format == "empty" for f in found.files if f.format != "missing"):
         explanation = "Nothing is written in these files."
     return Diagnosis(
@@ -324,6 +429,22 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
         explanation=explanation, rank=first.get("rank"), node=first.get("node"),
         remedy=_what_to_give(found, choice, first.get("rank"), first.get("node")), ruled_out=_ruled_out(choice),
         looked_for=[*_missing_halves(found), *_looked_for()],
+    )  # fmt: skip
+
+
+def _without_cause_ours(
+    found: Scan, choice: Choice, launch: Mapping[str, Any], launch_file: str
+) -> Diagnosis:
+    """Return the verdict on a failed run of ours of which neither ranks, launcher nor log tell the cause."""
+    events = found.events or RunEvents()
+    place = own_run.Place(None, found.hits, events)
+    text = f"exit status {launch.get('returncode')} and no error event"
+    log = Path(launch_file).with_name("train.log")
+    return Diagnosis(
+        status="failed", cause="unknown", phase=place.phase, step=place.step, rank=place.rank, node=place.node,
+        evidence=[_evidence(h) for h in choice.symptoms[:MAX_EVIDENCE]] or [Evidence(file=launch_file, text=text)],
+        explanation="Something failed, and neither the ranks nor their output say what.",
+        remedy=f"read {log}", ruled_out=_ruled_out(choice), looked_for=_looked_for(),
     )  # fmt: skip
 
 

@@ -258,6 +258,8 @@ class _Run:
                 environment[GPUS_PER_NODE] = str(self.layout.workers_per_node)
         # PyTorch makes this folder when DistributedDataParallel is imported, in /tmp unless told otherwise.
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.attempt.folder.resolve() / INDUCTOR))
+        # A bounded buffer of each rank's last collectives, which NCCL's watchdog dumps into the attempt's folder.
+        environment |= commands.flight_recorder(self.attempt.folder.resolve())
         environment["DIST3DGS_ATTEMPT"] = str(self.attempt.folder.resolve())
         if self.weights is not None:
             environment["DIST3DGS_LPIPS"] = str(self.weights.resolve())
@@ -270,9 +272,10 @@ class _Run:
 
     def _finish(self, status: str, returncode: int | None) -> int:
         self.summary |= {"status": status, "returncode": returncode, "finished_at": time.time()}
-        if status != "ok" and "ended" not in self.summary and status != "stopped":
+        if status != "ok" and ("ended" in self.summary or status != "stopped"):
             self.summary["cause"] = cause_of(self.summary, self.attempt)
-        self.restarts = self.may_restart and tries_after(self.summary.get("cause")) > 0
+        ended = "ended" in self.summary  # by the scheduler or for want of memory: no restart here mends that
+        self.restarts = self.may_restart and not ended and tries_after(self.summary.get("cause")) > 0
         self._save()
         if self.restarts:
             print(

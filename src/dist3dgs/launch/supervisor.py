@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config.models import RunSpec
 from ..runs.attempts import Attempt
-from ..runs.events import event_files
+from ..runs.events import EventTail
 from ..slurm.allocation import node_name
 
 POLL_S = 0.2
@@ -32,7 +32,8 @@ class Watch:
         self.stop_signal: str | None = None
         self.stalled = False
         self._kill_at: float | None = None
-        self._reader = EventTail(attempt.folder)
+        self._tail = EventTail(attempt.folder)
+        self._pids: list[int] = []  # of the ranks on this host
         self._last_event = time.monotonic()
         self._display = Display(spec)
 
@@ -49,7 +50,7 @@ class Watch:
         """Return when the process has ended and nothing of its group is left."""
         while self.process.poll() is None:
             time.sleep(POLL_S)
-            events = self._reader.new()
+            events = self._new_events()
             now = time.monotonic()
             if events:
                 self._last_event = now
@@ -60,11 +61,18 @@ class Watch:
             waited_in_vain = any(e.get("type") == "CollectiveTimeout" for e in events)
             if waited_in_vain or now - self._last_event > STALL_FACTOR * self.spec.hardware.timeout_s:
                 self._end_stall()
-        self._display.update(self._reader.new())
+        self._display.update(self._new_events())
         self._display.close()
         self._signal(signal.SIGKILL)
         self._signal_ranks(signal.SIGKILL)  # ranks that outlived torchrun: they are in sessions of their own
         self._collect_stacks()
+
+    def _new_events(self) -> list[dict[str, Any]]:
+        """Events since the last call; remember the pids of the ranks on this host."""
+        events = self._tail.new()
+        starts = [e for e in events if e["event"] == "start" and e.get("host") == node_name()]
+        self._pids += [e["pid"] for e in starts if isinstance(e.get("pid"), int)]
+        return events
 
     def _end_stall(self) -> None:
         """Have all ranks write their stacks, then end them: nobody is expected to answer a polite request."""
@@ -78,7 +86,7 @@ class Watch:
     def _signal_ranks(self, number: int) -> bool:
         """Signal the ranks on this host; whether there was any."""
         reached = False
-        for pid in self._reader.pids:
+        for pid in self._pids:
             # A pid may have gone to somebody else since.
             with contextlib.suppress(OSError):
                 if b"dist3dgs.train" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -100,47 +108,6 @@ class Watch:
         """Signal torchrun and everything it started (it was started in a session of its own)."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, number)
-
-
-class EventTail:
-    """New events of a run's growing files; remembers the pids of the ranks on this host."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        #: By file: how many bytes were read, and the start of a line whose end was not there yet.
-        self._read: dict[Path, tuple[int, bytes]] = {}
-        self.pids: list[int] = []
-
-    def new(self) -> list[dict[str, Any]]:
-        """Events written since the last call, by time."""
-        events = [event for path in event_files(self.folder) for event in self._new_of(path)]
-        self.pids += [e["pid"] for e in events if self._is_local_start(e)]
-        return sorted(events, key=lambda e: e["t"] if isinstance(e.get("t"), int | float) else 0.0)
-
-    def _new_of(self, path: Path) -> list[dict[str, Any]]:
-        import json
-
-        offset, rest = self._read.get(path, (0, b""))
-        try:
-            with path.open("rb") as f:
-                f.seek(offset)
-                data = f.read(16 << 20)
-        except FileNotFoundError:
-            return []
-        *lines, rest = (rest + data).split(b"\n")
-        self._read[path] = offset + len(data), rest
-        events = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict):
-                    events.append(event)
-        return events
-
-    @staticmethod
-    def _is_local_start(e: dict[str, Any]) -> bool:
-        local = e.get("event") == "start" and e.get("host") == node_name()
-        return local and isinstance(e.get("pid"), int)
 
 
 class Display:

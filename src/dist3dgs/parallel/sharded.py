@@ -24,7 +24,7 @@ from .placement import assign_views, morton_order, owners_in_space
 from .strategy import Parallel, Rendered, Rows, largest, travelling
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
-NUM_FLOATS, NUM_RADII = 10, 2
+NUM_FLOATS = 10
 
 
 class Sharded(Parallel):

@@ -6,23 +6,20 @@ Fast and without torch, so that all runs can be judged again after the rules imp
 from pathlib import Path
 from typing import Any
 
+from ..diagnosis import Diagnosis, diagnose_attempt
 from ..diagnosis.rules import all_rules
-from ..diagnosis.verdict import Diagnosis
 from ..files import sha256
 from ..runs.attempts import ATTEMPTS, Attempt
 from ..runs.causes import Cause
 from ..runs.record import (
     EarlierAttempt,
     Environment,
-    Failure,
     Provenance,
     Run,
     RunRecord,
-    Status,
     load_record,
 )
 from .evidence import RunEvidence
-from .failure import failure, verdict
 from .metrics import measure
 
 
@@ -33,12 +30,13 @@ def judge(launch_json: Path) -> RunRecord:
     shared, neighbours, why = _co_tenancy(run)
     if shared is None:
         reasons["nodes_shared"] = why
-    status, found = verdict(run)
+    verdict = run.diagnose()
     names = ("scene", "strategy", "layout", "repeat", "seed")
     return RunRecord(
         run=Run(**{k: run.spec[k] for k in names}, settings=run.spec),
-        status=status,
-        failure=found,
+        status=verdict.status,
+        failure=verdict.failure(),
+        stragglers=verdict.stragglers,
         metrics=metrics,
         reasons=reasons,
         earlier=[_earlier(run, attempt) for attempt in run.earlier],
@@ -54,25 +52,24 @@ def verdict_of_run(path: Path) -> Diagnosis:
     """
     if path.name == "record.json":
         record = load_record(path)
-        return _diagnosis(record.status, record.failure)
+        return _diagnosis(record)
     if path.parent.parent.name == ATTEMPTS:
-        attempt = Attempt(path.parent)
-        launch = attempt.launch()
-        return _diagnosis(*verdict(RunEvidence(launch, launch["spec"], [attempt])))
-    record = judge(path)
-    return _diagnosis(record.status, record.failure)
+        return diagnose_attempt(Attempt(path.parent))
+    return RunEvidence.of(path).diagnose()
 
 
-def _diagnosis(status: Status, failure: Failure | None) -> Diagnosis:
-    if failure is None:
-        return Diagnosis(status=status)
-    why = next((r.why for r in all_rules() if r.cause == failure.cause), None)
-    return Diagnosis(status=status, explanation=why, **failure.model_dump())
+def _diagnosis(record: RunRecord) -> Diagnosis:
+    if record.failure is None:
+        return Diagnosis(status=record.status, stragglers=record.stragglers)
+    why = next((r.why for r in all_rules() if r.cause == record.failure.cause), None)
+    return Diagnosis(
+        status=record.status, explanation=why, stragglers=record.stragglers, **record.failure.model_dump()
+    )
 
 
 def cause_of(launch: dict[str, Any], attempt: Attempt) -> Cause:
     """Return the cause of an attempt that has just failed, to decide about a retry."""
-    return failure(RunEvidence(launch, launch["spec"], [attempt])).cause
+    return diagnose_attempt(attempt, launch).cause or "unknown"
 
 
 def _earlier(run: RunEvidence, attempt: Attempt) -> EarlierAttempt:
@@ -84,7 +81,7 @@ def _earlier(run: RunEvidence, attempt: Attempt) -> EarlierAttempt:
         attempt=attempt.number,
         started_at=launch.get("started_at"),
         finished_at=launch.get("finished_at") or (launch.get("ended") or {}).get("at") or last_t,
-        failure=None if launch.get("status") == "ok" else failure(alone),
+        failure=None if launch.get("status") == "ok" else alone.diagnose().failure(),
     )
 
 
@@ -124,6 +121,7 @@ def _provenance(run: RunEvidence) -> Provenance:
         *run.last.event_files(),
         run.last.log_path,
         *run.last.resources_paths(),
+        *run.last.flight_paths(),
     ]
     slurm = run.launch.get("slurm") or {}
     return Provenance(

@@ -1,16 +1,14 @@
 """Read the evidence of one run once: attempts, their events, the launcher's summary."""
 
 import json
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..config.naming import Layout, how_to_make
+from ..diagnosis import Diagnosis, diagnose_attempt
 from ..errors import UserError
+from ..logs.readers import events
 from ..runs.attempts import Attempt, attempts, since_fresh_start
-from ..runs.events import parse_event, read_lines
-from ..runs.record import Evidence
 
 Events = list[dict[str, Any]]
 
@@ -30,13 +28,9 @@ class RunEvidence:
         self.earlier = tried[:-1]
         #: The last attempt and those that it continues, oldest first.
         self.attempts = since_fresh_start(tried)
-        #: Events of the last attempt, and of all of `attempts`.
+        #: Events of the last attempt, their totals, and the events of all of `attempts`.
         self.events: Events = []
-        self._places: dict[int, tuple[Path, int, bytes]] = {}  # by the identity of an event in `events`
-        for path, number, raw in read_lines(self.last.event_files()):
-            if (event := parse_event(raw)) is not None:
-                self.events.append(event)
-                self._places[id(event)] = path, number, raw
+        self.totals = events.read(self.last.event_files(), keep=self.events)
         before = [e for attempt in self.attempts[:-1] for e in attempt.events()]
         self.events_of_attempts: Events = before + self.events
 
@@ -76,6 +70,10 @@ class RunEvidence:
         """List the last attempt's events of one kind, in order of time."""
         return [e for e in self.events if e["event"] == kind]
 
+    def diagnose(self) -> Diagnosis:
+        """Judge the last attempt."""
+        return diagnose_attempt(self.last, self.launch, self.totals)
+
     @property
     def world_size(self) -> int:
         return Layout.parse(self.spec["layout"]).world_size
@@ -83,32 +81,3 @@ class RunEvidence:
     @property
     def last_step(self) -> int:
         return max((e["step"] for e in self.events if isinstance(e.get("step"), int)), default=0)
-
-    def name(self, file: str) -> str:
-        """Return the path of a file of the last attempt relative to the point's folder, as records give it."""
-        return f"attempts/{self.last.folder.name}/{file}"
-
-    def evidence_of(self, event: dict[str, Any], text: str | None = None) -> Evidence:
-        """Cite one of `events` by its node's file and line. text: in place of the line."""
-        path, number, raw = self._places[id(event)]
-        shown = raw.decode("utf-8", "replace").strip()[:1000] if text is None else text
-        return Evidence(file=self.name(path.name), line=number, text=shown)
-
-    def matches(self, pattern: re.Pattern[str]) -> list[str]:
-        """Collect the pattern's first group from each line of the training log that matches."""
-        try:
-            with self.last.log_path.open(encoding="utf-8", errors="replace") as f:
-                return [found[1] for line in f if (found := pattern.search(line))]
-        except OSError:
-            return []
-
-    def line_with(self, wanted: Callable[[str], bool]) -> tuple[int, str] | None:
-        """Find the first line of the training log that `wanted` accepts: its number and text."""
-        try:
-            with self.last.log_path.open(encoding="utf-8", errors="replace") as f:
-                for number, line in enumerate(f, 1):
-                    if wanted(line):
-                        return number, line.strip()[:2000]
-        except OSError:
-            pass
-        return None

@@ -49,6 +49,8 @@ PHASES = ("startup", "load", "init", "step", "densify", "evaluate", "checkpoint"
 PROGRESS = ("step", "progress", "densify", "eval", "checkpoint", "export")
 #: An event is one `write` and small; a longer line is none.
 MAX_EVENT_BYTES = 1 << 22
+#: A look at a growing file reads at most so much; the rest comes at the next one.
+MAX_TAIL_BYTES = 4 * MAX_EVENT_BYTES
 _TIME = re.compile(rb'"t": ?(\d{1,15}(?:\.\d+)?)[,}]')
 
 
@@ -116,6 +118,38 @@ def parse_event(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+class EventTail:
+    """Reads the events that a run in progress has written since the last look.
+
+    Args:
+        folder: of the attempt.
+        first_bytes: of each file at most so many from its end are read at the first look; None: all.
+    """
+
+    def __init__(self, folder: Path, first_bytes: int | None = None) -> None:
+        self.folder, self.first_bytes = Path(folder), first_bytes
+        self._offsets: dict[Path, int] = {}  # of the first line that was not whole yet
+
+    def new(self) -> list[dict[str, Any]]:
+        """List events written since the last call by time, those without one first. A torn last line comes later."""
+        events = [event for path in event_files(self.folder) for event in self._new_of(path)]
+        return sorted(events, key=lambda e: e["t"] if isinstance(e.get("t"), int | float) else 0.0)
+
+    def _new_of(self, path: Path) -> list[dict[str, Any]]:
+        try:
+            with path.open("rb") as f:
+                start = 0 if self.first_bytes is None else max(0, f.seek(0, os.SEEK_END) - self.first_bytes)
+                f.seek(self._offsets.get(path, start))
+                start, text = f.tell(), f.read(MAX_TAIL_BYTES)
+        except FileNotFoundError:
+            return []
+        whole = text.rfind(b"\n") + 1
+        if not whole and len(text) == MAX_TAIL_BYTES:  # no event: step over it
+            whole = len(text)
+        self._offsets[path] = start + whole
+        return [event for raw in text[:whole].split(b"\n") if (event := parse_event(raw)) is not None]
 
 
 def _timed(path: Path) -> Iterator[tuple[float, tuple[Path, int, bytes]]]:

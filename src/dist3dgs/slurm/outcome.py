@@ -83,7 +83,7 @@ def read_try(attempt: Attempt, launch: dict[str, Any] | None = None) -> Try:
     return Try(
         number=attempt.number,
         status=launch.get("status") or "running",
-        cause=ended.get("cause") or launch.get("cause"),
+        cause=launch.get("cause") or ended.get("cause"),
         note=ended.get("note"),
         step=last,
         gpu_hours=_gpu_hours(launch, ended.get("at")),
@@ -139,8 +139,17 @@ def _settled(attempt: Attempt, me: tuple[int, int] | None) -> Try:
     if end["cause"] == "cancelled" and _was_interrupted(attempt, launch):
         note = f"{end['note']}; cancelled by an interrupted Snakemake"
         launch |= {"status": INTERRUPTED, "ended": {"cause": None, "note": note, "at": end["at"]}}
+    else:
+        launch["cause"] = _judged(launch, attempt)
     write_json(attempt.launch_path, launch)
     return read_try(attempt, launch)
+
+
+def _judged(launch: dict[str, Any], attempt: Attempt) -> Cause:
+    """The cause as the record will have it: Slurm's word is one piece of evidence."""
+    from ..records.build import cause_of  # the rules, which few attempts need
+
+    return cause_of(launch, attempt)
 
 
 def _out_of_memory(attempt: Attempt, launch: dict[str, Any], me: tuple[int, int] | None) -> Try | None:
@@ -162,6 +171,7 @@ def _out_of_memory(attempt: Attempt, launch: dict[str, Any], me: tuple[int, int]
         launch |= {
             "ended": {"cause": "host_oom", "note": note, "at": at or launch.get("finished_at") or time.time()}
         }
+        launch["cause"] = _judged(launch, attempt)
     write_json(attempt.launch_path, launch)
     return read_try(attempt, launch)
 

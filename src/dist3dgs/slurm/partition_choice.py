@@ -154,6 +154,7 @@ def run(
         answer = {
             str(layout): {
                 "runtime_s": predictions[layout].seconds,
+                "runtime_most_s": predictions[layout].most_s,
                 "runtime_from": predictions[layout].source,
                 "offers": [asdict(offer) for offer in offered],
             }
@@ -172,7 +173,8 @@ def run(
 def _table(layout: Layout, predicted: Prediction, found: Sequence[Offer], site: Site) -> str:
     now = time.time()
     devices = "CPUs" if site.gpu_request == "none" else "the fastest GPUs"
-    lines = [f"{layout}, {format_duration(predicted.seconds)} on {devices} ({predicted.source})"]
+    most = "" if predicted.most_s is None else f", at most {format_duration(predicted.most_s)}"
+    lines = [f"{layout}, {format_duration(predicted.seconds)}{most} on {devices} ({predicted.source})"]
     for o in found:
         times = (
             o.refusal or f"starts {_when(o.start, now)}, ends {_when(o.end, now)}{_with_settings(o, site)}"

@@ -1,13 +1,21 @@
-"""Predict how long a run takes from the records of others: seconds on GPUs of speed 1."""
+"""Predict how long a run takes from the records of others: seconds on GPUs of speed 1.
+
+A record of the same layout says it as it was. Of another layout the model of `predict` does, fitted to the scene's
+records; where it cannot (no curve, a strategy or a machine that it does not know) the nearest layout is scaled ideally.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config.models import RunSpec
 from ..config.naming import Layout
 from ..errors import UserError
+from ..predict.calibration import calibrate
+from ..predict.compare import machine_with
+from ..predict.model import predictor, workload_of
+from ..predict.study import USUAL_SIZE_PX
 from ..runs.record import RunRecord, load_record
 
 
@@ -17,6 +25,8 @@ class Prediction:
 
     seconds: float
     source: str
+    most_s: float | None = None
+    """Upper bound of the model's interval; None where no model was used."""
 
 
 def read_records(results: Path) -> list[RunRecord]:
@@ -35,11 +45,52 @@ def predict(
 ) -> Prediction:
     """The longest of `specs` of one layout, each from the record most like it; `default_s` where there is none.
 
-    What a rank takes for an image of its own is carried over from the nearest layout: true as far as training scales.
+    Args:
+        speeds: of GPU types relative to the fastest.
+        default_s: where there is no record of the scene.
     """
-    found = [p for spec in specs if (p := _from_records(spec, records, speeds)) is not None]
+    found = [p for spec in specs if (p := _of(spec, records, speeds)) is not None]
     return max(
         found, key=lambda p: p.seconds, default=Prediction(seconds=default_s, source="site.runtime_min")
+    )
+
+
+def _of(spec: RunSpec, records: Sequence[RunRecord], speeds: Mapping[str, float]) -> Prediction | None:
+    same = (spec.scene, spec.strategy, spec.layout)
+    if any((r.run.scene, r.run.strategy, r.run.layout) == same for r in records):
+        return _from_records(spec, records, speeds)
+    return _from_model(spec, records, speeds) or _from_records(spec, records, speeds)
+
+
+def _from_model(
+    spec: RunSpec, records: Sequence[RunRecord], speeds: Mapping[str, float]
+) -> Prediction | None:
+    """Predict from the scene's records of any layout, all on the device that most of them ran on."""
+    of_scene = [r for r in records if r.run.scene == spec.scene and r.environment.devices]
+    kinds = [r.environment.devices[0] for r in of_scene]
+    if not kinds:
+        return None
+    device = max(kinds, key=kinds.count)
+    used = [r for r in of_scene if r.environment.devices[0] == device]
+    machine = machine_with(device, Path("config"))
+    if machine is None:
+        return None
+    made = calibrate(used, machine, USUAL_SIZE_PX, predictor(machine))
+    if made is None:
+        return None
+    workload = workload_of(spec.train, spec.parallel, spec.started, USUAL_SIZE_PX)
+    known = [r.metrics.num_gaussians for r in used if r.metrics.num_gaussians]
+    if known:  # the settings only say how many there may be
+        workload = replace(workload, gaussians=min(workload.gaussians, float(max(known))))
+    try:
+        total = made.forecast(workload, spec.started).total_s
+    except UserError:  # a strategy without a model
+        return None
+    speed = _speed(used[0], speeds)
+    return Prediction(
+        seconds=total.value * speed,
+        most_s=total.high * speed,
+        source=f"model fitted to {made.source.removesuffix(' of this study')} of {spec.scene}",
     )
 
 

@@ -5,6 +5,7 @@ padding, constants 0.01^2 and 0.03^2 for a value range of 1, the mean over pixel
 """
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def l1_ssim_loss(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Ten
         raise UserError(f"ssim_weight is {ssim_weight}: expected a number from 0 to 1")
     if image.device.type == "cpu":
         return _CpuLoss.apply(image, target, float(ssim_weight))
-    return TorchLoss.apply(image, target, float(ssim_weight))
+    return _for_gpu(image).apply(image, target, float(ssim_weight))
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     image: [H,W,3] float. target: [H,W,3] uint8 or float.
     """
     _check(image, target)
-    loss = _CpuLoss if image.device.type == "cpu" else TorchLoss
+    loss = _CpuLoss if image.device.type == "cpu" else _for_gpu(image)
     return 1 - loss.apply(image, target, 1.0)
 
 
@@ -54,7 +55,7 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim_reference(image: Tensor, target: Tensor) -> Tensor:
-    """Compute SSIM as it is written down, in plain torch: what the faster forms are compared with.
+    """Compute SSIM by its definition in plain torch, as the reference for the faster implementations.
 
     image: [H,W,3] of any float dtype. target: [H,W,3] uint8 or float.
     """
@@ -67,6 +68,27 @@ def ssim_reference(image: Tensor, target: Tensor) -> Tensor:
     numerator = (2 * mean_x * mean_y + C1) * (2 * (xy - mean_x * mean_y) + C2)
     spread = (xx - mean_x * mean_x) + (yy - mean_y * mean_y) + C2
     return (numerator / ((mean_x * mean_x + mean_y * mean_y + C1) * spread)).mean()
+
+
+def _for_gpu(image: Tensor) -> Any:
+    """Return the Triton loss, or that in plain torch for float64, for extremely large images and without Triton."""
+    large = 12 * image.shape[0] * image.shape[1] >= 1 << 31  # the kernels count in int32
+    return TorchLoss if large or image.dtype != torch.float32 else _fused(image.device) or TorchLoss
+
+
+@functools.cache
+def _fused(device: torch.device) -> Any:
+    """The loss in Triton kernels; None where Triton is missing or cannot compile: it needs a C compiler on the node."""
+    try:
+        from dist3dgs.splats.loss_triton import TritonLoss
+
+        TritonLoss.apply(torch.zeros(1, 1, 3, device=device), torch.zeros(1, 1, 3, device=device), 0.2)
+    except Exception as e:  # any error of the compiler
+        warnings.warn(
+            f"the loss runs in plain torch, several times slower: {type(e).__name__}: {e}", stacklevel=2
+        )
+        return None
+    return TritonLoss
 
 
 @functools.cache

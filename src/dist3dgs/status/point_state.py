@@ -4,10 +4,9 @@ From the point's files, and from Slurm's queue where there is one.
 """
 
 import contextlib
-import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -17,6 +16,7 @@ from ..config.naming import Point, how_to_make
 from ..errors import UserError
 from ..runs.attempts import Attempt, attempts
 from ..runs.causes import cause_words
+from ..runs.events import EventTail
 from ..runs.record import RunRecord, load_record
 from ..slurm.outcome import INTERRUPTED, read_try
 from ..slurm.queue import Job
@@ -95,28 +95,17 @@ class AttemptProgress:
     step_s: float | None = None
     phase: str | None = None
     """the phase rank 0 is in"""
-    _offsets: dict[Path, int] = field(default_factory=dict)
+    _tail: EventTail = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._tail = EventTail(self.attempt.folder, TAIL_BYTES)
 
     def read(self) -> "AttemptProgress":
         """Take in the lines written since the last call. A torn last line is left for the next one."""
-        for path in sorted(self.attempt.folder.glob("events*.jsonl")):
-            for event in self._new_events(path):
+        for event in self._tail.new():
+            if _is_number(event.get("t")):
                 self._take(event)
         return self
-
-    def _new_events(self, path: Path) -> Iterator[dict[str, Any]]:
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as f:
-            size = f.seek(0, 2)
-            f.seek(self._offsets.get(path, max(0, size - TAIL_BYTES)))
-            start = f.tell()
-            text = f.read()
-            whole = text.rfind(b"\n") + 1
-            self._offsets[path] = start + whole
-            for line in text[:whole].split(b"\n"):
-                with contextlib.suppress(ValueError, RecursionError):
-                    event = json.loads(line)
-                    if isinstance(event, dict) and _is_number(event.get("t")):
-                        yield event
 
     def _take(self, event: dict[str, Any]) -> None:
         self.last_t = max(event["t"], self.last_t or event["t"])

@@ -60,6 +60,7 @@ class Trainer:
         self.cameras = SceneCameras(scene, device)
         self.order = ViewSampler(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
         self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
+        self.saver = checkpoint.Saver(self.out, self.identity, self.train.keep_checkpoints)
         self.progress = ProgressReporter(
             self.schedule.num_steps, self.out, enabled=self.comm.rank == 0, spec=spec
         )
@@ -86,8 +87,10 @@ class Trainer:
                 self._after_step()
             if self.stopping:
                 self._save_checkpoint()
+                self._finish_saving()
                 self.events("end", status="stopped", step=self.step)
                 return False
+        self._finish_saving()
         with self.clock.enter("export"):
             self._export()
         self.progress.close()
@@ -136,6 +139,7 @@ class Trainer:
             [self.cameras.get(v, photo=r == mine) for v in part]
             for r, part in enumerate(self.order.batch(step))
         ]
+        self.cameras.prefetch(self.order.batch(step + 1)[mine])
         behind = background(self.spec, step, self.device)
         clock.part("data")
         track = self.schedule.tracks(step)
@@ -176,6 +180,8 @@ class Trainer:
 
     def _after_step(self) -> None:
         step, s = self.step, self.schedule
+        if self.saver.failed:
+            self._finish_saving()
         if s.densifies(step):
             with self.clock.enter("densify"):
                 self._densify()
@@ -306,23 +312,32 @@ class Trainer:
         return self.stopping
 
     def _save_checkpoint(self) -> None:
+        """Gather the model and begin to write it; `_finish_saving` waits for the file."""
         with self.clock.enter("checkpoint"):
-            started = time.perf_counter()
+            started, step = time.perf_counter(), self.step
             self.parallel.reset_error_feedback()
             self.model.synchronise()
             rows = self.model.whole()
-            if rows is not None:
-                header = Header(
-                    step=self.step,
-                    elapsed_s=self.clock.train_s,
-                    adam_steps=self.model.optimizer.steps(),
-                    shards=self.parallel.shards,
-                    evaluated=self.evaluated,
-                )
-                content = checkpoint.Checkpoint(header, rows)
-                path = checkpoint.save(self.out, content, self.identity, self.train.keep_checkpoints)
+            if rows is None:
+                return
+            header = Header(
+                step=step,
+                elapsed_s=self.clock.train_s,
+                adam_steps=self.model.optimizer.steps(),
+                shards=self.parallel.shards,
+                evaluated=self.evaluated,
+            )
+
+            def written(path: Path) -> None:
                 elapsed = round(time.perf_counter() - started, 6)
-                self.events("checkpoint", step=self.step, path=path.name, s=elapsed)
+                self.events("checkpoint", step=step, path=path.name, s=elapsed)
+
+            self.saver.start(checkpoint.Checkpoint(header, rows), written)
+
+    def _finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written. Raises what ended it. Collective where it does not raise."""
+        with self.clock.enter("checkpoint"):
+            self.saver.wait()
             self.comm.barrier()
 
     def _newest_checkpoint(self) -> checkpoint.Checkpoint | None:

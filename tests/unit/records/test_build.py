@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from dist3dgs.diagnosis import diagnose
 from dist3dgs.errors import UserError
-from dist3dgs.records.build import judge
+from dist3dgs.records.build import judge, verdict_of_run
 from dist3dgs.runs.events import events_path
 from tests.unit.helpers.evidence import (
     comm,
@@ -459,3 +460,73 @@ def test_other_jobs_on_its_nodes_are_recorded(tmp_path: Path) -> None:
     ):
         found = judged(tmp_path / name, facts)
         assert found.environment.nodes_shared is None and reason in found.reasons["nodes_shared"]
+
+
+def error(kind: str, t: float, rank: int = 1, message: str = "'means'") -> dict[str, Any]:
+    fields = {"type": kind, "message": message, "traceback": "", "phase": "step", "step": 26}
+    return {"t": t, "rank": rank, "event": "error", **fields}
+
+
+@pytest.mark.parametrize("error_t, cause", [(1050.0, "code_error"), (1070.0, "preempted")])
+def test_an_error_before_the_end_from_outside_explains_it_and_one_after_it_does_not(
+    tmp_path: Path, error_t: float, cause: str
+) -> None:
+    events = [
+        start(0),
+        start(1),
+        phase("enter", "step", 1004.0),
+        step(25, 1040.0),
+        error("KeyError", error_t),
+    ]
+    events.append({"t": 1060.0, "rank": 0, "event": "signal", "signal": "SIGTERM"})
+    ended = {"cause": "preempted", "note": "State=PREEMPTED", "at": 1090.0}
+    launch = write_attempt(tmp_path, spec(), events, status="running", ended=ended, finished_at=None)
+    verdict = verdict_of_run(launch)
+    assert (verdict.status, verdict.cause) == ("failed", cause)
+    other = {"code_error": "preempted", "preempted": "code_error"}[cause]
+    assert [r.cause for r in verdict.ruled_out] == [other], "what was not chosen is named with the reason"
+
+
+def test_a_hang_before_the_first_step_is_no_progress_though_the_ranks_answered_the_signal(
+    tmp_path: Path,
+) -> None:
+    events = [start(0), start(1), phase("enter", "load", 1004.0)]
+    events += [{"t": 5100.0, "rank": r, "event": "signal", "signal": "SIGTERM"} for r in (0, 1)]
+    ended = {"cause": "time_limit", "note": "State=TIMEOUT", "at": 5100.0}
+    record = judge(write_attempt(tmp_path, spec(), events, status="failed", returncode=1, ended=ended))
+    assert record.failure and (record.failure.cause, record.failure.phase) == ("no_progress", "load")
+
+
+def test_lost_peers_do_not_hide_that_the_run_was_stopped(tmp_path: Path) -> None:
+    """The first peers to be gone had been told to stop."""
+    events = [start(0), start(1), error("RuntimeError", 1050.0, 0, "[gloo] Connection closed by peer")]
+    write_attempt(tmp_path, spec(), events, status="stopped", signal="SIGTERM", returncode=1)
+    (earlier,) = judge(write_attempt(tmp_path, spec(), healthy())).earlier
+    assert earlier.failure and earlier.failure.cause == "cancelled"
+
+
+def test_files_given_by_name_are_judged_as_the_run_is(tmp_path: Path) -> None:
+    """`diagnose` with the launcher's summary among the files: the same evidence, the same root cause."""
+    ended = {"cause": "host_oom", "note": "memory.events: oom_kill 1", "at": 1090.0}
+    log = "  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 42)\n"
+    cases: list[dict[str, Any]] = [
+        {"log": log},
+        {"ended": ended, "log": log},
+        {"stalled": True},
+        {"returncode": -8},
+        {"disk_full": "OSError: [Errno 28] No space left on device: a"},
+        {"refused": "4 workers asked for, 2 GPUs here", "status": "refused"},
+        {},
+    ]
+    for i, facts in enumerate(cases):
+        events = [start(0), start(1, pid=42), phase("enter", "step", 1007.0), step(25, 1040.0)]
+        launch = write_attempt(
+            tmp_path / str(i), spec(), events, **{"status": "failed", "returncode": 1, **facts}
+        )
+        want = verdict_of_run(launch)
+        folder = launch.parent / "attempts/000"
+        found = diagnose(sorted(folder.iterdir()))
+        names = ("status", "cause", "phase", "step", "rank", "node", "remedy")
+        if want.cause == "unknown":  # it names the log by its path
+            names = names[:-1]
+        assert [getattr(found, n) for n in names] == [getattr(want, n) for n in names], facts

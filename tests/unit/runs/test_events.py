@@ -1,7 +1,7 @@
 import threading
 from pathlib import Path
 
-from dist3dgs.runs.events import EventWriter, events_path, read_events
+from dist3dgs.runs.events import EventTail, EventWriter, events_path, read_events
 
 
 def test_many_writers_do_not_tear_each_others_lines(tmp_path: Path) -> None:
@@ -47,3 +47,16 @@ def test_each_node_has_a_file_and_they_are_read_by_time(tmp_path: Path) -> None:
         path.write_text("".join(f'{{"t": {t}, "event": "{name}"}}\n' for t, name in events))
     (tmp_path / "other.jsonl").write_text('{"t": 1, "event": "foreign"}\n')
     assert "".join(e["event"] for e in read_events(tmp_path)) == "abcdefg"
+
+
+def test_the_tail_of_growing_files_gives_each_event_once(tmp_path: Path) -> None:
+    tail = EventTail(tmp_path)
+    assert tail.new() == []
+    one, two = events_path(tmp_path, "n1"), events_path(tmp_path, "n2")
+    one.write_text('{"t": 2, "event": "b"}\n{"t": 4, "ev')
+    two.write_text('{"t": 1, "event": "a"}\n')
+    assert [e["event"] for e in tail.new()] == ["a", "b"]
+    with one.open("a") as f:
+        f.write('ent": "c"}\n')
+    assert [e["event"] for e in tail.new()] == ["c"] and tail.new() == []
+    assert [e["event"] for e in EventTail(tmp_path, first_bytes=24).new()] == ["a", "c"]

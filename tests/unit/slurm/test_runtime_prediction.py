@@ -3,7 +3,7 @@
 import pytest
 
 from dist3dgs.config.models import Hardware, RunSpec, Strategy, TrainSettings
-from dist3dgs.runs.record import Environment, Metrics, Run, RunRecord
+from dist3dgs.runs.record import Environment, Metrics, Run, RunRecord, load_record
 from dist3dgs.slurm.runtime_prediction import predict, read_records
 
 
@@ -47,6 +47,25 @@ def test_without_records_it_is_the_time_limit():
 def test_what_a_rank_takes_for_an_image_is_carried_over(layout, train, seconds):
     found = predict([spec(layout, **train)], [record("n1g4", 200, 8000), record("n1g1", 1e6, 8000)], {}, 7200)
     assert found.seconds == pytest.approx(seconds) and found.source == "from s/t/n1g4/r0"
+
+
+def test_another_layout_is_predicted_by_the_model_with_its_bound(repository, monkeypatch):
+    """From the demo's run on one rank: two do not take half of its time."""
+    monkeypatch.chdir(repository)
+    one, two = (
+        load_record(repository / f"results/reference/builtin/replicated/n1g{n}/r0/record.json")
+        for n in (1, 2)
+    )
+    asked = RunSpec.model_validate(two.run.settings)
+    found = predict([asked], [one], {}, 7200)
+    assert found.source == "model fitted to 1 records of builtin"
+    assert found.seconds == pytest.approx(two.metrics.total_s, rel=0.1)
+    assert found.most_s is not None and found.seconds < found.most_s
+    ideal = predict(
+        [asked], [one.model_copy(update={"metrics": one.metrics.model_copy(update={"curve": []})})], {}, 1
+    )
+    assert ideal.most_s is None and ideal.seconds < 0.9 * found.seconds
+    assert predict([asked], [one, two], {}, 7200).source == "from builtin/replicated/n1g2/r0"
 
 
 def test_slower_gpus_took_longer():

@@ -1,11 +1,14 @@
 """L1 + SSIM: the compiled kernels against torch and torchmetrics."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dist3dgs.errors import UserError
+from dist3dgs.splats import loss as losses
 from dist3dgs.splats.loss import TorchLoss, l1_ssim_loss, psnr, ssim, ssim_reference
 
 
@@ -91,3 +94,14 @@ def test_gradient_scales_with_what_comes_in() -> None:
 def test_bad_input(bad) -> None:
     with pytest.raises(UserError, match="expected"):
         bad()
+
+
+def test_without_triton_a_gpu_computes_the_loss_in_plain_torch(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "dist3dgs.splats.loss_triton", raising=False)
+    losses._fused.cache_clear()
+    image = torch.zeros(4, 4, 3)
+    with pytest.warns(UserWarning, match="plain torch"):
+        assert losses._for_gpu(image) is TorchLoss
+    assert losses._for_gpu(image.double()) is TorchLoss
+    losses._fused.cache_clear()

@@ -1,13 +1,16 @@
 """Checkpoints: whole or not at all, checked when read, bound to their settings."""
 
 import os
+import threading
+import time
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from dist3dgs.runs.resume import differences, identity
-from dist3dgs.train.checkpoint import Checkpoint, Header, candidates, load, newest, save
+from dist3dgs.train import checkpoint
+from dist3dgs.train.checkpoint import Checkpoint, Header, Saver, candidates, load, newest, save
 from tests.unit.helpers import tiny
 
 ROWS = {"means": torch.arange(12.0).reshape(4, 3), "statistics/count": torch.arange(4)}
@@ -32,8 +35,8 @@ def steps(folder):
 def found(folder, run=OURS, keep=2):
     """Step of the newest good checkpoint and what was said."""
     said = []
-    checkpoint = newest(folder, run, keep, said.append)
-    return checkpoint and checkpoint.header.step, said
+    read = newest(folder, run, keep, said.append)
+    return read and read.header.step, said
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
@@ -133,3 +136,32 @@ def test_what_changes_the_mathematics_and_what_does_not():
     assert "set train.global_batch to 4" in line
     (line,) = differences(base, of("n1g2", scene="other", global_batch=4))
     assert "another packed scene" in line
+
+
+def test_a_save_in_the_background_holds_what_was_there_when_it_began(tmp_path, monkeypatch):
+    go, names = threading.Event(), []
+    original = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *args: go.wait(20) and original(*args))
+    saver, rows = Saver(tmp_path, OURS, 2), {k: t.clone() for k, t in ROWS.items()}
+    saver.start(Checkpoint(Header(step=7), rows), lambda path: names.append(path.name))
+    for tensor in rows.values():
+        tensor.zero_()  # the training goes on
+    assert not names and not candidates(tmp_path) and not saver.failed
+    go.set()
+    saver.wait()
+    (path,) = candidates(tmp_path)
+    assert names == [path.name]
+    assert all(torch.equal(load(path, OURS).rows[k], t) for k, t in ROWS.items())
+
+
+def test_a_save_that_fails_is_told_by_the_next_wait(tmp_path):
+    saver, written = Saver(tmp_path, OURS, 2), []
+    (tmp_path / "checkpoints").write_text("no folder")
+    saver.start(Checkpoint(Header(step=7), ROWS), written.append)
+    end = time.monotonic() + 20
+    while not saver.failed and time.monotonic() < end:
+        time.sleep(0.01)
+    assert saver.failed and not written
+    with pytest.raises(OSError, match="checkpoints"):
+        saver.start(Checkpoint(Header(step=8), ROWS), written.append)
+    assert not saver.failed

@@ -4,8 +4,9 @@
 
 import enum
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...logs.facts import Line
 from ...runs.causes import Cause
@@ -48,6 +49,7 @@ class Hit:
     node: str | None = None
     phase: str | None = None
     step: int | None = None
+    event: "Mapping[str, Any] | None" = None  # the `error` event of one of our ranks that it was made of
 
     @property
     def handled(self) -> bool:

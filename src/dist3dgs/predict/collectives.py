@@ -1,0 +1,85 @@
+"""Seconds of the collectives of a step, from their bytes and the machine's links.
+
+A collective takes a fixed time, one hop per message that waits for another, and its bytes over the slowest link on the
+way (Hockney 1994; Thakur, Rabenseifner and Gropp 2005 for ring and tree):
+
+ring all-reduce   2 (p - 1)/p S bytes through every worker's link and every node's; 2 (p - 1) hops
+tree all-reduce   2 S bytes; 2 log2(p) hops. The faster of both counts, as NCCL chooses
+all-to-all        each worker sends S bytes, (g - 1)/p of them inside its node, (p - g)/p through the node's link
+"""
+
+import math
+from dataclasses import dataclass
+
+from ..config.naming import Layout
+from .machine import Machine
+
+#: Hops inside a node, as a share of one between nodes: NVLink and PCIe peer copies take one or two microseconds.
+_LOCAL_HOP_US = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectiveCost:
+    """One collective operation of a step."""
+
+    op: str
+    calls: int
+    bytes: float
+    """Payload that one rank contributes in all calls."""
+    seconds: float
+    algorithm: str
+
+
+def all_reduce(op: str, payload: float, calls: int, layout: Layout, machine: Machine) -> CollectiveCost:
+    """Sum `payload` bytes, in `calls` messages of equal size, over all ranks."""
+    p, nodes = layout.world_size, layout.nodes
+    if p == 1:
+        return CollectiveCost(op=op, calls=0, bytes=0.0, seconds=0.0, algorithm="none")
+    bandwidth = _bandwidth(layout, machine)
+    local, far = _hops(machine)
+    ring_hops = 2 * (p - nodes) * local + (2 * (nodes - 1) * far if nodes > 1 else 0)
+    tree_hops = (
+        2 * math.ceil(math.log2(layout.workers_per_node or 1)) * local + 2 * math.ceil(math.log2(nodes)) * far
+    )
+    fixed = machine.collective_us.value * 1e-6
+    ring = calls * (fixed + ring_hops) + 2 * (p - 1) / p * payload / bandwidth
+    tree = calls * (fixed + tree_hops) + 2 * payload / bandwidth
+    seconds, algorithm = min((ring, "ring"), (tree, "tree"))
+    return CollectiveCost(op=op, calls=calls, bytes=payload, seconds=seconds, algorithm=algorithm)
+
+
+def all_to_all(
+    op: str, sent: float, calls: int, layout: Layout, machine: Machine, unevenness: float = 0.0
+) -> CollectiveCost:
+    """Send `sent` bytes of each rank, spread over all ranks including itself.
+
+    Args:
+        unevenness: by how much the fullest rank exceeds the mean; all wait for it.
+    """
+    p, g = layout.world_size, layout.workers_per_node
+    if p == 1:
+        return CollectiveCost(op=op, calls=0, bytes=0.0, seconds=0.0, algorithm="none")
+    fullest = sent * (1 + unevenness)
+    inside = fullest * (g - 1) / p / (machine.worker_link_gb_s * 1e9)
+    outside = fullest * (p - g) / p * g / (machine.node_link_gb_s * 1e9) if layout.nodes > 1 else 0.0
+    local, far = _hops(machine)
+    fixed = machine.collective_us.value * 1e-6 + (g - 1) * local + (p - g) * far / g
+    return CollectiveCost(
+        op=op,
+        calls=calls,
+        bytes=sent * (p - 1) / p,
+        seconds=calls * fixed + max(inside, outside),
+        algorithm="pairwise",
+    )
+
+
+def _bandwidth(layout: Layout, machine: Machine) -> float:
+    """Bytes per second of the slowest link of a ring through all ranks."""
+    inside = machine.worker_link_gb_s if layout.workers_per_node > 1 else math.inf
+    outside = machine.node_link_gb_s if layout.nodes > 1 else math.inf
+    return min(inside, outside) * 1e9
+
+
+def _hops(machine: Machine) -> tuple[float, float]:
+    """Seconds of one hop inside a node and between nodes."""
+    return _LOCAL_HOP_US * 1e-6, machine.fabric.hop_us.value * 1e-6

@@ -1,0 +1,503 @@
+"""Predict a training step, its memory and a whole run on any layout of a machine.
+
+A step takes, on its slowest rank, with m images of P pixels per rank, N Gaussians and N_own of them held by the rank:
+
+pixels         m P density pixel_flop / peak FLOP/s, times the imbalance
+Gaussians      m N image_bytes / memory bandwidth, times the imbalance: projection, sorting, gathering gradients
+optimiser      N_own step_bytes / memory bandwidth: Adam and statistics
+host           step_s
+exchange       exchange_s where ranks exchange anything: the host's part of it
+collectives    every one as the strategy issues it (collectives.py), less what is hidden behind computation
+
+The few rates (`Rates`) are fitted to a part of the published points (validation.py), or to this study's own records
+(calibration.py); rates of one accelerator carry over to another by peak FLOP/s and memory bandwidth. Intervals are
+the errors on held-out points, widened beyond them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from ..config.load import load_yaml
+from ..config.models import Strategy, TrainSettings
+from ..config.naming import Layout
+from ..errors import UserError
+from .collectives import CollectiveCost, all_reduce, all_to_all
+from .machine import Machine
+
+#: Fitted rates and errors, written by `python -m dist3dgs.predict.validation`.
+FITTED = Path(__file__).with_name("fitted.yaml")
+#: Bytes of one Gaussian's 59 parameters in float32, and of those that are not spherical harmonics above degree 0.
+PARAMETER_BYTES, SMALL_PARAMETER_BYTES = 59 * 4, 14 * 4
+#: Bytes per visible Gaussian and camera in a sharded step: 12 floats forward, 10 gradients back (parallel/sharded.py).
+FORWARD_BYTES, BACKWARD_BYTES = 48, 40
+#: Gradients travel in messages of at most this size, larger parameters alone (parallel/replicated.py).
+BUCKET_BYTES = 25 * 2**20
+#: Parameters, gradients and Adam's two moments of one Gaussian: no dense training needs less.
+FLOOR_BYTES = 4 * PARAMETER_BYTES
+#: Kinds of strategy that there is a model of.
+MODELLED = ("replicated", "sharded", "pixels")
+#: Mean number of Gaussians over the densification, as a share of the final one: gsplat's seven scenes (published.yaml).
+GROWTH_SHARE = 0.66
+#: Forward pass of an image, as a share of a training step's work on it.
+EVALUATION_SHARE = 1 / 3
+#: Startup of a distributed run: 25 to 28 s of gsplat's on 8 GPUs (gsplat pull request 1062).
+STARTUP_S = 27.0
+
+#: Relative half-widths added to the held-out errors, as a sum of squares; assumptions, stated with each prediction.
+_PER_DOUBLING, _NODES, _OTHER_MACHINE = 0.05, 0.2, 0.25
+#: Bytes per pixel that a step may hold beyond those of Mip-NeRF 360's fit: 250 by a count of its buffers, less 70.
+_MORE_PIXEL_BYTES = 180
+#: Largest layout and model among the points that the model was compared with.
+VALIDATED_RANKS, VALIDATED_GAUSSIANS = 8, 6.3e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What one program needs for its work, in units that hardware has. Fitted."""
+
+    pixel_flop: float
+    """FLOP per pixel of an image, at the accelerator's peak rate."""
+    image_bytes: float
+    """Bytes per Gaussian of the model and image, at peak memory bandwidth."""
+    step_bytes: float
+    """Bytes per Gaussian held and optimiser step, at peak memory bandwidth."""
+    step_s: float = 0.0
+    """Seconds of a step that do not depend on its work."""
+    exchange_s: float = 0.0
+    """The same, only where several ranks exchange anything: synchronising, counting, packing."""
+    imbalance: float = 0.0
+    """Standard deviation of the work of an image over its mean; the slowest rank is waited for."""
+    memory_gb: float = 0.0
+    """GPU memory beside the model."""
+    gaussian_memory_bytes: float = FLOOR_BYTES
+    pixel_memory_bytes: float = 0.0
+    """GPU memory per pixel of the images that a rank works on at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A training, as far as its time depends on it."""
+
+    gaussians: float
+    """Final number of the whole model."""
+    width_px: int
+    height_px: int
+    kind: str = "sharded"
+    """Strategy: replicated, sharded, or pixels (each image is divided among all ranks, as Grendel does)."""
+    compression: str = "none"
+    powersgd_rank: int = 2
+    batch: int | None = None
+    """Images per step over all ranks; None: one per rank."""
+    images: int = 30_000
+    """Images seen in the whole run."""
+    densify_share: float = 0.5
+    """Share of the run in which the number of Gaussians grows; 0: fixed."""
+    visible: float = 0.3
+    """Share of the Gaussians that a camera sees (about 0.3 of a captured scene)."""
+    density: float = 1.0
+    """Work per pixel relative to the mean of Mip-NeRF 360's scenes (0.88 bonsai to 1.13 kitchen)."""
+    evaluations: int = 6
+    held_out: int = 25
+    """Views of one evaluation."""
+    overlap: float = 0.0
+    """Share of the communication that is hidden behind computation."""
+
+    @property
+    def pixels(self) -> int:
+        return self.width_px * self.height_px
+
+    @property
+    def mean_gaussians(self) -> float:
+        """Mean over the run's images."""
+        return self.gaussians * (self.densify_share * GROWTH_SHARE + 1 - self.densify_share)
+
+    def global_batch(self, layout: Layout) -> int:
+        return self.batch or (1 if self.kind == "pixels" else layout.world_size)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A predicted number with its bounds."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, value: float, width: float) -> "Interval":
+        """`value` divided and multiplied by 1 + `width`."""
+        return cls(value, value / (1 + width), value * (1 + width))
+
+    def scaled(self, factor: float) -> "Interval":
+        return Interval(self.value * factor, self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step on its slowest rank: seconds by term."""
+
+    pixels_s: float
+    gaussians_s: float
+    optimiser_s: float
+    host_s: float
+    exchange_s: float
+    """The host's part of exchanges between ranks."""
+    collectives: tuple[CollectiveCost, ...]
+    overlap: float = 0.0
+
+    @property
+    def collectives_s(self) -> float:
+        return sum(c.seconds for c in self.collectives)
+
+    @property
+    def communication_s(self) -> float:
+        """Everything that one rank would not do."""
+        return self.exchange_s + self.collectives_s
+
+    @property
+    def compute_s(self) -> float:
+        return self.pixels_s + self.gaussians_s + self.optimiser_s + self.host_s
+
+    @property
+    def seconds(self) -> float:
+        return self.compute_s + self.exchange_s + (1 - self.overlap) * self.collectives_s
+
+    def terms(self) -> dict[str, float]:
+        """Seconds by the names of this module's introduction."""
+        return {
+            "pixels": self.pixels_s,
+            "Gaussians": self.gaussians_s,
+            "optimiser": self.optimiser_s,
+            "host": self.host_s,
+            "exchange": self.exchange_s,
+            "collectives": (1 - self.overlap) * self.collectives_s,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Prediction for one layout."""
+
+    layout: Layout
+    workload: Workload
+    step: Step
+    """At the mean number of Gaussians of the run."""
+    width: float
+    """Relative half-width of the interval of all times."""
+    num_steps: int
+    phases_s: dict[str, float]
+    memory_gb: Interval
+    """Per rank, at the end of the run."""
+    memory_limit_gb: float
+    speedup: float
+    """Images per second over those of one rank with a batch of one."""
+    ratio: float | None
+    """R = T_compute of one rank / T_comm of this layout, per image; None on one rank."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def batch(self) -> int:
+        return self.workload.global_batch(self.layout)
+
+    @property
+    def step_s(self) -> Interval:
+        return Interval.around(self.step.seconds, self.width)
+
+    @property
+    def images_per_s(self) -> Interval:
+        return Interval.around(self.batch / self.step.seconds, self.width)
+
+    @property
+    def total_s(self) -> Interval:
+        return Interval.around(sum(self.phases_s.values()), self.width)
+
+    @property
+    def rank_hours(self) -> Interval:
+        return self.total_s.scaled(self.layout.world_size / 3600)
+
+    @property
+    def efficiency(self) -> float:
+        return self.speedup / self.layout.world_size
+
+    @property
+    def fits(self) -> bool:
+        return self.memory_gb.value <= self.memory_limit_gb
+
+    @property
+    def simulated(self) -> bool:
+        """Beyond everything that the model was compared with."""
+        return (
+            self.layout.world_size > VALIDATED_RANKS
+            or self.layout.nodes > 1
+            or self.workload.gaussians > VALIDATED_GAUSSIANS
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """Rates of a program on a machine, with the errors they have shown."""
+
+    rates: Rates
+    machine: Machine
+    source: str
+    error_one: float
+    """Relative error on one rank: nine of ten held-out points are within."""
+    error_several: float
+    startup_s: float = STARTUP_S
+    mean_share: float | None = None
+    """Mean number of Gaussians over a run, as a share of its final one; None: by the length of the densification."""
+    calibrated: bool = False
+    """From records of this study on this hardware."""
+
+    def mean_gaussians(self, workload: Workload) -> float:
+        """Mean number of Gaussians over the run's images."""
+        known = self.mean_share is not None and workload.densify_share > 0
+        return workload.gaussians * (self.mean_share or 1.0) if known else workload.mean_gaussians
+
+    def step(self, workload: Workload, layout: Layout, gaussians: float | None = None) -> Step:
+        """Predict one step with `gaussians` Gaussians (default: the mean over the run).
+
+        Raises:
+            UserError: no model of the strategy, or a batch that the ranks cannot share.
+        """
+        r, machine = self.rates, self.machine
+        n = self.mean_gaussians(workload) if gaussians is None else gaussians
+        p, batch = layout.world_size, workload.global_batch(layout)
+        if workload.kind not in MODELLED:
+            raise UserError(
+                f"there is no model of strategy kind {workload.kind!r}; known: {', '.join(MODELLED)}"
+            )
+        if workload.kind != "pixels" and batch % p:
+            raise UserError(
+                f"a global batch of {batch} is no multiple of the {p} ranks of {layout}; give --batch-per-rank"
+            )
+        images = batch / p  # of this rank; a part of one where pixels are divided
+        waits = 1.0
+        if p > 1 and workload.kind != "pixels":
+            waits += r.imbalance / math.sqrt(images) * _expected_maximum(p)
+        own = n if workload.kind == "replicated" else n / p
+        density = 1.0 if self.calibrated else workload.density  # rates of the scene's records have it in them
+        # Ranks on CPUs beyond the cores take turns.
+        turns = (
+            max(1.0, layout.workers_per_node / machine.workers_per_node)
+            if machine.accelerator == "cpu"
+            else 1.0
+        )
+        flops, bandwidth = (
+            x / turns for x in (machine.fp32_tflops.value * 1e12, machine.memory_gb_s.value * 1e9)
+        )
+        return Step(
+            pixels_s=images * workload.pixels * density * r.pixel_flop / flops * waits,
+            gaussians_s=images * n * r.image_bytes / bandwidth * waits,
+            optimiser_s=own * r.step_bytes / bandwidth,
+            host_s=r.step_s,
+            exchange_s=r.exchange_s if p > 1 else 0.0,
+            collectives=collectives_of(workload, layout, machine, n),
+            overlap=workload.overlap,
+        )
+
+    def forecast(self, workload: Workload, layout: Layout) -> Forecast:
+        """Predict a whole run."""
+        step = self.step(workload, layout)
+        batch, p = workload.global_batch(layout), layout.world_size
+        alone = self.step(replace(workload, batch=1), Layout(1, 1))
+        num_steps = math.ceil(workload.images / batch)
+        image_s = alone.pixels_s + alone.gaussians_s
+        phases = {
+            "startup": self.startup_s,
+            "step": num_steps * step.seconds,
+            "evaluate": workload.evaluations * math.ceil(workload.held_out / p) * image_s * EVALUATION_SHARE,
+        }
+        comm_per_image = step.communication_s / batch
+        return Forecast(
+            layout=layout,
+            workload=workload,
+            step=step,
+            width=self._width(workload, layout),
+            num_steps=num_steps,
+            phases_s=phases,
+            memory_gb=self.memory_gb(workload, layout),
+            memory_limit_gb=self.machine.memory_gb.value,
+            speedup=alone.seconds / (step.seconds / batch),
+            ratio=alone.compute_s / comm_per_image if comm_per_image else None,
+            notes=self._notes(workload, layout),
+        )
+
+    def memory_gb(self, workload: Workload, layout: Layout) -> Interval:
+        """Predict the memory of one accelerator at the end of a run; the lower bound is never under the floor."""
+        r = self.rates
+        p = layout.world_size
+        own = workload.gaussians / (1 if workload.kind == "replicated" else p)
+        images = workload.global_batch(layout) / p
+        travelling = 0.0
+        if workload.kind != "replicated" and p > 1:
+            seen = workload.visible * workload.gaussians * images
+            travelling = 2 * seen * (FORWARD_BYTES + BACKWARD_BYTES) / 1e9
+        value = (
+            r.memory_gb
+            + own * r.gaussian_memory_bytes / 1e9
+            + max(images, 1 / p) * workload.pixels * r.pixel_memory_bytes / 1e9
+            + travelling
+        )
+        floor = own * FLOOR_BYTES / 1e9
+        # Within 6 % on one GPU and 14 % on four. At high resolutions more lives at once than there: photographs,
+        # render, SSIM and the intersections with tiles.
+        more = max(images, 1 / p) * workload.pixels * _MORE_PIXEL_BYTES / 1e9 if r.pixel_memory_bytes else 0.0
+        return Interval(value, max(floor, 0.9 * value), max(1.15 * value, floor) + more)
+
+    def _width(self, workload: Workload, layout: Layout) -> float:
+        p = layout.world_size
+        parts = [self.error_one if p == 1 else self.error_several]
+        if not self.calibrated and not self.machine.validated:
+            parts.append(_OTHER_MACHINE)
+        if layout.nodes > 1:
+            parts.append(_NODES)
+        parts.append(_PER_DOUBLING * max(0.0, math.log2(p / VALIDATED_RANKS)))
+        parts.append(_PER_DOUBLING * max(0.0, math.log2(workload.gaussians / VALIDATED_GAUSSIANS)))
+        return math.hypot(*parts)
+
+    def _notes(self, workload: Workload, layout: Layout) -> list[str]:
+        notes = []
+        p, workers = layout.world_size, self.machine.workers_per_node
+        if layout.workers_per_node > workers:
+            have = f"a node of {self.machine.accelerator} has {workers} workers"
+            notes.append(
+                f"{layout}: {have}" + (": ranks take turns" if self.machine.accelerator == "cpu" else "")
+            )
+        if p > VALIDATED_RANKS or layout.nodes > 1:
+            notes.append(
+                f"simulation: no point on more than {VALIDATED_RANKS} ranks or one node was compared"
+            )
+        if workload.gaussians > VALIDATED_GAUSSIANS:
+            notes.append(f"simulation: no point above {VALIDATED_GAUSSIANS / 1e6:g} M Gaussians was compared")
+        if not self.calibrated and not self.machine.validated:
+            notes.append(
+                f"no point on {self.machine.accelerator} was compared: rates carried over by its data sheet"
+            )
+        return notes
+
+
+def _expected_maximum(count: int) -> float:
+    """Expected maximum of `count` standard normal numbers (Blom 1958)."""
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+
+
+def collectives_of(
+    workload: Workload, layout: Layout, machine: Machine, gaussians: float
+) -> tuple[CollectiveCost, ...]:
+    """List the collectives of one step as the strategy issues them; none on one rank."""
+    p = layout.world_size
+    if p == 1:
+        return ()
+    if workload.kind == "replicated":
+        return (_gradients(workload.compression, workload.powersgd_rank, layout, machine, gaussians),)
+    cameras = workload.global_batch(layout)
+    seen = workload.visible * gaussians / p * cameras
+    counts = all_reduce("all_gather(counts)", 8.0 * cameras * p, 1, layout, machine)
+    forward = all_to_all("all_to_all(projections)", seen * FORWARD_BYTES, 1, layout, machine, 0.05)
+    back = all_to_all("all_to_all(projection gradients)", seen * BACKWARD_BYTES, 1, layout, machine, 0.05)
+    return counts, forward, back
+
+
+def _gradients(
+    compression: str, rank: int, layout: Layout, machine: Machine, gaussians: float
+) -> CollectiveCost:
+    """The all-reduce of all gradients: a message of the small parameters while they fit, the large ones alone."""
+    payload = gaussians * PARAMETER_BYTES
+    small = gaussians * SMALL_PARAMETER_BYTES
+    calls = 1 if payload <= BUCKET_BYTES else 2 if small <= BUCKET_BYTES else 6
+    if compression == "bf16":
+        payload /= 2
+    elif compression == "powersgd":
+        payload = gaussians * (
+            SMALL_PARAMETER_BYTES + 4 * rank
+        )  # only shN is a product (parallel/compression.py)
+    return all_reduce("all_reduce(gradients)", payload, calls, layout, machine)
+
+
+@cache
+def fitted() -> dict[str, Any]:
+    """Read the fitted rates and errors."""
+    return load_yaml(FITTED)
+
+
+def predictor(machine: Machine, program: str | None = None) -> Predictor:
+    """Make the predictor of a machine from the rates that were fitted to published points.
+
+    Args:
+        program: whose rates; default: gsplat's on GPUs, our CPU renderer's on CPUs.
+
+    Raises:
+        UserError: there are no rates of that program.
+    """
+    program = program or ("dist3dgs-cpu" if machine.accelerator == "cpu" else "gsplat")
+    known = fitted()
+    if program not in known["rates"]:
+        raise UserError(f"no rates of program {program!r}; known: {', '.join(known['rates'])}")
+    errors = known["errors"]
+    return Predictor(
+        rates=Rates(**known["rates"][program]),
+        machine=machine,
+        source=f"rates of {program} fitted to published points (docs/benchmarks/prediction.md)",
+        error_one=errors["one_rank"],
+        error_several=errors["several_ranks"],
+        startup_s=STARTUP_S if machine.accelerator != "cpu" else 5.0,
+    )
+
+
+def workload_of(
+    train: TrainSettings, strategy: Strategy, layout: Layout, size_px: tuple[int, int]
+) -> Workload:
+    """Make the workload of a study's settings: as many Gaussians as they allow, all images that they ask for."""
+    batch = train.global_batch or train.batch_per_rank * layout.world_size
+    images = train.steps if train.keep == "images" else train.steps * batch
+    grows = train.densify.kind != "none"
+    return Workload(
+        gaussians=train.densify.max_gaussians,
+        width_px=size_px[0],
+        height_px=size_px[1],
+        kind=strategy.kind,
+        compression=strategy.compression,
+        powersgd_rank=strategy.powersgd_rank,
+        batch=batch,
+        images=images,
+        densify_share=min(1.0, train.densify.stop_step / train.steps) if grows else 0.0,
+        evaluations=math.ceil(train.steps / train.eval_every),
+        held_out=train.eval_views or 25,
+    )
+
+
+def describe(forecast: Forecast) -> Mapping[str, Any]:
+    """Flatten a forecast for JSON and tables; intervals as [value, low, high]."""
+    f = forecast
+
+    def listed(i: Interval) -> list[float]:
+        return [i.value, i.low, i.high]
+
+    return {
+        "layout": str(f.layout),
+        "strategy": f.workload.kind,
+        "ranks": f.layout.world_size,
+        "global_batch": f.batch,
+        "step_s": listed(f.step_s),
+        "step_terms_s": f.step.terms(),
+        "collectives": [vars(c) for c in f.step.collectives],
+        "images_per_s": listed(f.images_per_s),
+        "steps": f.num_steps,
+        "phases_s": f.phases_s,
+        "total_s": listed(f.total_s),
+        "rank_hours": listed(f.rank_hours),
+        "speedup": f.speedup,
+        "efficiency": f.efficiency,
+        "r": f.ratio,
+        "memory_gb": listed(f.memory_gb),
+        "memory_limit_gb": f.memory_limit_gb,
+        "fits": f.fits,
+        "simulated": f.simulated,
+        "notes": f.notes,
+    }

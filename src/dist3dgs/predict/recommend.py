@@ -1,0 +1,313 @@
+"""Recommend layouts and strategies from a study's points, with the reasons and predicted alternatives.
+
+`paragraph(points)` is the text of one scene or many, `front(points, scene)` the points that no other one beats in both
+time and cost. Both take the rows of `analysis.points.point_rows`; a prediction is added where one is given.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..analysis.measures import R_PAYS
+from ..config.naming import Layout
+from ..errors import UserError
+from .model import Forecast, Predictor, Workload
+
+Row = dict[str, Any]
+#: Predicts a strategy on a layout; None where there is no model of it.
+Predict = Callable[[str, Layout], Forecast | None]
+#: Images per rank and step of the alternative with a larger batch.
+LARGER_BATCH = 4
+#: Fewer sizes than this cannot tell how a strategy scales.
+LEAST_SIZES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a point takes to do the work that all points of its scene are compared by."""
+
+    row: Row
+    time_s: float
+    rank_hours: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.row['strategy']} on {self.row['layout']}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """Something else that could be tried, with its prediction."""
+
+    what: str
+    forecast: Forecast
+
+
+def costs(points: Sequence[Row], scene: str) -> list[Cost]:
+    """List the time and cost of a scene's points that did the work; [] where no times can be compared.
+
+    The work is the baseline's quality where it has one that was timed, else all images. Points that miss the quality,
+    failed, or ran on other hardware than most are not among them.
+    """
+    own = [p for p in points if p["scene"] == scene and p["n_ok"]]
+    kinds = [p.get("hardware") for p in own]
+    if not kinds:
+        return []
+    usual = max(kinds, key=kinds.count)
+    own = [p for p in own if p.get("hardware") == usual and p["outcome"] != "missed_quality"]
+    baseline = next((p for p in own if p["outcome"] == "baseline"), None)
+    if baseline is None:
+        return []
+    by_quality = baseline.get("time_to_quality_s") is not None
+    found = []
+    for p in own:
+        if by_quality:
+            time_s = p.get("time_to_quality_s")
+        elif p is baseline:
+            time_s = p.get("total_s")
+        else:
+            ratio = p.get("speedup_total") or p.get("speedup")
+            time_s = baseline["total_s"] / ratio if ratio and baseline.get("total_s") else None
+        if time_s:
+            found.append(Cost(row=p, time_s=float(time_s), rank_hours=float(time_s) * p["ranks"] / 3600))
+    return found
+
+
+def front(points: Sequence[Row], scene: str) -> list[Cost]:
+    """Return the Pareto front of time against cost, cheapest first: no other point is faster and no dearer."""
+    every = sorted(costs(points, scene), key=lambda c: (c.rank_hours, c.time_s))
+    kept: list[Cost] = []
+    for cost in every:
+        if not kept or cost.time_s < kept[-1].time_s:
+            kept.append(cost)
+    return kept
+
+
+def paragraph(points: Sequence[Row], predict: dict[str, Predict] | None = None) -> str:
+    """Say what to use and what not, and why: one paragraph for each scene, joined by blank lines.
+
+    Args:
+        points: rows of points.csv.
+        predict: by scene, for the next doubling where no point measured it.
+    """
+    scenes = list(dict.fromkeys(p["scene"] for p in points))
+    return "\n\n".join(" ".join(sentences(points, scene, (predict or {}).get(scene))) for scene in scenes)
+
+
+def sentences(points: Sequence[Row], scene: str, predict: Predict | None = None) -> list[str]:
+    """Return one scene's recommendation, most important sentence first."""
+    every = costs(points, scene)
+    own = [p for p in points if p["scene"] == scene]
+    larger = [p for p in own if p["outcome"] in ("gain", "loss", "no_difference", "missed_quality")]
+    if not every or not larger:
+        succeeded = ", ".join(f"{p['strategy']} on {p['layout']}" for p in own if p["n_ok"]) or "nothing"
+        return [
+            f"{scene}: too few data to recommend anything ({succeeded} succeeded); measure one rank and two or more."
+        ]
+    baseline = next(c for c in every if c.row["outcome"] == "baseline")
+    gains = [c for c in every if c.row["outcome"] == "gain"]
+    best = min(gains, key=lambda c: c.time_s, default=baseline)
+    unit = _unit(baseline.row)
+    said = [_use(scene, best, baseline, unit)]
+    said += _not(own, best, unit)
+    said += _last_doubling(every, best, unit)
+    said += _next_doubling(own, every, best, unit, predict)
+    said += _front(points, scene, every, unit)
+    return said + _doubts(own, every)
+
+
+def alternatives(made: Predictor, workload: Workload, layout: Layout) -> list[Alternative]:
+    """Predict what else could be done on a layout: a larger batch, the other strategy, fewer ranks."""
+    per_rank = max(1, workload.global_batch(layout) // layout.world_size)
+    other = "sharded" if workload.kind == "replicated" else "replicated"
+    tries = [
+        (
+            f"batch_per_rank: {per_rank * LARGER_BATCH} (gradient accumulation: {LARGER_BATCH} times the images in an"
+            " exchange)",
+            replace(workload, batch=per_rank * LARGER_BATCH * layout.world_size),
+            layout,
+        ),
+    ]
+    if layout.world_size > 1:
+        half = _half(layout)
+        tries.append((f"{other} on {layout}", replace(workload, kind=other, compression="none"), layout))
+        tries.append((f"fewer ranks, {half}", replace(workload, batch=per_rank * half.world_size), half))
+    else:  # on one rank strategies are one program
+        two = _double(layout)
+        batch = per_rank * two.world_size
+        tries.append(
+            (f"{other} on {two}", replace(workload, kind=other, compression="none", batch=batch), two)
+        )
+    found = []
+    for what, changed, where in tries:
+        try:
+            found.append(Alternative(what=what, forecast=made.forecast(changed, where)))
+        except UserError:
+            continue
+    return found
+
+
+def describe_alternatives(found: Sequence[Alternative], unit: str) -> str:
+    """Put alternatives into one sentence, each with its predicted time and cost."""
+    parts = [
+        f"{a.what}: {duration(a.forecast.total_s.value)} ({duration(a.forecast.total_s.low)} to "
+        f"{duration(a.forecast.total_s.high)}), {a.forecast.rank_hours.value:.3g} {unit}-hours"
+        + ("" if a.forecast.fits else ", but it does not fit in memory")
+        for a in found
+    ]
+    return f"Predicted alternatives: {'; '.join(parts)}." if parts else ""
+
+
+def _use(scene: str, best: Cost, baseline: Cost, unit: str) -> str:
+    work = (
+        "to the baseline's quality" if baseline.row.get("time_to_quality_s") is not None else "for all images"
+    )
+    if best is baseline:
+        return (
+            f"{scene}: use {_one(baseline)}: no larger layout gains ({duration(baseline.time_s)} {work}, "
+            f"{baseline.rank_hours:.3g} {unit}-hours)."
+        )
+    return (
+        f"{scene}: for the shortest time use {best.name}: {duration(best.time_s)} {work} instead of "
+        f"{duration(baseline.time_s)} on {_one(baseline)} ({baseline.time_s / best.time_s:.2f} times sooner), for "
+        f"{best.rank_hours:.3g} instead of {baseline.rank_hours:.3g} {unit}-hours."
+    )
+
+
+def _one(baseline: Cost) -> str:
+    return str(baseline.row["layout"])
+
+
+def _not(own: Sequence[Row], best: Cost, unit: str) -> list[str]:
+    """Say up to which size each strategy pays, and why not above."""
+    said = []
+    for strategy in dict.fromkeys(p["strategy"] for p in own):
+        series = sorted((p for p in own if p["strategy"] == strategy), key=lambda p: (p["ranks"], p["nodes"]))
+        pays = max((p["ranks"] for p in series if p["outcome"] == "gain"), default=1)
+        bad = [
+            p
+            for p in series
+            if p["ranks"] > pays and p["outcome"] in ("loss", "no_difference", "missed_quality")
+        ]
+        if bad:
+            said.append(f"Not {strategy} above {pays} {unit}{'s' if pays > 1 else ''} here: {_why(bad[0])}.")
+    return said
+
+
+def _why(p: Row) -> str:
+    if p["outcome"] == "missed_quality":
+        if p.get("psnr") is None:
+            return f"{p['layout']} misses the baseline's quality"
+        return f"{p['layout']} ends at {p['psnr']:.2f} dB, below the {p['target_psnr']:.2f} dB to reach"
+    r = p.get("r_measured") or p.get("r_derived")
+    ratio = p.get("gain") or p.get("speedup")
+    pace = (
+        f"{p['layout']} is {ratio:.2f} times as fast as the baseline"
+        if ratio
+        else f"{p['layout']} does not gain"
+    )
+    if r is None:
+        return pace
+    return f"R = {r:.1f} {'<' if r < R_PAYS else '>='} {R_PAYS:g} ({pace})"
+
+
+def _last_doubling(every: Sequence[Cost], best: Cost, unit: str) -> list[str]:
+    """Say what the ranks of the best point saved and cost over half as many of the same strategy."""
+    half = [c for c in every if 2 * c.row["ranks"] == best.row["ranks"] and _alike(c, best)]
+    if not half:
+        return []
+    before = min(half, key=lambda c: c.time_s)
+    head = f"The last doubling, {before.row['layout']} to {best.row['layout']},"
+    return [f"{head} {_margin(before, best.time_s, best.rank_hours, unit, past=True)}"]
+
+
+def _alike(cost: Cost, best: Cost) -> bool:
+    """Return True if both are of one strategy; on one rank all strategies are one program."""
+    return cost.row["strategy"] == best.row["strategy"] or cost.row["ranks"] == 1
+
+
+def _next_doubling(
+    own: Sequence[Row], every: Sequence[Cost], best: Cost, unit: str, predict: Predict | None
+) -> list[str]:
+    """Say what twice the ranks of the best point save and cost, measured or else predicted."""
+    ranks = 2 * best.row["ranks"]
+    doubled = min(
+        (c for c in every if c.row["ranks"] == ranks and c.row["strategy"] == best.row["strategy"]),
+        key=lambda c: c.time_s,
+        default=None,
+    )
+    if doubled is not None:
+        margin = _margin(best, doubled.time_s, doubled.rank_hours, unit)
+        return [f"The next doubling, {doubled.row['layout']} (measured), {margin}"]
+    strategy = best.row["strategy"]
+    tried = any(p["ranks"] == ranks and p["strategy"] == strategy and p["n_ok"] for p in own)
+    if predict is None or tried:  # what was tried and is not among the costs is told as not to be used
+        return []
+    here = Layout.parse(best.row["layout"])
+    wider = _double(here)
+    now, then = predict(strategy, here), predict(strategy, wider)
+    if now is None or then is None:
+        return [f"There is no prediction of the next doubling with {strategy}."]
+    # Only the ratio is the model's: the point itself was measured.
+    time_s = best.time_s * then.total_s.value / now.total_s.value
+    how = f"predicted, within {100 * then.width:.0f} %" + (", simulation" if then.simulated else "")
+    return [f"The next doubling, {wider} ({how}), {_margin(best, time_s, time_s * ranks / 3600, unit)}"]
+
+
+def _margin(before: Cost, time_s: float, rank_hours: float, unit: str, *, past: bool = False) -> str:
+    saved, more = before.time_s - time_s, rank_hours - before.rank_hours
+    saves, costs = ("saved", "cost") if past else ("saves", "costs")
+    if saved <= 0:
+        return f"{saves} nothing and {costs} {more:.3g} {unit}-hours more."
+    if more <= 0:
+        return f"{saves} {duration(saved)} and {-more:.3g} {unit}-hours."
+    each = more / (saved / 3600)
+    return f"{saves} {duration(saved)} for {more:.3g} {unit}-hours more, {each:.3g} for each hour saved."
+
+
+def _front(points: Sequence[Row], scene: str, every: Sequence[Cost], unit: str) -> list[str]:
+    kept = front(points, scene)
+    if len(every) < 2:
+        return []
+    listed = ", ".join(f"{c.name} ({duration(c.time_s)}, {c.rank_hours:.3g} {unit}-hours)" for c in kept)
+    dominated = [c.name for c in every if c not in kept]
+    rest = f" Slower and no cheaper than one of these: {', '.join(dominated)}." if dominated else ""
+    return [f"Best in time or cost: {listed}.{rest}"]
+
+
+def _doubts(own: Sequence[Row], every: Sequence[Cost]) -> list[str]:
+    said = []
+    if all(c.row["n_ok"] == 1 for c in every):
+        said.append("Every point is a single run, so small differences may be noise.")
+    sizes = {p["ranks"] for p in own if p["n_ok"]}
+    if len(sizes) < LEAST_SIZES:
+        listed = " and ".join(map(str, sorted(sizes)))
+        said.append(f"Only {listed} ranks were measured: too few sizes to tell how it goes on.")
+    failed = [f"{p['strategy']} on {p['layout']}" for p in own if not p["n_ok"]]
+    if failed:
+        said.append(f"Nothing is known of {', '.join(failed)}: no successful run.")
+    return said
+
+
+def _unit(row: Row) -> str:
+    return "rank" if str(row.get("hardware") or "cpu").startswith("cpu") else "GPU"
+
+
+def _half(layout: Layout) -> Layout:
+    if layout.nodes > 1:
+        return Layout(max(1, layout.nodes // 2), layout.workers_per_node)
+    return Layout(1, max(1, layout.workers_per_node // 2))
+
+
+def _double(layout: Layout) -> Layout:
+    """Twice the ranks: on as many more nodes where there are several or the node is full of eight, else on the node."""
+    if layout.nodes > 1 or layout.workers_per_node >= 8:
+        return Layout(2 * layout.nodes, layout.workers_per_node)
+    return Layout(1, 2 * layout.workers_per_node)
+
+
+def duration(seconds: float) -> str:
+    """Format a duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,184 @@
+"""Predicted steps: each term from its formula, intervals that widen beyond what was compared, memory."""
+
+from dataclasses import replace
+
+import pytest
+
+from dist3dgs.config.models import Strategy, TrainSettings
+from dist3dgs.config.naming import Layout
+from dist3dgs.errors import UserError
+from dist3dgs.predict.collectives import all_reduce, all_to_all
+from dist3dgs.predict.machine import Number, load_machine, machine_names
+from dist3dgs.predict.model import FLOOR_BYTES, Workload, collectives_of, describe, predictor, workload_of
+
+GARDEN = Workload(gaussians=5.84e6, width_px=1297, height_px=840)
+
+
+@pytest.fixture(scope="module")
+def config(repository):
+    return repository / "config"
+
+
+@pytest.fixture(scope="module")
+def a100(config):
+    return load_machine("a100-40-nvlink", config)
+
+
+def layouts(*names):
+    return [Layout.parse(name) for name in names]
+
+
+def test_every_machine_file_is_valid_and_states_its_sources(config):
+    names = machine_names(config)
+    assert {
+        "a100-40-nvlink",
+        "a100-80-pcie",
+        "h100-nvlink",
+        "h200-nvlink",
+        "l40s-pcie",
+        "v100-nvlink",
+        "cpu",
+    } <= {*names}
+    for name in names:
+        machine = load_machine(name, config)
+        assert machine.worker_link_gb_s <= machine.link_gb_s.value
+        for number in ("fp32_tflops", "memory_gb", "link_gb_s"):
+            assert len(getattr(machine, number).source) > 10, (name, number)
+
+
+def test_an_unknown_machine_and_network_name_the_known_ones(config, tmp_path):
+    with pytest.raises(UserError, match="h100-nvlink"):
+        load_machine("h1000", config)
+    with pytest.raises(UserError, match="ndr-infiniband"):
+        load_machine("h100-nvlink", config, network="ndr")
+    wrong = tmp_path / "mine.yaml"
+    wrong.write_text((config / "machines/cpu.yaml").read_text().replace("memory_gb_s", "memory_gbs"))
+    with pytest.raises(UserError, match=r"mine\.yaml.*memory_gbs"):
+        load_machine(wrong, config)
+
+
+def test_an_all_reduce_moves_what_a_ring_moves(a100):
+    """Two ranks send each byte once; eight send it 1.75 times over links of 234 GB/s."""
+    two, eight = (all_reduce("r", 1e9, 1, layout, a100) for layout in layouts("n1g2", "n1g8"))
+    assert two.seconds == pytest.approx(1e9 / 234e9, rel=0.02)
+    assert eight.seconds / two.seconds == pytest.approx(1.75, rel=0.02)
+    assert all_reduce("r", 1e9, 1, Layout(1, 1), a100).seconds == 0
+
+
+def test_a_tree_is_chosen_where_hops_decide(a100):
+    layout = Layout(128, 8)
+    assert all_reduce("r", 1e3, 1, layout, a100).algorithm == "tree"
+    assert all_reduce("r", 1e11, 1, Layout(1, 8), a100).algorithm == "ring"
+
+
+def test_the_slowest_link_decides_between_nodes(config):
+    infiniband, ethernet = (
+        load_machine("a100-80-pcie", config, network=name) for name in ("ndr-infiniband", "ethernet-25")
+    )
+    one, two = layouts("n1g4", "n2g4")
+    for op in (lambda layout, machine: all_reduce("r", 1e9, 1, layout, machine),
+               lambda layout, machine: all_to_all("a", 1e9, 1, layout, machine)):  # fmt: skip
+        assert op(one, infiniband).seconds == op(one, ethernet).seconds
+        assert op(two, ethernet).seconds > 5 * op(one, ethernet).seconds
+        assert op(two, ethernet).seconds > 5 * op(two, infiniband).seconds
+
+
+def test_an_uneven_exchange_takes_as_long_as_its_fullest_rank(a100):
+    even, uneven = (all_to_all("a", 1e9, 1, Layout(1, 4), a100, unevenness=u) for u in (0.0, 0.5))
+    assert uneven.bytes == even.bytes == 0.75e9
+    assert uneven.seconds / even.seconds == pytest.approx(1.5, rel=0.02)
+
+
+def test_collectives_are_those_that_each_strategy_issues(a100):
+    """Bytes as the meters count them at 30,000 Gaussians: 7.08 MB, half with bf16, 1.92 MB with PowerSGD."""
+    layout = Layout(1, 2)
+
+    def sent(**changes):
+        workload = replace(GARDEN, kind="replicated", **changes)
+        return [c.bytes for c in collectives_of(workload, layout, a100, 30_000)]
+
+    assert sent() == [pytest.approx(7.08e6, rel=0.001)]
+    assert sent(compression="bf16") == [pytest.approx(3.54e6, rel=0.001)]
+    assert sent(compression="powersgd") == [pytest.approx(1.92e6, rel=0.001)]
+    _, forward, back = collectives_of(GARDEN, layout, a100, 1e6)
+    # Each of two ranks holds 0.5 M Gaussians, of which 30 % are seen by each of two cameras; half of it stays.
+    assert (forward.bytes, back.bytes) == (0.15e6 * 48, 0.15e6 * 40)
+    assert collectives_of(GARDEN, Layout(1, 1), a100, 1e6) == ()
+
+
+def test_replicas_repeat_the_optimiser_and_shards_divide_it(a100):
+    one, four = (predictor(a100).step(GARDEN, layout) for layout in layouts("n1g1", "n1g4"))
+    replicas = predictor(a100).step(replace(GARDEN, kind="replicated"), Layout(1, 4))
+    assert four.optimiser_s == pytest.approx(one.optimiser_s / 4)
+    assert replicas.optimiser_s == pytest.approx(one.optimiser_s)
+    assert replicas.collectives_s > 3 * four.collectives_s
+    assert four.pixels_s > one.pixels_s  # the slowest of four views is waited for
+    assert sum(four.terms().values()) == pytest.approx(four.seconds)
+
+
+def test_hidden_communication_is_not_counted(a100):
+    seen, hidden = (
+        predictor(a100).step(replace(GARDEN, kind="replicated", overlap=share), Layout(1, 4))
+        for share in (0.0, 1.0)
+    )
+    assert hidden.seconds == pytest.approx(seen.seconds - seen.collectives_s)
+
+
+def test_a_batch_that_ranks_cannot_share_and_an_unknown_strategy_are_refused(a100):
+    with pytest.raises(UserError, match="multiple of the 4 ranks"):
+        predictor(a100).forecast(replace(GARDEN, batch=6), Layout(1, 4))
+    with pytest.raises(UserError, match="replicated, sharded"):
+        predictor(a100).forecast(replace(GARDEN, kind="merged"), Layout(1, 4))
+    with pytest.raises(UserError, match="gsplat"):
+        predictor(a100, "nerf")
+
+
+def test_intervals_widen_beyond_what_was_compared(a100, config):
+    names = ("n1g1", "n1g8", "n2g8", "n128g8")
+    widths = [predictor(a100).forecast(GARDEN, layout).width for layout in layouts(*names)]
+    assert widths == sorted(widths) and widths[0] < widths[-1]
+    h100 = predictor(load_machine("h100-nvlink", config)).forecast(GARDEN, Layout(1, 1))
+    assert h100.width > widths[0] and any("data sheet" in note for note in h100.notes)
+    assert predictor(a100).forecast(replace(GARDEN, gaussians=1e9), Layout(1, 1)).width > widths[0]
+
+
+def test_a_thousand_gpus_and_a_thousand_million_gaussians_are_simulation(config):
+    made = predictor(load_machine("h100-nvlink", config))
+    big = made.forecast(replace(GARDEN, gaussians=1e9), Layout(128, 8))
+    assert big.simulated and [n for n in big.notes if n.startswith("simulation")]
+    assert big.fits and not made.forecast(replace(GARDEN, gaussians=1e9), Layout(1, 8)).fits
+    assert big.step_s.low < big.step_s.value < big.step_s.high
+    assert not made.forecast(GARDEN, Layout(1, 4)).simulated
+
+
+def test_memory_follows_the_measured_line_and_never_the_floor(a100):
+    made = predictor(a100)
+    one = made.memory_gb(GARDEN, Layout(1, 1))
+    assert one.value == pytest.approx(9.88, rel=0.02)  # gsplat's documentation, garden
+    assert one.low >= 5.84e6 * FLOOR_BYTES / 1e9
+    large = made.memory_gb(replace(GARDEN, width_px=5187, height_px=3361), Layout(1, 1))
+    assert large.value - one.value > 1 and large.high - one.high > 3
+    assert made.memory_gb(GARDEN, Layout(1, 4)).value < one.value / 2
+    assert made.memory_gb(replace(GARDEN, kind="replicated"), Layout(1, 4)).value == pytest.approx(one.value)
+
+
+def test_a_forecast_adds_up(a100):
+    f = predictor(a100).forecast(replace(GARDEN, images=30_000), Layout(1, 4))
+    assert f.num_steps == 7500 and f.batch == 4
+    assert f.total_s.value == pytest.approx(sum(f.phases_s.values()))
+    assert f.rank_hours.value == pytest.approx(4 * f.total_s.value / 3600)
+    assert f.efficiency == pytest.approx(f.speedup / 4)
+    assert describe(f)["step_s"][1] < describe(f)["step_s"][0] < describe(f)["step_s"][2]
+
+
+def test_a_workload_is_that_of_the_settings():
+    train = TrainSettings(steps=30_000, batch_per_rank=2)
+    workload = workload_of(train, Strategy(kind="sharded"), Layout(1, 4), (1297, 840))
+    assert (workload.batch, workload.images, workload.densify_share) == (8, 30_000, 0.5)
+    kept = workload_of(train.model_copy(update={"keep": "steps"}), Strategy(), Layout(1, 4), (10, 10))
+    assert kept.images == 240_000
+
+
+def test_an_assumption_is_told_from_a_source():
+    assert Number(value=1, source="assumed: nobody says").assumed
+    assert not Number(value=1, source="a data sheet").assumed
