@@ -72,11 +72,14 @@ def test_a_killed_rank_costs_one_checkpoint_interval_where_restarts_are_allowed(
     assert reached - tiny.events(tmp_path, "resume")[0]["step"] <= 20 / 2
 
 
-@pytest.mark.parametrize("kind, densify", [("replicated", "default"), ("sharded", "mcmc")])
+@pytest.mark.parametrize(
+    "kind, densify", [("replicated", "default"), ("sharded", "mcmc"), ("hybrid", "default")]
+)
 def test_stopped_and_resumed_ends_bit_identical(kind, densify, tiny_scene, tmp_path):
     """SIGTERM leaves a checkpoint at once; damaged, the one before is taken, loudly; the end is the same."""
     run = tiny.spec(
-        "n1g2", strategy={"kind": kind}, densify={"kind": densify, "start_step": 10, "every": 20, "stop_step": 90},
+        "n1g2", strategy={"kind": kind} | ({"shard": 1} if kind == "hybrid" else {}),
+        densify={"kind": densify, "start_step": 10, "every": 20, "stop_step": 90},
         **LONG | {"steps": 120},
     )  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
