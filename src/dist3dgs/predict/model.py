@@ -6,7 +6,7 @@ pixels         m P density pixel_flop / peak FLOP/s, times the imbalance
 Gaussians      m N image_bytes / memory bandwidth, times the imbalance: projection, sorting, gathering gradients
 optimiser      N_own step_bytes / memory bandwidth: Adam and statistics
 host           step_s
-exchange       exchange_s where ranks exchange anything: the host's part of it
+exchange       exchange_s where ranks exchange projections: the host's part of it
 collectives    every one as the strategy issues it (collectives.py), less what is hidden behind computation
 
 The few rates (`Rates`) are fitted to a part of the published points (validation.py), or to this study's own records
@@ -71,7 +71,8 @@ class Rates:
     step_s: float = 0.0
     """Seconds of a step that do not depend on its work."""
     exchange_s: float = 0.0
-    """The same, only where several ranks exchange anything: synchronising, counting, packing."""
+    """The same, where ranks exchange projections: synchronising, counting, packing. Fitted to a study's own records, of
+    whatever its ranks exchange."""
     imbalance: float = 0.0
     """Standard deviation of the work of an image over its mean; the slowest rank is waited for."""
     memory_gb: float = 0.0
@@ -319,13 +320,16 @@ class Predictor:
         flops, bandwidth = (
             x / turns for x in (machine.fp32_tflops.value * 1e12, machine.memory_gb_s.value * 1e9)
         )
+        collectives = collectives_of(workload, layout, machine, n)
+        # Published rates: an all-reduce costs the host its launches alone, and those are in the collective's time.
+        exchanges = self.calibrated or any(c.op.startswith("all_to_all") for c in collectives)
         return Step(
             pixels_s=images * workload.pixels * density * r.pixel_flop / flops * waits,
             gaussians_s=images * n * r.image_bytes / bandwidth * waits,
             optimiser_s=own * r.step_bytes / bandwidth,
             host_s=r.step_s,
-            exchange_s=r.exchange_s if p > 1 else 0.0,
-            collectives=collectives_of(workload, layout, machine, n),
+            exchange_s=r.exchange_s if p > 1 and exchanges else 0.0,
+            collectives=collectives,
             overlap=workload.overlap,
         )
 
