@@ -10,17 +10,17 @@ from .root_cause import OWN
 from .rules import Hit
 from .scan import Scan
 
-#: Half an hour and ten times a step without a step is a hang.
+#: No step for half an hour and for ten times a step's time is a hang.
 SILENCE_S = 1800.0
 SILENCE_STEPS = 10
-#: If there was no step at all: an hour.
+#: If there was no step at all, an hour is.
 NO_STEP_S = 3600.0
-#: Heartbeats prove more than silence: so long without a step, or so many if they state no time.
+#: Heartbeats prove more than silence: this long without a step is enough, or this many if they state no time.
 ALIVE_S = 600.0
 ALIVE_BEATS = 20
-#: A straggler takes so many times as long as the others for its own work in a step,
+#: A straggler's own work in a step takes this many times as long as that of the others,
 SLOWER = 1.2
-#: and begins collectives at least so many seconds after the first rank.
+#: and it begins collectives at least this many seconds after the first rank.
 MIN_LATE_S = 0.05
 
 
