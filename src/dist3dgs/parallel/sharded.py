@@ -23,7 +23,7 @@ from .digests import compare_rows, gather_digests, parameter_digest, rows_checks
 from .strategy import Parallel, Rendered, Rows, largest, travelling
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
-NUM_FLOATS, NUM_RADII = 10, 2
+NUM_FLOATS = 10
 
 
 class Sharded(Parallel):
@@ -46,6 +46,10 @@ class Sharded(Parallel):
         return list(self._shards)
 
     # ---------------------------------------------------------------- who holds what
+
+    def take_shards(self, shards: Sequence[int]) -> None:
+        """Note the rows per rank of a model that came another way than through `distribute`."""
+        self._shards = list(shards)
 
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
         comm, rows, layout = self.comm, {}, {}

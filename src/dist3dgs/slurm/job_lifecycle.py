@@ -23,7 +23,7 @@ from ..files import write_json
 from ..runs.attempts import attempts
 from .allocation import Allocation
 from .client import SlurmError
-from .outcome import Try, read_tail, settle
+from .outcome import read_tail, settle
 from .retry import Decision, decide
 from .site import VARIABLE, Site
 
@@ -143,12 +143,3 @@ def before_time_limit(allocation: Allocation | None, stop: Callable[[int], None]
         yield limit
     finally:
         timer.cancel()
-
-
-def story(tries: list[Try]) -> str:
-    """The attempts in one line each, for a log."""
-    return "\n".join(
-        f"attempt {t.number}: {t.status}, {t.cause or '-'}, step {t.step if t.step is not None else '-'}, "
-        f"{t.gpu_hours:.3f} GPU-hours{': ' + t.note if t.note else ''}"
-        for t in tries
-    )

@@ -279,7 +279,7 @@ def join(spec: RunSpec, me: Member, world: int, layers: Layers) -> Communicator:
     dist.init_process_group(
         backends, store=dist.PrefixStore("group", store), rank=me.rank, world_size=world, timeout=timeout
     )
-    return Communicator(me.rank, world)
+    return Communicator(me.rank, world, timeout=timeout)
 
 
 def report(trainer: Trainer, events: EventWriter) -> None:
