@@ -31,7 +31,7 @@ NO_LIFE = re.compile(
     r"not responding|[Ss]till (?:trying|waiting)|[Ww]aiting (?:for|in)\b|blocked for more than|"
     + root_cause.ENDING.pattern
 )
-#: A model has vanished when at most so many Gaussians are left, and so small a part, of once so many.
+#: A model has vanished if at most GONE Gaussians are left, and at most GONE_PART of a maximum of ONCE_MANY or more.
 GONE = 100
 GONE_PART = 0.01
 ONCE_MANY = 1000

@@ -55,7 +55,7 @@ CAUSES: dict[str, CauseOfFailure] = {
         # Each attempt resumes: several time limits in a row are progress (but see `retry.stuck`).
         _C(
             "time_limit",
-            "It met its time limit.",
+            "It reached its time limit.",
             "time limit reached",
             retries=6,
             resumed=True,
