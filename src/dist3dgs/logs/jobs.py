@@ -1,4 +1,4 @@
-"""Group files by job: by the job id in a file's name or content, or as the other half of a pair."""
+"""Group files by job: by the job id in a file's name or content, or as the counterpart of one (`.out` and `.err`)."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,8 +42,8 @@ def id_in_name(path: Path) -> str | None:
 def by_job(paths: Sequence[Path | str]) -> list[Job]:
     """Group files by job, in the order in which the jobs first appear.
 
-    A file without an id belongs to the job whose other half it is (`a.out`, `a.err`), or to the only one there is.
-    Files of which none has an id are of one job. Nothing is refused here: what cannot be read is for `scan` to say.
+    A file without an id belongs to the job whose counterpart it is (`a.out`, `a.err`), or to the only one there is.
+    If no file has an id, all belong to one job. Unreadable files are reported by `scan`, not here.
     """
     files = list(dict.fromkeys(Path(p) for p in paths))
     if not files:
@@ -109,7 +109,7 @@ def other_half(path: Path) -> Path | None:
 
 
 def missing_halves(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield the other halves that are not among `paths`."""
+    """Yield the counterparts that are not among `paths`."""
     given = set(paths)
     for path in paths:
         other = other_half(path)

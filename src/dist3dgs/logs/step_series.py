@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from ..runs.record import StepTime
 
-#: Beyond so many samples every second one is dropped and the rest count twice: at most 2 MiB per series.
+#: Beyond this many samples every second one is dropped and the rest count twice: at most 2 MiB per series.
 MAX_SAMPLES = 1 << 17
-#: From blocks with more rows than this, so many evenly spaced ones are taken.
+#: Rows taken from a block that has more, evenly spaced.
 EXACT_ROWS = 1 << 17
 ROWS_PER_BLOCK = 1000
 #: A step this many steps and rows below the highest seen is a restart, not an echo of another rank or a redrawn row.
 RESTART_GAP = 64
 RESTART_ROWS = 32
-#: A gap of so many times the usual distance between rows, and over `RESTART_GAP`, is a hole in the log.
+#: A gap of this many times the usual distance between rows, and over `RESTART_GAP`, is a hole in the log.
 HOLE_STRIDES = 10
 MAX_HOLES = 8
 #: With fewer of its steps shown, no time of a run is stated.
