@@ -74,7 +74,10 @@ except UserError as error:
 RESULTS = STUDY.config.results
 DATA = STUDY.config.data
 WEIGHTS = f"{DATA}/weights/lpips-alex.safetensors"
-FIGURES = figures_module.NAMES
+try:
+    FIGURES = figures_module.names()
+except UserError as error:
+    stop(error)
 FIGURE_KINDS = ("svg", "png", "pdf", "csv")
 FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
 
@@ -213,6 +216,14 @@ def trained_scene(point):
 def code_of(*modules):
     """Digest of modules of the package and of what they import: an edit makes again what they make."""
     return imported_code_digest(*modules)
+
+
+def code_of_figure(wildcards):
+    """Digest of a figure's code, ours or another distribution's."""
+    path = figures_module.code_file(wildcards.figure)
+    return (
+        code_of("figures.study") + files_digest(str(path)) if path else code_of(f"figures.{wildcards.figure}")
+    )
 
 
 @cache

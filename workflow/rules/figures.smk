@@ -57,7 +57,7 @@ rule figure:
         base=subpath(output[0], strip_suffix=".svg"),
         others=OTHER_RECORDS,
         contents=other_records,
-        code=lambda wildcards: code_of(f"figures.{wildcards.figure}"),
+        code=code_of_figure,
     shell:
         "dist3dgs --log {log:q} figure {wildcards.figure:q} --runs {input.runs:q} --points {input.points:q}"
         " --out {params.base:q} --records {input.records:q} {params.others:q}"

@@ -13,11 +13,11 @@ from typing import Any
 from ..config.naming import Layout
 from ..logs.facts import Line
 from ..logs.readers.events import Placed, RunEvents, time_of
-from ..runs.record import Evidence
+from ..runs.record import Evidence, HungCollective
 from .hang import last_sign
 from .root_cause import BY_NAME, OWN
 from .rules import Hit, Rule, all_rules, error_hit, takers
-from .scan_result import Scan
+from .scan import Scan
 
 #: Causes that the scheduler or the launcher states -> the rule with the remedy.
 RULE_OF_END = {
@@ -34,6 +34,8 @@ RULE_OF_END = {
 WATCHDOG = re.compile(r"\bRank (\d+)\]\s+Watchdog caught collective operation timeout")
 PID = re.compile(r"\b(?:pid|PID):? (\d+)")
 SIGKILL_CODES = (-9, 137)
+#: Rules of which the flight recorder knows the rank.
+HANGS = ("collective-timeout", "no-step")
 
 
 def is_summary(path: Path) -> bool:
@@ -202,13 +204,18 @@ class Place:
         root: the root cause; None if there is none.
         hits: all hits, those of the same cause first.
         events: of the run.
+        hang: the collective that the ranks hung on.
     """
 
-    def __init__(self, root: Hit | None, hits: Sequence[Hit], events: RunEvents) -> None:
+    def __init__(
+        self, root: Hit | None, hits: Sequence[Hit], events: RunEvents, hang: HungCollective | None = None
+    ) -> None:
         errors = _errors(events)
         event = root.event if root is not None else None
         noticed = event or (errors[0][0] if errors else None)
         self.rank = _silent_rank(root, hits, events)
+        if hang is not None and hang.culprits and root is not None and root.rule.name in HANGS:
+            self.rank = hang.culprits[0]
         if self.rank is not None:
             # The silent rank got as far as those that worked in step with it.
             self.phase = events.phase_of(self.rank)

@@ -112,6 +112,7 @@ def plot(rows: list[Row]) -> Any:
         headings=[HEADINGS[d] for d in shown],
         key=[Entry("ideal", lines.IDEAL)] if measured else [],
         notes=_notes(rows, [d for d in HEADINGS if d not in shown]),
+        relative=True,
     )
 
 

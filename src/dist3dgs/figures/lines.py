@@ -28,6 +28,7 @@ COLUMNS = (
     "high",
     "cause",
     "note",
+    "own_baseline",
 )
 
 
@@ -82,7 +83,13 @@ def mark(
         "high": high,
         "cause": cause,
         "note": None,
+        "own_baseline": True if _own_baseline(row) else None,
     }
+
+
+def _own_baseline(point: Row) -> bool:
+    """Return True for a point on several ranks that is compared with itself, for want of a run on fewer."""
+    return point.get("outcome") == "baseline" and point.get("baseline_is") == "smallest"
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,15 @@ class Cell:
     """Drawn by the figure's own means."""
 
 
+#: Behind a mark whose ratio is 1 because it is compared with itself.
+OWN_BASELINE = {
+    "color": style.INK,
+    "marker": "+",
+    "markersize": 13,
+    "markeredgewidth": 0.8,
+    "linestyle": "none",
+}
+_OWN_BASELINE_WORDS = "its own baseline: 1 by definition, no run on fewer ranks to compare with"
 IDEAL = {"color": style.GREY, "linestyle": ":", "linewidth": 1.0}
 FAILED = {
     "color": style.FAILED,
@@ -122,27 +138,46 @@ def figure(
     headings: Sequence[str] = (),
     key: Sequence[Entry] = (),
     notes: Sequence[str] = (),
+    relative: bool = False,
 ) -> Any:
-    """A panel per cell, in as many columns as there are headings; `before` sets the limits and what lies behind."""
+    """A panel per cell; `before` sets the limits and what lies behind. All panels are drawn, however many.
+
+    headings: of columns that belong together, for which cells come in groups of as many; several groups may stand
+    abreast. relative: values are ratios to a baseline, and points that are their own are marked.
+    """
     columns = len(headings) or panels.num_columns(len(cells))
-    shown = cells[: columns * panels.MAX_ROWS]
-    if len(shown) < len(cells):
-        notes = [*notes, f"first {len(shown)} of {len(cells)} panels; all are in the csv"]
-    rows = [r for cell in shown for r in (*cell.rows, *cell.other_rows)]
-    ranks = Ranks.of(rows, panels.panel_width_mm(len(shown), columns))
+    if headings:
+        groups = len(cells) // len(headings)
+        abreast = (
+            panels.num_columns(groups)
+            if len(headings) == 1
+            else 2
+            if len(headings) == 2 and groups > 5
+            else 1
+        )
+        headings = [*headings] * abreast if len(headings) > 1 or abreast == 1 else []
+        columns *= abreast
+    rows = [r for cell in cells for r in (*cell.rows, *cell.other_rows)]
+    ranks = Ranks.of(rows, panels.panel_width_mm(len(cells), columns))
     sheet = panels.Sheet(
-        titles=[(cell.title, "") for cell in shown],
+        titles=[(cell.title, "") for cell in cells],
         columns=columns,
         headings=headings,
         xlabel="ranks (log scale), layouts below them",
         ylabel=ylabel,
         ticks_mm=ranks.height_mm,
     )
-    entries = [*series_key(ranks.series), *key, *trouble_key(rows)]
+    own = relative and any(r.get("own_baseline") for r in rows)
+    entries = [*series_key(ranks.series), *key, *([Entry(_OWN_BASELINE_WORDS, OWN_BASELINE)] if own else [])]
+    entries += trouble_key(rows)
     picture, axes = sheet.draw(key=entries, notes=notes, trouble=trouble_words(rows))
-    for ax, cell in zip(axes, shown, strict=True):
+    for ax, cell in zip(axes, cells, strict=True):
         ranks.apply(ax)
         before(ax, cell, ranks)
+        for r in (*cell.rows, *cell.other_rows) if own else ():
+            if r.get("own_baseline") and r["value"] is not None:
+                x = ranks.at(r["ranks"], r["series"], r["layout"])
+                ax.plot(x, r["value"], zorder=2, gid="own-baseline", **OWN_BASELINE)
         for name in ranks.series:
             _series(ax, [r for r in cell.rows if r["series"] == name], name, ranks)
         _trouble(ax, [r for r in cell.rows if r["status"] in ("failed", "degraded")], ranks)

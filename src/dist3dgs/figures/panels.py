@@ -8,8 +8,6 @@ from typing import Any
 from . import style
 from .page import EDGE_MM, Entry, Page, body_room_mm, key_fits
 
-#: More rows than this would be too low to read on one page.
-MAX_ROWS = 12
 #: Left of all panels: the y label and numbers; between columns: numbers.
 _LEFT_MM, _BETWEEN_MM, _RIGHT_MM = 13.0, 9.5, 2.0
 _TITLE_PT, _TITLE_MM, _SUBTITLE_MM, _HEADING_MM, _LABEL_MM = 7.0, 4.4, 2.9, 4.0, 3.8

@@ -6,18 +6,20 @@ from typing import Any
 from ..analysis.tables import phase_order
 from ..runs.record import Metrics, RunRecord
 from . import lines, style, ticks
-from .page import EDGE_MM, Page, body_room_mm
+from . import rows as panel_rows
+from .page import EDGE_MM, Entry, Page, body_room_mm
 from .study import Study
 
 TITLE = "Where the time goes"
 CAPTION = (
     "Wall seconds per phase of a run, mean over its successful repeats (means add up, medians do not). Each "
-    "phase is that of its slowest rank. Steps are split into computing and exposed communication, the part "
-    "of the collectives that was not hidden behind computing, where it was measured. Of a resumed run all "
+    "phase is that of its slowest rank. Steps are split into computing and exposed communication, the part of "
+    "the collectives that was not hidden behind computing, where it was measured. Of a resumed run all "
     "attempts add up, their steps split as those since the last resume. Other: the launcher's total less all "
-    "phases. Only the stepping part can shrink with more ranks; the rest is what Amdahl's law"
-    " is about. A run that failed is shown up to where it came, with a cross, a degraded one in full with a diamond. "
-    "The numbers beside a bar are its parts in seconds, each below its phase's name."
+    "phases. Only the stepping part can shrink with more ranks; the rest is what Amdahl's law is about. A run "
+    "that failed is shown up to where it came, with a cross, a degraded one in full with a diamond. The "
+    "numbers beside a bar are its parts in seconds, each below its phase's name; more bars than a page has "
+    "room for are drawn without them, in a panel per scene."
 )
 EMPTY = "no run has begun yet"
 COLUMNS = ("scene", "strategy", "layout", "ranks", "nodes", "status", "n", "cause", "phase", "s")
@@ -95,17 +97,16 @@ _PT = 6.0
 
 
 def plot(rows: list[Row]) -> Any:
-    """Bars, and beside them a table of their parts whose head is the key."""
+    """Bars beside a table of their parts, whose head is the key; panels without numbers where there are many."""
     bars = list(dict.fromkeys(_bar_key(r) for r in rows))
     key, trouble = lines.trouble_key(rows), _trouble(bars)
-    # One line more than there are, for the note that there are more bars.
-    room = body_room_mm(style.DOUBLE_MM, key=key, notes=["…"], trouble=trouble) - _HEAD_MM - _FOOT_MM
-    shown = bars[: int(room / _MIN_BAR_MM)]
+    room = body_room_mm(style.DOUBLE_MM, key=key, trouble=trouble) - _HEAD_MM - _FOOT_MM
+    if len(bars) > room / _MIN_BAR_MM:
+        return _in_panels(rows, bars)
+    shown = bars
     pitch = min(_BAR_MM, room / len(shown))
-    notes = [f"first {len(shown)} of {len(bars)} bars; all are in the csv"] if len(shown) < len(bars) else []
-    rows = [r for r in rows if _bar_key(r) in set(shown)]
     body = _HEAD_MM + pitch * len(shown) + _FOOT_MM
-    page = Page(style.DOUBLE_MM, body, key=key, notes=notes, trouble=trouble)
+    page = Page(style.DOUBLE_MM, body, key=key, trouble=trouble)
 
     phases = _ordered({r["phase"] for r in rows if r["phase"]})
     left = _GROUP_MM + _LAYOUT_MM
@@ -122,6 +123,30 @@ def plot(rows: list[Row]) -> Any:
         _numbers(page, top + (i + 0.5) * pitch, numbers, phases, bar, parts[bar])
     _groups(page, top, pitch, shown)
     return page.figure
+
+
+def _in_panels(rows: Sequence[Row], bars: Sequence[tuple[Any, ...]]) -> Any:
+    """Every bar, in a panel per scene; the numbers are in the csv."""
+    names = _ordered({r["phase"] for r in rows if r["phase"]})
+    looks = {name: style.phase_look(name) for name in names}
+    scenes = [[b for b in bars if b[0] == scene] for scene in dict.fromkeys(b[0] for b in bars)]
+    key = [*(Entry(name, look) for name, look in looks.items()), *lines.trouble_key(rows)]
+    sheet = panel_rows.draw(
+        [panel_rows.Panel(part[0][0], [(b[1], b[2]) for b in part]) for part in scenes],
+        "wall time [s]",
+        key=key,
+        notes=["the numbers are in phases.csv"],
+        trouble=_trouble(bars),
+    )
+    by_bar: dict[tuple[Any, ...], list[Row]] = {}
+    for r in rows:
+        by_bar.setdefault(_bar_key(r), []).append(r)
+    for ax, part in zip(sheet.axes, scenes, strict=True):
+        parts = [_parts(by_bar[bar], set()) for bar in part]
+        panel_rows.from_zero(ax, max(sum(p.values()) for p in parts))
+        for i, (bar, p) in enumerate(zip(part, parts, strict=True)):
+            panel_rows.stack(ax, i, p, looks, bar[3])
+    return sheet.figure
 
 
 def _bar_key(r: Row) -> tuple[Any, ...]:

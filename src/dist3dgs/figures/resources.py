@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..analysis.resource_usage import Samples, Span, read_samples, read_spans, thin
+from ..analysis.resource_usage import (
+    Samples,
+    Span,
+    copy_command,
+    read_samples,
+    read_spans,
+    samples_elsewhere,
+    thin,
+)
 from ..analysis.tables import phase_order
 from ..config.naming import Layout
 from . import panels, style, ticks
@@ -22,7 +30,7 @@ EMPTY = (
     "there are no resource samples beside these records; this figure alone needs the runs' attempts folders, to be "
     "copied from where they ran"
 )
-COLUMNS = ("run", "status", "kind", "node", "gpu", "quantity", "phase", "t_s", "end_s", "value")
+COLUMNS = ("run", "status", "kind", "node", "gpu", "quantity", "phase", "t_s", "end_s", "value", "note")
 Row = dict[str, Any]
 
 MAX_RUNS = 6
@@ -42,20 +50,39 @@ _LOOKS: dict[str, dict[str, Any]] = {
 _KEY = {"pss_gib": "host: the job", "page_cache_gib": "host: page cache", "gpu_mem_gib": "each GPU"}
 
 
+def empty(study: Study) -> str:
+    """Say where the samples are that this figure needs, and how to get them."""
+    return f"{EMPTY}. {_elsewhere(study)}" if samples_elsewhere(study.records, study.paths) else EMPTY
+
+
+def _elsewhere(study: Study) -> str:
+    found = samples_elsewhere(study.records, study.paths)
+    hosts = sorted({host for record, _ in found for host in record.environment.hosts})
+    where = f" on {', '.join(hosts[:4])}{' …' if len(hosts) > 4 else ''}" if hosts else ""
+    return f"{len(found)} runs were sampled{where}: {copy_command(found[0][1])}"
+
+
 def data(study: Study) -> list[Row]:
+    """Rows of samples and phases, and of notes on what is not drawn."""
     rows: list[Row] = []
-    num_runs = 0
+    num_runs = num_more = 0
     for record, path in sorted(zip(study.records, study.paths, strict=True), key=lambda x: _order(x[0])):
         run = record.run
         if run.repeat != min(r.run.repeat for r in study.records if _point(r) == _point(record)):
             continue
         samples = read_samples(path.parent)
-        if not samples or num_runs == MAX_RUNS:
+        if not samples:
+            continue
+        if num_runs == MAX_RUNS:
+            num_more += 1
             continue
         num_runs += 1
         key = {"run": f"{run.scene} {run.strategy} {run.layout}", "status": record.status}
         rows += _sample_rows(key, samples, read_spans(path.parent))
-    return rows
+    notes = [f"{num_more} more layouts were sampled: see resources.csv"] if num_more else []
+    if rows and samples_elsewhere(study.records, study.paths):
+        notes.append(f"Not here: {_elsewhere(study)}")
+    return [*rows, *({"kind": "note", "note": note} for note in notes)]
 
 
 def _point(record: Any) -> tuple[str, str, str]:
@@ -92,6 +119,8 @@ def _sample_rows(key: Row, samples: Sequence[Samples], spans: Sequence[Span]) ->
 
 def plot(rows: list[Row]) -> Any:
     """A row per run: memory, use."""
+    notes = [r["note"] for r in rows if r["kind"] == "note"]
+    rows = [r for r in rows if r["kind"] != "note"]
     runs = list(dict.fromkeys(r["run"] for r in rows))
     titles = []
     for run in runs:
@@ -107,7 +136,7 @@ def plot(rows: list[Row]) -> Any:
         band_mm=_BAND_MM,
         own_x=True,
     )
-    figure, axes = sheet.draw(key=_key(rows))
+    figure, axes = sheet.draw(key=_key(rows), notes=notes)
     for i, run in enumerate(runs):
         part = [r for r in rows if r["run"] == run]
         _panel(axes[2 * i], part, _LEFT)

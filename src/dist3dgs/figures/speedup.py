@@ -11,15 +11,17 @@ from .study import Study
 
 TITLE = "Speedup"
 CAPTION = (
-    "Speedup over the baseline: the smallest layout of the scene that succeeded on the same hardware with the same "
-    "settings, whichever strategy ran it. Filled marks: ratio of images/s (of epochs per hour where a "
-    "log shows no other), named by its definition: strong scaling "
-    "where the global batch is the same at every size, throughput scaling where the batch per rank is. Hollow marks: "
-    "ratio of the training times to equal quality (the baseline's final held-out PSNR less 0.1 dB). Whiskers: "
-    "smallest and largest ratio of any two repeats. Dotted: ideal. Shaded: negative scaling, where more ranks are "
-    "slower than the baseline. A fitted Universal Scalability Law (thin line) is drawn only where there are more "
-    "sizes than its three parameters and it describes them. Both axes are logarithmic. Marks of several strategies at "
-    "one size stand side by side, layouts with as many ranks on more nodes to the right of them."
+    "Speedup over the baseline: the smallest layout of the scene that succeeded on the same hardware with the "
+    "same settings, whichever strategy ran it, or the one that the config names. A point on several ranks "
+    "that is its own baseline, because nothing ran on fewer, has a cross-hair behind it. Filled marks: ratio "
+    "of images/s (of epochs per hour where a log shows no other), named by its definition: strong scaling "
+    "where the global batch is the same at every size, throughput scaling where the batch per rank is. Hollow "
+    "marks: ratio of the training times to equal quality (the baseline's final held-out PSNR less 0.1 dB). "
+    "Whiskers: smallest and largest ratio of any two repeats. Dotted: ideal. Shaded: negative scaling, where "
+    "more ranks are slower than the baseline. A fitted Universal Scalability Law (thin line) is drawn only "
+    "where there are more sizes than its three parameters and it describes them. Both axes are logarithmic. "
+    "Marks of several strategies at one size stand side by side, layouts with as many ranks on more nodes to "
+    "the right of them."
 )
 EMPTY = "no run to compare yet"
 COLUMNS = (*lines.COLUMNS, "definition", "baseline_ranks")
@@ -109,7 +111,7 @@ def plot(rows: list[Row]) -> Any:
         lines.Cell(c.title, [r for r in c.rows if _is_line(r)], [r for r in c.rows if not _is_line(r)])
         for c in lines.by_scene(rows)
     ]
-    return lines.figure(cells, "speedup [×], log scale", behind, key=_key(rows))
+    return lines.figure(cells, "speedup [×], log scale", behind, key=_key(rows), relative=True)
 
 
 _QUALITY = {"linestyle": "none", "markersize": 7, "markerfacecolor": "none", "markeredgewidth": 0.9}
@@ -124,7 +126,9 @@ def _is_line(row: Row) -> bool:
 
 def _key(rows: Sequence[Row]) -> list[Entry]:
     grey = {"color": style.GREY, "marker": "o"}
-    names = dict.fromkeys(_NAMES[r["definition"]] for r in rows if r.get("definition") in _NAMES)
+    # With as many ranks as the baseline, strong and throughput scaling are one.
+    larger = [r for r in rows if r.get("definition") in _NAMES and r["ranks"] != r["baseline_ranks"]]
+    names = dict.fromkeys(_NAMES[r["definition"]] for r in larger)
     rate = f"images/s: {' or '.join(names)}" if names else "images/s"
     quality = _QUALITY | {"marker": "o", "markeredgecolor": style.GREY}
     entries = [

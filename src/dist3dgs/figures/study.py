@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..analysis.journey_tables import PERFORMANCE_COLUMNS
 from ..analysis.measures import DERIVED
 from ..analysis.points import point_columns
 from ..analysis.tables import load_records, read_table, run_columns
@@ -20,6 +21,8 @@ class Study:
     records: list[RunRecord]
     paths: list[Path]
     """Of the records, in their order; samples of resources lie beside them."""
+    performance: list[Row]
+    """Rows of performance_comparison.csv."""
 
     @classmethod
     def load(cls, runs_csv: Path, points_csv: Path, records: list[Path]) -> "Study":
@@ -28,7 +31,8 @@ class Study:
         metrics = METRICS | DERIVED
         runs = read_table(runs_csv, run_columns(metrics))
         points = read_table(points_csv, point_columns(metrics))
-        return cls(runs, points, load_records(paths), paths)
+        performance = read_table(points_csv.with_name("performance_comparison.csv"), PERFORMANCE_COLUMNS)
+        return cls(runs, points, load_records(paths), paths, performance)
 
     @cached_property
     def scenes(self) -> list[str]:

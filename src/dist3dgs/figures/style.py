@@ -6,6 +6,7 @@ the DejaVu Sans that comes with matplotlib, never one of the machine, so that a 
 """
 
 import colorsys
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -137,9 +138,9 @@ def fit(text: str, room_mm: float, size_pt: float, *, bold: bool = False) -> str
 
 
 def wrap(text: str, room_mm: float, size_pt: float, *, indent: str = "") -> list[str]:
-    """Lines no wider than `room_mm`, broken between words; `indent` before all but the first."""
+    """Lines no wider than `room_mm`, broken at spaces that may break; `indent` before all but the first."""
     lines: list[str] = []
-    for word in text.split():
+    for word in re.split(r"[ \t\n]+", text.strip(" \t\n")):
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and width_mm(longer, size_pt) <= room_mm:
             lines[-1] = longer

@@ -22,7 +22,8 @@ def decimal(low: float, high: float, room_mm: float) -> list[float]:
     for mantissas in ((1, 2, 5), (1, 3), (1,)):
         # From the power's decimal form, so that a tick at 0.3 is not at 0.30000000000000004.
         found = [v for k in powers for m in mantissas if low <= (v := float(f"{m}e{k}")) <= high]
-        if min(3, most) <= len(found) <= most:
+        enough = 2 if mantissas == (1,) and high > 20 * low else min(3, most)
+        if enough <= len(found) <= most:
             return found
     if len(found) > most:
         return found[:: math.ceil(len(found) / most)]

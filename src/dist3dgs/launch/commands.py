@@ -22,9 +22,11 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..config.naming import Layout
 from ..errors import UserError
+from ..runs.attempts import FLIGHT
 from ..slurm.allocation import Allocation
 from ..slurm.site import Site
 
@@ -36,6 +38,8 @@ PORT_TRIES = 32
 #: The default of `hardware.join_timeout_s`. Nodes differ by minutes in how long `import torch` takes them on a busy
 #: parallel file system.
 JOIN_TIMEOUT_S = 300.0
+#: Collectives that a rank remembers: those of some dozen steps; a dump of them has about 250 kB.
+FLIGHT_ENTRIES = 512
 
 #: What an inner srun must still know; everything else of the enclosing step must go.
 KEPT_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
@@ -131,6 +135,23 @@ def gpu_settings(environ: Mapping[str, str]) -> dict[str, str]:
         # Tensors of Gaussians grow at every densification: segments that grow with them leave no holes behind.
         settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     return {name: value for name, value in settings.items() if name not in environ}
+
+
+def flight_recorder(folder: Path) -> dict[str, str]:
+    """Environment that switches torch's flight recorder on; `folder`: where each rank's dump goes.
+
+    Names as in torch 2.13 (FlightRecorder.hpp, ProcessGroupNCCL.hpp), and those of torch before 2.9. Without stacks,
+    for which a dump would wait for an interpreter that hangs; ranks write theirs themselves.
+    """
+    prefix = str(folder / FLIGHT)
+    return {
+        "TORCH_FR_BUFFER_SIZE": str(FLIGHT_ENTRIES),
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": str(FLIGHT_ENTRIES),
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": prefix,
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": prefix,
+        "TORCH_INCLUDE_STACK_TRACE": "0",
+    }
 
 
 def torchrun_argv(

@@ -47,6 +47,10 @@ class Sharded(Parallel):
 
     # ---------------------------------------------------------------- who holds what
 
+    def take_shards(self, shards: Sequence[int]) -> None:
+        """Note the rows per rank of a model that came another way than through `distribute`."""
+        self._shards = list(shards)
+
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
         comm, rows, layout = self.comm, {}, {}
         if comm.rank == 0:

@@ -5,8 +5,9 @@ A step takes, on its slowest rank, with m images of P pixels per rank, N Gaussia
 pixels         m P density pixel_flop / peak FLOP/s, times the imbalance
 Gaussians      m N image_bytes / memory bandwidth, times the imbalance: projection, sorting, gathering gradients
 optimiser      N_own step_bytes / memory bandwidth: Adam and statistics
-host           step_s, and exchange_s where ranks exchange anything
-communication  every collective as the strategy issues it (collectives.py), less what is hidden behind computation
+host           step_s
+exchange       exchange_s where ranks exchange anything: the host's part of it
+collectives    every one as the strategy issues it (collectives.py), less what is hidden behind computation
 
 The few rates (`Rates`) are fitted to a part of the published points (validation.py), or to this study's own records
 (calibration.py); rates of one accelerator carry over to another by peak FLOP/s and memory bandwidth. Intervals are
@@ -144,12 +145,19 @@ class Step:
     gaussians_s: float
     optimiser_s: float
     host_s: float
+    exchange_s: float
+    """The host's part of exchanges between ranks."""
     collectives: tuple[CollectiveCost, ...]
     overlap: float = 0.0
 
     @property
-    def communication_s(self) -> float:
+    def collectives_s(self) -> float:
         return sum(c.seconds for c in self.collectives)
+
+    @property
+    def communication_s(self) -> float:
+        """Everything that one rank would not do."""
+        return self.exchange_s + self.collectives_s
 
     @property
     def compute_s(self) -> float:
@@ -157,7 +165,7 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        return self.compute_s + (1 - self.overlap) * self.communication_s
+        return self.compute_s + self.exchange_s + (1 - self.overlap) * self.collectives_s
 
     def terms(self) -> dict[str, float]:
         """Seconds by the names of this module's introduction."""
@@ -166,7 +174,8 @@ class Step:
             "Gaussians": self.gaussians_s,
             "optimiser": self.optimiser_s,
             "host": self.host_s,
-            "communication": (1 - self.overlap) * self.communication_s,
+            "exchange": self.exchange_s,
+            "collectives": (1 - self.overlap) * self.collectives_s,
         }
 
 
@@ -272,6 +281,7 @@ class Predictor:
         if p > 1 and workload.kind != "pixels":
             waits += r.imbalance / math.sqrt(images) * _expected_maximum(p)
         own = n if workload.kind == "replicated" else n / p
+        density = 1.0 if self.calibrated else workload.density  # rates of the scene's records have it in them
         # Ranks on CPUs beyond the cores take turns.
         turns = (
             max(1.0, layout.workers_per_node / machine.workers_per_node)
@@ -282,10 +292,11 @@ class Predictor:
             x / turns for x in (machine.fp32_tflops.value * 1e12, machine.memory_gb_s.value * 1e9)
         )
         return Step(
-            pixels_s=images * workload.pixels * workload.density * r.pixel_flop / flops * waits,
+            pixels_s=images * workload.pixels * density * r.pixel_flop / flops * waits,
             gaussians_s=images * n * r.image_bytes / bandwidth * waits,
             optimiser_s=own * r.step_bytes / bandwidth,
-            host_s=r.step_s + (r.exchange_s if p > 1 else 0.0),
+            host_s=r.step_s,
+            exchange_s=r.exchange_s if p > 1 else 0.0,
             collectives=collectives_of(workload, layout, machine, n),
             overlap=workload.overlap,
         )

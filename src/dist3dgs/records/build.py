@@ -36,6 +36,7 @@ def judge(launch_json: Path) -> RunRecord:
         run=Run(**{k: run.spec[k] for k in names}, settings=run.spec),
         status=verdict.status,
         failure=verdict.failure(),
+        stragglers=verdict.stragglers,
         metrics=metrics,
         reasons=reasons,
         earlier=[_earlier(run, attempt) for attempt in run.earlier],
@@ -59,9 +60,11 @@ def verdict_of_run(path: Path) -> Diagnosis:
 
 def _diagnosis(record: RunRecord) -> Diagnosis:
     if record.failure is None:
-        return Diagnosis(status=record.status)
+        return Diagnosis(status=record.status, stragglers=record.stragglers)
     why = next((r.why for r in all_rules() if r.cause == record.failure.cause), None)
-    return Diagnosis(status=record.status, explanation=why, **record.failure.model_dump())
+    return Diagnosis(
+        status=record.status, explanation=why, stragglers=record.stragglers, **record.failure.model_dump()
+    )
 
 
 def cause_of(launch: dict[str, Any], attempt: Attempt) -> Cause:
@@ -118,6 +121,7 @@ def _provenance(run: RunEvidence) -> Provenance:
         *run.last.event_files(),
         run.last.log_path,
         *run.last.resources_paths(),
+        *run.last.flight_paths(),
     ]
     slurm = run.launch.get("slurm") or {}
     return Provenance(

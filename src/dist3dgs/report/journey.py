@@ -15,7 +15,9 @@ def section(content: Content) -> Html:
     story = attempts(content.records)
     if not story:
         return tag("p", "No attempt yet.", class_="missing")
-    return join([figure(content, "journey"), _attempts(story), _challenges(story), _performance(content)])
+    return join(
+        [figure(content, "journey"), _attempts(story), _challenges(content, story), _performance(content)]
+    )
 
 
 def _attempts(story: list[Attempt]) -> Html:
@@ -46,7 +48,7 @@ def _attempts(story: list[Attempt]) -> Html:
     )
 
 
-def _challenges(story: list[Attempt]) -> Html:
+def _challenges(content: Content, story: list[Attempt]) -> Html:
     challenges = technical_challenges(story)
     if not challenges:
         return join([tag("h3", "Technical challenges"), tag("p", "None was met: every attempt succeeded.")])
@@ -63,6 +65,7 @@ def _challenges(story: list[Attempt]) -> Html:
     return join(
         [
             tag("h3", "Technical challenges"),
+            figure(content, "technical_challenges"),
             table(("cause", "attempts", "evidence", "remedy", "overcome"), rows),
             tag(
                 "p",
@@ -98,6 +101,7 @@ def _performance(content: Content) -> Html:
     return join(
         [
             tag("h3", "Performance: expected, possible, measured"),
+            figure(content, "performance_comparison"),
             _folded(table(head, rows), len(rows)),
             tag(
                 "p",

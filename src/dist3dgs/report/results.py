@@ -12,7 +12,7 @@ from .markup import Html, join, picture, table, tag, without_empty
 from .study import SPLATTING, programs
 from .verdict import by_series
 
-_OWN_SECTION = ("journey",)
+_OWN_SECTION = ("journey", "technical_challenges", "performance_comparison")
 _NARROW = '<figure class="single">'
 
 
@@ -165,7 +165,7 @@ def _fits(content: Content) -> Html | None:
 def figures_section(content: Content) -> Html:
     """Narrow figures that follow each other stand side by side."""
     without = _OWN_SECTION if SPLATTING in programs(content.records) else (*_OWN_SECTION, "quality_time")
-    drawn = [figure(content, name) for name in figures.NAMES if name not in without]
+    drawn = [figure(content, name) for name in figures.names() if name not in without]
     rows: list[list[Html]] = []
     for html in drawn:
         narrow = html.startswith(_NARROW)

@@ -4,6 +4,7 @@
     results/{point}/attempts/000/launch.json        what was asked, started and how it ended
     results/{point}/attempts/000/events.*.jsonl     what the ranks did, one file per node (see runs/events.py)
     results/{point}/attempts/000/train.log          everything the ranks printed
+    results/{point}/attempts/000/flight.rank*       last collectives of each rank of a run that hung
     results/{point}/attempts/000/resources.*.csv    host and GPU samples, one file per node (see monitoring/sampler.py)
     results/{point}/checkpoints/, renders/, tensorboard/, point_cloud.ply
 
@@ -20,6 +21,8 @@ from typing import Any
 from .events import event_files, read_events
 
 ATTEMPTS = "attempts"
+#: Names of flight recorder dumps begin so; the rank follows.
+FLIGHT = "flight.rank"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Attempt:
 
     def resources_paths(self) -> list[Path]:
         return sorted(self.folder.glob("resources.*.csv"))
+
+    def flight_paths(self) -> list[Path]:
+        """List the dumps of the ranks' flight recorders: ours, which state the step, then torch's own."""
+        return sorted(self.folder.glob(f"{FLIGHT}*"), key=lambda p: (p.suffix != ".json", p.name))
 
     def launch(self) -> dict[str, Any]:
         """Read its launch.json; {} if the launcher was killed before writing one."""

@@ -175,6 +175,137 @@ def test_law_is_drawn_only_where_it_can_be_checked(tmp_path):
     assert fitted and "serial share 5.0 %" in fitted[0]["note"]
 
 
+def test_a_point_without_a_run_on_fewer_ranks_is_marked_as_its_own_baseline(tmp_path):
+    other = {"train": {"steps": 2000, "batch_per_rank": 1, "densify": {"kind": "mcmc"}}}
+    alone = [make_record(strategy="mcmc", layout=x, settings=other) for x in ("n1g4", "n1g8")]
+    study = Drawn(tmp_path, [make_record(), make_record(layout="n1g2"), *alone])
+    for name in ("speedup", "efficiency"):
+        marks = study.artists(name, "own-baseline")
+        assert marks and all(round(float(m.get_xdata()[0])) == 4 for m in marks), name
+        assert any("its own baseline" in w for w in study.words(name))
+        assert {r["series"] for r in study.rows(name) if r["own_baseline"]} == {"mcmc"}
+    assert not Drawn(tmp_path / "two", [make_record(), make_record(layout="n1g2")]).artists(
+        "speedup", "own-baseline"
+    )
+
+
+def test_the_pareto_front_has_what_nothing_beats_in_time_and_cost(tmp_path):
+    """Two ranks cost as much as one and are faster; four cost more; three of another strategy are beaten by two."""
+    rates = {("replicated", "n1g1"): 10.0, ("replicated", "n1g2"): 20.0, ("replicated", "n1g4"): 30.0}
+    rates |= {("sharded", "n1g3"): 15.0}
+    records = [make_record(strategy=s, layout=x, images_per_s=r, curve=[]) for (s, x), r in rates.items()]
+    records = [
+        r.model_copy(update={"metrics": r.metrics.model_copy(update={"psnr": None, "total_s": 2000 / rate})})
+        for r, rate in zip(records, rates.values(), strict=True)
+    ]
+    study = Drawn(tmp_path, records)
+    rows = {r["layout"]: r for r in study.rows("cost_time")}
+    assert {x for x, r in rows.items() if r["on_front"] == "yes"} == {"n1g2", "n1g4"}
+    assert float(rows["n1g4"]["rank_hours"]) == pytest.approx(4 * 2000 / 30 / 3600)
+    (front,) = study.artists("cost_time", "front")
+    assert len(front.get_xdata()) == 2 and len(study.artists("cost_time", "point")) == 4
+
+
+def test_points_that_miss_the_quality_are_named_below_cost_against_time(tmp_path):
+    study = Drawn(
+        tmp_path, [make_record(), make_record(layout="n1g2"), make_record(layout="n1g4", psnr=20.0)]
+    )
+    assert "not drawn, misses the quality: replicated n1g4" in study.words("cost_time")
+    assert {r["layout"]: r["status"] for r in study.rows("cost_time")}["n1g4"] == "not_drawn"
+
+
+def test_a_step_is_computation_overlap_and_exposed_communication(tmp_path):
+    """Of 50 ms computation 5 ms run beside collectives; 20 more are waited for."""
+    record = make_record(
+        layout="n1g2",
+        steps=1000,
+        images=2000,
+        timed_steps=1000,
+        compute_s=50.0,
+        comm_s=25.0,
+        exposed_comm_s=20.0,
+    )
+    rows = Drawn(tmp_path, [record]).rows("computation_communication")
+    parts = {r["part"]: float(r["s"]) for r in rows}
+    assert parts == pytest.approx({"computation": 0.045, "overlapped": 0.005, "exposed communication": 0.02})
+
+
+def test_challenges_show_what_they_cost_and_which_are_overcome(tmp_path):
+    lost = make_record(layout="n1g2", status="failed", cause="host_oom", total_s=1800.0, started_at=1.0)
+    again = make_record(layout="n1g2", repeat=1, started_at=2.0)
+    open_one = make_record(layout="n1g4", status="failed", cause="gpu_oom", total_s=900.0, started_at=3.0)
+    study = Drawn(tmp_path, [lost, again, open_one])
+    rows = {r["cause"]: r for r in study.rows("technical_challenges")}
+    assert (float(rows["host_oom"]["rank_hours"]), rows["host_oom"]["overcome"]) == (1.0, "yes")
+    assert (float(rows["gpu_oom"]["rank_hours"]), rows["gpu_oom"]["overcome"]) == (1.0, "no")
+    words = study.words("technical_challenges")
+    assert "1 attempt from #1, 1 rank-hours, overcome by #2" in words
+
+
+def test_performance_is_the_median_of_a_points_runs(tmp_path):
+    times = (100.0, 300.0, 110.0)
+    records = [make_record(total_s=200.0, phases_s={"step": 100.0})]
+    records += [
+        make_record(layout="n1g2", repeat=i, total_s=t, phases_s={"step": 60.0}) for i, t in enumerate(times)
+    ]
+    study = Drawn(tmp_path, records)
+    row = next(r for r in study.rows("performance_comparison") if r["layout"] == "n1g2")
+    assert (float(row["expected_s"]), float(row["measured_s"]), row["n"]) == (100.0, 110.0, "3")
+    assert float(row["best_possible_s"]) == pytest.approx(110 - 60 + 50)
+    assert len(study.artists("performance_comparison", "measured_s")) == 2
+
+
+def test_records_alone_name_the_hosts_that_have_the_samples(tmp_path):
+    record = make_record()
+    provenance = record.provenance.model_copy(update={"evidence_sha256": {"resources.node01.csv": "0"}})
+    study = Drawn(tmp_path, [record.model_copy(update={"provenance": provenance})])
+    study.draw("resources")
+    from dist3dgs.figures import resources
+    from dist3dgs.figures.study import Study
+
+    said = resources.empty(Study.load(tmp_path / "runs.csv", tmp_path / "points.csv", study.paths))
+    assert "1 runs were sampled on node01: rsync" in said and "attempts" in said
+
+
+ADDED = """
+TITLE, CAPTION, EMPTY, COLUMNS = "Loss", "Loss per point.", "no loss yet", ("layout", "loss")
+
+def data(study):
+    return [{"layout": p["layout"], "loss": p["loss"]} for p in study.points if p["loss"] is not None]
+
+def plot(rows):
+    from dist3dgs.figures.page import message
+    return message(f"{len(rows)} losses")
+"""
+
+
+def test_a_figure_is_added_from_outside(tmp_path):
+    """By an entry point alone: it can be drawn, and is in the list that graph and report follow."""
+    study = Drawn(tmp_path / "study", [make_record(loss=0.5)])
+    (tmp_path / "acme-1.0.dist-info").mkdir()
+    (tmp_path / "acme_loss.py").write_text(ADDED)
+    (tmp_path / "acme-1.0.dist-info/METADATA").write_text("Name: acme\nVersion: 1.0\n")
+    entry_points = tmp_path / "acme-1.0.dist-info/entry_points.txt"
+    entry_points.write_text("[dist3dgs.figures]\nloss = acme_loss\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    folder = study.folder
+    tables = ["--runs", str(folder / "runs.csv"), "--points", str(folder / "points.csv")]
+    command = [sys.executable, "-m", "dist3dgs.cli", "figure", "loss", *tables, "--out", str(folder / "loss")]
+    done = subprocess.run(
+        [*command, "--records", *map(str, study.paths)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "loss.csv").read_text() == "layout,loss\nn1g1,0.5\n" and (folder / "loss.svg").is_file()
+    code = "from dist3dgs import figures as f; print(*f.names(), f.title('loss'), f.code_file('loss'))"
+    listed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert listed.stdout.split() == [*figures.NAMES, "loss", "Loss", str(tmp_path / "acme_loss.py")]
+    entry_points.write_text("[dist3dgs.figures]\nspeedup = acme_loss\n")
+    done = subprocess.run([*command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "'speedup' cannot be the name of a figure" in done.stderr
+
+
 def test_hostile_names_stay_text(tmp_path):
     records = [
         make_record(scene="s", evidence="<script>alert(1)</script>", status="failed"),

@@ -26,6 +26,7 @@ def big_study(scenes=("bicycle",), strategies=STRATEGIES, layouts=("n1g1", "n1g2
         records.append(
             make_record(
                 scene, strategy, layout, status=status, cause=cause, gpu=True, started_at=1000.0 * number,
+                compute_s=80.0, timed_steps=1000,
                 settings={"train": {"steps": 7000 + number, "schedule": "a long word about the learning rate" * 3}},
             )
         )  # fmt: skip
@@ -65,10 +66,21 @@ WORDY = (
 )
 
 
+#: Studies in which something failed.
+FAILING = ("five strategies", "two scenes with long names", "five scenes", "nine scenes")
+#: Figures whose axes are as high as their rows.
+IN_ROWS = (
+    *("phases", "journey", "technical_challenges", "performance_comparison"),
+    "computation_communication",
+)
+
+
 def drawable(study, name):
-    """Leave out figures that have nothing to show: no samples, no success on several ranks."""
+    """Leave out figures that have nothing to show: no samples, no success on several ranks, no failure."""
     if name == "compute_to_comm":
         return study not in ("one", "thirty scenes")
+    if name in ("computation_communication", "technical_challenges"):
+        return study != "one" and (name != "technical_challenges" or study in FAILING)
     if (
         name == "prediction"
     ):  # these records have no curve of Gaussians: tests/unit/predict/test_compare.py draws it
@@ -108,8 +120,11 @@ def test_figures_fit_a_page_and_panels_keep_their_room(drawn, study, name):
     figure = drawn[study].picture(name)
     width, height = figure.get_size_inches() * 25.4
     assert width in (pytest.approx(85), pytest.approx(180))
-    assert height <= style.MAX_HEIGHT_MM + 0.5
-    if name not in ("phases", "journey"):  # whose axes are as high as their rows
+    panels_drawn = figure.axes[1:]
+    # More panels than these, at their least height, are a figure that is taller than a page; none is left out.
+    if len(panels_drawn) <= (24 if name == "quality_time" else 48):
+        assert height <= style.MAX_HEIGHT_MM + 0.5
+    if name not in IN_ROWS:
         for ax in figure.axes[1:]:
             box = ax.get_window_extent()
             assert box.width / figure.dpi * 25.4 > 25 and box.height / figure.dpi * 25.4 > 9
@@ -151,7 +166,7 @@ def test_degraded_is_a_diamond_and_failed_a_cross_in_every_figure(drawn, name):
     assert {"failed", "degraded: finished, not as asked"} <= words
 
 
-@pytest.mark.parametrize("name", [n for n in figures.NAMES if n not in ("resources", "prediction")])
+@pytest.mark.parametrize("name", [n for n in figures.NAMES if drawable("one", n)])
 def test_scene_and_strategy_are_named_even_where_there_is_one(drawn, name):
     words = " ".join(drawn["one"].words(name))
     assert "builtin" in words and "replicated" in words
@@ -188,10 +203,16 @@ def test_the_fitted_law_is_named(drawn):
     assert "fitted Universal Scalability Law" not in drawn["one"].words("speedup")
 
 
+def below_panels(study):
+    """What stands below the panels of the quality over time."""
+    found = [t.get_text() for t in texts(study.picture("quality_time")) if t.get_gid() == "reached"]
+    return " ".join(found).replace("\u00a0", " ")
+
+
 def test_time_to_the_target_is_printed_not_the_time_of_the_last_evaluation(drawn):
     study = drawn["one"]
     rows = {r["layout"]: r for r in study.rows("quality_time")}
-    words = study.words("quality_time")
+    words = below_panels(study)
     for layout, row in rows.items():
         reached, last = float(row["time_to_target_s"]), float(row["elapsed_s"])
         assert reached < last - 1
@@ -201,7 +222,56 @@ def test_time_to_the_target_is_printed_not_the_time_of_the_last_evaluation(drawn
 
 def test_a_layout_that_never_gets_there_is_said_so(tmp_path):
     study = Drawn(tmp_path, [make_record(psnr=27.0), make_record(layout="n1g2", psnr=25.0)])
-    assert "n1g2: not reached" in study.words("quality_time")
+    assert "n1g2: not reached" in below_panels(study)
+
+
+def test_no_key_stands_inside_a_panel(drawn):
+    for study, name in itertools.product(("one", "nine scenes"), figures.NAMES):
+        if drawable(study, name):
+            assert [ax for ax in drawn[study].picture(name).axes if ax.get_legend()] == [], name
+
+
+STUDY_OF_NINE = (
+    [f"scene{i}" for i in range(9)], ("replicated", "sharded"),
+    ("n1g1", "n1g2", "n1g4", "n1g8", "n2g8", "n4g8"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory):
+    """9 scenes, 2 strategies, 6 layouts, 3 repeats, some of them failed."""
+    records = []
+    for scene, strategy, layout in itertools.product(*STUDY_OF_NINE):
+        for repeat in range(3):
+            failed = scene == "scene3" and layout == "n2g8" and (strategy, repeat) != ("sharded", 0)
+            records.append(
+                make_record(
+                    scene, strategy, layout, repeat, status="failed" if failed else "ok", cause="node_failure",
+                    gpu=True, started_at=1000.0 * len(records), compute_s=80.0, timed_steps=1000,
+                )
+            )  # fmt: skip
+    return Drawn(tmp_path_factory.mktemp("nine"), records)
+
+
+@pytest.mark.parametrize("name", ["phases", "computation_communication", "performance_comparison"])
+def test_every_bar_of_a_big_study_is_drawn(nine, name):
+    """108 points, of which one has failures beside a success, so 109 rows; two of them have only failures."""
+    figure = nine.picture(name)
+    rows = [t for t in texts(figure) if t.get_gid() == "name" and t.get_text() in STUDY_OF_NINE[2]]
+    assert len(rows) == 109 and len(figure.axes) == 10
+    if name != "performance_comparison":
+        bars = {(ax, round(p.get_y() + p.get_height() / 2, 1)) for ax in figure.axes[1:] for p in ax.patches}
+        assert len(bars) == (109 if name == "phases" else 107)
+    else:
+        assert len(nine.artists(name, "measured_s")) == 107
+    assert len(nine.artists(name, "failed")) == 2
+    assert figure.get_size_inches()[1] * 25.4 <= style.MAX_HEIGHT_MM
+
+
+@pytest.mark.parametrize("name", ["quality_time", "efficiency", "memory", "speedup", "cost_time"])
+def test_every_panel_of_a_big_study_is_drawn(drawn, name):
+    panels_drawn = drawn["thirty scenes"].picture(name).axes[1:]
+    assert len(panels_drawn) == (90 if name in ("efficiency", "memory") else 30)
 
 
 def test_a_definition_without_measurements_has_words_instead_of_a_panel(drawn):

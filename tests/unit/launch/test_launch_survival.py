@@ -201,6 +201,9 @@ def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(tiny_scene, tmp_p
     for rank in (0, 1):
         stacks = text.split(f"stacks of rank {rank} when nothing went on:")[1]
         assert "loop.py" in stacks
+    hang = record.failure.collective
+    assert hang is not None and (hang.culprits, hang.waiting) == ([1], [0]), hang
+    assert hang.op in record.failure.evidence[1].text
 
 
 def test_a_launcher_that_is_killed_takes_its_ranks_along(tiny_scene, tmp_path):

@@ -111,7 +111,7 @@ def test_replicas_repeat_the_optimiser_and_shards_divide_it(a100):
     replicas = predictor(a100).step(replace(GARDEN, kind="replicated"), Layout(1, 4))
     assert four.optimiser_s == pytest.approx(one.optimiser_s / 4)
     assert replicas.optimiser_s == pytest.approx(one.optimiser_s)
-    assert replicas.communication_s > 3 * four.communication_s
+    assert replicas.collectives_s > 3 * four.collectives_s
     assert four.pixels_s > one.pixels_s  # the slowest of four views is waited for
     assert sum(four.terms().values()) == pytest.approx(four.seconds)
 
@@ -121,7 +121,7 @@ def test_hidden_communication_is_not_counted(a100):
         predictor(a100).step(replace(GARDEN, kind="replicated", overlap=share), Layout(1, 4))
         for share in (0.0, 1.0)
     )
-    assert hidden.seconds == pytest.approx(seen.seconds - seen.communication_s)
+    assert hidden.seconds == pytest.approx(seen.seconds - seen.collectives_s)
 
 
 def test_a_batch_that_ranks_cannot_share_and_an_unknown_strategy_are_refused(a100):
