@@ -100,7 +100,7 @@ def _jobs_of_table(path: Path) -> list[str]:
     return sacct.jobs(path) if sacct.sniff(_head(path)[:4096]) else []
 
 
-def other_half(path: Path) -> Path | None:
+def counterpart(path: Path) -> Path | None:
     """Return `job.err` for `job.out` and vice versa, existing or not; None for other names."""
     for a, b in _PAIRS:
         if a in path.name:
@@ -108,10 +108,10 @@ def other_half(path: Path) -> Path | None:
     return None
 
 
-def missing_halves(paths: Sequence[Path]) -> Iterator[Path]:
+def missing_counterparts(paths: Sequence[Path]) -> Iterator[Path]:
     """Yield the counterparts that are not among `paths`."""
     given = set(paths)
     for path in paths:
-        other = other_half(path)
+        other = counterpart(path)
         if other is not None and other not in given:
             yield other
