@@ -258,13 +258,15 @@ def troubleshooting() -> str:
 
 
 def _retries(cause: Any) -> str:
-    times = "once" if cause.tries == 1 else f"up to {cause.tries} times"
+    times = "once" if cause.retries == 1 else f"up to {cause.retries} times"
     more = [
         what for what, factor in (("memory", cause.mem_factor), ("time", cause.runtime_factor)) if factor > 1
     ]
     asks = f", each time with more {' and '.join(more)}" if more else ""
     return (
-        f"A run of ours is tried again {times}{asks}." if cause.tries else "A run of ours is not tried again."
+        f"A run of ours is tried again {times}{asks}."
+        if cause.retries
+        else "A run of ours is not tried again."
     )
 
 

@@ -286,6 +286,11 @@ class Strategy(Settings):
     shard: int | None = Field(
         None, ge=1, description="hybrid: ranks that hold the model together; null: those of a node"
     )
+    placement: Literal["strided", "space"] = Field(
+        "strided",
+        description="sharded, hybrid: neighbours on different ranks, or near Gaussians on one rank and views on the "
+        "rank that holds most of what they see",
+    )
     sync_every: int = Field(16, ge=1, description="local: optimizer steps from one average to the next")
     average: Literal["seen", "plain"] = Field(
         "seen",

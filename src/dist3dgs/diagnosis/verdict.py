@@ -16,6 +16,7 @@ from ..logs.readers.events import RunEvents
 from ..logs.readers.events import read as read_events
 from ..runs.attempts import ATTEMPTS, Attempt
 from ..runs.causes import Cause
+from ..runs.launch_summary import LaunchSummary
 from ..runs.record import Evidence, Failure, HungCollective, Model, Status, Straggler
 from . import own_run, root_cause
 from .hang import find_hang, hang_words, last_sign, only_alive, silent_before, stragglers
@@ -95,7 +96,7 @@ def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = No
 
 
 def diagnose_attempt(
-    attempt: Attempt, launch: Mapping[str, Any] | None = None, events: RunEvents | None = None
+    attempt: Attempt, launch: LaunchSummary | None = None, events: RunEvents | None = None
 ) -> Diagnosis:
     """Judge one attempt of a run of our own from what launcher and ranks left; files as records name them.
 
@@ -103,9 +104,9 @@ def diagnose_attempt(
         launch: its launch.json, where that was read before.
         events: its events, where they were read before.
     """
-    launch = attempt.launch() if launch is None else launch
+    launch = attempt.summary() if launch is None else launch
     found = Scan()
-    if launch.get("status") != "ok":  # a training that came to its end has no line to look for
+    if launch.status != "ok":  # a training that came to its end has no line to look for
         with contextlib.suppress(UserError):
             found = scan([attempt.log_path])
     found.events = read_events(attempt.event_files()) if events is None else events
@@ -151,11 +152,11 @@ def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagn
 
 
 def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
-    launch = context.get("launch") or {}
+    launch: LaunchSummary | None = context.get("launch")
     own_run.add_hits(found, context)
     if context.get("own_run") or (found.events is not None and found.events.num_events):
         found.facts.add("trainer", "dist3dgs", Line("", None, ""), keep="last")
-    if launch.get("status") == "ok":
+    if launch is not None and launch.status == "ok":
         return _ended_well_ours(found, launch)
     _dumped_alone(found, context)
     finished = summary.finished is not None and not launch
@@ -192,7 +193,7 @@ def _dumped_alone(found: Scan, context: Mapping[str, Any]) -> None:
     found.hits.append(hit)
 
 
-def _ended_well_ours(found: Scan, launch: Mapping[str, Any]) -> Diagnosis:
+def _ended_well_ours(found: Scan, launch: LaunchSummary) -> Diagnosis:
     """Return the verdict on a run of ours that came to its end: degraded if it left devices idle."""
     idle = own_run.fewer_devices(found.events, launch)
     if not idle:
@@ -432,13 +433,11 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
     )  # fmt: skip
 
 
-def _without_cause_ours(
-    found: Scan, choice: Choice, launch: Mapping[str, Any], launch_file: str
-) -> Diagnosis:
+def _without_cause_ours(found: Scan, choice: Choice, launch: LaunchSummary, launch_file: str) -> Diagnosis:
     """Return the verdict on a failed run of ours of which neither ranks, launcher nor log tell the cause."""
     events = found.events or RunEvents()
     place = own_run.Place(None, found.hits, events)
-    text = f"exit status {launch.get('returncode')} and no error event"
+    text = f"exit status {launch.returncode} and no error event"
     log = Path(launch_file).with_name("train.log")
     return Diagnosis(
         status="failed", cause="unknown", phase=place.phase, step=place.step, rank=place.rank, node=place.node,

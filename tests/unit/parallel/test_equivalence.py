@@ -24,6 +24,7 @@ STRATEGIES = {
     "replicated": {"kind": "replicated"},
     "all-rows": {"kind": "replicated", "gradient_rows": "all"},
     "sharded": {"kind": "sharded"},
+    "space": {"kind": "sharded", "placement": "space"},
     "hybrid": {"kind": "hybrid"},
     "hybrid-1": {"kind": "hybrid", "shard": 1},
     "hybrid-2": {"kind": "hybrid", "shard": 2},
@@ -32,8 +33,11 @@ STRATEGIES = {
 ONE_RANK = [("replicated", 1), ("sharded", 1), ("hybrid", 1)]
 SEVERAL_RANKS = [
     *((name, ranks) for name in ("replicated", "sharded") for ranks in (2, 3)),
-    *(("hybrid-1", 2), ("hybrid-2", 2), ("hybrid-1", 3)),
-    *(pytest.param(name, 4, marks=pytest.mark.slow) for name in ("replicated", "sharded", "hybrid-2")),
+    *(("space", 2), ("space", 3), ("hybrid-1", 2), ("hybrid-2", 2), ("hybrid-1", 3)),
+    *(
+        pytest.param(name, 4, marks=pytest.mark.slow)
+        for name in ("replicated", "sharded", "space", "hybrid-2")
+    ),
 ]
 GLOBAL_BATCH = 12  # divisible by 1, 2, 3 and 4 ranks
 NUM_GAUSSIANS = 203  # by none of 2, 3 and 4
