@@ -21,6 +21,8 @@ rule tabulate:
         over_scenes=[f"{RESULTS}/tables/over_scenes.{kind}" for kind in ("csv", "md", "tex")],
     log:
         f"{RESULTS}/logs/tabulate.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tabulate.tsv"
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
@@ -44,6 +46,8 @@ rule figure:
         [f"{RESULTS}/figures/{{figure}}.{kind}" for kind in FIGURE_KINDS],
     log:
         f"{RESULTS}/logs/figures/{{figure}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figures/{{figure}}.tsv"
     wildcard_constraints:
         figure="|".join(FIGURES),
     retries: 0
@@ -73,6 +77,8 @@ rule write_report:
         tex=f"{RESULTS}/report/report.tex",
     log:
         f"{RESULTS}/logs/report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report.tsv"
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"

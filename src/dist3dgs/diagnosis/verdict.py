@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ..errors import UserError
 from ..logs.facts import Line
-from ..logs.jobs import Job, missing_halves
+from ..logs.jobs import Job, missing_counterparts
 from ..logs.readers import flight_recorder
 from ..logs.readers.events import RunEvents
 from ..logs.readers.events import read as read_events
@@ -88,9 +88,9 @@ def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = No
     logs = [p for p in map(Path, paths) if p not in summaries]
     context = own_run.launch_context(summaries) | dict(context or {})
     # One file may say `complete` while the other has the traceback.
-    halves = [other for other in missing_halves(logs) if other.is_file()]
-    found = scan(Job([*logs, *halves], paths.job_id) if isinstance(paths, Job) else [*logs, *halves])
-    for file in found.files[len(found.files) - len(halves) :] if halves else ():
+    pairs = [other for other in missing_counterparts(logs) if other.is_file()]
+    found = scan(Job([*logs, *pairs], paths.job_id) if isinstance(paths, Job) else [*logs, *pairs])
+    for file in found.files[len(found.files) - len(pairs) :] if pairs else ():
         file.note = file.note or "is read too: the job's other half"
     return judge(found, summarise(found), context)
 
@@ -451,13 +451,15 @@ def _missing_halves(found: Scan) -> list[str]:
     """List the job's other .out or .err where it was not found."""
     return [
         f"the job's other half, {other.name} (not found)"
-        for other in missing_halves([Path(f.path) for f in found.files])
+        for other in missing_counterparts([Path(f.path) for f in found.files])
     ]
 
 
 def _what_to_give(found: Scan, choice: Choice, rank: int | None, node: str | None) -> str:
     """Name the files that may state a cause which these do not."""
-    halves = [f"Give also {other.name}." for other in missing_halves([Path(f.path) for f in found.files])]
+    halves = [
+        f"Give also {other.name}." for other in missing_counterparts([Path(f.path) for f in found.files])
+    ]
     place = " on ".join(x for x in (None if rank is None else f"rank {rank}", node) if x)
     wanted = [*halves, *([f"Look in the log of {place}."] if place else [])]
     told = [h.rule.remedy for h in choice.symptoms if h.rule.name == "loader-worker-gone"][:1]
