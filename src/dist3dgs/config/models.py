@@ -281,7 +281,7 @@ class Strategy(Settings):
     gradient_rows: Literal["auto", "touched", "all"] = Field(
         "auto",
         description="replicated, hybrid: gradients of the Gaussians that a view touched travel, or those of all; the "
-        "sum has the same bits; auto: touched on CPUs, all on GPUs",
+        "sum has the same bits; auto: touched on CPUs where few are, else all",
     )
     shard: int | None = Field(
         None, ge=1, description="hybrid: ranks that hold the model together; null: those of a node"
