@@ -42,6 +42,7 @@ from ..scenes.pack import PackedScene
 from ..splats.densify.lineage import founders
 from ..splats.gaussians import NAMES, Gaussians, initial_gaussians
 from ..splats.loss import l1_ssim_loss
+from ..splats.lpips import weights_path
 from ..splats.precision import full_precision
 from ..splats.render import Renderer, RenderSettings, get_renderer
 from ..train.loop import Trainer
@@ -419,7 +420,10 @@ def draw(
 
 
 def train(scene_path: Path | None, steps: int, device: torch.device) -> dict[str, Any]:
-    """A training on the GPU: speed, where a step's time goes, peak memory, held-out PSNR. None: on a cloud."""
+    """Train on the GPU: speed, where a step's time goes, peak memory, held-out quality. None: on a cloud.
+
+    LPIPS is measured where DIST3DGS_LPIPS names its weights.
+    """
     with tempfile.TemporaryDirectory() as folder:
         scene = PackedScene.open(
             scene_path
@@ -429,7 +433,8 @@ def train(scene_path: Path | None, steps: int, device: torch.device) -> dict[str
         )
         densify = {"start_step": 100, "every": 50, "stop_step": max(101, steps * 3 // 4)}
         settings = TrainSettings(
-            steps=steps, eval_every=steps, sh_every=max(1, steps // 4), lpips=False, tensorboard=False,
+            steps=steps, eval_every=steps, sh_every=max(1, steps // 4), lpips=weights_path() is not None,
+            tensorboard=False,
             densify=densify,
         )  # fmt: skip
         if device.type == "cuda":
@@ -446,6 +451,8 @@ def train(scene_path: Path | None, steps: int, device: torch.device) -> dict[str
             "views": scene.num_views,
             "steps": steps,
             "psnr": quality["psnr"],
+            "ssim": quality["ssim"],
+            "lpips": quality["lpips"],
             "gaussians": quality["num_gaussians"],
             "step_s": summary["step_s"],
             "parts_s": summary["parts_s"],

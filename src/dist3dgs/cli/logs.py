@@ -182,6 +182,8 @@ def _print(text: str) -> None:
 
 
 def _verdict_lines(d: Any, verbose: bool) -> list[str]:
+    from ..diagnosis.hang import hang_words, straggler_words
+
     lines = [d.status if d.cause in (None, d.status) else f"{d.status}: {d.cause}"]
     place = [
         f"{k} {v}"
@@ -190,6 +192,9 @@ def _verdict_lines(d: Any, verbose: bool) -> list[str]:
     ]
     if place:
         lines.append("  " + ", ".join(place))
+    if d.collective is not None:
+        lines.append(f"  collective: {hang_words(d.collective)}")
+    lines += [f"  straggler: {straggler_words(s)}" for s in d.stragglers]
     lines += [f"  {e.file}{'' if e.line is None else f':{e.line}'}: {e.text}" for e in d.evidence]
     for name, text in (("why", d.explanation), ("fix", d.remedy if d.status != "ok" else None)):
         if text:
@@ -253,13 +258,15 @@ def troubleshooting() -> str:
 
 
 def _retries(cause: Any) -> str:
-    times = "once" if cause.tries == 1 else f"up to {cause.tries} times"
+    times = "once" if cause.retries == 1 else f"up to {cause.retries} times"
     more = [
         what for what, factor in (("memory", cause.mem_factor), ("time", cause.runtime_factor)) if factor > 1
     ]
     asks = f", each time with more {' and '.join(more)}" if more else ""
     return (
-        f"A run of ours is tried again {times}{asks}." if cause.tries else "A run of ours is not tried again."
+        f"A run of ours is tried again {times}{asks}."
+        if cause.retries
+        else "A run of ours is not tried again."
     )
 
 

@@ -63,7 +63,12 @@ def print_findings(args: argparse.Namespace, study: Any, site: Any, layouts: Seq
     *CONFIG,
     option("--scene", action="append", help="default: those of the config"),
     option("--strategy", action="append", help="default: those of the config"),
-    option("--gaussians", type=float, metavar="N", help="final number; default: train.densify.max_gaussians"),
+    option(
+        "--gaussians",
+        type=float,
+        metavar="N",
+        help="final number; default: of the scene's records or published runs, else max_gaussians",
+    ),
     option("--size", metavar="WxH", help="pixels of a photograph; default: as ingested"),
     option("--images", type=int, metavar="N", help="images of the whole run; default: train.steps"),
     one_of(
@@ -218,7 +223,7 @@ def _block(scene: Any, made: Any, shown: Sequence[tuple[str, Any]], *, explain: 
                 f"{f.speedup:.2f}",
                 f"{100 * f.efficiency:.0f} %",
                 "-" if f.ratio is None else f"{f.ratio:.1f}",
-                f"{100 * f.step.terms()['communication'] / f.step.seconds:.0f} %",
+                f"{100 * (f.step.seconds - f.step.compute_s) / f.step.seconds:.0f} %",
                 f"{f.memory_gb.value:.1f}{'' if f.fits else f' > {f.memory_limit_gb:g}!'}",
                 f"{_time(total.value)} ({_time(total.low)}-{_time(total.high)})",
                 f"{f.rank_hours.value:.2f}",
@@ -259,14 +264,14 @@ def _time(seconds: float) -> str:
 )
 def recommend(args: argparse.Namespace) -> None:
     from ..analysis.points import point_rows
+    from ..analysis.tables import load_records
     from ..config.naming import Layout
     from ..predict.recommend import alternatives, costs, describe_alternatives, front, sentences
     from ..predict.study import machine_of, predictor_of, scene_facts, workload_at
-    from ..runs.record import load_record
 
     study = study_of(args)
     paths = args.records or sorted(Path(study.config.results).glob("*/*/*/r*/record.json"))
-    points = point_rows([load_record(path) for path in paths])
+    points = point_rows(load_records(paths), study.config.baseline)
     if not points:
         raise UserError(f"no records in {study.config.results}; before any: dist3dgs predict --machine NAME")
     try:

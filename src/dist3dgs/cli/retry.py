@@ -12,7 +12,6 @@ from pathlib import Path
 from ..config.matrix import Study
 from ..config.naming import Point
 from ..errors import UserError
-from ..files import write_json
 from ..runs.attempts import attempts
 from ..runs.record import RunRecord, load_record
 from ..slurm.queue import Queue, describe
@@ -111,9 +110,9 @@ def _outcome(record: RunRecord | None) -> str:
 
 def _profile(points: Sequence[Point], results: Path) -> Path:
     """The Slurm profile if the newest attempt of any point was a Slurm job."""
-    newest = [tried[-1].launch() for p in points if (tried := attempts(p.folder(results)))]
-    rejected = [(launch.get("ended") or {}).get("cause") == "submission_rejected" for launch in newest]
-    return CLUSTER if any(rejected) or any(launch.get("slurm") for launch in newest) else LOCAL
+    newest = [found[-1].summary() for p in points if (found := attempts(p.folder(results)))]
+    on_cluster = any(s.slurm or s.final_cause == "submission_rejected" for s in newest)
+    return CLUSTER if on_cluster else LOCAL
 
 
 def _command(points: Sequence[Point], results: Path, overlays: Sequence[Path], profile: Path) -> list[str]:
@@ -139,8 +138,7 @@ def _snakemake(arguments: Sequence[str]) -> int:
 
 
 def _close(folder: Path) -> None:
-    """End the series of attempts at a point, so that the retry policy counts from zero."""
-    tried = attempts(folder)
-    launch = tried[-1].launch() if tried else {}
-    if launch:
-        write_json(tried[-1].launch_path, launch | {"retry_at": time.time()})
+    """Close the attempts of a point, so that the retry policy counts from zero."""
+    found = attempts(folder)
+    if found and not (summary := found[-1].summary()).is_empty:
+        summary.updated(retry_at=time.time()).save(found[-1].folder)

@@ -236,6 +236,8 @@ class TrainSettings(Settings):
 STRATEGIES = {
     "replicated": "dist3dgs.parallel.replicated:Replicated",
     "sharded": "dist3dgs.parallel.sharded:Sharded",
+    "hybrid": "dist3dgs.parallel.hybrid:Hybrid",
+    "local": "dist3dgs.parallel.local:Local",
 }
 #: Entry points of other packages that add kinds of strategy.
 STRATEGY_GROUP = "dist3dgs.strategies"
@@ -260,7 +262,9 @@ class Strategy(Settings):
 
     kind: Annotated[str, AfterValidator(_known_kind)] = Field(
         "replicated",
-        description="replicated: every rank holds all Gaussians; sharded: each owns a part, projections travel",
+        description="replicated: every rank holds all Gaussians; sharded: each owns a part, projections travel; "
+        "hybrid: shards inside groups of ranks, replicas across groups; local: replicas that train apart and are "
+        "averaged now and then",
     )
     init: Literal["broadcast", "independent"] = Field(
         "broadcast",
@@ -271,18 +275,40 @@ class Strategy(Settings):
         description="all: one rank per worker of the layout; one: a single rank, the others idle (a historic mistake)",
     )
     compression: Literal["none", "bf16", "powersgd"] = Field(
-        "none", description="replicated: how gradients travel"
+        "none", description="replicated, hybrid: how gradients travel between replicas"
     )
     powersgd_rank: int = Field(2, ge=1, le=32, description="rank of the factors that powersgd sends")
+    gradient_rows: Literal["auto", "touched", "all"] = Field(
+        "auto",
+        description="replicated, hybrid: gradients of the Gaussians that a view touched travel, or those of all; the "
+        "sum has the same bits; auto: touched on CPUs, all on GPUs",
+    )
+    shard: int | None = Field(
+        None, ge=1, description="hybrid: ranks that hold the model together; null: those of a node"
+    )
+    placement: Literal["strided", "space"] = Field(
+        "strided",
+        description="sharded, hybrid: neighbours on different ranks, or near Gaussians on one rank and views on the "
+        "rank that holds most of what they see",
+    )
+    sync_every: int = Field(16, ge=1, description="local: optimizer steps from one average to the next")
+    average: Literal["seen", "plain"] = Field(
+        "seen",
+        description="local: weights of the ranks, by how often each saw a Gaussian, or equal",
+    )
     rebalance_above: float = Field(
-        1.2, ge=1, description="sharded: rows move when the largest shard is this many times the mean"
+        1.2, ge=1, description="sharded, hybrid: rows move when the largest shard is this many times the mean"
     )
     train: dict[str, Any] = Field({}, description="training settings that differ from config.yaml's `train`")
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
-        if self.kind == "sharded" and (self.init, self.compression) != ("broadcast", "none"):
-            raise ValueError("a sharded strategy needs init: broadcast and compression: none")
+        if self.kind in ("sharded", "local") and (self.init, self.compression) != ("broadcast", "none"):
+            raise ValueError(f"a {self.kind} strategy needs init: broadcast and compression: none")
+        if self.kind == "hybrid" and self.init != "broadcast":
+            raise ValueError("a hybrid strategy needs init: broadcast")
+        if self.shard is not None and self.kind in STRATEGIES and self.kind != "hybrid":
+            raise ValueError(f"shard: {self.shard} is a setting of kind: hybrid, not of {self.kind}")
         return self
 
 
@@ -367,6 +393,30 @@ class RunSpec(Settings):
     def num_steps(self) -> int:
         """Optimiser steps of this run: `train.steps`, divided by the global batch where images are kept."""
         return -(-self.train.steps // self.global_batch) if self.train.keep == "images" else self.train.steps
+
+    @property
+    def shard(self) -> int:
+        """Ranks that hold the model together in a hybrid strategy."""
+        return self.parallel.shard or self.started.workers_per_node
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        world = self.started.world_size
+        if self.parallel.kind == "hybrid" and world % self.shard:
+            raise ValueError(
+                f"parallel.shard = {self.shard} does not divide the {world} ranks of {self.started}; set a divisor of "
+                f"{world}, or null for the {self.started.workers_per_node} of a node"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averages_in_the_run(self) -> Self:
+        if self.parallel.kind == "local" and self.parallel.sync_every > self.num_steps:
+            raise ValueError(
+                f"parallel.sync_every = {self.parallel.sync_every} is more than the {self.num_steps} optimizer steps "
+                f"of the run at {self.started}: its ranks would never be averaged; set at most {self.num_steps}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

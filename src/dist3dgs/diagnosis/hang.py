@@ -1,12 +1,14 @@
-"""Detect a hang that ended in a time limit or a cancellation."""
+"""Detect a hang that ended in a time limit or a cancellation; find the collective and the ranks that it hung on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import median
 
 from ..logs.readers.events import Placed, RunEvents, time_of
-from ..runs.record import Evidence
+from ..logs.samples import RankTrace
+from ..runs.record import Evidence, HungCollective, Straggler
 from .root_cause import OWN
 from .rules import Hit
-from .scan_result import Scan
+from .scan import Scan
 
 #: Half an hour and ten times a step without a step is a hang.
 SILENCE_S = 1800.0
@@ -16,6 +18,10 @@ NO_STEP_S = 3600.0
 #: Heartbeats prove more than silence: so long without a step, or so many if they state no time.
 ALIVE_S = 600.0
 ALIVE_BEATS = 20
+#: A straggler takes so many times as long as the others for its own work in a step,
+SLOWER = 1.2
+#: and begins collectives at least so many seconds after the first rank.
+MIN_LATE_S = 0.05
 
 
 def patience_s(step_s: float | None) -> float:
@@ -99,3 +105,127 @@ def _by_events(events: RunEvents, stop: Hit) -> Sequence[Evidence] | None:
         text = f"no event after it for {end_t - t:.0f} s, until {stop.line.text}"
         evidence.append(Evidence(file=stop.line.file, text=text))
     return evidence
+
+
+def find_hang(traces: Mapping[int, RankTrace], world_size: int | None = None) -> HungCollective | None:
+    """Find the first collective that ranks did not come to together; None if the dumps show none.
+
+    Ranks run ahead of each other on GPUs, so it is the one after the last that every rank began. gloo does not record
+    which collectives ended: of ranks that all began the same ones it cannot tell that they hang.
+
+    Args:
+        world_size: ranks of the job, where a group's members are not recorded.
+    """
+    groups = dict.fromkeys(g for t in traces.values() for g in t.groups)
+    found = [hang for group in groups if (hang := _hang_of(group, traces, world_size)) is not None]
+    return max(found, key=lambda h: (bool(h.culprits or h.ops), len(h.waiting)), default=None)
+
+
+def _hang_of(group: str, traces: Mapping[int, RankTrace], world_size: int | None) -> HungCollective | None:
+    of_rank = {rank: t.groups[group] for rank, t in traces.items() if t.groups.get(group)}
+    # The members of gloo's groups are recorded under no name; only of the default group they are known then.
+    default = group in ("", "0")
+    names = (group, "") if default else (group,)
+    stated = next((m for t in traces.values() for name in names if (m := t.members.get(name))), None)
+    members = set(stated or range(world_size or 0 if default else 0)) | of_rank.keys()
+    # A rank that has a dump, but of other groups alone, never began a collective of this one.
+    reached = {rank: max(of_rank.get(rank, {}), default=0) for rank in members & traces.keys()}
+    silent = sorted(members - traces.keys())
+    if not reached or len(members) < 2:
+        return None
+    seq = min(reached.values()) + 1
+    waiting = sorted(rank for rank, last in reached.items() if last >= seq)
+    missing = sorted(reached.keys() - set(waiting))
+    ops: dict[int, str] = {}
+    if not waiting:  # all came equally far: in different operations, or in one that does not end
+        seq -= 1
+        last = {rank: c for rank, cs in of_rank.items() if (c := cs.get(seq)) is not None}
+        waiting, missing = sorted(last), []
+        if len({c.op for c in last.values()}) > 1:
+            ops = {rank: f"{c.op} {c.sizes}" for rank, c in last.items()}
+        elif not silent:
+            known = any(c.done for cs in of_rank.values() for c in cs.values())
+            if not known or all(c.done for c in last.values()):
+                return None
+    op = next((c.op for rank in waiting if (c := of_rank.get(rank, {}).get(seq)) is not None), "a collective")
+    steps = [step for rank in waiting if (step := traces[rank].step) is not None]
+    return HungCollective(
+        group=group, seq=seq, op=op, step=max(steps, default=None), waiting=waiting, missing=missing, silent=silent,
+        ops=ops,
+    )  # fmt: skip
+
+
+def lateness_s(traces: Mapping[int, RankTrace]) -> dict[int, float]:
+    """Return for each rank by how many seconds it began collectives after the first rank, median over those recorded.
+
+    The clocks of several nodes may differ; on one node they are the same.
+    """
+    late: dict[int, list[float]] = {}
+    for group in dict.fromkeys(g for t in traces.values() for g in t.groups):
+        of_rank = {rank: t.groups[group] for rank, t in traces.items() if t.groups.get(group)}
+        common = set.intersection(*(set(cs) for cs in of_rank.values())) if len(of_rank) > 1 else set()
+        for seq in common:
+            first = min(cs[seq].created_ns for cs in of_rank.values())
+            for rank, cs in of_rank.items():
+                late.setdefault(rank, []).append((cs[seq].created_ns - first) / 1e9)
+    return {rank: median(values) for rank, values in sorted(late.items())}
+
+
+def hang_words(hang: HungCollective) -> str:
+    """Say in one sentence where the ranks wait for each other."""
+    at = f" at step {hang.step}" if hang.step is not None else ""
+    place = f"number {hang.seq} of group {hang.group}{at}"
+    if hang.ops:
+        what = "; ".join(f"{_ranks([rank])}: {op}" for rank, op in sorted(hang.ops.items())[:8])
+        return f"ranks are in different collectives, {place}: {what}"
+    if not hang.culprits:
+        return f"all ranks are in {hang.op}, {place}, and it does not end"
+    why = "never began" if hang.missing else "left no dump of"
+    verb = "waits" if len(hang.waiting) == 1 else "wait"
+    return f"{_ranks(hang.culprits)} {why} {hang.op}, {place}, in which {_ranks(hang.waiting)} {verb}"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:16])) + (f", ... ({len(ranks)})" if len(ranks) > 16 else "")
+    return f"rank{'s' if len(ranks) != 1 else ''} {shown}"
+
+
+def stragglers(events: RunEvents | None, traces: Mapping[int, RankTrace]) -> list[Straggler]:
+    """List ranks whose own work per step takes a fifth longer than that of the others; of hung runs, that come late.
+
+    Args:
+        traces: dumps of the flight recorder, by rank.
+    """
+    events = events or RunEvents()
+    own_s = {
+        rank: times["mean"] - events.exposed_s.get(rank, 0.0) / events.steps[rank]
+        for rank, times in events.step_s.items()
+        if "mean" in times and events.steps.get(rank)
+    }
+    found = []
+    for rank, step_s in sorted(own_s.items()):
+        others = [s for r, s in own_s.items() if r != rank]
+        if others and step_s > SLOWER * median(others) > 0:
+            node = events.hosts.get(rank)
+            found.append(Straggler(rank=rank, node=node, step_s=step_s, others_s=median(others)))
+    if own_s:
+        return found
+    late_s = lateness_s(traces)
+    enough_s = max(MIN_LATE_S, (SLOWER - 1) * events.last_step_s)
+    return [
+        Straggler(rank=rank, node=events.hosts.get(rank), late_s=s)
+        for rank, s in late_s.items()
+        if s > enough_s
+    ]
+
+
+def straggler_words(s: Straggler) -> str:
+    """Say in one sentence how much slower the rank is."""
+    place = f"rank {s.rank}" + (f" on {s.node}" if s.node else "")
+    if s.step_s is not None and s.others_s is not None:
+        return f"{place} needs {_seconds(s.step_s)} of its own per step, the others {_seconds(s.others_s)}"
+    return f"{place} begins collectives {_seconds(s.late_s or 0.0)} after the first rank"
+
+
+def _seconds(s: float) -> str:
+    return f"{s:.3g} s" if s >= 1 else f"{1e3 * s:.3g} ms"

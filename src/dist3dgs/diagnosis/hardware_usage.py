@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ..logs.samples import GpuSamples
 from ..runs.record import Model
-from .scan_result import Scan
+from .scan import Scan
 
 MIB_PER_GIB = 1024.0
 MODE_BIN_MIB = 64

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from ..errors import UserError
 from ..logs.lines import looks_binary
+from ..runs.attempts import FLIGHT
 from ..runs.events import is_event_file
 from .own_run import is_summary
 
@@ -141,7 +142,10 @@ def _next(stream: BinaryIO) -> bytes:
 def _is_evidence(path: Path) -> bool:
     name = path.name
     return (
-        name in EVIDENCE or is_event_file(name) or (name.startswith("resources.") and path.suffix == ".csv")
+        name in EVIDENCE
+        or is_event_file(name)
+        or name.startswith(FLIGHT)
+        or (name.startswith("resources.") and path.suffix == ".csv")
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from .rules import RULES, Hit, Rule, Tier
-from .scan_result import Scan
+from .scan import Scan
 
 #: A process that survived an error prints more text than a dying one had left in its buffer.
 SURVIVED_BYTES = 1 << 14
@@ -195,7 +195,8 @@ def _reported_first(live: list[Hit], choice: Choice) -> list[Hit]:
         return live
     place = f"rank {first.rank}" if first.rank is not None else "a rank"
     echoes = [h for h in live if h is not first and h.rule.tier in errors]
-    choice.ruled_out += [(h, f"{place} had failed before ({_at(first)})") for h in echoes]
+    others = [h for h in echoes if h.rule.cause != first.rule.cause]
+    choice.ruled_out += [(h, f"{place} had failed before ({_at(first)})") for h in others]
     return [h for h in live if h not in echoes]
 
 

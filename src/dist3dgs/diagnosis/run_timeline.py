@@ -8,9 +8,8 @@ from typing import NamedTuple
 from ..logs.facts import Line
 from ..logs.step_series import StepSeries
 from ..runs.record import Evidence, Model, StepTime
-from .progress_parser import NO_TRAINING
-from .scan_result import Scan
-from .text_reader import REPEATS_RANKS
+from .progress import NO_TRAINING
+from .scan import REPEATS_RANKS, Scan
 
 #: Text before the progress bar of an evaluation.
 EVALUATION = re.compile(r"(?i)\beval|\bvalid|\btest|\brender")

@@ -11,8 +11,7 @@ from ..runs.record import Evidence, Model, StepTime
 from . import hardware_usage, run_timeline
 from .hardware_usage import GpuUse, HostUse
 from .run_timeline import EpochTime, Rate
-from .scan import scan
-from .scan_result import FileInfo, Scan
+from .scan import FileInfo, Scan, scan
 
 
 class ReadFile(Model):

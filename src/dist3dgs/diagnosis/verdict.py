@@ -11,18 +11,19 @@ from pydantic import Field
 from ..errors import UserError
 from ..logs.facts import Line
 from ..logs.jobs import Job, missing_halves
+from ..logs.readers import flight_recorder
 from ..logs.readers.events import RunEvents
 from ..logs.readers.events import read as read_events
 from ..runs.attempts import ATTEMPTS, Attempt
 from ..runs.causes import Cause
-from ..runs.record import Evidence, Failure, Model, Status
+from ..runs.launch_summary import LaunchSummary
+from ..runs.record import Evidence, Failure, HungCollective, Model, Status, Straggler
 from . import own_run, root_cause
-from .hang import last_sign, only_alive, silent_before
+from .hang import find_hang, hang_words, last_sign, only_alive, silent_before, stragglers
 from .root_cause import BY_NAME, OWN, Choice, collectives
 from .rules import Hit, Rule, Tier, all_rules, takers
 from .run_timeline import main_series
-from .scan import scan
-from .scan_result import Scan
+from .scan import Scan, scan
 from .summary import LogSummary, summarise
 
 #: Lines that a job prints while it hangs or is being ended.
@@ -58,6 +59,8 @@ class Diagnosis(Model):
     evidence: list[Evidence] = Field(default_factory=list)
     explanation: str | None = None
     remedy: str | None = None
+    collective: HungCollective | None = None
+    stragglers: list[Straggler] = Field(default_factory=list)
     ruled_out: list[RuledOut] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list, description="of files that were not read, or read too")
     looked_for: list[str] = Field(
@@ -70,7 +73,7 @@ class Diagnosis(Model):
             return None
         return Failure(
             cause=self.cause, phase=self.phase, step=self.step, rank=self.rank, node=self.node,
-            evidence=self.evidence, remedy=self.remedy,
+            evidence=self.evidence, remedy=self.remedy, collective=self.collective,
         )  # fmt: skip
 
 
@@ -93,7 +96,7 @@ def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = No
 
 
 def diagnose_attempt(
-    attempt: Attempt, launch: Mapping[str, Any] | None = None, events: RunEvents | None = None
+    attempt: Attempt, launch: LaunchSummary | None = None, events: RunEvents | None = None
 ) -> Diagnosis:
     """Judge one attempt of a run of our own from what launcher and ranks left; files as records name them.
 
@@ -101,12 +104,14 @@ def diagnose_attempt(
         launch: its launch.json, where that was read before.
         events: its events, where they were read before.
     """
-    launch = attempt.launch() if launch is None else launch
+    launch = attempt.summary() if launch is None else launch
     found = Scan()
-    if launch.get("status") != "ok":  # a training that came to its end has no line to look for
+    if launch.status != "ok":  # a training that came to its end has no line to look for
         with contextlib.suppress(UserError):
             found = scan([attempt.log_path])
     found.events = read_events(attempt.event_files()) if events is None else events
+    for path in attempt.flight_paths():
+        flight_recorder.add(path, 0, found)
     context = own_run.context_of(launch, attempt.launch_path)
     verdict = judge(found, summarise(found), context)
     folder, name = f"{attempt.folder}/", f"{ATTEMPTS}/{attempt.folder.name}/"
@@ -134,18 +139,26 @@ def _renamed(evidence: Evidence, folder: str, name: str) -> Evidence:
 
 def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
     """Judge what one pass over the files found."""
+    found.hang = find_hang(found.flight, found.events.world_size if found.events is not None else None)
     verdict = _verdict(found, summary, context)
+    verdict = verdict.model_copy(
+        update={
+            "collective": found.hang if verdict.status == "failed" else None,
+            "stragglers": stragglers(found.events, found.flight),
+        }
+    )
     notes = [f"{f.path}: {f.note}" for f in found.files if f.note]
     return verdict.model_copy(update={"notes": notes}) if notes else verdict
 
 
 def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
-    launch = context.get("launch") or {}
+    launch: LaunchSummary | None = context.get("launch")
     own_run.add_hits(found, context)
     if context.get("own_run") or (found.events is not None and found.events.num_events):
         found.facts.add("trainer", "dist3dgs", Line("", None, ""), keep="last")
-    if launch.get("status") == "ok":
+    if launch is not None and launch.status == "ok":
         return _ended_well_ours(found, launch)
+    _dumped_alone(found, context)
     finished = summary.finished is not None and not launch
     collapse = _collapsed(found)
     if collapse is not None and not finished:
@@ -168,7 +181,19 @@ def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Di
     )
 
 
-def _ended_well_ours(found: Scan, launch: Mapping[str, Any]) -> Diagnosis:
+def _dumped_alone(found: Scan, context: Mapping[str, Any]) -> None:
+    """Add a hit for the hang that dumps of the flight recorder show, where they are not those of a run of ours."""
+    hang = found.hang
+    if hang is None or not (hang.culprits or hang.ops) or context.get("own_run") or found.events is not None:
+        return
+    place = found.flight[min(found.flight)].file
+    index = next((i for i, f in enumerate(found.files) if f.path == place), 0)
+    hit = Hit(BY_NAME["collective-timeout"], 0, Line(place, None, hang_words(hang)), index, 0)
+    hit.rank, hit.step = next(iter(hang.culprits), None), hang.step
+    found.hits.append(hit)
+
+
+def _ended_well_ours(found: Scan, launch: LaunchSummary) -> Diagnosis:
     """Return the verdict on a run of ours that came to its end: degraded if it left devices idle."""
     idle = own_run.fewer_devices(found.events, launch)
     if not idle:
@@ -222,13 +247,17 @@ def _diagnosis(
     node = root.node or (None if rule.tier == Tier.STOP else first.get("node"))
     lines = [root, *_telling(root, choice)]
     evidence = list(dict.fromkeys([*extra, *(_evidence(h) for h in lines), *_stated_reason(root)]))
+    if found.hang is not None and found.flight and rule.name in own_run.HANGS:
+        dump = found.flight[min(found.flight)].file
+        evidence.insert(1, Evidence(file=dump, text=hang_words(found.hang)))
+        evidence = list(dict.fromkeys(evidence))
     progress = found.progress.get(root.file_index)
     step = root.step
     if step is None and root.steps_before and progress and progress.count:
         step = _last_step(found)
     phase = "startup" if root.file_index == OWN else _phase(rule, root)
     if found.events is not None and found.events.num_events:
-        place = own_run.Place(root, found.hits, found.events)
+        place = own_run.Place(root, found.hits, found.events, found.hang)
         phase, step, node = place.phase, place.step, place.node
         rank = place.rank if place.rank is not None else rank
         if rule.name == "no-step" and found.events.progress is not None:
@@ -404,13 +433,11 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
     )  # fmt: skip
 
 
-def _without_cause_ours(
-    found: Scan, choice: Choice, launch: Mapping[str, Any], launch_file: str
-) -> Diagnosis:
+def _without_cause_ours(found: Scan, choice: Choice, launch: LaunchSummary, launch_file: str) -> Diagnosis:
     """Return the verdict on a failed run of ours of which neither ranks, launcher nor log tell the cause."""
     events = found.events or RunEvents()
     place = own_run.Place(None, found.hits, events)
-    text = f"exit status {launch.get('returncode')} and no error event"
+    text = f"exit status {launch.returncode} and no error event"
     log = Path(launch_file).with_name("train.log")
     return Diagnosis(
         status="failed", cause="unknown", phase=place.phase, step=place.step, rank=place.rank, node=place.node,

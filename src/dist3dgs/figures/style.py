@@ -186,7 +186,6 @@ _METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": "dist3dgs", "Producer": None},
 }
-ENDINGS = tuple(_METADATA)
 
 
 def save(figure: Any, out_base: Path) -> list[Path]:

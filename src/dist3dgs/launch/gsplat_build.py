@@ -169,7 +169,7 @@ def prepare() -> Path:
             raise UserError(
                 f"{e.name} is not installed for {sys.executable}: make setup TORCH=cuda"
             ) from None
-        except Exception as e:  # whatever a build ends with: ninja, the compiler, the loader
+        except Exception as e:  # any error of ninja, the compiler or the loader
             raise UserError(f"{_FAILED}{str(e)[-2000:]}\n{_FIX}") from None
         path = Path(module.__file__)
         with contextlib.suppress(OSError):

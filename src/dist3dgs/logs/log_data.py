@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .facts import Facts
 from .lines import Block
-from .samples import GpuSamples, NodeSamples, ProcessSamples
+from .samples import GpuSamples, NodeSamples, ProcessSamples, RankTrace
 from .step_series import StepFormat, StepSeries
 
 
@@ -43,6 +43,8 @@ class LogData:
     processes: list[ProcessSamples] = field(default_factory=list)
     nodes: list[NodeSamples] = field(default_factory=list)
     event_files: list[Path] = field(default_factory=list)
+    #: By rank: its last collectives.
+    flight: dict[int, RankTrace] = field(default_factory=dict)
 
     def series_of(
         self, index: int, fmt: StepFormat, total: int | None = None, description: str = ""

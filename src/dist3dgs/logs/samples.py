@@ -98,3 +98,30 @@ class NodeSamples:
     first_t: float | None = None
     last_t: float | None = None
     gpus: dict[str, GpuSamples] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One collective of one process group, as a rank began it.
+
+    Args:
+        seq: counts the group's collectives from 1; equal on all ranks.
+        created_ns: Unix nanoseconds.
+    """
+
+    seq: int
+    op: str
+    sizes: str
+    created_ns: int
+    done: bool
+
+
+@dataclass
+class RankTrace:
+    """Last collectives of one rank, by name of the process group, each in order of `seq`."""
+
+    file: str
+    rank: int
+    step: int | None = None
+    groups: dict[str, dict[int, Collective]] = field(default_factory=dict)
+    members: dict[str, list[int]] = field(default_factory=dict)

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -112,10 +113,15 @@ class Handle:
 
 
 class Communicator:
-    """The ranks of one job. With a world of one nothing is initialised and every operation is the identity."""
+    """The ranks of one job, or a group of them. With a world of one every operation is the identity."""
 
-    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
-        self.rank, self.world_size = rank, world_size
+    def __init__(
+        self, rank: int = 0, world_size: int = 1, *, timeout: timedelta | None = None, group: Any = None
+    ) -> None:
+        """timeout: of a collective in groups split off; PyTorch's default if None. group: None for all ranks."""
+        self.rank, self.world_size, self.timeout, self._group = rank, world_size, timeout, group
+        #: Where bytes and seconds are booked; a group's collectives are booked with those of all ranks.
+        self._books = self
         #: By (phase, collective).
         self.meters: dict[tuple[str, str], Meter] = defaultdict(Meter)
         #: The phase that collectives are booked in, and whether they are timed; the training's clock sets it.
@@ -125,6 +131,19 @@ class Communicator:
     @property
     def alone(self) -> bool:
         return self.world_size == 1
+
+    def split(self, groups: Sequence[Sequence[int]]) -> "Communicator":
+        """Make the communicator of the group that this rank is in. Collective.
+
+        groups: ranks of each group; every rank is in exactly one, and all pass the same.
+        """
+        mine = Communicator()
+        for ranks in groups:
+            group = dist.new_group(list(ranks), timeout=self.timeout) if len(ranks) > 1 else None
+            if self.rank in ranks:
+                mine = Communicator(ranks.index(self.rank), len(ranks), timeout=self.timeout, group=group)
+        mine._books = self
+        return mine
 
     def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM, name: str = "all_reduce") -> None:
         """Reduce a tensor [...] of any dtype in place over all ranks.
@@ -174,7 +193,10 @@ class Communicator:
             return
         num_bytes = tensor.nbytes if self.rank == source else 0
         self._start(
-            "broadcast", num_bytes, tensor.device, lambda: dist.broadcast(tensor, source, async_op=True)
+            "broadcast",
+            num_bytes,
+            tensor.device,
+            lambda: dist.broadcast(tensor, group_src=source, group=self._group, async_op=True),
         ).wait()
 
     def all_gather(self, tensor: Tensor, name: str = "all_gather") -> Tensor:
@@ -184,7 +206,9 @@ class Communicator:
         # A list of outputs: gloo has no all_gather_into_tensor for every dtype and for 0-dim tensors.
         out = [torch.empty_like(tensor) for _ in range(self.world_size)]
         num_bytes, mine = tensor.nbytes * (self.world_size - 1), tensor.contiguous()
-        self._start(name, num_bytes, tensor.device, lambda: dist.all_gather(out, mine, async_op=True)).wait()
+        self._start(
+            name, num_bytes, tensor.device, lambda: dist.all_gather(out, mine, self._group, async_op=True)
+        ).wait()
         return torch.stack(out)
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -192,19 +216,25 @@ class Communicator:
         if self.alone:
             return [value]
         out: list[Any] = [None] * self.world_size
-        dist.all_gather_object(out, value)
+        dist.all_gather_object(out, value, self._group)
         return out
 
     def barrier(self) -> None:
         if not self.alone:
-            self._start("barrier", 0, torch.device("cpu"), lambda: dist.barrier(async_op=True)).wait()
+            self._start(
+                "barrier", 0, torch.device("cpu"), lambda: dist.barrier(self._group, async_op=True)
+            ).wait()
 
     def _start_all_reduce(self, tensor: Tensor, op: Any, name: str, background: bool) -> Handle:
         if self.alone:
             return Handle(self, Meter())
         num_bytes = 2 * tensor.nbytes * (self.world_size - 1) // self.world_size
         return self._start(
-            name, num_bytes, tensor.device, lambda: dist.all_reduce(tensor, op=op, async_op=True), background
+            name,
+            num_bytes,
+            tensor.device,
+            lambda: dist.all_reduce(tensor, op, self._group, async_op=True),
+            background,
         )
 
     def _start_exchange(
@@ -218,7 +248,9 @@ class Communicator:
 
         def launch() -> Any:
             # Uneven all_to_all_single is the one form of it that both gloo and NCCL have.
-            return dist.all_to_all_single(out, mine, list(receive), list(send), async_op=True)
+            return dist.all_to_all_single(
+                out, mine, list(receive), list(send), group=self._group, async_op=True
+            )
 
         return out, self._start(name, num_bytes, tensor.device, launch, background)
 
@@ -234,8 +266,9 @@ class Communicator:
 
         background: this rank goes on with other work, so the collective may end before it is waited for.
         """
-        phase, timed = self.stage()
-        meter = self.meters[phase, name]
+        books = self._books
+        phase, timed = books.stage()
+        meter = books.meters[phase, name]
         meter.calls += 1
         meter.bytes += num_bytes
         timer = _Timer(device) if timed else None
@@ -244,4 +277,4 @@ class Communicator:
             timer.launched = time.perf_counter()
             if background:
                 timer.watch(work)
-        return Handle(self, meter, work, timer)
+        return Handle(books, meter, work, timer)

@@ -20,6 +20,9 @@ _SEED = 20191  # of the first right factor; any fixed number does
 class Exchange(ABC):
     """Sum of tensors over ranks."""
 
+    #: False if something is carried from step to step for every row: then all rows are in every message.
+    row_by_row = True
+
     def __init__(self, comm: Communicator) -> None:
         self.comm = comm
 
@@ -48,8 +51,13 @@ class Exact(Exchange):
     order, and NCCL's all-reduce is the fastest way.
     """
 
+    def __init__(self, comm: Communicator, what: str = "gradients") -> None:
+        """what: travels; for the meter."""
+        super().__init__(comm)
+        self._op = f"all_reduce({what})"
+
     def start(self, name: str, gradient: Tensor) -> Callable[[], Tensor]:
-        comm, op = self.comm, "all_reduce(gradients)"
+        comm, op = self.comm, self._op
         if comm.world_size < 3 or gradient.device.type != "cpu":
             handle = comm.start_all_reduce(gradient, name=op)
 
@@ -102,6 +110,8 @@ class PowerSgd(Exchange):
     is added to the next step's gradient. This error feedback is reset when a checkpoint is made and when the set of
     Gaussians changes, so that a resumed run equals an uninterrupted one.
     """
+
+    row_by_row = False
 
     def __init__(self, comm: Communicator, rank: int) -> None:
         super().__init__(comm)

@@ -22,5 +22,6 @@ def make_parallel(spec: RunSpec, comm: Communicator, renderer: Renderer, device:
     )
     path = strategy_class(spec.parallel.kind)
     assert path is not None  # the settings were checked
-    made: Parallel = pkgutil.resolve_name(path)(comm, renderer, settings, spec.parallel, device)
+    strategy = spec.parallel.model_copy(update={"shard": spec.shard})
+    made: Parallel = pkgutil.resolve_name(path)(comm, renderer, settings, strategy, device)
     return made

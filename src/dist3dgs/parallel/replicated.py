@@ -12,13 +12,9 @@ from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import NAMES, Gaussians
 from ..splats.render import Renderer, RenderSettings
 from .collectives import Communicator
-from .compression import make_exchange
 from .digests import ReplicasDiffer, gather_digests, parameter_digest
-from .strategy import Parallel, Rendered, Rows, largest, travelling
-
-#: Gradients are put together up to this size: six small all-reduces take twice as long as one (gloo), and a copy of
-#: large ones would cost memory. PyTorch's DistributedDataParallel has the same default.
-BUCKET_BYTES = 25 * 2**20
+from .gradients import GradientSum
+from .strategy import Parallel, Rendered, Rows, largest
 
 
 class Replicated(Parallel):
@@ -34,7 +30,7 @@ class Replicated(Parallel):
     ) -> None:
         super().__init__(comm, renderer, settings)
         self.device, self.init = device, strategy.init
-        self.exchange = make_exchange(strategy, comm)
+        self.gradients = GradientSum(comm, strategy)
         self._num_gaussians = 0
 
     @property
@@ -65,50 +61,10 @@ class Replicated(Parallel):
         return out
 
     def reduce_gradients(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
-        targets: dict[str, Tensor] = {}
-        for name, active in travelling(gaussians, sh_degree):
-            grad = gaussians[name].grad
-            assert grad is not None
-            targets[name] = grad if active is None else grad[:, :active]
-        if self.comm.alone:
-            yield from targets
-            return
-        # All start at once, the largest last: while `shN` travels the optimizer works on the others.
-        pending = [(bucket, self._start(bucket, targets)) for bucket in self._buckets(targets)]
-        for bucket, finish in pending:
-            summed = finish()
-            for name, part in zip(bucket, _split(summed, [targets[n].shape for n in bucket]), strict=True):
-                if part.data_ptr() != targets[name].data_ptr():
-                    targets[name].copy_(part)
-                yield name
-
-    def _buckets(self, targets: dict[str, Tensor]) -> list[list[str]]:
-        """Group parameters that travel together: small ones up to `BUCKET_BYTES`, in the given order."""
-        buckets: list[list[str]] = []
-        room = 0
-        for name, target in targets.items():
-            if self.exchange.by_itself(target):
-                buckets.append([name])
-                room = 0
-            elif target.nbytes <= room:
-                buckets[-1].append(name)
-                room -= target.nbytes
-            else:
-                buckets.append([name])
-                room = BUCKET_BYTES - target.nbytes
-        return buckets
-
-    def _start(self, bucket: list[str], targets: dict[str, Tensor]) -> Callable[[], Tensor]:
-        if len(bucket) == 1:
-            return self.exchange.start(bucket[0], targets[bucket[0]].contiguous())
-        return self.exchange.start(
-            "+".join(bucket), torch.cat([targets[name].reshape(-1) for name in bucket])
-        )
+        yield from self.gradients.reduce(gaussians, sh_degree)
 
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
-        both = torch.stack([statistics.grad_sum, statistics.count])
-        self.comm.all_reduce(both, name="all_reduce(statistics)")
-        return Statistics(both[0], both[1])
+        return sum_statistics(self.comm, statistics)
 
     def share(self, gaussians: Gaussians) -> float:
         return 1.0 / (self.comm.world_size * gaussians.num_gaussians)
@@ -121,7 +77,7 @@ class Replicated(Parallel):
 
     def rebalance(self, rows: Rows) -> Rows | None:
         self._num_gaussians = len(rows["means"])
-        self.exchange.reset_error_feedback()
+        self.gradients.reset_error_feedback()
         return None
 
     def whole(self, rows: Rows) -> Rows | None:
@@ -134,15 +90,14 @@ class Replicated(Parallel):
         return digests
 
     def reset_error_feedback(self) -> None:
-        self.exchange.reset_error_feedback()
+        self.gradients.reset_error_feedback()
 
 
-def _split(summed: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    """Split the concatenated sum back into the parameters' shapes."""
-    if len(shapes) == 1:
-        return [summed.reshape(shapes[0])]
-    parts = summed.split([shape.numel() for shape in shapes])
-    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+def sum_statistics(comm: Communicator, statistics: Statistics) -> Statistics:
+    """Sum statistics, int64 [N] each, over ranks that hold the same Gaussians. Collective."""
+    both = torch.stack([statistics.grad_sum, statistics.count])
+    comm.all_reduce(both, name="all_reduce(statistics)")
+    return Statistics(both[0], both[1])
 
 
 def broadcast(

@@ -30,7 +30,7 @@ class Rendered:
     """One step's forward pass on one rank."""
 
     views: list[View]
-    """This rank's cameras, rendered."""
+    """This rank's cameras, rendered; others than it was given where a strategy assigns them, without photograph."""
     projections: list[tuple[Projection, Camera]]
     """This rank's Gaussians, projected into every camera; after the backward pass densification reads means2d.grad."""
     anchor: Tensor
@@ -57,6 +57,13 @@ class Parallel(ABC):
     def stream(self) -> int:
         """Number of the random stream that decides about this rank's Gaussians."""
         return 0 if self.replicates else self.comm.rank
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """True on one rank of those that hold the same Gaussians: it keeps reduced statistics, the others start from
+        zero.
+        """
+        return not self.replicates or self.comm.rank == 0
 
     @abstractmethod
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
@@ -93,6 +100,16 @@ class Parallel(ABC):
         Collective.
 
         Yields parameters by name as they become ready, so that the optimizer works while others still travel.
+        """
+
+    def averages(self, step: int) -> bool:
+        """Return True if `synchronise` is due after 1-based `step`, for strategies whose replicas train apart."""
+        return False
+
+    def synchronise(self, rows: Rows) -> None:  # noqa: B027 (most strategies never part)
+        """Make replicas that trained apart equal again, in place. Collective; called before anything reads them as one.
+
+        rows: `Model.rows` of this rank, tensors [N, ...] by name, of any dtype.
         """
 
     @abstractmethod
@@ -134,6 +151,13 @@ class Parallel(ABC):
     def total_gaussians(self) -> int:
         """Number of Gaussians of the whole model."""
         return self.shards[0] if self.replicates else sum(self.shards)
+
+    def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:
+        """Sum what densification counted over the ranks that hold different Gaussians. Collective."""
+        if self.replicates:
+            return counts
+        every = self.comm.gather_objects(counts)
+        return {k: sum(c[k] for c in every) for k in counts}
 
     @abstractmethod
     def whole(self, rows: Rows) -> Rows | None:

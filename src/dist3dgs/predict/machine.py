@@ -36,7 +36,7 @@ class Network(Settings):
 class Machine(Settings):
     """One kind of node. Units: TFLOP/s, GB (1e9 bytes), GB/s in one direction, GiB of host memory, microseconds."""
 
-    accelerator: str
+    accelerator: str = Field(description="as PyTorch names the device, e.g. NVIDIA H200; cpu")
     workers_per_node: int = Field(ge=1)
     fp32_tflops: Number = Field(description="peak single-precision rate of one worker")
     memory_gb: Number = Field(description="memory of one worker")

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..runs.record import RunRecord, load_record
 from .calibration import calibrate
 from .machine import Machine, load_machine, machine_names
-from .model import Forecast, Predictor, Workload, predictor, workload_of
+from .model import Forecast, Predictor, Workload, fitted, predictor, workload_of
 
 #: Photographs of a scene whose size is not known before it is ingested: Mip-NeRF 360 as it is trained.
 USUAL_SIZE_PX = (1297, 840)
@@ -29,10 +29,17 @@ class SceneFacts:
     held_out: int | None
     pack_bytes: int | None
     """Of the packed scene, which every node reads; None before ingestion."""
+    gaussians: int | None = None
+    """Final number in the records, else in published runs of the scene; None: only the settings' bound is known."""
+    density: float = 1.0
+    """Work per pixel over the mean of Mip-NeRF 360, where published runs tell."""
 
 
 def scene_facts(study: Study, name: str) -> SceneFacts:
-    """Read a scene's image size and held-out views from its ingest.json, else from its settings."""
+    """Read a scene's image size and held-out views from its ingest.json, else from its settings.
+
+    What published runs tell of a published scene is used until there are records.
+    """
     scene, folder = study.scene(name), Path(study.config.data, name)
     size: tuple[int, int] | None = None
     held_out = pack_bytes = None
@@ -45,11 +52,21 @@ def scene_facts(study: Study, name: str) -> SceneFacts:
         pass
     if size is None and scene.builtin is not None:
         size, held_out = (scene.builtin.width_px, scene.builtin.height_px), -(-scene.builtin.num_images // 8)
-    known = size or USUAL_SIZE_PX
-    if size is None and scene.max_width_px and scene.max_width_px < known[0]:
-        known = scene.max_width_px, round(known[1] * scene.max_width_px / known[0])
+    published: dict[str, Any] = {}
+    if scene.download is not None and scene.download.startswith("mipnerf360/"):
+        published = fitted()["scenes"].get(scene.download.removeprefix("mipnerf360/"), {})
+    width, height = published.get("size_px", USUAL_SIZE_PX)
+    if size is None and scene.max_width_px and scene.max_width_px < width:
+        width, height = scene.max_width_px, round(height * scene.max_width_px / width)
+    recorded = [r.metrics.num_gaussians for r in records_of(study, name) if r.metrics.num_gaussians]
     return SceneFacts(
-        name=name, size_px=known, size_known=size is not None, held_out=held_out, pack_bytes=pack_bytes
+        name=name,
+        size_px=size or (width, height),
+        size_known=size is not None,
+        held_out=held_out,
+        pack_bytes=pack_bytes,
+        gaussians=max(recorded, default=published.get("gaussians")),
+        density=published.get("density", 1.0),
     )
 
 
@@ -120,6 +137,9 @@ def workload_at(
     made = workload_of(spec.train, spec.parallel, spec.started, scene.size_px)
     if scene.held_out and spec.train.eval_views is None:
         made = replace(made, held_out=scene.held_out)
+    made = replace(made, density=scene.density)
+    if scene.gaussians and spec.train.densify.kind == "default":  # mcmc goes to its bound
+        made = replace(made, gaussians=min(made.gaussians, float(scene.gaussians)))
     return replace(made, **(changes or {}))
 
 

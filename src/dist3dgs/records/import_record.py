@@ -7,8 +7,7 @@ from typing import Literal
 
 from ..config.naming import Point
 from ..diagnosis.hardware_usage import GpuUse
-from ..diagnosis.scan import scan
-from ..diagnosis.scan_result import Scan
+from ..diagnosis.scan import Scan, scan
 from ..diagnosis.summary import LogSummary, summarise
 from ..diagnosis.verdict import Diagnosis, judge
 from ..errors import UserError

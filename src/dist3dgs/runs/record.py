@@ -34,6 +34,38 @@ class Evidence(Model):
     text: str
 
 
+class HungCollective(Model):
+    """The collective at which the ranks came to a standstill, from the dumps of torch's flight recorder."""
+
+    group: str = Field(description="name of the process group")
+    seq: int = Field(description="number of the collective in its group, from 1")
+    op: str
+    step: int | None = Field(None, description="training step; null if no dump states it")
+    waiting: list[int] = Field([], description="ranks that began it")
+    missing: list[int] = Field([], description="ranks whose dump shows that they never began it")
+    silent: list[int] = Field([], description="ranks of the group that left no dump")
+    ops: dict[int, str] = Field(
+        {}, description="rank -> operation and sizes, where ranks are in different collectives"
+    )
+
+    @property
+    def culprits(self) -> list[int]:
+        """Ranks to look at first: those that never began it, else those that left no dump."""
+        return self.missing or self.silent
+
+
+class Straggler(Model):
+    """A rank that is slower than the others, so that they wait for it in every step."""
+
+    rank: int
+    node: str | None = None
+    step_s: float | None = Field(None, description="seconds per step, exposed communication not counted")
+    others_s: float | None = Field(None, description="the same, median of the other ranks")
+    late_s: float | None = Field(
+        None, description="seconds by which it begins collectives after the first rank, median; of hung runs"
+    )
+
+
 class Failure(Model):
     """Why a run failed or is degraded."""
 
@@ -44,6 +76,9 @@ class Failure(Model):
     node: str | None = None
     evidence: list[Evidence] = []
     remedy: str | None = Field(None, description="the setting to change or the next command")
+    collective: HungCollective | None = Field(
+        None, description="where ranks waited for each other; null if no flight recorder was dumped"
+    )
 
 
 class Run(Model):
@@ -293,6 +328,7 @@ class RunRecord(Model):
     reasons: dict[str, str] = Field(
         {}, description="metric name -> why it is null, or what it does not cover"
     )
+    stragglers: list[Straggler] = Field([], description="ranks that are slower than the others by a fifth")
     earlier: list[EarlierAttempt] = Field([], description="oldest first")
     environment: Environment = Environment()
     provenance: Provenance = Provenance()

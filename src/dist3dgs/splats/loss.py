@@ -55,7 +55,7 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim_reference(image: Tensor, target: Tensor) -> Tensor:
-    """Compute SSIM as it is written down, in plain torch: what the faster forms are compared with.
+    """Compute SSIM by its definition in plain torch, as the reference for the faster implementations.
 
     image: [H,W,3] of any float dtype. target: [H,W,3] uint8 or float.
     """
@@ -71,9 +71,7 @@ def ssim_reference(image: Tensor, target: Tensor) -> Tensor:
 
 
 def _for_gpu(image: Tensor) -> Any:
-    """Choose between our Triton kernels and plain torch: for images that are not float32 or extremely large, and where
-    there is no Triton.
-    """
+    """Return the Triton loss, or that in plain torch for float64, for extremely large images and without Triton."""
     large = 12 * image.shape[0] * image.shape[1] >= 1 << 31  # the kernels count in int32
     return TorchLoss if large or image.dtype != torch.float32 else _fused(image.device) or TorchLoss
 
@@ -85,7 +83,7 @@ def _fused(device: torch.device) -> Any:
         from dist3dgs.splats.loss_triton import TritonLoss
 
         TritonLoss.apply(torch.zeros(1, 1, 3, device=device), torch.zeros(1, 1, 3, device=device), 0.2)
-    except Exception as e:  # whatever a compiler ends with
+    except Exception as e:  # any error of the compiler
         warnings.warn(
             f"the loss runs in plain torch, several times slower: {type(e).__name__}: {e}", stacklevel=2
         )

@@ -1,4 +1,4 @@
-"""L1 + SSIM on a GPU in four kernels of ours, written in Triton, which comes with PyTorch's CUDA builds.
+"""L1 + SSIM on a GPU in four Triton kernels; Triton comes with PyTorch's CUDA builds.
 
 Images are rows of 3 W numbers: the neighbour to the right in the same channel is three numbers on. The window is
 applied down and then across, so that each number is read from memory once and from the cache by its neighbours. No

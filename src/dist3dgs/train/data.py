@@ -1,6 +1,8 @@
 """The training data of a rank: the order of the views, and their cameras with photographs."""
 
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -62,13 +64,18 @@ class ViewSampler:
 class SceneCameras:
     """Cameras by view index; photographs stay in the memory map (CPU) or on the device once used (CUDA).
 
-    On CUDA photographs are cached on the device if all of them fit in a quarter of its memory.
+    On CUDA photographs are kept on the device if all of them fit in a quarter of its memory. Where they do not, call
+    `prefetch` for those that come next.
     """
 
     def __init__(self, scene: PackedScene, device: torch.device) -> None:
         self.scene, self.device = scene, device
         self._cache: dict[tuple[int, bool], Camera] = {}
+        self._views = {name: view for view, name in enumerate(scene.view_names)}
         self._keeps = device.type == "cpu" or self._fits(device)
+        self._reader = ThreadPoolExecutor(1, "photographs")
+        self._coming: dict[int, Future[tuple[Tensor, torch.cuda.Event | None]]] = {}
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def _fits(self, device: torch.device) -> bool:
         num_bytes = sum(int(w) * int(h) * 3 for w, h in self.scene.sizes)
@@ -86,6 +93,23 @@ class SceneCameras:
             self._cache[key] = camera
         return camera
 
+    def photo_of(self, camera: Camera) -> Tensor:
+        """Return the photograph, uint8 [H, W, 3], of a camera that came without it."""
+        photo = self.get(self._views[camera.name]).photo
+        assert photo is not None
+        return photo
+
+    def prefetch(self, views: Sequence[int]) -> None:
+        """Begin to copy the photographs of the next step to the device, unless they are kept there.
+
+        A thread reads them into pinned memory, from where they are copied on a stream of their own. Those of an earlier
+        call that were not used are dropped.
+        """
+        if not self._keeps:
+            self._coming = {
+                v: self._coming.get(v) or self._reader.submit(self._read, v) for v in dict.fromkeys(views)
+            }
+
     def _bare(self, view: int) -> Camera:
         scene = self.scene
         width, height = scene.sizes[view]
@@ -99,7 +123,26 @@ class SceneCameras:
         )
 
     def _photo(self, view: int) -> Tensor:
+        if (coming := self._coming.pop(view, None)) is None:
+            return self._pixels(view).to(self.device, non_blocking=True)
+        pixels, copied = coming.result()
+        if copied is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(copied)
+            pixels.record_stream(stream)
+        return pixels
+
+    def _read(self, view: int) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Return a photograph on the device, and the event after its copy (None on a CPU). Called in a thread."""
+        pixels = self._pixels(view)
+        if self._stream is None:
+            return pixels.clone(), None
+        pinned = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels)
+        with torch.cuda.stream(self._stream):
+            return pinned.to(self.device, non_blocking=True), self._stream.record_event()
+
+    def _pixels(self, view: int) -> Tensor:
         with warnings.catch_warnings():
             # The map is read-only and torch has no read-only tensors; nobody writes to photographs.
             warnings.simplefilter("ignore", UserWarning)
-            return torch.from_numpy(self.scene.image(view)).to(self.device, non_blocking=True)
+            return torch.from_numpy(self.scene.image(view))

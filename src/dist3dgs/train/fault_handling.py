@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import faulthandler
+import json
+import math
 import os
 import signal
 import sys
@@ -14,8 +16,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ..files import write_text
 from ..launch.disk_reserve import FULL
 from ..parallel.collectives import Communicator
+from ..runs.attempts import FLIGHT
 
 #: Share of the collectives' timeout without progress after which a rank writes its stacks, before any rank gives up.
 STACKS_AFTER = 0.8
@@ -57,16 +61,26 @@ class Stacks:
         self._since = time.monotonic()
         faulthandler.dump_traceback_later(STACKS_AFTER * self.timeout_s, file=self._file)
 
-    def report_hang(self, waits: Callable[[], bool], report: Callable[[float], None]) -> None:
+    def report_hang(
+        self, waits: Callable[[], bool], report: Callable[[float], None], dump: Callable[[], None]
+    ) -> None:
         """Call `report`, with the seconds, from a thread after `REPORT_AFTER` of the timeout without progress.
 
-        waits: returns True if this rank is waiting for others; a rank that hangs by itself must not report.
+        Args:
+            waits: returns True if this rank is waiting for others; a rank that hangs by itself must not report.
+            dump: called before, and by ranks that hang by themselves too.
         """
 
         def watch() -> None:
+            dumped_at = -math.inf
             while not self._closed.wait(self.timeout_s / 100):
                 silent_s = time.monotonic() - self._since
-                if silent_s > REPORT_AFTER * self.timeout_s and waits():
+                if silent_s <= REPORT_AFTER * self.timeout_s:
+                    continue
+                if dumped_at < self._since:
+                    dump()
+                    dumped_at = time.monotonic()
+                if waits():
                     report(silent_s)
                     return
 
@@ -75,6 +89,20 @@ class Stacks:
     def close(self) -> None:
         self._closed.set()
         faulthandler.cancel_dump_traceback_later()
+
+
+def dump_flight_recorder(folder: Path, rank: int, step: int | None) -> None:
+    """Write this rank's last collectives, as torch's flight recorder has them, to `flight.rankN.json`.
+
+    gloo records what NCCL does but dumps nothing by itself. torch 2.13 has no public name for the dump; where another
+    version has none at all, nothing is written. Never raises: it is called when something has failed already.
+    """
+    with contextlib.suppress(Exception):
+        dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json", None)
+        text = dump(includeCollectives=True, onlyActive=False).decode() if dump is not None else ""
+        if text.startswith('{"'):
+            head = json.dumps({"rank": rank, "step": step})
+            write_text(folder / f"{FLIGHT}{rank}.json", f"{head[:-1]}, {text[1:]}\n")
 
 
 class StopPoll:

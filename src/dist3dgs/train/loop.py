@@ -139,6 +139,7 @@ class Trainer:
             [self.cameras.get(v, photo=r == mine) for v in part]
             for r, part in enumerate(self.order.batch(step))
         ]
+        self.cameras.prefetch(self.order.batch(step + 1)[mine])
         behind = background(self.spec, step, self.device)
         clock.part("data")
         track = self.schedule.tracks(step)
@@ -147,7 +148,8 @@ class Trainer:
         loss = rendered.anchor
         for view in rendered.views:
             photo = view.camera.photo
-            assert photo is not None
+            if photo is None:  # the strategy gave this rank another's view
+                photo = self.cameras.photo_of(view.camera)
             loss = loss + l1_ssim_loss(view.image.colors, photo, self.train.ssim_weight) / n
         total = loss + self._regularisation() if self.train.densify.kind == "mcmc" else loss
         clock.part("loss")
@@ -170,6 +172,9 @@ class Trainer:
                 step=step,
             )
         clock.part("statistics")
+        if self.parallel.averages(step):
+            self.model.synchronise()
+            clock.part("communicate")
         clock.end_step()
         self.step, self.loss = step, loss.detach()
 
@@ -181,6 +186,7 @@ class Trainer:
             with self.clock.enter("densify"):
                 self._densify()
         if s.resets_opacity(step):
+            self.model.synchronise()
             self.model.alter(
                 densify.reset_opacities(self.model.gaussians, self.model.lineage, self.train.densify)
             )
@@ -210,6 +216,7 @@ class Trainer:
 
     def _densify(self) -> None:
         started, d, gaussians = time.perf_counter(), self.train.densify, self.model.gaussians
+        self.model.synchronise()
         room = max(0, d.max_gaussians - self.parallel.total_gaussians)
         change = densify.decide(
             gaussians,
@@ -225,10 +232,7 @@ class Trainer:
             generator=generator(self.spec.seed, self.step, "densify", self.parallel.stream),
         )
         self.model.densify(change)
-        counts = change.counts
-        if not self.parallel.replicates:
-            every = self.comm.gather_objects(counts)
-            counts = {k: sum(c[k] for c in every) for k in counts}
+        counts = self.parallel.sum_counts(change.counts)
         if self.comm.rank == 0:
             fields = {
                 **counts,
@@ -239,6 +243,7 @@ class Trainer:
 
     def _evaluate(self, last: bool) -> bool:
         """Evaluate; False if the ranks were told to stop and left it for a checkpoint."""
+        self.model.synchronise()
         views = self.scene.test_ids
         if not last and self.train.eval_views:
             views = views[: self.train.eval_views]
@@ -286,6 +291,7 @@ class Trainer:
     def _compare_digests(self) -> None:
         self.clock.drain()
         started = time.perf_counter()
+        self.model.synchronise()
         digests = self.parallel.compare_digests(self.model.gaussians)
         if self.comm.rank == 0:
             elapsed = round(time.perf_counter() - started, 6)
@@ -310,6 +316,7 @@ class Trainer:
         with self.clock.enter("checkpoint"):
             started, step = time.perf_counter(), self.step
             self.parallel.reset_error_feedback()
+            self.model.synchronise()
             rows = self.model.whole()
             if rows is None:
                 return

@@ -47,6 +47,10 @@ class Model:
             COUNT: self.statistics.count,
         }
 
+    def synchronise(self) -> None:
+        """Make replicas that trained apart equal. Collective; no-op for strategies whose replicas never part."""
+        self.parallel.synchronise(self.rows())
+
     def whole(self) -> Rows | None:
         """Gather the whole model on rank 0, with the statistics of all ranks' views. Collective.
 
@@ -72,6 +76,6 @@ class Model:
         return Statistics.zeros(self.gaussians.num_gaussians, self.gaussians.device)
 
     def _count_once(self) -> None:
-        """Keep the reduced statistics on rank 0 and zero the rest, so that they are not counted twice."""
-        if self.parallel.replicates and self.parallel.comm.rank != 0:
+        """Zero reduced statistics on all but one of the ranks that have them, so that they are not counted twice."""
+        if not self.parallel.keeps_statistics:
             self.statistics = self._no_statistics()

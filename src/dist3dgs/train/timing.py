@@ -80,7 +80,7 @@ class Clock:
         )
         if self._sampled:
             self.drain()
-        self._stepping, self._has_tail = True, True
+        self._stepping = True
         self._mark = self._started = time.perf_counter()
         if self._started > self._told + PROGRESS_EVERY_S:
             self._progress()
@@ -105,7 +105,7 @@ class Clock:
         duration = time.perf_counter() - self._started
         self.step_s.append(duration)
         self.train_s += duration
-        self._stepping = False
+        self._stepping, self._has_tail = False, True
 
     def drain(self) -> None:
         """Wait for the device and count the wait to the step that gave it the work.

@@ -41,7 +41,14 @@ from ..scenes.pack import PackedScene
 from ..slurm.allocation import node_name, step
 from ..splats.precision import full_precision
 from ..splats.render import get_renderer, set_threads
-from .fault_handling import Stacks, die_with_parent, error_type, exit_now, waits_for_others
+from .fault_handling import (
+    Stacks,
+    die_with_parent,
+    dump_flight_recorder,
+    error_type,
+    exit_now,
+    waits_for_others,
+)
 from .loop import Trainer
 from .timing import Clock
 
@@ -92,8 +99,10 @@ class Rank:
         events("start", **facts(world, device))
         with clock.enter("startup"):
             comm = join(spec, member(spec, device, rank), world, layers)
-        if world > 1 and device.type == "cuda":
-            stacks.report_hang(lambda: waits_for_others(device), self._report_hang)
+        if world > 1:
+            on_gpu = device.type == "cuda"  # gloo's waits end with an exception
+            waits = (lambda: waits_for_others(device)) if on_gpu else (lambda: False)
+            stacks.report_hang(waits, self._report_hang, self._dump)
         with clock.enter("load"):
             scene = PackedScene.open(scene_path)
             events("scene", digest=scene.digest, num_views=scene.num_views)
@@ -125,6 +134,7 @@ class Rank:
                 f"error: {e}" if isinstance(e, UserError) else f"{kind}\n{text}", file=sys.stderr, flush=True
             )
         if kind == "CollectiveTimeout":
+            self._dump()
             time.sleep(LINGER_S)
 
     def _report_hang(self, silent_s: float) -> None:
@@ -137,6 +147,11 @@ class Rank:
             phase=self.clock.phase if self.clock else "startup",
             step=self.trainer.step if self.trainer else None,
         )  # fmt: skip
+
+    def _dump(self) -> None:
+        """Leave this rank's last collectives in the attempt's folder."""
+        step = self.trainer.step if self.trainer else None
+        dump_flight_recorder(self.events.path.parent, int(os.environ.get("RANK", "0")), step)
 
     def _request_stop(self, number: int, frame: object) -> None:
         assert self.trainer is not None
@@ -264,7 +279,7 @@ def join(spec: RunSpec, me: Member, world: int, layers: Layers) -> Communicator:
     dist.init_process_group(
         backends, store=dist.PrefixStore("group", store), rank=me.rank, world_size=world, timeout=timeout
     )
-    return Communicator(me.rank, world)
+    return Communicator(me.rank, world, timeout=timeout)
 
 
 def report(trainer: Trainer, events: EventWriter) -> None:

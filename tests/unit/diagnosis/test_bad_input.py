@@ -33,6 +33,8 @@ HEADS = [
     b"# Elapsed time   CPU (%)     Real (MB)   Virtual (MB)\n",
     b"JobID|JobName|State|ExitCode|Elapsed|MaxRSS|NodeList|AllocTRES\n",
     b"epoch,epoch_time,train_loss,val_acc\n",
+    b'{"rank": 0, "comm_lib_version": "", "pg_config": {"0": {"ranks": "[0, 1]"}}, "entries": [',
+    b"\x80\x02}(X\x07\0\0\0versionX\x03\0\0\x002.1X\x09\0\0\0pg_config}X\x07\0\0\0entries]",
     b"t,node,cpu_percent,rss_gib,pss_gib,page_cache_gib,gpu_index,gpu_mem_gib,gpu_util_percent,gpu_power_w\n",
     b"",
 ]

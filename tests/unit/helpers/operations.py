@@ -6,6 +6,7 @@ Each operation is at least one kernel launch on a GPU (fused Adam: one); views, 
 """
 
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -67,7 +68,8 @@ class Operations(TorchDispatchMode):
 
         def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
-                if not gsplat_standin.is_inside():
+                # Not in the thread that writes checkpoints: its tensors are on the host.
+                if not gsplat_standin.is_inside() and threading.current_thread() is threading.main_thread():
                     self.waits[name] += 1
                 return original(*args, **kwargs)
 

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from dist3dgs.config.matrix import spec_json
 from dist3dgs.errors import UserError
@@ -245,3 +248,33 @@ def test_a_launch_on_gpus_builds_before_any_rank_and_records_what_is_missing(fak
     assert record.status == "failed" and record.failure is not None
     assert record.failure.cause == "extension_build", record.failure
     assert "CUDA_HOME" in tiny.log(tmp_path / "out") and tiny.events(tmp_path / "out", "start") == []
+
+
+#: Headers that the CPU build of PyTorch and a toolkit without its mathematical libraries lack: names alone.
+HEADERS = {
+    "c10/cuda/impl/cuda_cmake_macros.h": "#define C10_CUDA_BUILD_SHARED_LIBS",
+    "cublas_v2.h": "typedef struct cublasContext* cublasHandle_t; typedef enum { CUBLAS_OK } cublasStatus_t;",
+    "cublasLt.h": "typedef struct cublasLtContext* cublasLtHandle_t;",
+    "cusparse.h": "typedef struct cusparseContext* cusparseHandle_t; typedef enum { CUSPARSE_OK } cusparseStatus_t;",
+    "cusolverDn.h": "typedef struct cusolverDnContext* cusolverDnHandle_t; typedef enum { SOLVED } cusolverStatus_t;",
+}
+
+
+@pytest.mark.slow
+def test_the_toolkit_that_is_found_compiles_a_kernel_of_gsplat(tmp_path):
+    """The smallest of them, for an H100, against the headers of this PyTorch: all of them take 1,000 s."""
+    home = gsplat_build.toolkit()
+    if home is None:
+        pytest.skip("no CUDA toolkit here")
+    found = find_spec("gsplat")
+    assert found is not None and found.origin is not None
+    cuda, pytorch = Path(found.origin).parent / "cuda", Path(torch.__file__).parent / "include"
+    for name, text in HEADERS.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#pragma once\n{text}\n")
+    includes = [cuda / "include", cuda / "csrc/third_party/glm", pytorch, pytorch / "torch/csrc/api/include"]
+    includes += [Path(sysconfig.get_paths()["include"]), tmp_path]
+    argv = [home / "bin/nvcc", "-c", cuda / "csrc/SphericalHarmonicsCUDA.cu", "-o", tmp_path / "kernel.o"]
+    argv += ["-arch=sm_90", "-O3", "-use_fast_math", "-std=c++20", "--expt-relaxed-constexpr"]
+    done = subprocess.run([*argv, *(f"-I{path}" for path in includes)], capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "kernel.o").stat().st_size > 0, done.stderr

@@ -7,25 +7,42 @@ import torch
 
 from dist3dgs.bench.cloud import intrinsics, ring_of_cameras
 from dist3dgs.config.models import Strategy
-from dist3dgs.parallel import replicated
+from dist3dgs.parallel import gradients as gradients_module
 from dist3dgs.parallel.collectives import Communicator
-from dist3dgs.parallel.replicated import Replicated
-from dist3dgs.parallel.sharded import Sharded
+from dist3dgs.parallel.gradients import GradientSum
+from dist3dgs.parallel.registry import make_parallel
 from dist3dgs.splats.camera import Camera
 from dist3dgs.splats.densify.statistics import Statistics
 from dist3dgs.splats.gaussians import NAMES, Gaussians
 from dist3dgs.splats.loss import l1_ssim_loss
-from dist3dgs.splats.render import RenderSettings, get_renderer
+from dist3dgs.splats.render import get_renderer
 from tests.unit.helpers import tiny
 from tests.unit.helpers.ranks import make_trainer, run_ranks
 from tests.unit.helpers.tiny import HEIGHT, WIDTH
 
-KINDS = {"replicated": Replicated, "sharded": Sharded}
+STRATEGIES = {
+    "replicated": {"kind": "replicated"},
+    "all-rows": {"kind": "replicated", "gradient_rows": "all"},
+    "sharded": {"kind": "sharded"},
+    "space": {"kind": "sharded", "placement": "space"},
+    "hybrid": {"kind": "hybrid"},
+    "hybrid-1": {"kind": "hybrid", "shard": 1},
+    "hybrid-2": {"kind": "hybrid", "shard": 2},
+}
+#: Strategies and numbers of ranks; hybrid as 2 x 1, 1 x 2 and 2 x 2 (groups x ranks of a group).
+ONE_RANK = [("replicated", 1), ("sharded", 1), ("hybrid", 1)]
+SEVERAL_RANKS = [
+    *((name, ranks) for name in ("replicated", "sharded") for ranks in (2, 3)),
+    *(("space", 2), ("space", 3), ("hybrid-1", 2), ("hybrid-2", 2), ("hybrid-1", 3)),
+    *(
+        pytest.param(name, 4, marks=pytest.mark.slow)
+        for name in ("replicated", "sharded", "space", "hybrid-2")
+    ),
+]
 GLOBAL_BATCH = 12  # divisible by 1, 2, 3 and 4 ranks
 NUM_GAUSSIANS = 203  # by none of 2, 3 and 4
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 SINGLE_PRECISION = pytest.param(torch.float32, marks=pytest.mark.slow)
-FOUR_RANKS = pytest.param(4, marks=pytest.mark.slow)
 
 
 def some_gaussians(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -69,10 +86,11 @@ def one_step(
     cameras: list[list[Camera]] | None = None,
 ) -> dict[str, torch.Tensor] | None:
     """Gradients, statistics and loss of the whole model on rank 0."""
-    settings = RenderSettings(antialiased=True, absgrad=absgrad)
-    parallel = {"replicated": Replicated, "sharded": Sharded}[kind](
-        comm, get_renderer("cpu"), settings, Strategy(kind=kind), torch.device("cpu")
-    )
+    run = tiny.spec(
+        f"n1g{comm.world_size}", strategy=STRATEGIES[kind], global_batch=GLOBAL_BATCH, antialiased=True,
+        densify={"absgrad": absgrad},
+    )  # fmt: skip
+    parallel = make_parallel(run, comm, get_renderer("cpu"), torch.device("cpu"))
     gaussians = Gaussians(parallel.distribute(lambda: some_gaussians(dtype)))
     cameras = batch(dtype, comm.world_size) if cameras is None else cameras
     n = sum(len(part) for part in cameras)
@@ -115,8 +133,7 @@ def single():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, SINGLE_PRECISION], ids=["float64", "float32"])
-@pytest.mark.parametrize("world_size", [1, 2, 3, FOUR_RANKS])
-@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+@pytest.mark.parametrize("kind, world_size", [*ONE_RANK, *SEVERAL_RANKS])
 @pytest.mark.parametrize("sh_degree, absgrad", [(3, False), (0, True)], ids=["sh3", "sh0-absgrad"])
 def test_gradients_are_those_of_one_process(single, kind, world_size, dtype, sh_degree, absgrad):
     want = single(dtype, sh_degree, absgrad)
@@ -137,7 +154,7 @@ def test_gradients_are_those_of_one_process(single, kind, world_size, dtype, sh_
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_gradients_that_travel_apart_are_the_same(single, world_size, monkeypatch):
     """Every parameter in a bucket of its own, all under way together. The ranks are forked and inherit the patch."""
-    monkeypatch.setattr(replicated, "BUCKET_BYTES", 1)
+    monkeypatch.setattr(gradients_module, "BUCKET_BYTES", 1)
     want = single(torch.float64, 3, False)
     got = run_ranks(world_size, buckets_step)[0]
     for name in NAMES:
@@ -153,7 +170,7 @@ def buckets_step(comm: Communicator) -> dict[str, torch.Tensor] | None:
 def trainer_step(comm: Communicator, kind: str, scene: Path, out: Path) -> dict[str, torch.Tensor] | None:
     """Gradients of the training loop's own first step, from Adam's first moments: MCMC's penalties, any background."""
     run = tiny.spec(
-        f"n1g{comm.world_size}", strategy={"kind": kind}, steps=240, global_batch=12, background="random",
+        f"n1g{comm.world_size}", strategy=STRATEGIES[kind], steps=240, global_batch=12, background="random",
         densify={"kind": "mcmc", "opacity_reg": 0.5, "scale_reg": 0.5},
     )  # fmt: skip
     trainer = make_trainer(comm, run, scene, out)
@@ -166,8 +183,7 @@ def trainer_step(comm: Communicator, kind: str, scene: Path, out: Path) -> dict[
     return {k: t[order] for k, t in rows.items() if k.endswith(".exp_avg")} | {"size": rows["scales"][order]}
 
 
-@pytest.mark.parametrize("world_size", [2, 3, FOUR_RANKS])
-@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+@pytest.mark.parametrize("kind, world_size", SEVERAL_RANKS)
 def test_penalties_and_background_are_those_of_one_process(kind, world_size, tiny_scene, tmp_path):
     want = trainer_step(Communicator(), "replicated", tiny_scene, tmp_path / "one")
     got = run_ranks(world_size, trainer_step, kind, tiny_scene, tmp_path / "many")[0]
@@ -186,8 +202,50 @@ def blind_step(comm: Communicator, kind: str) -> dict[str, torch.Tensor] | None:
     return one_step(comm, kind, torch.float32, 3, False, cameras)
 
 
-@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+@pytest.mark.parametrize("kind", ["replicated", "sharded", "hybrid-1", "hybrid-2"])
 def test_a_rank_that_sees_nothing_neither_hangs_nor_fails(kind):
     got = run_ranks(2, blind_step, kind)[0]
     assert int(got["count"].max()) == 1
     assert all(torch.isfinite(t).all() for t in got.values())
+
+
+def some_gradients(rank: int, penalties: bool) -> dict[str, torch.Tensor]:
+    """Gradients that views left in two fifths of the rows; with MCMC's penalties in all rows."""
+    g = torch.Generator().manual_seed(rank)
+    seen = torch.rand(NUM_GAUSSIANS, generator=g) < 0.4
+    gradients = {}
+    for name, value in some_gaussians(torch.float32).items():
+        grad = torch.randn(value.shape, generator=g) * seen.reshape(-1, *[1] * (value.ndim - 1))
+        gradients[name] = grad + 0.125 if penalties and name in ("opacities", "scales") else grad
+    gradients["shN"][:, 8:] = 0  # degree 2 is in use
+    return gradients
+
+
+def sum_of_rows(comm: Communicator, rows: str, penalties: bool, compression: str) -> dict[str, torch.Tensor]:
+    """Summed gradients by parameter, and the bytes this rank sent for them."""
+    gaussians = Gaussians(some_gaussians(torch.float32))
+    for name, grad in some_gradients(comm.rank, penalties).items():
+        gaussians[name].grad = grad
+    total = GradientSum(comm, Strategy(gradient_rows=rows, compression=compression))
+    assert set(total.reduce(gaussians, 2)) == set(NAMES)
+    grads = {name: t.grad for name, t in gaussians.items() if t.grad is not None}
+    return grads | {"bytes": torch.tensor(sum(m.bytes for m in comm.meters.values()))}
+
+
+@pytest.mark.parametrize("world_size, penalties, compression", [
+    (2, False, "none"), (3, False, "none"), (2, True, "none"), (2, False, "bf16"),
+])  # fmt: skip
+def test_touched_rows_alone_give_the_bits_of_all_rows(world_size, penalties, compression):
+    every = run_ranks(world_size, sum_of_rows, "all", penalties, compression)
+    touched = run_ranks(world_size, sum_of_rows, "touched", penalties, compression)
+    sent = [ranks[0].pop("bytes") for ranks in (every, touched)]
+    for rank in (*every[1:], *touched):
+        rank.pop("bytes", None)
+        assert all(torch.equal(rank[name], every[0][name]) for name in NAMES)
+    union = torch.stack([(some_gradients(r, False)["sh0"] != 0).flatten(1).any(1) for r in range(world_size)])
+    share = union.any(0).float().mean()
+    floats = 14 + 3 * 8  # of degree 2
+    travelling = (4 + (floats - 4) * share) / floats if penalties else share
+    assert 0.5 < share < 0.8
+    bits = (world_size - 1) * NUM_GAUSSIANS / 8
+    assert sent[1] == pytest.approx(float(sent[0] * travelling + bits), rel=0.05)

@@ -32,7 +32,7 @@ def run(layout, step_s, strategy="sharded", repeat=0, scene="garden"):
         scene, strategy, layout, repeat, gpu=True, images=1000, settings=settings, curve=curve, train_s=elapsed,
         steps=steps, step_parts_s={},
     )  # fmt: skip
-    devices = ["NVIDIA H200-SXM5-141GB"] * ranks
+    devices = ["NVIDIA H200"] * ranks
     return record.model_copy(
         update={"environment": record.environment.model_copy(update={"devices": devices})}
     )
@@ -60,7 +60,7 @@ def test_what_cannot_be_compared_is_left_out(repository):
     without_curve = make_record("garden", layout="n1g1", gpu=True)
     failed = run("n1g2", 0.02).model_copy(update={"status": "failed"})
     assert compare_runs([without_curve, failed], repository / "config") == []
-    assert machine_with("NVIDIA H200-SXM5-141GB", repository / "config") is not None
+    assert machine_with("NVIDIA H200", repository / "config") is not None
     assert machine_with("NVIDIA RTX 5090", repository / "config") is None
     assert machine_with("cpu", Path("no such folder")) is None
 

@@ -78,6 +78,18 @@ def test_records_calibrate_the_prediction(repository, folder, capsys):
     assert one.total_s.low < record.metrics.total_s < one.total_s.high
 
 
+def test_a_published_scene_is_predicted_as_it_was_published(repository, folder):
+    """Bonsai is small and cheap, garden large and dear; gsplat's documentation has 1.25 and 5.84 M Gaussians."""
+    study = load_study(folder / "config", [folder / "config/mipnerf360.yaml"])
+    bonsai, garden = scene_facts(study, "bonsai"), scene_facts(study, "garden")
+    assert (bonsai.gaussians, bonsai.size_px, bonsai.size_known) == (1_250_000, (1559, 1039), False)
+    assert bonsai.density < 1 < garden.density
+    small = workload_at(study, bonsai, "replicated", Layout(1, 1))
+    large = workload_at(study, garden, "replicated", Layout(1, 1))
+    assert (small.gaussians, large.gaussians) == (1_250_000, 5_000_000)  # the settings bound it
+    assert workload_at(study, bonsai, "mcmc", Layout(1, 1)).gaussians == 5_000_000
+
+
 def test_larger_layouts_narrow_the_interval_of_others(repository, folder):
     study = load_study(folder / "config")
     cpu = load_machine("cpu", folder / "config")

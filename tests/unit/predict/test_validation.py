@@ -43,14 +43,22 @@ def test_most_points_are_held_out_and_the_median_goal_is_reached(validation):
     assert errors_of(memory)[0] <= 0.05 and errors_of(memory)[2] <= 0.15
 
 
+def test_all_reduces_on_one_and_several_nodes_follow_the_formulae(validation):
+    held = [c for c in validation.collectives if not c.fitted]
+    assert errors_of(held)[0] <= 0.15
+    nodes = [c for c in held if c.ranks == 32]
+    assert len(nodes) == 6 and errors_of(nodes)[2] <= 0.25
+
+
 def test_two_ranks_are_predicted_from_one(validation):
     (two,) = [c for c in validation.own if c.name == "demo, 2 ranks"]
     assert not two.fitted and abs(two.error) < 0.1
+    assert len(validation.speedups) == 8 and errors_of(validation.speedups)[2] < 0.15
 
 
 def test_published_rows_name_their_source(repository):
     published = load_yaml(PUBLISHED)
-    rows = [*published["tables"], *published["means"], *published["memory_means"]]
+    rows = [*published["tables"], *published["means"], *published["memory_means"], *published["all_reduce"]]
     assert {row["source"] for row in rows} <= set(published["sources"])
     assert all(s["where"] for s in published["sources"].values())
 

@@ -7,7 +7,7 @@ import pytest
 
 from dist3dgs.slurm import outcome
 from dist3dgs.slurm.client import SlurmError
-from dist3dgs.slurm.outcome import settle
+from dist3dgs.slurm.outcome import resolve_outcomes
 
 
 @pytest.fixture
@@ -35,16 +35,16 @@ def test_a_killed_rank_is_a_lack_of_memory_where_slurm_says_so(killed, monkeypat
     )
     monkeypatch.setattr(outcome, "slurm", lambda *argv: steps)
     for _ in range(3):
-        (only,) = settle(killed)
+        (only,) = resolve_outcomes(killed)
         assert only.cause == cause and only.failed
     assert asked == [7]  # once
 
 
 def test_while_its_job_runs_nothing_is_asked_of_it(killed, monkeypatch):
     monkeypatch.setattr(outcome, "job_end", lambda job: ("RUNNING", "", None))
-    assert settle(killed)[0].cause == "killed"
+    assert resolve_outcomes(killed)[0].cause == "killed"
     monkeypatch.setattr(outcome, "job_end", lambda job: pytest.fail("asked within the job itself"))
-    assert settle(killed, me=(7, 0))[0].cause == "killed"
+    assert resolve_outcomes(killed, me=(7, 0))[0].cause == "killed"
 
 
 def test_without_accounting_the_launchers_word_stands(killed, monkeypatch):
@@ -53,4 +53,4 @@ def test_without_accounting_the_launchers_word_stands(killed, monkeypatch):
 
     monkeypatch.setattr(outcome, "job_end", lambda job: ("FAILED", "", None))
     monkeypatch.setattr(outcome, "slurm", no_accounting)
-    assert settle(killed)[0].cause == "killed"
+    assert resolve_outcomes(killed)[0].cause == "killed"

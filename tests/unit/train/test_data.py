@@ -1,10 +1,16 @@
-"""Order of the views: each once per epoch, by seed and step alone."""
+"""Order of the views: each once per epoch, by seed and step alone; and photographs that are read ahead."""
+
+import threading
+from pathlib import Path
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist3dgs.train.data import ViewSampler
+from dist3dgs.scenes.pack import PackedScene
+from dist3dgs.train.data import SceneCameras, ViewSampler
+from tests.unit.helpers import tiny
 
 
 @given(st.integers(1, 60), st.integers(1, 16), st.integers(1, 4), st.integers(0, 5))
@@ -58,3 +64,26 @@ def test_a_batch_of_more_views_than_there_are_takes_them_in_turn():
     order = ViewSampler(np.arange(5), 0, 4, 12)
     seen = [v for step in range(1, 11) for part in order.batch(step) for v in part]
     assert all(sorted(seen[i : i + 5]) == list(range(5)) for i in range(0, 120, 5))
+
+
+def test_photographs_that_do_not_fit_are_read_ahead_by_a_thread(tmp_path: Path, monkeypatch) -> None:
+    scene = PackedScene.open(tiny.write_tiny(tmp_path / "scene.safetensors"))
+    cameras, readers, read = SceneCameras(scene, torch.device("cpu")), [], scene.image
+    cameras._keeps = False  # as on a GPU that is too small for the scene
+
+    def image(view: int) -> np.ndarray:
+        readers.append((view, threading.current_thread() is threading.main_thread()))
+        return read(view)
+
+    monkeypatch.setattr(PackedScene, "image", lambda self, view: image(view))
+    cameras.prefetch([1, 2])
+    cameras.prefetch([2, 3])  # view 1 is not wanted any more
+    for view in (2, 3, 1):
+        photo = cameras.get(view).photo
+        assert photo is not None and np.array_equal(photo.numpy(), read(view))
+    in_thread = {view for view, main in readers if not main}
+    assert {2, 3} <= in_thread and readers.count((2, False)) == 1
+    assert [view for view, main in readers if main] == [1]
+    cameras._keeps = True
+    cameras.prefetch([4])
+    assert 4 not in {view for view, _ in readers}, "what is kept is read once, when it is used"

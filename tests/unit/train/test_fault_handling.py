@@ -48,14 +48,15 @@ def test_ranks_of_different_speed_ask_after_the_same_steps_and_agree():
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_rank_that_waits_says_so_before_nccl_ends_it_and_one_that_hangs_does_not(waits, tmp_path):
-    told = []
+    told, dumps = [], []
     stacks = Stacks(tmp_path, 0, timeout_s=0.5)
-    stacks.report_hang(lambda: waits, told.append)
+    stacks.report_hang(lambda: waits, told.append, lambda: dumps.append(1))
     end = time.monotonic() + (30 if waits else 1)
     while time.monotonic() < end and not told:
         time.sleep(0.01)
     stacks.close()
     assert len(told) == waits and all(s > 0.45 for s in told)
+    assert dumps == [1], "its collectives, once, whether it waits or hangs by itself"
 
 
 def test_a_rank_that_gets_on_does_not_report(tmp_path):
@@ -63,7 +64,7 @@ def test_a_rank_that_gets_on_does_not_report(tmp_path):
     stacks = Stacks(tmp_path, 0, timeout_s=30)
     stacks._since = -1000.0  # as if it had been silent for long, and then
     stacks.progress()
-    stacks.report_hang(lambda: True, told.append)
+    stacks.report_hang(lambda: True, told.append, lambda: told.append(0.0))
     time.sleep(0.7)  # the thread looked twice
     stacks.close()
     assert not told

@@ -129,8 +129,9 @@ RULES = (
         why="Ranks waited in a collective for one that never came: it died, hangs, is in another collective (compare "
         "SeqNum and OpType of the ranks), or does long work alone.",
         remedy="Look at the rank that is missing from the list or in another collective. If it only needs longer (a "
-        "cache, an evaluation on rank 0): raise `init_process_group(timeout=...)`. For the stacks: "
-        "TORCH_NCCL_TRACE_BUFFER_SIZE=2000, TORCH_DISTRIBUTED_DEBUG=DETAIL.",
+        "cache, an evaluation on rank 0): raise `init_process_group(timeout=...)`. For each rank's "
+        "last collectives: TORCH_FR_BUFFER_SIZE=2000, TORCH_NCCL_DUMP_ON_TIMEOUT=1 and TORCH_FR_DUMP_TEMP_FILE=PREFIX; diagnose "
+        "the dumps together with the logs.",
         patterns=patterns(
             r"Watchdog caught collective operation timeout|^(?:[\w.]+\.)?CollectiveTimeout: ",
             r"Work(?:NCCL|Gloo|UCC)\(.*ran for \d+ milliseconds before timing out|Timeout at NCCL work",

@@ -5,6 +5,7 @@ A reader is a module with one or more of these:
     FACTS                   patterns of text lines (`facts.FactPattern`)
     FORMAT, sniff, add      a file format of its own: its name; `sniff(head) -> bool` on a file's first lines;
                             `add(path, index, log) -> Added` puts the file's content into a `LogData`
+    sniff_bytes             the same for a binary format: `sniff_bytes(head) -> bool` on a file's first bytes
     read_name(path, facts)  facts that a file's name states
 
 Other distributions add readers with an entry point, see `runs/plugins.py`.
@@ -21,6 +22,7 @@ from . import (
     ends,
     epochs,
     events,
+    flight_recorder,
     gsplat,
     metrics_csv,
     nerfstudio,
@@ -33,7 +35,8 @@ from . import (
 
 #: The first format whose `sniff` accepts a file wins; so does the first of two patterns that read a line.
 READERS: tuple[ModuleType, ...] = (
-    events, resources, nvidia_smi, psrecord, metrics_csv, nerfstudio, gsplat, elastic, slurm, sacct, epochs, ends,
+    events, flight_recorder, resources, nvidia_smi, psrecord, metrics_csv, nerfstudio, gsplat, elastic, slurm, sacct,
+    epochs, ends,
 )  # fmt: skip
 
 
@@ -52,3 +55,8 @@ def fact_table() -> FactTable:
 def format_of(head: str) -> Any:
     """Find the reader whose format a file is of by its first lines; None for plain text."""
     return next((r for r in all_readers() if hasattr(r, "sniff") and r.sniff(head)), None)
+
+
+def binary_format_of(head: bytes) -> Any:
+    """Find the reader whose binary format a file is of by its first bytes; None for none."""
+    return next((r for r in all_readers() if hasattr(r, "sniff_bytes") and r.sniff_bytes(head)), None)

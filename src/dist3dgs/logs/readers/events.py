@@ -76,6 +76,8 @@ class RunEvents:
     furthest_step: int = 0
     """Largest step that any event names."""
     step_s: dict[int, dict[str, float]] = field(default_factory=dict)
+    exposed_s: dict[int, float] = field(default_factory=dict)
+    """Seconds in collectives of the steps that computation does not hide, by rank."""
     steps: dict[int, int] = field(default_factory=dict)
     images: dict[int, int] = field(default_factory=dict)
     phases_s: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -119,22 +121,23 @@ def read(paths: Sequence[Path], keep: list[dict[str, Any]] | None = None) -> Run
     """Read a run's events, those of several nodes merged by time; torn and foreign lines are skipped.
 
     Args:
-        keep: a list to which every event is appended. Without it only the last of consecutive steps of rank 0 is
-            parsed: a run has a million.
+        keep: a list to which every event is appended. Of consecutive steps only the last one of rank 0 counts in the
+            totals, and is parsed where none are kept: a run has a million.
     """
     found = RunEvents()
-    step: tuple[Path, int, bytes] | None = None
+    step: tuple[Path, int, bytes, dict[str, Any] | None] | None = None
     for path, number, raw in read_lines(paths):
-        if keep is None and STEP in raw and raw.endswith(b"}\n"):
+        event = None
+        if keep is not None and (event := parse_event(raw)) is not None:
+            keep.append(event)
+        if STEP in raw and raw.endswith(b"}\n"):
             if FIRST_RANK in raw:
-                step = path, number, raw
+                step = path, number, raw, event
             continue
         if step is not None:
             _take(found, *step)
             step = None
-        event = _take(found, path, number, raw)
-        if keep is not None and event is not None:
-            keep.append(event)
+        _take(found, path, number, raw, event)
     if step is not None:
         _take(found, *step)
     return found
@@ -145,13 +148,14 @@ def time_of(event: dict[str, Any]) -> float | None:
     return _num(event, "t")
 
 
-def _take(found: RunEvents, path: Path, number: int, raw: bytes) -> dict[str, Any] | None:
-    event = parse_event(raw)
+def _take(found: RunEvents, path: Path, number: int, raw: bytes, event: dict[str, Any] | None) -> None:
+    """Add one line; `event`: what it says, where that was parsed before."""
+    if event is None:
+        event = parse_event(raw)
     if event is not None:
         name = str(path)
         found.events_of[name] = found.events_of.get(name, 0) + 1
         _note(found, event, Line(name, number, clean(raw)))
-    return event
 
 
 def _num(event: dict[str, Any], key: str) -> float | None:
@@ -241,6 +245,8 @@ def _note(d: RunEvents, e: dict[str, Any], line: Line) -> None:
                 _text(k): v for k in e["phases_s"] if (v := _num(e["phases_s"], k)) is not None
             }
         d.steps[rank], d.images[rank] = int(_num(e, "steps") or 0), int(_num(e, "images") or 0)
+    elif kind == "comm" and e.get("phase") == "step":
+        d.exposed_s[rank] = d.exposed_s.get(rank, 0.0) + (_num(e, "exposed_s") or 0.0)
     elif kind == "memory":
         for store, key in ((d.peak_rss_gib, "peak_rss_gib"), (d.peak_gpu_gib, "peak_gpu_gib")):
             if (value := _num(e, key)) is not None:

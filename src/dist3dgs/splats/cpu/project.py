@@ -122,7 +122,7 @@ class Project(torch.autograd.Function):
 
 
 def _harmonics(sh0: Tensor, shn: Tensor | None) -> tuple[Any, ...]:
-    """Address and row length of the first coefficient, and of those after it."""
+    """Return address and row length of the first coefficient, and of the rest."""
     width0 = sh0[0].numel() if len(sh0) else 0
     if shn is None:
         return sh0, width0, sh0.data_ptr() + 3 * sh0.element_size(), width0
@@ -130,7 +130,7 @@ def _harmonics(sh0: Tensor, shn: Tensor | None) -> tuple[Any, ...]:
 
 
 def _rows(grad: Tensor | None, none: Tensor) -> tuple[Tensor, int]:
-    """A gradient and the distance of its rows; a missing one is a row of zeros, read again and again."""
+    """Return a gradient and its row stride; a missing one becomes one row of zeros with stride 0."""
     if grad is None:
         return none, 0
     if grad.ndim == 2 and grad.stride(1) != 1:

@@ -15,7 +15,7 @@ from dist3dgs.splats.cpu.kernels.tiles import DIGIT_BITS, FIELDS, TILE_PX, final
 
 MIN_CHUNK, MAX_CHUNKS = 1024, 256
 MAX_PAIRS = 1 << 31
-# Slots hold one row of tiles or more at a time: as many rows as fit into this
+# Memory for slots, which hold at least one row of tiles at a time
 SLOT_BYTES_PER_GAUSSIAN = 64
 SLOT_BYTES_PER_THREAD = 1 << 20
 
@@ -191,7 +191,7 @@ def _backward_sums(
     v_alpha: Tensor,
     absgrad: bool,
 ) -> Tensor:
-    """[V, sums]: for each Gaussian, summed over its tiles row by row, whatever the number of threads."""
+    """Sum each Gaussian's slots over its tiles, [V, sums], in the same order for any number of threads."""
     height, width, num_channels = image.shape
     get, n = kernels(image.dtype), len(lists.sources)
     totals = image.new_zeros(n, NUM_MOMENTS + num_channels + 2 * absgrad)

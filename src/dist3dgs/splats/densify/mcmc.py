@@ -92,7 +92,7 @@ def add_noise(
     noise = names.normals(lineage, 3, seed, step).to(gaussians["means"])
     gate = torch.sigmoid(gaussians["opacities"]).sub_(settings.prune_opacity).mul_(-100).sigmoid_()
     noise = noise * gate.mul_(settings.noise_lr * lr_means)[:, None]
-    # R S S R^T times the noise, by rotations of vectors: the matrices would be ten times as many numbers.
+    # R S S R^T times the noise as two rotations of vectors: building the matrices would move three times the memory.
     quats = gaussians["quats"]
     turn = quats * (2 / (quats * quats).sum(-1, keepdim=True).clamp_min(QUATERNION_MIN**2))
     noise = _rotate(quats, turn, noise, inverse=True).mul_((gaussians["scales"] * 2).exp_())

@@ -11,7 +11,7 @@ NAMES = ("auto", "cuda", "cpu", "reference")
 def get_renderer(name: str = "auto", device: torch.device | str | None = None) -> Renderer:
     """Make a renderer: "cuda" (gsplat), "cpu" (compiled kernels), "reference" (plain torch), or "auto": by `device`.
 
-    gsplat's CUDA extension is touched only by "cuda" (it is built on first use, where it is not built yet).
+    Only "cuda" loads gsplat's CUDA extension, and builds it on first use where it is missing.
     """
     if name not in NAMES:
         raise UserError(f"renderer {name!r}: expected one of {', '.join(NAMES)}")
@@ -21,7 +21,7 @@ def get_renderer(name: str = "auto", device: torch.device | str | None = None) -
             name = "cuda" if torch.cuda.is_available() else "cpu"
         else:
             name = "cuda" if device.type == "cuda" else "cpu"
-    # imported here: neither the CPU kernels nor gsplat are loaded before they are wanted
+    # imported here, so that neither the CPU kernels nor gsplat are loaded before they are needed
     if name == "cuda":
         from dist3dgs.splats.render.cuda import CudaRenderer
 

@@ -61,7 +61,7 @@ def load_kernels(name: str, writer: Writer, real: ir.Type, sources: list[Path]) 
 
 
 def target_cpu() -> tuple[str, str]:
-    """LLVM's name and features of the processor to compile for; DIST3DGS_CPU_NAME and _FEATURES override the host's."""
+    """Return LLVM's name and features of the target processor; DIST3DGS_CPU_NAME and _FEATURES override the host's."""
     if name := os.environ.get(CPU_VARIABLE):
         return name, os.environ.get(FEATURES_VARIABLE, "")
     try:
@@ -73,7 +73,7 @@ def target_cpu() -> tuple[str, str]:
 def compile_object(
     text: str, cpu: str, features: str, triple: str | None = None, assembly: bool = False
 ) -> Any:
-    """LLVM IR -> object file (bytes), or its assembly text, for one processor."""
+    """Compile LLVM IR to an object file (bytes), or to assembly text, for one processor."""
     if triple is None:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
@@ -122,7 +122,7 @@ def _cached(file_name: str, build: Callable[[], bytes]) -> bytes:
 
 
 def _read(path: Path) -> bytes | None:
-    """The code in a cache file; None if it is absent, damaged, or could have been put there by somebody else."""
+    """Return the code in a cache file; None if it is absent, damaged, or another user could have written it."""
     try:
         if not _is_private(path) or not _is_private(path.parent):
             return None

@@ -18,17 +18,17 @@ ZERO = ir.Constant(I32, 0)
 
 
 def vector(element: ir.Type, lanes: int = LANES) -> ir.VectorType:
-    """The type of 16 (or so many) lanes of `element`."""
+    """Return the vector type of 16 (or so many) lanes of `element`."""
     return ir.VectorType(element, lanes)
 
 
 def like(kind: ir.Type, element: ir.Type) -> ir.Type:
-    """`element` in as many lanes as `kind` has."""
+    """Return `element` with as many lanes as `kind` has."""
     return vector(element, kind.count) if isinstance(kind, ir.VectorType) else element
 
 
 def element_of(kind: ir.Type) -> ir.Type:
-    """The type of one lane."""
+    """Return the type of one lane."""
     return kind.element if isinstance(kind, ir.VectorType) else kind
 
 
@@ -38,7 +38,7 @@ def is_float(kind: ir.Type) -> bool:
 
 
 class Value:
-    """A number or 16 numbers. Arithmetic with a Python number or a scalar spreads it over the lanes."""
+    """A scalar or a vector of 16 lanes. Python numbers and scalars are broadcast to the lanes."""
 
     __slots__ = ("k", "v")
 
@@ -66,7 +66,7 @@ class Value:
         return self._binary(other, "fdiv", "fdiv")
 
     def __floordiv__(self, other: Any) -> "Value":
-        """Integer division of non-negative numbers."""
+        """Divide non-negative integers."""
         return self._binary(other, "fdiv", "sdiv")
 
     def __mod__(self, other: Any) -> "Value":
@@ -103,7 +103,7 @@ class Value:
         return self._binary(other, "shl", "shl")
 
     def __rshift__(self, other: Any) -> "Value":
-        """Logical shift: zeros come in from the left."""
+        """Shift right, filling with zeros (logical shift)."""
         return self._binary(other, "lshr", "lshr")
 
     def _compare(self, op: str, other: Any) -> "Value":
@@ -124,18 +124,18 @@ class Value:
         return self._compare(">=", other)
 
     def equals(self, other: Any) -> "Value":
-        """Lane by lane equality (not `==`, which Python needs for itself)."""
+        """Compare lane by lane for equality (`==` is Python's own)."""
         return self._compare("==", other)
 
     def differs(self, other: Any) -> "Value":
         return self._compare("!=", other)
 
     def min(self, other: Any) -> "Value":
-        """The smaller; `other` where self is NaN."""
+        """Return the minimum; `other` where self is NaN."""
         return self.k.select(self < other, self, other)
 
     def max(self, other: Any) -> "Value":
-        """The larger; `other` where self is NaN."""
+        """Return the maximum; `other` where self is NaN."""
         return self.k.select(self > other, self, other)
 
     def abs(self) -> "Value":
@@ -151,7 +151,7 @@ class Value:
         return self.k.intrinsic("llvm.ceil", self)
 
     def finite(self) -> "Value":
-        """Neither NaN nor infinite."""
+        """Return True where neither NaN nor infinite."""
         return (self - self).equals(0.0)
 
     def to(self, element: ir.Type) -> "Value":
@@ -173,12 +173,12 @@ class Value:
         return Value(self.k, op(self.v, target))
 
     def as_bits(self) -> "Value":
-        """The same bits as integers."""
+        """Reinterpret the bits as integers."""
         kind = I32 if element_of(self.kind) == F32 else I64
         return Value(self.k, self.k.b.bitcast(self.v, like(self.kind, kind)))
 
     def as_real(self) -> "Value":
-        """The same bits as floats."""
+        """Reinterpret the bits as floats."""
         kind = F32 if element_of(self.kind) == I32 else F64
         return Value(self.k, self.k.b.bitcast(self.v, like(self.kind, kind)))
 
@@ -187,31 +187,31 @@ class Value:
         return isinstance(self.kind, ir.VectorType)
 
     def lane(self, i: Any) -> "Value":
-        """One lane as a scalar."""
+        """Extract one lane as a scalar."""
         index = i.v if isinstance(i, Value) else ir.Constant(I32, i)
         return Value(self.k, self.k.b.extract_element(self.v, index))
 
     def mask_bits(self) -> "Value":
-        """Booleans as bits of an i32, lane 0 lowest."""
+        """Pack booleans into the bits of an i32, lane 0 lowest."""
         bits = self.k.b.bitcast(self.v, ir.IntType(self.kind.count))
         return Value(self.k, self.k.b.zext(bits, I32) if self.kind.count < 32 else bits)
 
     def lowest_bit(self) -> "Value":
-        """Index of the lowest set bit (undefined for 0)."""
+        """Return the index of the lowest set bit (undefined for 0)."""
         return Value(self.k, self.k.b.cttz(self.v, ir.Constant(I1, 1)))
 
     def permute(self, lanes: list[int], other: "Value | None" = None) -> "Value":
-        """Lanes chosen from self (numbered first) and other (numbered after them)."""
+        """Shuffle lanes of self (numbered first) and other (numbered after them)."""
         second = other.v if other is not None else ir.Constant(self.kind, ir.Undefined)
         chosen = ir.Constant(vector(I32, len(lanes)), lanes)
         return Value(self.k, self.k.b.shuffle_vector(self.v, second, chosen))
 
     def join(self, other: "Value") -> "Value":
-        """One vector of twice as many lanes: self, then other."""
+        """Concatenate two vectors: self, then other."""
         return self.permute(list(range(2 * self.kind.count)), other)
 
     def halves(self) -> "list[Value]":
-        """The two halves that `join` joined."""
+        """Split a vector into the two halves that `join` concatenated."""
         n = self.kind.count // 2
         return [self.permute(list(range(n))), self.permute(list(range(n, 2 * n)))]
 
@@ -223,12 +223,12 @@ class Pointer:
         self.k, self.v, self.element = kernel, v, element
 
     def at(self, index: Any) -> "Pointer":
-        """The pointer `index` elements further."""
+        """Advance the pointer by `index` elements."""
         i = self.k.index(index)
         return Pointer(self.k, self.k.b.gep(self.v, [i.v], source_etype=self.element), self.element)
 
     def view(self, element: ir.Type) -> "Pointer":
-        """The same address, other elements."""
+        """Reinterpret the address with another element type."""
         return Pointer(self.k, self.v, element)
 
     def __getitem__(self, index: Any) -> Value:
@@ -238,19 +238,19 @@ class Pointer:
         self.k.b.store(self.k.cast(value, self.element).v, self.at(index).v)
 
     def load(self, index: Any, align: int | None = None) -> Value:
-        """16 consecutive elements."""
+        """Load 16 consecutive elements."""
         instruction = self.k.b.load(self.at(index).v, typ=vector(self.element))
         instruction.align = align or self.k.size_of(self.element)
         return Value(self.k, instruction)
 
     def store(self, index: Any, value: Any, align: int | None = None) -> None:
-        """Write 16 consecutive elements."""
+        """Store 16 consecutive elements."""
         value = self.k.cast(value, vector(self.element))
         instruction = self.k.b.store(value.v, self.at(index).v)
         instruction.align = align or self.k.size_of(self.element)
 
     def load_masked(self, index: Any, mask: Value) -> Value:
-        """16 consecutive elements; 0 where the mask is off, and nothing read there."""
+        """Load 16 consecutive elements; 0 where the mask is off, without reading there."""
         kind = vector(self.element)
         args = [self.at(index).v, ir.Constant(I32, self.k.size_of(self.element)), mask.v, self.k.zero(kind).v]
         return self.k.call(f"llvm.masked.load.{_suffix(kind)}.p0", kind, args)
@@ -262,18 +262,18 @@ class Pointer:
         self.k.call(f"llvm.masked.store.{_suffix(kind)}.p0", ir.VoidType(), args)
 
     def store_packed(self, index: Any, value: Value, mask: Value) -> None:
-        """Write the lanes chosen by the mask one after another."""
+        """Store the lanes chosen by the mask consecutively (compress)."""
         args = [value.v, self.at(index).v, mask.v]
         self.k.call(f"llvm.masked.compressstore.{_suffix(value.kind)}", ir.VoidType(), args)
 
     def gather(self, indices: Value, mask: Value) -> Value:
-        """Elements at 16 indices; 0 where the mask is off, and nothing read there."""
+        """Gather elements at 16 indices; 0 where the mask is off, without reading there."""
         kind = vector(self.element)
         args = [self._addresses(indices), ir.Constant(I32, self.k.size_of(self.element)), mask.v]
         return self.k.call(f"llvm.masked.gather.{_suffix(kind)}.v16p0", kind, [*args, self.k.zero(kind).v])
 
     def scatter(self, indices: Value, value: Any, mask: Value) -> None:
-        """Write 16 elements to 16 different places."""
+        """Scatter 16 elements to 16 different indices."""
         kind = vector(self.element)
         value = self.k.cast(value, kind)
         args = [value.v, self._addresses(indices), ir.Constant(I32, self.k.size_of(self.element)), mask.v]
@@ -287,7 +287,7 @@ class Pointer:
         return gep
 
     def prefetch(self, index: Any) -> None:
-        """Ask for the cache line of one element."""
+        """Prefetch the cache line of one element."""
         args = [self.at(index).v, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)]
         self.k.call("llvm.prefetch.p0", ir.VoidType(), args)
 
@@ -298,7 +298,7 @@ class Pointer:
         self.k.call("llvm.memset.p0.i64", ir.VoidType(), args)
 
     def fetch_add(self, index: Any, amount: Any) -> Value:
-        """Add atomically and return what was there before."""
+        """Add atomically and return the old value."""
         amount = self.k.cast(amount, self.element)
         return Value(self.k, self.k.b.atomic_rmw("add", self.at(index).v, amount.v, "monotonic"))
 
@@ -323,7 +323,7 @@ class Variable:
 
 
 class Kernel:
-    """One function being written. `real` is its element type."""
+    """A kernel under construction. `real` is its element type."""
 
     def __init__(self, module: ir.Module, name: str, real: ir.Type) -> None:
         self.module, self.real, self.vreal = module, real, vector(real)
@@ -339,12 +339,12 @@ class Kernel:
     # -- parameters, in the order of the caller's arguments
 
     def arg(self, kind: ir.Type) -> Value:
-        """A scalar: integers as they are, reals given as double."""
+        """Declare a scalar parameter: integers as they are, reals passed as double."""
         raw = self._next()
         return Value(self, self.b.bitcast(raw.v, F64)).to(kind) if is_float(kind) else raw.to(kind)
 
     def pointer(self, element: ir.Type | None = None) -> Pointer:
-        """An address of elements (REAL if not said)."""
+        """Declare a pointer parameter to elements of a type, `real` by default."""
         return Pointer(self, self.b.inttoptr(self._next().v, ir.PointerType()), element or self.real)
 
     def _next(self) -> Value:
@@ -358,27 +358,27 @@ class Kernel:
         return Value(self, ir.Constant(kind, [x] * kind.count if isinstance(kind, ir.VectorType) else x))
 
     def lanes(self, values: list[Any], element: ir.Type | None = None) -> Value:
-        """A vector of 16 given constants."""
+        """Make a vector of 16 constants."""
         return Value(self, ir.Constant(vector(element or self.real), values))
 
     def zero(self, kind: ir.Type) -> Value:
         return self.constant(0, kind)
 
     def splat(self, x: Value, lanes: int = LANES) -> Value:
-        """A scalar in all lanes."""
+        """Broadcast a scalar to all lanes."""
         kind = vector(x.kind, lanes)
         undef = ir.Constant(kind, ir.Undefined)
         first = self.b.insert_element(undef, x.v, ZERO)
         return Value(self, self.b.shuffle_vector(first, undef, ir.Constant(vector(I32, lanes), [0] * lanes)))
 
     def cast(self, x: Any, kind: ir.Type) -> Value:
-        """`x` as `kind`: a Python number becomes a constant, a scalar is spread over the lanes."""
+        """Convert `x` to `kind`: Python numbers become constants, scalars are broadcast."""
         if not isinstance(x, Value):
             return self.constant(x, kind)
         return self.splat(x, kind.count) if isinstance(kind, ir.VectorType) and not x.is_vector else x
 
     def match(self, *xs: Any) -> list[Value]:
-        """Bring operands to one type."""
+        """Convert operands to a common type."""
         kinds = [x.kind for x in xs if isinstance(x, Value)]
         kind = next((t for t in kinds if isinstance(t, ir.VectorType)), kinds[0])
         return [self.cast(x, kind) for x in xs]
@@ -394,7 +394,7 @@ class Kernel:
         return Value(self, self.b.select(condition.v, a.v, b.v))
 
     def fma(self, a: Any, b: Any, c: Any) -> Value:
-        """a * b + c, rounded once."""
+        """Compute a * b + c, rounded once."""
         return self.intrinsic("llvm.fma", *self.match(a, b, c))
 
     def intrinsic(self, name: str, *args: Value) -> Value:
@@ -407,14 +407,14 @@ class Kernel:
         return Value(self, self.b.call(function, args))
 
     def size_of(self, element: ir.Type) -> int:
-        """Bytes of one element."""
+        """Return the bytes of one element."""
         return {F32: 4, F64: 8}[element] if is_float(element) else element.width // 8
 
     def variable(self, start: Any, kind: ir.Type | None = None) -> Variable:
         return Variable(self, self.cast(start, kind) if kind is not None else start)
 
     def local(self, count: int, element: ir.Type | None = None) -> Pointer:
-        """An uninitialised array on the stack, aligned to a cache line."""
+        """Allocate an uninitialised array on the stack, aligned to a cache line."""
         with self.b.goto_entry_block():
             slot = self.b.alloca(ir.ArrayType(element or self.real, count))
         slot.align = 64
@@ -425,7 +425,7 @@ class Kernel:
 
     @contextmanager
     def loop(self, start: Any, stop: Any, step: int = 1) -> Iterator[Value]:
-        """for i in range(start, stop, step)"""
+        """Emit `for i in range(start, stop, step)`."""
         start, stop, b = self.index(start), self.index(stop), self.b
         before = b.block
         head, body, done = (b.append_basic_block(n) for n in ("head", "body", "done"))
@@ -442,7 +442,7 @@ class Kernel:
 
     @contextmanager
     def loop_while(self, condition: Callable[[], Value]) -> Iterator[None]:
-        """while condition():"""
+        """Emit `while condition()`."""
         b = self.b
         head, body, done = (b.append_basic_block(n) for n in ("while", "body", "done"))
         b.branch(head)
@@ -455,13 +455,13 @@ class Kernel:
 
     @contextmanager
     def when(self, condition: Value, likely: bool | None = None) -> Iterator[None]:
-        """if condition:"""
+        """Emit `if condition`."""
         with self.b.if_then(condition.v, likely=likely):
             yield
 
     @contextmanager
     def tasks(self, counter: Pointer, num_tasks: Any) -> Iterator[Value]:
-        """Share the tasks 0..num_tasks-1 among all threads that run this kernel: whoever is free takes the next."""
+        """Distribute tasks 0..num_tasks-1 dynamically among all threads that run this kernel."""
         task = self.variable(counter.fetch_add(0, 1))
         stop = self.index(num_tasks)
         with self.loop_while(lambda: task.get() < stop):

@@ -48,7 +48,7 @@ def run(address: int, *args: Any, num_tasks: int | None = None) -> None:
 
 
 def pack(*args: Any) -> bytes:
-    """Arguments as the kernels read them: 8 bytes each, tensors by address, floats as doubles."""
+    """Pack arguments for the kernels: 8 bytes each, tensors by address, floats as doubles."""
     values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
     return struct.pack("".join("d" if isinstance(a, float) else "q" for a in values), *values)
 

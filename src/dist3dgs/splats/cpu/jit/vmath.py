@@ -1,4 +1,4 @@
-"""exp2, log2, sums over lanes and transpositions, in the little language."""
+"""exp2, log2, sums over lanes and transpositions in the kernel language."""
 
 import math
 
@@ -18,7 +18,7 @@ _EXP2_DOUBLE = tuple(math.log(2) ** i / math.factorial(i) for i in range(13, -1,
 
 
 def exp2(k: Kernel, x: Value) -> Value:
-    """2^x for |x| < 120 (single) or 1000 (double); anything, but no trap, outside."""
+    """Compute 2^x for |x| < 120 (single) or 1000 (double); undefined, but without a trap, outside."""
     single = k.real == F32
     # Adding 1.5 * 2^mantissa rounds to an integer, which then sits in the low bits: no conversion is needed
     magic = 1.5 * 2.0 ** (23 if single else 52)
@@ -32,7 +32,7 @@ def exp2(k: Kernel, x: Value) -> Value:
 
 
 def log2(k: Kernel, x: Value) -> Value:
-    """log2(x) for normal x > 0, absolute error below one rounding of the result."""
+    """Compute log2(x) for normal x > 0, absolute error below one rounding of the result."""
     single = k.real == F32
     mantissa_bits, bias = (23, 127) if single else (52, 1023)
     bits = x.as_bits()
@@ -52,7 +52,7 @@ def log2(k: Kernel, x: Value) -> Value:
 
 
 def sum_lanes(k: Kernel, vectors: list[Value]) -> Value:
-    """The sums over the lanes of up to 16 vectors: lane j of the result is the sum of vectors[j].
+    """Sum up to 16 vectors over their lanes: lane j of the result is the sum of vectors[j].
 
     A tree of in-register transpositions: 4 levels, each halves the number of vectors, in an order that is the same on
     every machine. Missing vectors give unspecified lanes.
@@ -75,12 +75,12 @@ def sum_lanes(k: Kernel, vectors: list[Value]) -> Value:
 
 
 def sum_lane_scalar(k: Kernel, v: Value) -> Value:
-    """The sum over the lanes of one vector."""
+    """Sum one vector over its lanes."""
     return sum_lanes(k, [v]).lane(0)
 
 
 def transpose(vectors: list[Value]) -> list[Value]:
-    """16 vectors of 16 lanes, rows and columns exchanged."""
+    """Transpose 16 vectors of 16 lanes."""
     rows = list(vectors)
     for step in (1, 2, 4, 8):
         upper = [i if not i & step else LANES + (i ^ step) for i in range(LANES)]
@@ -93,7 +93,7 @@ def transpose(vectors: list[Value]) -> list[Value]:
 
 
 def load_rows(k: Kernel, p: Pointer, first: Value, last: Value, columns: int) -> list[Value]:
-    """The columns of rows first..first+15 of a row-major matrix; 0 from row `last` on, and nothing read there."""
+    """Load the columns of rows first..first+15 of a row-major matrix; 0 from row `last` on, without reading there."""
     start, count = first * columns, (last - first) * columns
     parts = []
     for c in range(columns):
@@ -103,7 +103,7 @@ def load_rows(k: Kernel, p: Pointer, first: Value, last: Value, columns: int) ->
 
 
 def store_rows(k: Kernel, p: Pointer, first: Value, last: Value, values: list[Value]) -> None:
-    """Write columns of rows first..first+15 of a row-major matrix, up to row `last`."""
+    """Store columns of rows first..first+15 of a row-major matrix, up to row `last`."""
     columns = len(values)
     start, count = first * columns, (last - first) * columns
     for c in range(columns):
@@ -114,7 +114,7 @@ def store_rows(k: Kernel, p: Pointer, first: Value, last: Value, values: list[Va
 
 
 def _pick(parts: list[Value], lanes: list[int]) -> Value:
-    """Lanes out of up to four vectors laid end to end."""
+    """Shuffle lanes of up to four concatenated vectors."""
     if len(parts) == 1:
         return parts[0].permute(lanes)
     if len(parts) == 2:

@@ -37,7 +37,7 @@ PREFETCH = 8  # entries ahead
 
 
 class _Lists:
-    """The parameters that say which Gaussians touch a tile."""
+    """Kernel parameters with the lists of Gaussians that touch each tile."""
 
     def __init__(self, k: Kernel) -> None:
         self.packed, self.num_columns = k.pointer(), k.arg(I64)
@@ -46,7 +46,7 @@ class _Lists:
         self.who, self.masks = k.pointer(I32), k.pointer(I16)
 
     def prefetch(self, entry: Value) -> None:
-        """Ask for the numbers of a Gaussian, which may lie in two cache lines."""
+        """Prefetch the fields of a Gaussian, which may span two cache lines."""
         first = self.who[entry].to(I64) * FIELDS
         self.packed.prefetch(first)
         self.packed.prefetch(first + (FIELDS - 1))
@@ -81,7 +81,7 @@ class _Blocks:
         return block.to(I64) * (self.num_lines * LANES) + (line + 2) * LANES
 
     def centre(self, blocks: list[Value]) -> tuple[Value, Value]:
-        """x and y of the pixels' centres."""
+        """Return x and y of the pixels' centres."""
         return self.load(blocks, -2), self.load(blocks, -1)
 
     def load(self, blocks: list[Value], line: int) -> Value:

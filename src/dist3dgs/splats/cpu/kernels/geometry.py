@@ -1,4 +1,4 @@
-"""One Gaussian through one pinhole camera, 16 Gaussians at a time: the maths that all projection kernels share.
+"""Project 16 Gaussians at a time through one pinhole camera: mathematics shared by all projection kernels.
 
 EWA splatting (Zwicker et al. 2001) as in 3DGS: covariance = M M^T with M = R(q) diag(s); its image under the Jacobian
 of the projection is [U V]^T [U V] with U = J0 W M and V = J1 W M, W the rotation of the camera.
@@ -20,7 +20,7 @@ CAMERA_FIELDS = (
 
 
 class CameraRegisters:
-    """The camera's numbers, spread over the lanes: `camera.fx` and so on."""
+    """Camera parameters broadcast to all lanes: `camera.fx` and so on."""
 
     def __init__(self, kernel: Kernel, numbers: Pointer) -> None:
         self.k = kernel
@@ -137,7 +137,7 @@ def lanes_below(k: Kernel, first: Value, last: Value) -> Value:
 
 
 def ellipse(k: Kernel, camera: CameraRegisters, g: Gaussians) -> Ellipse:
-    """Project 16 Gaussians. Where they are not in range, nothing means anything."""
+    """Project 16 Gaussians. Lanes that are not in range hold undefined values."""
     translation = (camera.t0, camera.t1, camera.t2)
     cam = [k.fma(r[0], g.mean[0], k.fma(r[1], g.mean[1], k.fma(r[2], g.mean[2], t)))
            for r, t in zip((camera.row(i) for i in range(3)), translation, strict=True)]  # fmt: skip

@@ -70,7 +70,7 @@ def _target(k: Kernel, p: Pointer, place: Value, mask: Value) -> Value:
 
 
 def write_compare(module: ir.Module, real: ir.Type, byte_target: bool) -> None:
-    """Per task: sums of |x - y| and of the SSIM; and, if asked for, the SSIM's derivatives by the blurred values."""
+    """Per task: sums of |x - y| and of SSIM; on demand also the derivatives of SSIM by the blurred values."""
     k = Kernel(module, "compare_u8" if byte_target else "compare", real)
     counter, weights, height, length = k.pointer(I64), k.pointer(), k.arg(I64), k.arg(I64)
     image, target = k.pointer(), k.pointer(I8 if byte_target else real)

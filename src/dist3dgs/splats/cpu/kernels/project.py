@@ -18,7 +18,7 @@ def kernel_name(stem: str, degree: int) -> str:
 
 
 def write_cull(module: ir.Module, real: ir.Type) -> None:
-    """Per chunk of Gaussians: the ids of the visible ones, packed; their number; how many are not finite, the first."""
+    """Per chunk of Gaussians: packed ids and number of the visible ones, number and first of those not finite."""
     k = Kernel(module, "cull", real)
     counter, inputs = k.pointer(I64), geo.Inputs.declare(k)
     numbers, n = k.pointer(), k.arg(I64)
@@ -48,7 +48,7 @@ def write_cull(module: ir.Module, real: ir.Type) -> None:
 
 
 class _Visible:
-    """Parameters of the kernels that go through the visible Gaussians, chunk by chunk."""
+    """Parameters of the kernels that process the visible Gaussians chunk by chunk."""
 
     def __init__(self, k: Kernel, degree: int) -> None:
         self.degree = degree
@@ -118,7 +118,7 @@ def _colors(
 
 
 def write_project_backward(module: ir.Module, real: ir.Type, degree: int) -> None:
-    """From the gradients of the projection to those of the Gaussians (zero where not visible) and of the camera."""
+    """Backward of `project`: gradients of the Gaussians (zero where not visible) and of the camera."""
     k = Kernel(module, kernel_name("project_backward", degree), real)
     a = _Visible(k, degree)
     n, ids, colors = k.arg(I64), k.pointer(I64), k.pointer()

@@ -103,7 +103,7 @@ def final_buffer(real_bits: int) -> int:
 
 
 def write_pack(module: ir.Module, real: ir.Type) -> None:
-    """Per chunk of the Gaussians: their numbers and their tiles, and where they came from, at their places.
+    """Per chunk of Gaussians: write fields, tile ranges and source positions to their places.
 
     The first task is the sort by depth, which one thread does while the others pack.
     """
@@ -231,7 +231,7 @@ def _place_tiles(
     k: Kernel, row: Value, num_columns: Value, entries: tuple[Value, Value], row_lists: Pointer, boxes: Pointer,
     row_tiles: Pointer, starts: Pointer, stops: Pointer,
 ) -> None:  # fmt: skip
-    """Give each tile of a row as much room as Gaussians' boxes cover it, and set its stop to its start."""
+    """Reserve room in each tile of a row for all Gaussians whose boxes cover it, and set its stop to its start."""
     starts.clear(0, num_columns)
     stops.clear(0, num_columns)
     with k.loop(*entries) as entry:  # changes of the cover from tile to tile: up in starts, down in stops

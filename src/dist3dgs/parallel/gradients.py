@@ -1,0 +1,151 @@
+"""Sum of gradients between replicas: the rows that travel, and the messages they travel in.
+
+A view changes the Gaussians that it sees, often a part of all. With `gradient_rows: touched` ranks first tell each
+other which rows of their gradients are not zero, one bit per Gaussian, and sum the union alone. The other rows are
+zero on every rank, and so is their sum: the result has the same bits as the sum of all rows.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..config.models import Strategy
+from ..splats.gaussians import Gaussians
+from .collectives import Communicator
+from .compression import make_exchange
+from .strategy import travelling
+
+#: Gradients are put together up to this size: six small all-reduces take twice as long as one (gloo), and a copy of
+#: large ones would cost memory. PyTorch's DistributedDataParallel has the same default.
+BUCKET_BYTES = 25 * 2**20
+#: Where a larger share of the rows is touched all are sent: gathering and scattering rows costs more than it saves
+#: (docs/benchmarks/distributed.md).
+MAX_TOUCHED_SHARE = 0.8
+#: Parameters that MCMC's penalties pull on in every row, seen or not. They travel whole where they do.
+PENALISED = ("opacities", "scales")
+
+
+class GradientSum:
+    """Sums the gradients of parameters over ranks that hold the same Gaussians."""
+
+    def __init__(self, comm: Communicator, strategy: Strategy) -> None:
+        self.comm, self.exchange = comm, make_exchange(strategy, comm)
+        self._setting = strategy.gradient_rows
+
+    def reduce(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
+        """Sum every `.grad` over the ranks; yields parameters by name as they become ready. Collective.
+
+        gaussians: N of them, float32 or float64, the same on all ranks. sh_degree: 0..3; bands above do not travel.
+        """
+        targets: dict[str, Tensor] = {}
+        for name, active in travelling(gaussians, sh_degree):
+            grad = gaussians[name].grad
+            assert grad is not None
+            targets[name] = grad if active is None else grad[:, :active]
+        if self.comm.alone:
+            yield from targets
+            return
+        rows, whole = self._rows(targets) if self._selects(gaussians.device) else (None, ())
+        sent = {
+            name: target if rows is None or name in whole else target.index_select(0, rows)
+            for name, target in targets.items()
+        }
+        # All start at once, the largest last: while `shN` travels the optimizer works on the others.
+        pending = [(bucket, self._start(bucket, sent)) for bucket in self._buckets(sent)]
+        for bucket, finish in pending:
+            summed = finish()
+            for name, part in zip(bucket, _split(summed, [sent[n].shape for n in bucket]), strict=True):
+                if sent[name] is not targets[name]:
+                    assert rows is not None
+                    targets[name].index_copy_(0, rows, part)
+                elif part.data_ptr() != targets[name].data_ptr():
+                    targets[name].copy_(part)
+                yield name
+
+    def reset_error_feedback(self) -> None:
+        self.exchange.reset_error_feedback()
+
+    def _selects(self, device: torch.device) -> bool:
+        # On a GPU counting rows makes the host wait; whether that pays has not been measured.
+        wanted = self._setting == "touched" or (self._setting == "auto" and device.type == "cpu")
+        return wanted and self.exchange.row_by_row
+
+    def _rows(self, targets: dict[str, Tensor]) -> tuple[Tensor | None, tuple[str, ...]]:
+        """Agree on the rows that travel, int64 [M] or None for all, and on the parameters that travel whole."""
+        mine = touched_rows(targets)
+        penalised = [name for name in PENALISED if name in targets]
+        flags = [((nonzero_rows(targets[name]) & ~mine).any()).to(torch.uint8)[None] for name in penalised]
+        every = self.comm.all_gather(torch.cat([_packed(mine), *flags]), "all_gather(touched rows)")
+        bits, flagged = every[:, : -len(flags)], every[:, -len(flags) :].amax(0).tolist()
+        union = bits[0]
+        for other in bits[1:]:
+            union = union | other
+        rows = _unpacked(union, len(mine)).nonzero()[:, 0]
+        if len(rows) > MAX_TOUCHED_SHARE * len(mine):
+            return None, ()
+        return rows, tuple(name for name, flag in zip(penalised, flagged, strict=True) if flag)
+
+    def _buckets(self, targets: dict[str, Tensor]) -> list[list[str]]:
+        """Group parameters that travel together: small ones up to `BUCKET_BYTES`, in the given order."""
+        buckets: list[list[str]] = []
+        room = 0
+        for name, target in targets.items():
+            if self.exchange.by_itself(target):
+                buckets.append([name])
+                room = 0
+            elif target.nbytes <= room:
+                buckets[-1].append(name)
+                room -= target.nbytes
+            else:
+                buckets.append([name])
+                room = BUCKET_BYTES - target.nbytes
+        return buckets
+
+    def _start(self, bucket: list[str], targets: dict[str, Tensor]) -> Callable[[], Tensor]:
+        if len(bucket) == 1:
+            return self.exchange.start(bucket[0], targets[bucket[0]].contiguous())
+        return self.exchange.start(
+            "+".join(bucket), torch.cat([targets[name].reshape(-1) for name in bucket])
+        )
+
+
+def touched_rows(gradients: dict[str, Tensor]) -> Tensor:
+    """Return bool [N]: rows where a view left a gradient.
+
+    gradients: by parameter, float32 or float64 [N, ...]; those of penalties on every Gaussian do not count.
+    """
+    names = [name for name in gradients if name not in PENALISED]
+    touched = nonzero_rows(gradients[names[0]])
+    for name in names[1:]:
+        touched |= nonzero_rows(gradients[name])
+    return touched
+
+
+def nonzero_rows(tensor: Tensor) -> Tensor:
+    """Return bool [N]: rows of a float tensor [N, ...] with anything but zeros, NaN included."""
+    # Sums of magnitudes: no cancellation, and several times as fast as `any` over a row.
+    return tensor.abs().reshape(len(tensor), -1).sum(1) != 0
+
+
+def _packed(mask: Tensor) -> Tensor:
+    """Pack bool [N] into uint8 [ceil(N / 8)]."""
+    padded = torch.nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).reshape(-1, 8)
+    return (padded << _shifts(mask.device)).sum(1, dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor, length: int) -> Tensor:
+    """Unpack uint8 [ceil(N / 8)] to uint8 [N] of zeros and ones."""
+    return ((packed[:, None] >> _shifts(packed.device)) & 1).reshape(-1)[:length]
+
+
+def _shifts(device: torch.device) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)
+
+
+def _split(summed: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
+    """Split the concatenated sum back into the parameters' shapes."""
+    if len(shapes) == 1:
+        return [summed.reshape(shapes[0])]
+    parts = summed.split([shape.numel() for shape in shapes])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
