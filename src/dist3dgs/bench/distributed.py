@@ -1,4 +1,4 @@
-"""Images per second of 2 ranks against 1, side by side in one run; bytes per step against the formulae.
+"""Measure images per second on 2 ranks against 1, side by side, and bytes per step against the formulae.
 
     python -m dist3dgs.bench.distributed --gaussians 50000 --size 540x360 --out distributed.json
 
@@ -42,7 +42,7 @@ from .machine import describe_machine
 WORLD = 2
 ALONE, FREE, IN_STEP = "one rank", "free", "in step"
 #: Names from config/strategies.yaml; their own training settings do not count here.
-STRATEGIES = ("replicated", "sharded", "bf16", "powersgd")
+STRATEGIES = ("replicated", "all-rows", "sharded", "local", "bf16", "powersgd")
 
 
 def main() -> None:
@@ -55,6 +55,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--block", type=int, default=6, help="steps per block")
     parser.add_argument("--sh-degree", type=int, default=3)
+    parser.add_argument(
+        "--init-opacity", type=float, default=0.1, help="the more opaque, the fewer Gaussians a view touches"
+    )
     parser.add_argument("--out", type=Path, help="JSON file (default: print)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +76,8 @@ def main() -> None:
             chosen = {name: library.strategy(name) for name in args.strategies.split(",")}
         except UserError as e:
             parser.error(str(e))
-        job = (str(scene), chosen, args.rounds, args.block, args.sh_degree, folder)
+        settings = {"sh_degree": args.sh_degree, "init_opacity": args.init_opacity}
+        job = (str(scene), chosen, args.rounds, args.block, settings, folder)
         mp.start_processes(_rank, (job,), nprocs=WORLD, start_method="spawn")
         result = json.loads(Path(folder, "result.json").read_text())
     result["command"] = "python -m dist3dgs.bench.distributed " + " ".join(
@@ -84,17 +88,17 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def _rank(rank: int, job: tuple[str, dict[str, Strategy], int, int, int, str]) -> None:
-    scene_path, chosen, rounds, block, sh_degree, folder = job
+def _rank(rank: int, job: tuple[str, dict[str, Strategy], int, int, dict[str, Any], str]) -> None:
+    scene_path, chosen, rounds, block, settings, folder = job
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("BENCH_PORT", "29591")}
     set_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD, timeout=timedelta(seconds=300))
     scene = PackedScene.open(Path(scene_path))
-    runs = {ALONE: _trainer(scene, Communicator(), Strategy(), sh_degree, Path(folder, f"one{rank}"))}
+    runs = {ALONE: _trainer(scene, Communicator(), Strategy(), settings, Path(folder, f"one{rank}"))}
     for name, strategy in chosen.items():
         comm = Communicator(rank, WORLD)
-        runs[name] = _trainer(scene, comm, strategy, sh_degree, Path(folder, f"{name}{rank}"))
-    one_image = _trainer(scene, Communicator(), Strategy(), sh_degree, Path(folder, f"image{rank}"), batch=1)
+        runs[name] = _trainer(scene, comm, strategy, settings, Path(folder, f"{name}{rank}"))
+    one_image = _trainer(scene, Communicator(), Strategy(), settings, Path(folder, f"image{rank}"), batch=1)
     runs |= {FREE: runs[ALONE], IN_STEP: one_image}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
@@ -115,15 +119,20 @@ def _rank(rank: int, job: tuple[str, dict[str, Strategy], int, int, int, str]) -
                 seconds[name].append((time.perf_counter() - started) / block)
                 cpu[name].append(float(used) / block)
     if rank == 0:
-        write_json(Path(folder, "result.json"), _result(runs, seconds, cpu, scene, sh_degree))
+        write_json(Path(folder, "result.json"), _result(runs, seconds, cpu, scene, settings))
     dist.destroy_process_group()
 
 
 def _trainer(
-    scene: PackedScene, comm: Communicator, strategy: Strategy, sh_degree: int, out: Path, batch: int = WORLD
+    scene: PackedScene,
+    comm: Communicator,
+    strategy: Strategy,
+    settings: dict[str, Any],
+    out: Path,
+    batch: int = WORLD,
 ) -> Trainer:
     train = TrainSettings(
-        steps=1_000_000, keep="steps", global_batch=batch, sh_degree=sh_degree, sh_every=1, lpips=False,
+        steps=1_000_000, keep="steps", global_batch=batch, sh_every=1, lpips=False, **settings,
         tensorboard=False, densify=Densification(start_step=10**6, stop_step=10**6),
     )  # fmt: skip
     spec = RunSpec(
@@ -144,13 +153,13 @@ def _result(
     seconds: dict[str, list[float]],
     cpu: dict[str, list[float]],
     scene: PackedScene,
-    sh_degree: int,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     one = np.asarray(seconds[ALONE])
     out: dict[str, Any] = {
         "gaussians": runs[ALONE].model.gaussians.num_gaussians,
         "size": [int(v) for v in scene.sizes[0]],
-        "sh_degree": sh_degree,
+        **settings,
         "global_batch": WORLD,
         "machine": describe_machine(),
         "ceilings": {

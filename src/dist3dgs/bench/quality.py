@@ -1,4 +1,4 @@
-"""Held-out quality of whole trainings, by strategy and number of ranks, at the same number of images seen.
+"""Measure held-out quality of whole trainings by strategy and number of ranks, at equal images seen.
 
     python -m dist3dgs.bench.quality --scene data/builtin/scene.safetensors --images 1500 --out quality.json
     python -m dist3dgs.bench.quality --layouts n1g2 --strategies replicated,bf16,powersgd
@@ -31,6 +31,11 @@ STRATEGIES = {
     "sharded": Strategy(kind="sharded"),
     "bf16": Strategy(compression="bf16"),
     "powersgd": Strategy(compression="powersgd"),
+    "hybrid": Strategy(kind="hybrid"),
+    "hybrid-2": Strategy(kind="hybrid", shard=2),
+    "sharded-space": Strategy(kind="sharded", placement="space"),
+    "local-plain": Strategy(kind="local", average="plain"),
+    **{f"local-{k}": Strategy(kind="local", sync_every=k) for k in (1, 4, 16, 64)},
 }
 
 
@@ -83,7 +88,7 @@ def one_run(args: argparse.Namespace, scene: Path, strategy: str, layout: str, o
     if record.status != "ok":
         raise UserError(f"{strategy} {layout}: {record.failure}; see {out}")
     m, cost = record.metrics, guards(attempts(out)[-1].events())
-    sent = sum(c.bytes for c in m.collectives if c.phase == "step")
+    sent = sum(c.bytes for c in m.collectives if c.phase in ("step", "densify"))
     return {
         "strategy": strategy,
         "layout": layout,

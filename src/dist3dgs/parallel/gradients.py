@@ -1,8 +1,8 @@
 """Sum of gradients between replicas: the rows that travel, and the messages they travel in.
 
-A view changes the Gaussians that it sees, often a part of all. With `gradient_rows: touched` ranks first tell each
-other which rows of their gradients are not zero, one bit per Gaussian, and sum the union alone. The other rows are
-zero on every rank, and so is their sum: the result has the same bits as the sum of all rows.
+A view changes the Gaussians that it sees, often a part of all. With `gradient_rows: touched`, and `auto` where few are
+touched, ranks first tell each other which rows of their gradients are not zero, one bit per Gaussian, and sum the
+union alone. The other rows are zero on every rank, and so is their sum: the result has the same bits.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,9 +19,11 @@ from .strategy import travelling
 #: Gradients are put together up to this size: six small all-reduces take twice as long as one (gloo), and a copy of
 #: large ones would cost memory. PyTorch's DistributedDataParallel has the same default.
 BUCKET_BYTES = 25 * 2**20
-#: Where a larger share of the rows is touched all are sent: gathering and scattering rows costs more than it saves
-#: (docs/benchmarks/distributed.md).
-MAX_TOUCHED_SHARE = 0.8
+#: `auto` sends touched rows alone up to this share of all: above it, finding, gathering and scattering them takes more
+#: processor time than a shorter message over loopback saves (docs/benchmarks/distributed.md).
+AUTO_SHARE = 0.25
+#: Steps after which `auto` looks again where all rows travel.
+LOOK_AGAIN_STEPS = 50
 #: Parameters that MCMC's penalties pull on in every row, seen or not. They travel whole where they do.
 PENALISED = ("opacities", "scales")
 
@@ -31,7 +33,7 @@ class GradientSum:
 
     def __init__(self, comm: Communicator, strategy: Strategy) -> None:
         self.comm, self.exchange = comm, make_exchange(strategy, comm)
-        self._setting = strategy.gradient_rows
+        self._setting, self._steps_to_look = strategy.gradient_rows, 0
 
     def reduce(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
         """Sum every `.grad` over the ranks; yields parameters by name as they become ready. Collective.
@@ -67,9 +69,13 @@ class GradientSum:
         self.exchange.reset_error_feedback()
 
     def _selects(self, device: torch.device) -> bool:
+        if not self.exchange.row_by_row:
+            return False
+        if self._setting == "auto" and device.type == "cpu":
+            self._steps_to_look -= 1
+            return self._steps_to_look < 0
         # On a GPU counting rows makes the host wait; whether that pays has not been measured.
-        wanted = self._setting == "touched" or (self._setting == "auto" and device.type == "cpu")
-        return wanted and self.exchange.row_by_row
+        return self._setting == "touched"
 
     def _rows(self, targets: dict[str, Tensor]) -> tuple[Tensor | None, tuple[str, ...]]:
         """Agree on the rows that travel, int64 [M] or None for all, and on the parameters that travel whole."""
@@ -82,7 +88,8 @@ class GradientSum:
         for other in bits[1:]:
             union = union | other
         rows = _unpacked(union, len(mine)).nonzero()[:, 0]
-        if len(rows) > MAX_TOUCHED_SHARE * len(mine):
+        if self._setting == "auto" and len(rows) > AUTO_SHARE * len(mine):
+            self._steps_to_look = LOOK_AGAIN_STEPS
             return None, ()
         return rows, tuple(name for name, flag in zip(penalised, flagged, strict=True) if flag)
 

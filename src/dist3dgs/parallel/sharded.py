@@ -20,6 +20,7 @@ from ..splats.gaussians import Gaussians
 from ..splats.render import Projection, Renderer, RenderSettings
 from .collectives import Communicator
 from .digests import compare_rows, gather_digests, parameter_digest, rows_checksum
+from .placement import assign_views, morton_order, owners_in_space
 from .strategy import Parallel, Rendered, Rows, largest, travelling
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
@@ -39,6 +40,7 @@ class Sharded(Parallel):
     ) -> None:
         super().__init__(comm, renderer, settings)
         self.device, self.rebalance_above = device, strategy.rebalance_above
+        self.by_space = strategy.placement == "space"
         self._shards: list[int] = []
 
     @property
@@ -59,8 +61,12 @@ class Sharded(Parallel):
             known = len(shards) == comm.world_size
             self._shards = list(shards) if known else even(n, comm.world_size)
             if not known:
-                # Neighbours go to different ranks, so that every camera finds about as much work on each.
-                order = strided(n, comm.world_size).to(self.device)
+                # Strided, neighbours go to different ranks: every camera finds about as much to project on each.
+                order = (
+                    morton_order(rows["means"])
+                    if self.by_space
+                    else strided(n, comm.world_size).to(self.device)
+                )
                 rows = {k: t[order] for k, t in rows.items()}
             layout = {k: (tuple(t.shape[1:]), t.dtype) for k, t in rows.items()}
         loaded = rows_checksum(rows) if rows else 0
@@ -91,17 +97,34 @@ class Sharded(Parallel):
         self._shards = [int(n) for n in sizes.flatten().tolist()]
         if max(self._shards) * comm.world_size <= self.rebalance_above * sum(self._shards):
             return None
-        moves = plan_moves(self._shards)
+        targets = even(sum(self._shards), comm.world_size)
+        moved = self._cut_again(rows, targets) if self.by_space else self._even_out(rows)
+        self._shards = targets
+        compare_rows(comm, rows_checksum(rows), rows_checksum(moved), "a rebalance", self.device)
+        return moved
+
+    def _even_out(self, rows: Rows) -> Rows:
+        """Move the fewest rows that make the shards even."""
+        comm, moves = self.comm, plan_moves(self._shards)
         send = [moves.get((comm.rank, r), 0) for r in range(comm.world_size)]
         receive = [moves.get((r, comm.rank), 0) for r in range(comm.world_size)]
-        kept = mine - sum(send)
-        self._shards = even(sum(self._shards), comm.world_size)
-        moved = {
+        kept = self._shards[comm.rank] - sum(send)
+        return {
             k: torch.cat([t[:kept], comm.exchange(t[kept:].detach(), send, receive, "all_to_all(rebalance)")])
             for k, t in rows.items()
         }
-        compare_rows(comm, rows_checksum(rows), rows_checksum(moved), "a rebalance", self.device)
-        return moved
+
+    def _cut_again(self, rows: Rows, targets: list[int]) -> Rows:
+        """Move every row to where a new cut of all ranks' Gaussians puts it."""
+        comm = self.comm
+        owner = owners_in_space(comm, rows["means"].detach(), self._shards, targets)
+        send = torch.bincount(owner, minlength=comm.world_size)
+        every = comm.all_gather(send, "all_gather(moves)")
+        receive, order = every[:, comm.rank].tolist(), torch.argsort(owner, stable=True)
+        return {
+            k: comm.exchange(t.detach()[order], send.tolist(), receive, "all_to_all(rebalance)")
+            for k, t in rows.items()
+        }
 
     # ---------------------------------------------------------------- a step
 
@@ -121,32 +144,38 @@ class Sharded(Parallel):
             self.project(inputs, camera, sh_degree, track)
             for inputs, camera in zip(gaussians.activated_per_view(len(every)), every, strict=True)
         ]
-        mine = [p for p, owner in zip(projections, owners, strict=True) if owner == rank]
-        anchor = gaussians["means"][:0].sum()
+        mine, anchor = projections, gaussians["means"][:0].sum()
         if not self.comm.alone:
-            mine, anchor = self._exchange(projections, owners, track)
+            mine, anchor, owners = self._exchange(projections, owners, track)
+        ours = [camera for camera, owner in zip(every, owners, strict=True) if owner == rank]
         views = [
             self.rasterize(projection, camera, background, track)
-            for projection, camera in zip(mine, cameras[rank], strict=True)
+            for projection, camera in zip(mine, ours, strict=True)
         ]
         return Rendered(views, list(zip(projections, every, strict=True)), anchor)
 
     def _exchange(
         self, projections: list[Projection], owners: list[int], track: bool
-    ) -> tuple[list[Projection], Tensor]:
-        """Send projections to the cameras' owners; return the complete projections of this rank's cameras, and the
-        anchor.
+    ) -> tuple[list[Projection], Tensor, list[int]]:
+        """Send projections to the cameras' owners; return the complete projections of this rank's cameras, the anchor
+        and the owners.
+
+        By space, a training step's owners are chosen here, as many cameras each as were given to them.
         """
         comm, world = self.comm, self.comm.world_size
         numbers = torch.tensor([len(p.ids) for p in projections], device=self.device)
         counts = comm.all_gather(numbers, "all_gather(counts)").tolist()
+        if self.by_space and torch.is_grad_enabled():
+            owners = assign_views(counts, [owners.count(r) for r in range(world)])
+        # Messages are in the order of the receiving ranks.
+        departing = [projections[c] for c in sorted(range(len(owners)), key=owners.__getitem__)]
         own = [c for c, owner in enumerate(owners) if owner == comm.rank]
         send = [sum(counts[comm.rank][c] for c, o in enumerate(owners) if o == r) for r in range(world)]
         receive = [sum(counts[r][c] for c in own) for r in range(world)]
         sources = [[counts[r][c] for r in range(world)] for c in own]
-        trip = _Trip(comm, send, receive, projections, sources, absgrad=track and self.settings.absgrad)
-        floats = torch.cat([_floats(p) for p in projections])
-        radii = torch.cat([p.radii for p in projections])
+        trip = _Trip(comm, send, receive, departing, sources, absgrad=track and self.settings.absgrad)
+        floats = torch.cat([_floats(p) for p in departing])
+        radii = torch.cat([p.radii for p in departing])
         received, their_radii, anchor = _Travel.apply(floats, radii, trip)
         if len(own) == 1:  # what came is one camera's, in place already
             trip.arrived = [_projection(received, their_radii)]
@@ -157,7 +186,7 @@ class Sharded(Parallel):
                 _projection(torch.cat(pieces[i :: len(own)]), torch.cat(radii_pieces[i :: len(own)]))
                 for i in range(len(own))
             ]
-        return trip.arrived, anchor
+        return trip.arrived, anchor, owners
 
     def reduce_gradients(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
         # Owners have their gradients whole: they came back through the exchange.

@@ -30,7 +30,7 @@ class Rendered:
     """One step's forward pass on one rank."""
 
     views: list[View]
-    """This rank's cameras, rendered."""
+    """This rank's cameras, rendered; others than it was given where a strategy assigns them, without photograph."""
     projections: list[tuple[Projection, Camera]]
     """This rank's Gaussians, projected into every camera; after the backward pass densification reads means2d.grad."""
     anchor: Tensor

@@ -71,6 +71,7 @@ class SceneCameras:
     def __init__(self, scene: PackedScene, device: torch.device) -> None:
         self.scene, self.device = scene, device
         self._cache: dict[tuple[int, bool], Camera] = {}
+        self._views = {name: view for view, name in enumerate(scene.view_names)}
         self._keeps = device.type == "cpu" or self._fits(device)
         self._reader = ThreadPoolExecutor(1, "photographs")
         self._coming: dict[int, Future[tuple[Tensor, torch.cuda.Event | None]]] = {}
@@ -91,6 +92,12 @@ class SceneCameras:
         if self._keeps or not photo:
             self._cache[key] = camera
         return camera
+
+    def photo_of(self, camera: Camera) -> Tensor:
+        """Return the photograph, uint8 [H, W, 3], of a camera that came without it."""
+        photo = self.get(self._views[camera.name]).photo
+        assert photo is not None
+        return photo
 
     def prefetch(self, views: Sequence[int]) -> None:
         """Begin to copy the photographs of the next step to the device, unless they are kept there.

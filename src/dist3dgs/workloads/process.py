@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--events", type=Path, required=True)
     args = parser.parse_args()
-    spec = read_spec(Attempt(args.events).launch().get("spec"), str(args.events / "launch.json"))
+    spec = read_spec(Attempt(args.events).summary().spec, str(args.events / "launch.json"))
     if not isinstance(spec, WorkloadSpec):
         sys.exit("this runs workloads; a training is started by `dist3dgs launch`")
     sys.exit(run(spec, args.out / OUTPUT, args.events))

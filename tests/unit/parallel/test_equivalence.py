@@ -24,6 +24,7 @@ STRATEGIES = {
     "replicated": {"kind": "replicated"},
     "all-rows": {"kind": "replicated", "gradient_rows": "all"},
     "sharded": {"kind": "sharded"},
+    "space": {"kind": "sharded", "placement": "space"},
     "hybrid": {"kind": "hybrid"},
     "hybrid-1": {"kind": "hybrid", "shard": 1},
     "hybrid-2": {"kind": "hybrid", "shard": 2},
@@ -32,8 +33,11 @@ STRATEGIES = {
 ONE_RANK = [("replicated", 1), ("sharded", 1), ("hybrid", 1)]
 SEVERAL_RANKS = [
     *((name, ranks) for name in ("replicated", "sharded") for ranks in (2, 3)),
-    *(("hybrid-1", 2), ("hybrid-2", 2), ("hybrid-1", 3)),
-    *(pytest.param(name, 4, marks=pytest.mark.slow) for name in ("replicated", "sharded", "hybrid-2")),
+    *(("space", 2), ("space", 3), ("hybrid-1", 2), ("hybrid-2", 2), ("hybrid-1", 3)),
+    *(
+        pytest.param(name, 4, marks=pytest.mark.slow)
+        for name in ("replicated", "sharded", "space", "hybrid-2")
+    ),
 ]
 GLOBAL_BATCH = 12  # divisible by 1, 2, 3 and 4 ranks
 NUM_GAUSSIANS = 203  # by none of 2, 3 and 4
@@ -245,3 +249,21 @@ def test_touched_rows_alone_give_the_bits_of_all_rows(world_size, penalties, com
     assert 0.5 < share < 0.8
     bits = (world_size - 1) * NUM_GAUSSIANS / 8
     assert sent[1] == pytest.approx(float(sent[0] * travelling + bits), rel=0.05)
+
+
+def auto_looks(comm: Communicator, seen: float) -> list[int]:
+    """How often two ranks told each other their touched rows in four steps, and whether all rows travelled."""
+    gaussians = Gaussians(some_gaussians(torch.float32))
+    total = GradientSum(comm, Strategy())
+    for _ in range(4):
+        for t in gaussians.values():
+            t.grad = torch.zeros_like(t)
+            t.grad[: int(seen * NUM_GAUSSIANS)] = 1.0
+        list(total.reduce(gaussians, 3))
+    rows, sums = (comm.meters["startup", op] for op in ("all_gather(touched rows)", "all_reduce(gradients)"))
+    return [rows.calls, sums.bytes >= 4 * 4 * 59 * NUM_GAUSSIANS]
+
+
+def test_auto_sends_all_rows_where_many_are_touched_and_does_not_look_in_every_step():
+    assert run_ranks(2, auto_looks, 0.2) == [[4, False]] * 2
+    assert run_ranks(2, auto_looks, 0.5) == [[1, True]] * 2
