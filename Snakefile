@@ -58,7 +58,7 @@ onerror:
 # Names all results: one that was deleted is made again.
 rule all:
     input:
-        f"{RESULTS}/report/report.html",
+        rules.write_report.output,
         FIGURE_FILES,
         rules.tabulate.output,
         all_records,
@@ -82,4 +82,4 @@ rule figures:
 
 rule report:
     input:
-        f"{RESULTS}/report/report.html",
+        rules.write_report.output,

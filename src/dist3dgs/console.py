@@ -15,7 +15,7 @@ FOLLOWED = "DIST3DGS_FOLLOWED"
 
 
 class _Tee:
-    """A text stream that also goes to a file; looks like the stream otherwise."""
+    """A text stream whose output also goes to a file."""
 
     def __init__(self, stream: TextIO, copy: TextIO) -> None:
         self._stream, self._copy = stream, copy

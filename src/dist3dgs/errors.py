@@ -4,7 +4,7 @@ import shlex
 
 
 class UserError(Exception):
-    """A mistake in a file, setting or request, worded for the person who has to mend it.
+    """A mistake in a file, setting or request, worded for the person who has to fix it.
 
     The message says what is wrong, where (file or setting), what was expected, and the next command to run.
     The command line prints it without a traceback and exits with status 2.

@@ -1,4 +1,4 @@
-"""Whole files or nothing: writing under a temporary name, then renaming."""
+"""Write files whole or not at all: under a temporary name, then renamed."""
 
 import contextlib
 import hashlib
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-#: How the name of a file ends that is being written.
+#: Suffix of a file that is being written.
 TEMPORARY = ".tmp"
 
 
@@ -45,6 +45,6 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with Path(path).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from itertools import chain, islice, product
 
 MIB, GIB = 2**20, 2**30
 
-#: Words of Slurm for no limit, or for none that is known; an empty field too.
+#: Slurm's words for "no limit" and "unknown"; an empty field counts as one.
 UNLIMITED = frozenset({"UNLIMITED", "INFINITE", "PARTITION_LIMIT", "NOT_SET", "N/A", "INVALID", "NONE", ""})
 
 _NUMBER = r"(?:\d{1,18}(?:\.\d*)?|\.\d+)"

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from dist3dgs.analysis.tables import tabulate
+from dist3dgs.runs.launch_summary import SharedNodes
 from dist3dgs.slurm import allocation
-from dist3dgs.slurm.allocation import Allocation, Node
-from dist3dgs.slurm.cotenancy import HIDDEN, CoTenancy
+from dist3dgs.slurm.allocation import HIDDEN, Allocation, CoTenancy, Node
 
 JOB = ["sbatch", "--parsable", "-A", "lab", "-p", "gpu", "-t", "10", "-o", "/dev/null", "--mem=100"]
 
@@ -94,9 +94,9 @@ def test_who_came_and_went_between_two_looks_is_seen(on_cluster):
             assert time.monotonic() < end
             time.sleep(0.2)
         time.sleep(1)
-        assert watch.stop() == {"shared": True, "jobs": {"gpu01": [passer]}, "reason": None}
+        assert watch.stop() == SharedNodes(shared=True, jobs={"gpu01": [passer]}, reason=None)
         # Who had left before it began was no company.
-        assert CoTenancy(given).start().stop() == {"shared": False, "jobs": {}, "reason": None}
+        assert CoTenancy(given).start().stop() == SharedNodes(shared=False, jobs={}, reason=None)
     finally:
         on_cluster("scancel", own)
 
@@ -143,15 +143,15 @@ def fake(tmp_path, monkeypatch) -> Fake:
 
 def test_jobs_that_are_hidden_show_in_the_cpus_of_the_node(fake):
     fake.cluster((4, 36), "JobId=7 NodeList=n[1-2] Nodes=n[1-2] CPU_IDs=0-2,8 Mem=1")
-    assert CoTenancy(GIVEN).start().stop() == {"shared": True, "jobs": {"n2": [HIDDEN]}, "reason": None}
+    assert CoTenancy(GIVEN).start().stop() == SharedNodes(shared=True, jobs={"n2": [HIDDEN]}, reason=None)
     fake.cluster((4, 6), "JobId=7 Nodes=n1 CPU_IDs=0-3 Mem=1 Nodes=n2 CPU_IDs=0-5 Mem=1")
-    assert CoTenancy(GIVEN).start().stop()["shared"] is False
+    assert CoTenancy(GIVEN).start().stop().shared is False
 
 
 def test_what_cannot_be_seen_is_unknown_for_a_reason(fake):
     fake.cluster((4, 36), "JobId=7 NodeList=n[1-2]")
     found = CoTenancy(GIVEN).start().stop()
-    assert found["shared"] is None and "PrivateData" in found["reason"]
+    assert found.shared is None and "PrivateData" in (found.reason or "")
     fake.script("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     found = CoTenancy(GIVEN).start().stop()
-    assert found["shared"] is None and "Unable to contact" in found["reason"]
+    assert found.shared is None and "Unable to contact" in (found.reason or "")

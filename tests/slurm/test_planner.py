@@ -51,7 +51,7 @@ def test_a_refusal_for_good_is_written_down_at_once(made, caplog):
     assert not made.refused(POINT, 1, "{}", text)
     assert causes(made) == ["submission_rejected"]
     assert "account 'lab' is not known" in caplog.text
-    assert made.finish(POINT, 2, "{}")  # the next try is the outcome, without a job
+    assert made.finish(POINT, 2, "{}")  # the next attempt is the outcome, without a job
     assert json.loads((POINT.folder(made.results) / "launch.json").read_text())["published"]
 
 
@@ -76,11 +76,13 @@ def test_a_job_that_is_gone_is_asked_about_after_a_while(made, jobs, monkeypatch
     asked = []
     monkeypatch.setattr(module, "job_end", lambda number: asked.append(number) or ends[number])
     jobs.append(job(9, state="RUNNING"))
-    assert [made.fate(n) for n in ends] == [None] * 4 and asked == []  # it may be about to show up
+    assert [made.poll_final_state(n) for n in ends] == [
+        None
+    ] * 4 and asked == []  # it may be about to show up
     monkeypatch.setattr(module, "GONE_S", 0.0)
-    assert [made.fate(n) for n in ends] == [False, True, None, False] and 9 not in asked
+    assert [made.poll_final_state(n) for n in ends] == [False, True, None, False] and 9 not in asked
     made.queue.answered = False
-    assert made.fate(7) is None  # no answer is no end
+    assert made.poll_final_state(7) is None  # no answer is no end
 
 
 def test_a_job_that_slurm_does_not_speak_of_is_waited_for(made, monkeypatch):
@@ -89,7 +91,7 @@ def test_a_job_that_slurm_does_not_speak_of_is_waited_for(made, monkeypatch):
 
     monkeypatch.setattr(module, "job_end", silent)
     monkeypatch.setattr(module, "GONE_S", 0.0)
-    assert made.fate(7) is None
+    assert made.poll_final_state(7) is None
 
 
 def test_a_job_that_will_never_start_is_cancelled_and_refused(made, jobs, monkeypatch):
@@ -128,7 +130,7 @@ def test_such_a_job_on_a_real_cluster(on_plain_cluster, monkeypatch, tmp_path):
             planner.queue.forget()
             time.sleep(0.2)
         monkeypatch.setattr(module, "GONE_S", 0.0)
-        while planner.fate(int(number)) is not False:
+        while planner.poll_final_state(int(number)) is not False:
             assert time.monotonic() < end
             planner.queue.forget()
             time.sleep(0.2)

@@ -114,6 +114,23 @@ def test_file_times_make_nothing_again_where_snakemake_remembers_nothing(study: 
     assert planned(study) == {}
 
 
+def test_benchmarks_are_written_and_make_nothing_again(study: Path) -> None:
+    """Snakemake takes a benchmark's time for its outputs' where it is the older one."""
+    folder = study / "results/benchmarks"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*.tsv")}
+    assert names == {
+        *("ingest/mine.tsv", "tabulate.tsv", "report.tsv"),
+        *(f"figures/{name}.tsv" for name in figures.NAMES),
+    }
+    header, row = (folder / "ingest/mine.tsv").read_text().splitlines()[:2]
+    assert float(dict(zip(header.split("\t"), row.split("\t"), strict=True))["s"]) > 0
+    for path in folder.rglob("*.tsv"):
+        os.utime(path, (1, 1))
+    assert planned(study) == {}
+    shutil.rmtree(folder)  # as in a study made before there were any
+    assert planned(study) == {}
+
+
 def test_settings_that_change_no_result_train_nothing_and_reach_the_launcher(study: Path) -> None:
     free = {"log_every": 5, "tensorboard": True, "checkpoint_every": 4, "keep_checkpoints": 1}
     write_config(study, train=free, hardware={"timeout_s": 500, "join_timeout_s": 200, "max_restarts": 1})

@@ -88,7 +88,7 @@ PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER, in_job=not workflo
 wildcard_constraints:
     scene=NAME_PATTERN,
     strategy=NAME_PATTERN,
-    # Wider than what is right, which `point_named` knows: a misspelt one is answered in words, not by "no rule".
+    # Wider than what `point_named` accepts: a misspelt name gets its message instead of "no rule".
     layout="[A-Za-z0-9]+",
     repeat="[A-Za-z0-9]+",
 
@@ -154,7 +154,7 @@ def scene_settings_of(wildcards):
 
 @cache
 def is_ingested(scene):
-    """Whether a scene has been ingested from what it is made from now, so that nothing will ingest it again."""
+    """Return True if a scene has been ingested from its current sources, so that nothing will ingest it again."""
     forced = workflow.dag_settings.forcerun or ()
     try:
         facts = json.loads(Path(DATA, scene, "ingest.json").read_text(encoding="utf-8"))

@@ -21,6 +21,8 @@ rule tabulate:
         over_scenes=[f"{RESULTS}/tables/over_scenes.{kind}" for kind in ("csv", "md", "tex")],
     log:
         f"{RESULTS}/logs/tabulate.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tabulate.tsv"
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
@@ -44,6 +46,8 @@ rule figure:
         [f"{RESULTS}/figures/{{figure}}.{kind}" for kind in FIGURE_KINDS],
     log:
         f"{RESULTS}/logs/figures/{{figure}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figures/{{figure}}.tsv"
     wildcard_constraints:
         figure="|".join(FIGURES),
     retries: 0
@@ -65,13 +69,16 @@ rule write_report:
         tables=rules.tabulate.output,
         records=all_records,
     output:
-        report(
+        html=report(
             f"{RESULTS}/report/report.html",
             category="Report",
             caption="../report/report.rst",
         ),
+        tex=f"{RESULTS}/report/report.tex",
     log:
         f"{RESULTS}/logs/report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report.tsv"
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"
@@ -86,7 +93,7 @@ rule write_report:
         # The report marks records that other code has trained.
         training_code=lambda wildcards: code_digest(),
     shell:
-        "dist3dgs --log {log:q} report --out {output:q} --figures {params.figures:q} --tables {params.tables:q}"
+        "dist3dgs --log {log:q} report --out {output.html:q} --figures {params.figures:q} --tables {params.tables:q}"
         " --data {params.data:q} --study {params.study:q} --records {input.records:q} {params.others:q}"
 
 
@@ -94,7 +101,7 @@ rule check:
     """Fail where a point has failed (`fail_on: failed`), when all that can be made has been made."""
     input:
         records=all_records,
-        report=rules.write_report.output,
+        report=rules.write_report.output.html,
     output:
         f"{RESULTS}/tables/no_failed_points.txt",
     log:

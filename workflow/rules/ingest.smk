@@ -35,6 +35,8 @@ rule ingest:
         facts=f"{DATA}/{{scene}}/ingest.json",
     log:
         f"{DATA}/logs/ingest/{{scene}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ingest/{{scene}}.tsv"
     retries: 0
     conda:
         "../envs/dist3dgs.yaml"

@@ -1,5 +1,6 @@
 """The story of a study, from its records alone: attempts in order, what each met, what changed, what it cost."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,28 +202,39 @@ def performance_comparison(story: Sequence[Attempt], baseline: str | None = None
 
     baseline: `strategy/layout` to compare with instead, where it succeeded.
     """
-    return [_performance(attempt, _baseline(attempt, story, baseline)) for attempt in story]
+    by_program: dict[tuple[str, str], list[Attempt]] = {}
+    for a in story:
+        if a.record.metrics.total_s:
+            by_program.setdefault((a.record.run.scene, application(a.record)), []).append(a)
+    settings = {a.number: json.dumps(_comparable(a.record), sort_keys=True, default=str) for a in story}
+    return [
+        _performance(
+            a,
+            _baseline(a, by_program.get((a.record.run.scene, application(a.record)), []), settings, baseline),
+        )
+        for a in story
+    ]
 
 
-def _baseline(attempt: Attempt, story: Sequence[Attempt], named: str | None) -> Attempt | None:
+def _baseline(
+    attempt: Attempt, alike: Sequence[Attempt], settings: Mapping[int, str], named: str | None
+) -> Attempt | None:
     """The smallest and shortest success of the scene: under the same settings, else of the same strategy, else any.
 
     It is of the same program and not of other hardware: another one's time says nothing of what to expect. Where
     nothing succeeded, a run that finished on fewer ranks than it was given shows what those can do.
+
+    Args:
+        alike: attempts of the same scene and program that took a known time.
+        settings: what must be the same in two attempts, by their numbers.
+        named: `strategy/layout` that comes first where it succeeded.
     """
     run = attempt.record.run
-    done = [
-        a
-        for a in story
-        if a.record.run.scene == run.scene
-        and a.record.metrics.total_s
-        and application(a.record) == application(attempt.record)
-        and _same_hardware(a.record, attempt.record)
-    ]
+    done = [a for a in alike if _same_hardware(a.record, attempt.record)]
     ok = [a for a in done if a.record.status == "ok"]
     groups = (
         [a for a in ok if f"{a.record.run.strategy}/{a.record.run.layout}" == named],
-        [a for a in ok if _comparable(a.record) == _comparable(attempt.record)],
+        [a for a in ok if settings[a.number] == settings[attempt.number]],
         [a for a in ok if a.record.run.strategy == run.strategy],
         ok,
         [a for a in done if a.record.status == "degraded" and a.record.metrics.ranks],

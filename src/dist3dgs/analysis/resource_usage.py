@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runs.attempts import Attempt, attempts, chain
+from ..runs.attempts import Attempt, attempts, continued_attempts
 from ..runs.record import RunRecord
 
 #: Width of the bins in which the most frequent value (mode) is looked for.
@@ -82,7 +82,7 @@ def read_samples(point_folder: Path) -> list[Samples]:
 
 def read_chain(point_folder: Path) -> list[Samples]:
     """Like `read_samples`, for all attempts that make up the run: those whose time its record adds up."""
-    return _samples(chain(point_folder))
+    return _samples(continued_attempts(point_folder))
 
 
 def samples_elsewhere(records: Sequence[RunRecord], paths: Sequence[Path]) -> list[tuple[RunRecord, Path]]:
@@ -154,8 +154,7 @@ def read_spans(point_folder: Path) -> list[Span]:
     tried = attempts(point_folder)
     spans: list[Span] = []
     # Before its first event a rank starts Python and imports.
-    started = tried[-1].launch().get("started_at") if tried else None
-    since = started if isinstance(started, int | float) else None
+    since = tried[-1].summary().started_at if tried else None
     stack: list[str] = [] if since is None else ["startup"]
     for event in tried[-1].events() if tried else []:
         time_s, phase = event.get("t"), event.get("phase")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}", "-": "{-}",
+    "|": r"\textbar{}", '"': "''", "-": "{-}",
     "\u00d7": r"$\times$", "\u2212": "$-$", "\u2192": r"$\to$", "\u00b7": r"$\cdot$", "\u00b1": r"$\pm$",
     "\u03bb": r"$\lambda$", "\u03c3": r"$\sigma$", "\u03ba": r"$\kappa$", "\u2264": r"$\le$", "\u2265": r"$\ge$",
-    "\u00a0": "~", "\u202f": r"\,", "\u2013": "--", "\u2026": r"\dots{}", "\u00b0": r"\textdegree{}",
-    "\u2020": r"\dag{}", "\u2016": r"$\Vert$",
+    "\u00a0": "~", "\u202f": r"\,", "\u2013": "--", "\u2026": r"\dots{}", "\u00b0": r"$^\circ$",
+    "\u2020": r"$\dagger$", "\u2016": r"$\Vert$",
 }  # fmt: skip
 
 
@@ -74,4 +74,5 @@ def tabular(
 
 def _stacked(heading: str) -> str:
     """Break a heading where it has line breaks."""
-    return r"\\".join(tex(part) for part in heading.split("\n"))
+    # The braces keep a bracket from being taken for the line break's argument.
+    return r"\\{}".join(tex(part) for part in heading.split("\n"))

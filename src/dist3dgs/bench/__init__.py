@@ -1,1 +1,1 @@
-"""Measurements: what a thing costs on this machine."""
+"""Benchmarks of renderer, training, ingest and log readers on this machine."""

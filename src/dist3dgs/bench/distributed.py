@@ -1,4 +1,4 @@
-"""Images per second of 2 ranks against 1, side by side in one run; bytes per step against the formulae.
+"""Measure images per second on 2 ranks against 1, side by side, and bytes per step against the formulae.
 
     python -m dist3dgs.bench.distributed --gaussians 50000 --size 540x360 --out distributed.json
 

@@ -1,4 +1,4 @@
-"""Held-out quality of whole trainings, by strategy and number of ranks, at the same number of images seen.
+"""Measure held-out quality of whole trainings by strategy and number of ranks, at equal images seen.
 
     python -m dist3dgs.bench.quality --scene data/builtin/scene.safetensors --images 1500 --out quality.json
     python -m dist3dgs.bench.quality --layouts n1g2 --strategies replicated,bf16,powersgd

@@ -19,8 +19,8 @@ from ..errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 if it went well, 2 after a mistake that the message explains, 130 after Ctrl-C."""
-    # Evidence has characters that not every terminal's encoding has.
+    """Run one verb. Returns 0 on success, 2 after a mistake that the message explains, 130 after Ctrl-C."""
+    # Logs have characters that not every terminal's encoding has.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -89,7 +89,7 @@ def _layouts(args: argparse.Namespace, study: Any) -> list[Any]:
 
 
 def _predictions(study: Any, layouts: list[Any], site: Any, minutes: float | None = None) -> dict[Any, Any]:
-    """Run time of each layout: `minutes`, else from the records of the study, else the site's time limit."""
+    """Predict each layout's run time: `minutes`, else from the study's records, else the site's time limit."""
     from ..slurm.runtime_prediction import Prediction, predict, read_records
 
     if minutes:
@@ -172,7 +172,7 @@ def preflight(args: argparse.Namespace) -> int:
 
 
 def _ingest_requests(study: Any, site: Any) -> dict[str, Any]:
-    """Resources of the job of each scene of the study that is not packed yet."""
+    """Return the resources of the ingest job of each scene that is not packed yet."""
     from ..slurm.resources import ingest_resources
 
     return {
@@ -183,7 +183,7 @@ def _ingest_requests(study: Any, site: Any) -> dict[str, Any]:
 
 
 def _train_requests(study: Any, layouts: list[Any], site: Any) -> dict[str, Any]:
-    """Resources of the job of each layout, in the partition that a submission would choose."""
+    """Return the resources of the job of each layout, in the partition that a submission would choose."""
     from ..slurm.partition_choice import choose
     from ..slurm.resources import layout_resources
 

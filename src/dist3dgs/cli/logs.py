@@ -106,7 +106,7 @@ def run_diagnose(
 ) -> int:
     """Print one verdict for each job and run. Returns 0: ok, 1: failed or degraded, 2: a file is missing, 3: unknown.
 
-    Of several the first of failed, missing, unknown, ok that there is. verdict_of_run: judges a run of
+    Of several verdicts the first of failed, missing, unknown, ok counts. verdict_of_run: judges a run of
     our own (`records.build.verdict_of_run`). Raises `UserError` if nothing can be read.
     """
     from ..diagnosis.input_files import open_inputs
@@ -149,9 +149,9 @@ def run_import(
     paths: Sequence[Path | str], *, scene: str, layout: str, strategy: str = "imported", repeat: str = "r0",
     results: Path = Path("results"), force: bool = False, **reading: Any,
 ) -> int:  # fmt: skip
-    """Turn a foreign job's logs into `results/{scene}/{strategy}/{layout}/{repeat}/record.json`.
+    """Turn the logs of another program's job into `results/{scene}/{strategy}/{layout}/{repeat}/record.json`.
 
-    `reading`: fields of `importer.Reading`.
+    `reading`: fields of `records.import_record.Reading`.
     """
     from ..records.import_record import Reading, import_record
     from ..runs.record import save_record
@@ -167,7 +167,7 @@ def run_import(
     return 0
 
 
-#: How the notes of files end that could not be read at all.
+#: Ends of notes about files that could not be read.
 UNREAD = (
     "no such file",
     "cannot be read",
@@ -220,7 +220,7 @@ def troubleshooting() -> str:
     out = [
         "# Troubleshooting",
         "",
-        "Made from the rules that `dist3dgs diagnose` and the records use, by",
+        "Generated from the rules that `dist3dgs diagnose` and the records use, by",
         "`python -m dist3dgs.cli.logs docs/troubleshooting.md`. Do not edit: a test holds the two equal.",
         "",
         "```",
@@ -258,13 +258,15 @@ def troubleshooting() -> str:
 
 
 def _retries(cause: Any) -> str:
-    times = "once" if cause.tries == 1 else f"up to {cause.tries} times"
+    times = "once" if cause.retries == 1 else f"up to {cause.retries} times"
     more = [
         what for what, factor in (("memory", cause.mem_factor), ("time", cause.runtime_factor)) if factor > 1
     ]
     asks = f", each time with more {' and '.join(more)}" if more else ""
     return (
-        f"A run of ours is tried again {times}{asks}." if cause.tries else "A run of ours is not tried again."
+        f"A run of ours is tried again {times}{asks}."
+        if cause.retries
+        else "A run of ours is not tried again."
     )
 
 

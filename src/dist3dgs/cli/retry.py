@@ -1,4 +1,4 @@
-"""`dist3dgs retry`: train failed points again, with what has been changed in the config since."""
+"""Implement `dist3dgs retry`: train failed points again with the current config."""
 
 import os
 import shlex
@@ -12,7 +12,6 @@ from pathlib import Path
 from ..config.matrix import Study
 from ..config.naming import Point
 from ..errors import UserError
-from ..files import write_json
 from ..runs.attempts import attempts
 from ..runs.record import RunRecord, load_record
 from ..slurm.queue import Queue, describe
@@ -27,12 +26,12 @@ def retry(
     profile: Path | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Say which points are trained again and why, then let Snakemake train them; its exit status.
+    """Say which points are trained again and why, then let Snakemake train them. Returns its exit status.
 
     Args:
-        names: points (scene/strategy/layout[/repeat]), whatever became of them; by default all that failed.
-        overlays: files that are laid on top of the config.
-        profile: of Snakemake; by default the one that fits where the points ran.
+        names: points (scene/strategy/layout[/repeat]), failed or not; by default all that failed.
+        overlays: config files to merge on top.
+        profile: Snakemake's; by default the one that fits where the points ran.
         dry_run: only say what would be done.
     """
     results, queue = Path(study.config.results), Queue(results=study.config.results)
@@ -68,7 +67,7 @@ def retry(
 
 
 def failed_points(study: Study) -> list[Point]:
-    """Points whose record says that they failed: those of the matrix, then others that were asked for by name."""
+    """List the points whose record says failed: those of the matrix, then others that were asked for by name."""
     results = Path(study.config.results)
     points = study.points()
     for path in sorted(results.glob("*/*/*/r*/record.json")):
@@ -110,10 +109,10 @@ def _outcome(record: RunRecord | None) -> str:
 
 
 def _profile(points: Sequence[Point], results: Path) -> Path:
-    """The Slurm profile if the newest attempt of any point was a Slurm job."""
-    newest = [tried[-1].launch() for p in points if (tried := attempts(p.folder(results)))]
-    rejected = [(launch.get("ended") or {}).get("cause") == "submission_rejected" for launch in newest]
-    return CLUSTER if any(rejected) or any(launch.get("slurm") for launch in newest) else LOCAL
+    """Choose the Slurm profile if the newest attempt of any point was a Slurm job."""
+    newest = [found[-1].summary() for p in points if (found := attempts(p.folder(results)))]
+    on_cluster = any(s.slurm or s.final_cause == "submission_rejected" for s in newest)
+    return CLUSTER if on_cluster else LOCAL
 
 
 def _command(points: Sequence[Point], results: Path, overlays: Sequence[Path], profile: Path) -> list[str]:
@@ -124,7 +123,7 @@ def _command(points: Sequence[Point], results: Path, overlays: Sequence[Path], p
 
 
 def _snakemake(arguments: Sequence[str]) -> int:
-    """Run Snakemake to its end; its exit status. Ctrl-C reaches it from the terminal, and it ends in order."""
+    """Run Snakemake and return its exit status. Ctrl-C reaches it from the terminal, so that it can shut down."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
     process = subprocess.Popen([sys.executable, "-m", "snakemake", *arguments], env=environment)
     before = {
@@ -139,8 +138,7 @@ def _snakemake(arguments: Sequence[str]) -> int:
 
 
 def _close(folder: Path) -> None:
-    """End the series of attempts at a point, so that the retry policy counts from zero."""
-    tried = attempts(folder)
-    launch = tried[-1].launch() if tried else {}
-    if launch:
-        write_json(tried[-1].launch_path, launch | {"retry_at": time.time()})
+    """Close the attempts of a point, so that the retry policy counts from zero."""
+    found = attempts(folder)
+    if found and not (summary := found[-1].summary()).is_empty:
+        summary.updated(retry_at=time.time()).save(found[-1].folder)

@@ -1,4 +1,4 @@
-"""The config files: read, laid on each other, and asked which of them a setting stands in."""
+"""Load and merge config files, keeping track of where each setting came from."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ _FOUND = {list: "a list", str: "text", type(None): "nothing (the file is empty)"
 
 @dataclass(frozen=True)
 class Layers:
-    """Configs in the order in which they are laid on each other, each with its name; the last word counts."""
+    """Config files in order of precedence, the last one highest, each with its name."""
 
     layers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
 
@@ -28,22 +28,22 @@ class Layers:
         return cls(tuple((_short(path), load_yaml(path)) for path in files))
 
     def merged(self) -> dict[str, Any]:
-        """All layers in one, as Snakemake merges its config files."""
+        """Merge all layers, as Snakemake does."""
         raw: dict[str, Any] = {}
         for _, layer in self.layers:
             raw = merge(raw, layer)
         return raw
 
     def where(self, *keys: Any) -> str:
-        """The layer that decides the setting at `keys`: the last one that has the most of that path."""
+        """Find the layer that decides the setting at `keys`: the last one that has the longest part of that path."""
         depths = [(_depth(layer, keys), i) for i, (_, layer) in enumerate(self.layers)]
         depth, i = max(depths, default=(0, 0))
-        if depth == 0:  # in none of them: the study's own file is where it belongs
+        if depth == 0:  # in none of them: it belongs in the study's own file
             i = 0
         return self.layers[i][0] if self.layers else "the config"
 
     def holders(self, *keys: Any) -> list[tuple[str, Mapping[str, Any]]]:
-        """Every layer that has a mapping at `keys`, and that mapping."""
+        """Yield every layer that has a mapping at `keys`, and that mapping."""
         found = []
         for name, layer in self.layers:
             value: Any = layer
@@ -54,17 +54,17 @@ class Layers:
         return found
 
     def holding(self, key: str) -> str:
-        """Every layer that has the top-level `key`."""
+        """List the layers that have the top-level `key`."""
         return " or ".join(name for name, layer in self.layers if key in layer) or "the config"
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, mapping by mapping."""
+    """Merge `changes` into a copy of `base`, mapping by mapping."""
     merged = dict(base)
     for key, value in changes.items():
         if isinstance(value, Mapping):
             below = merged.get(key, {})
-            # As in Snakemake, an empty mapping changes nothing, not even what is no mapping.
+            # As in Snakemake, an empty mapping changes nothing, not even a value of another type.
             merged[key] = merge(below if isinstance(below, Mapping) else {}, value) if value else below
         else:
             merged[key] = value
@@ -72,8 +72,11 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML (or JSON) file. Raises `UserError` with line and column of a syntax error, and for a key
-    that stands twice in one mapping: plain YAML readers take the last one and say nothing."""
+    """Read a mapping from a YAML (or JSON) file.
+
+    Raises `UserError` with line and column of a syntax error, and for a key that stands twice in one mapping, of which
+    plain YAML readers silently take the last.
+    """
     path, text = Path(path), ""
     try:
         text = path.read_text(encoding="utf-8")
@@ -164,6 +167,6 @@ def _depth(layer: Any, keys: tuple[Any, ...]) -> int:
 
 
 def _short(path: Path) -> str:
-    """Relative to where we are, if it is below it."""
+    """Return the path relative to the working directory, if it is inside."""
     path = Path(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""From the config files to the list of runs."""
+"""Expand the config into the list of runs."""
 
 import difflib
 import functools
@@ -15,7 +15,7 @@ from .models import SOURCES, Config, Exclusion, RunSpec, Scene, Strategy, TrainS
 from .naming import Layout, Point, check_name
 from .published_scenes import download_spec
 
-#: Settings of a run that change none of its results: what is written while it runs, and how long is waited for whom.
+#: Settings that change no result of a run: what is logged, and time limits.
 #: Snakemake trains nothing again for them, and attempts that differ in them belong to the same run.
 FREE_SETTINGS = {
     "train": ("log_every", "tensorboard", "checkpoint_every", "keep_checkpoints"),
@@ -25,7 +25,7 @@ FREE_SETTINGS = {
 
 @dataclass(frozen=True)
 class Study:
-    """A validated config: what can be asked for and what is asked for by default."""
+    """A validated config: the points that can be asked for, and those that are by default."""
 
     config: Config
     scenes: dict[str, Scene]
@@ -75,7 +75,7 @@ class Study:
         return _find(self.strategies, check_name(name, "strategy"), "strategy", self.layers)
 
     def spec(self, point: Point) -> RunSpec:
-        """The run of any point whose scene and strategy are known, in the matrix or not."""
+        """Return the run of any point whose scene and strategy are known, in the matrix or not."""
         self.scene(point.scene)
         key = (point.strategy, point.layout)
         if key not in self._specs:
@@ -84,7 +84,7 @@ class Study:
         return self._specs[key].model_copy(update=own)
 
     def run_key(self, point: Point) -> str:
-        """Short text that changes with every setting that decides the result of a point."""
+        """Return a short digest of every setting that decides the result of a point."""
         key = (point.strategy, point.layout)
         if key not in self._digests:
             shared = self.spec(point).model_copy(update={"scene": "", "repeat": 0, "seed": self.config.seed})
@@ -106,7 +106,7 @@ class Study:
         return validate(RunSpec, value, f"config: point {point}")
 
     def _train(self, strategy: str) -> TrainSettings:
-        """The training settings of one strategy: the config's with its own laid over them."""
+        """Return the training settings of one strategy: the config's, overridden by its own."""
 
         def where(*loc: Any) -> str:
             keys = ("strategy_library", strategy, "train")
@@ -122,7 +122,7 @@ class Study:
             raise UserError(f"{self.layers.where('scene_library', name, 'download')}: {name}: {e}") from None
 
     def _check_exclusion(self, i: int, exclusion: Exclusion) -> None:
-        """One that leaves out nothing is a slip of the pen: what it was to leave out would run."""
+        """Refuse an exclusion that matches no point: it is a typing error, and what it should exclude would run."""
         c = self.config
         for what, name, names in (
             ("scene", exclusion.scene, c.scenes),
@@ -152,7 +152,7 @@ class Study:
                 )
 
     def excluded(self, point: Point) -> str | None:
-        """Why the config leaves this point out, or None."""
+        """Return why the config leaves this point out, or None."""
         for e in self.config.exclude:
             wanted = ((e.scene, point.scene), (e.strategy, point.strategy), (e.layout, str(point.layout)))
             if all(pattern in (None, value) for pattern, value in wanted):
@@ -160,7 +160,7 @@ class Study:
         return None
 
     def _every_point(self) -> Iterator[Point]:
-        """The matrix scenes x strategies x layouts x repeats, in a stable order."""
+        """Return scenes x strategies x layouts x repeats, in a stable order."""
         c = self.config
         return (
             Point(scene, strategy, Layout.parse(layout), repeat)
@@ -171,7 +171,7 @@ class Study:
         )
 
     def points(self) -> list[Point]:
-        """The matrix less the exclusions."""
+        """Return the points of the matrix less the exclusions."""
         points = [p for p in self._every_point() if self.excluded(p) is None]
         if not points:
             where = self.layers.where("exclude")
@@ -179,11 +179,11 @@ class Study:
         return points
 
     def exclusions(self) -> list[tuple[Point, str]]:
-        """The points of the matrix that are left out, and why."""
+        """Return the points of the matrix that are left out, and why."""
         return [(p, reason) for p in self._every_point() if (reason := self.excluded(p)) is not None]
 
     def licences(self) -> dict[str, str]:
-        """Of the scenes of the study, as far as they are stated."""
+        """Return the licences of the study's scenes, as far as they are stated."""
         stated = {}
         for name in self.config.scenes:
             scene = self.scene(name)
@@ -203,12 +203,12 @@ def load_study(folder: Path, overlays: Sequence[Path] = ()) -> Study:
 
 
 def spec_json(spec: RunSpec) -> str:
-    """One line, keys sorted: the same spec gives the same text, which Snakemake compares between runs."""
+    """Return one line with sorted keys: the same spec gives the same text, which Snakemake compares between runs."""
     return json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
 def run_digest(spec_text: str) -> str:
-    """Short digest of what decides the result of a run: its spec (JSON) without `FREE_SETTINGS`."""
+    """Return a short digest of what decides the result of a run: its spec (JSON) without `FREE_SETTINGS`."""
     value = json.loads(spec_text)
     for part, names in FREE_SETTINGS.items():
         for name in names:
@@ -257,7 +257,7 @@ def _library(raw: object, model: type[Any], what: str, layers: Layers) -> dict[s
     def where(name: Any, *loc: Any) -> str:
         place = layers.where(key, name, *loc)
         others = [holder for holder, _ in layers.holders(key, name) if holder != place]
-        # A fault of the whole entry may come of what stands in the other files.
+        # A fault of the whole entry may come from the other files.
         return f"{place}{f' on top of {others[-1]}' if others and not loc else ''}: {name}"
 
     def entry(name: Any, value: Any) -> Any:

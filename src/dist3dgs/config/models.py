@@ -21,7 +21,7 @@ class Settings(BaseModel):
 
 def expand_home(path: str) -> str:
     """Replace a leading ~ or ~user by the home folder, as a shell does."""
-    if not path.startswith("~"):  # an address may have slashes that a path loses
+    if not path.startswith("~"):  # a URL has double slashes, which a path would lose
         return path
     try:
         return str(Path(path).expanduser())
@@ -381,17 +381,17 @@ class RunSpec(Settings):
 
     @property
     def started(self) -> Layout:
-        """The ranks that are started: those of the layout, which is what is allocated, unless told otherwise."""
+        """Return the number of ranks that are started: those of the layout, unless `ranks: one`."""
         return Layout.parse(self.layout) if self.parallel.ranks == "all" else Layout(1, 1)
 
     @property
     def global_batch(self) -> int:
-        """Images per optimiser step over all ranks."""
+        """Return the images per optimiser step over all ranks."""
         return self.train.global_batch or self.train.batch_per_rank * self.started.world_size
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps of this run: `train.steps`, divided by the global batch where images are kept."""
+        """Return the optimiser steps of this run: `train.steps`, divided by the global batch with `keep: images`."""
         return -(-self.train.steps // self.global_batch) if self.train.keep == "images" else self.train.steps
 
     @property
@@ -431,7 +431,7 @@ class RunSpec(Settings):
 M = TypeVar("M", bound=BaseModel)
 
 
-#: Kinds of pydantic's errors whose own words speak of Python.
+#: Kinds of pydantic's errors whose messages speak of Python.
 _EXPECTED = {
     "list_type": "must be a list, e.g. [a, b]",
     "dict_type": "must be a mapping of settings (`name: value`)",

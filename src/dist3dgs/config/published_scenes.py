@@ -1,4 +1,4 @@
-"""Published scenes: where they lie, what their archives hold, under which terms.
+"""Published scenes: addresses, contents of their archives, licences.
 
 Sizes are those the hosts state, rounded; the exact size and SHA-256 of an archive are written to
 config/scenes.lock.yaml when it is first fetched, and enforced from then on.

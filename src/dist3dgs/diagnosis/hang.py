@@ -10,17 +10,17 @@ from .root_cause import OWN
 from .rules import Hit
 from .scan import Scan
 
-#: Half an hour and ten times a step without a step is a hang.
+#: No step for half an hour and for ten times a step's time is a hang.
 SILENCE_S = 1800.0
 SILENCE_STEPS = 10
-#: If there was no step at all: an hour.
+#: If there was no step at all, an hour is.
 NO_STEP_S = 3600.0
-#: Heartbeats prove more than silence: so long without a step, or so many if they state no time.
+#: Heartbeats prove more than silence: this long without a step is enough, or this many if they state no time.
 ALIVE_S = 600.0
 ALIVE_BEATS = 20
-#: A straggler takes so many times as long as the others for its own work in a step,
+#: A straggler's own work in a step takes this many times as long as that of the others,
 SLOWER = 1.2
-#: and begins collectives at least so many seconds after the first rank.
+#: and it begins collectives at least this many seconds after the first rank.
 MIN_LATE_S = 0.05
 
 
@@ -118,16 +118,22 @@ def find_hang(traces: Mapping[int, RankTrace], world_size: int | None = None) ->
     """
     groups = dict.fromkeys(g for t in traces.values() for g in t.groups)
     found = [hang for group in groups if (hang := _hang_of(group, traces, world_size)) is not None]
-    return max(found, key=lambda h: (bool(h.culprits or h.ops), len(h.waiting)), default=None)
+    # A rank that waits in one group is missing from the others: the root is one that waits nowhere.
+    waiting = {rank for hang in found for rank in hang.waiting}
+    return max(
+        found,
+        key=lambda h: (bool(h.culprits or h.ops), waiting.isdisjoint(h.culprits), len(h.waiting)),
+        default=None,
+    )
 
 
 def _hang_of(group: str, traces: Mapping[int, RankTrace], world_size: int | None) -> HungCollective | None:
     of_rank = {rank: t.groups[group] for rank, t in traces.items() if t.groups.get(group)}
-    # The members of gloo's groups are recorded under no name; only of the default group they are known then.
-    default = group in ("", "0")
-    names = (group, "") if default else (group,)
-    stated = next((m for t in traces.values() for name in names if (m := t.members.get(name))), None)
-    members = set(stated or range(world_size or 0 if default else 0)) | of_rank.keys()
+    # gloo records the members of its last group, under no name; the default group is known to have all ranks.
+    members = {rank for trace in traces.values() for rank in trace.members.get(group, ())} | of_rank.keys()
+    if group in ("", "0"):
+        nameless = {rank for trace in traces.values() for rank in trace.members.get("", ())}
+        members |= set(range(world_size or 0)) | nameless
     # A rank that has a dump, but of other groups alone, never began a collective of this one.
     reached = {rank: max(of_rank.get(rank, {}), default=0) for rank in members & traces.keys()}
     silent = sorted(members - traces.keys())

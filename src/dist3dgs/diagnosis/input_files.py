@@ -19,9 +19,9 @@ from ..runs.events import is_event_file
 from .own_run import is_summary
 
 GZIP = b"\x1f\x8b"
-#: A stream without an end must not fill the disk.
+#: An endless stream must not fill the disk.
 MAX_SPOOLED_BYTES = 4 << 30
-#: A pipe without data for so long is taken as ended.
+#: A pipe without data for this long is taken to have ended.
 PIPE_PATIENCE_S = 60.0
 MAX_FILES_OF_FOLDER = 1000
 CHUNK = 1 << 20

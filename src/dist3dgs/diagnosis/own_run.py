@@ -13,6 +13,7 @@ from typing import Any
 from ..config.naming import Layout
 from ..logs.facts import Line
 from ..logs.readers.events import Placed, RunEvents, time_of
+from ..runs.launch_summary import FILE, Ended, LaunchSummary, load_or_empty
 from ..runs.record import Evidence, HungCollective
 from .hang import last_sign
 from .root_cause import BY_NAME, OWN
@@ -40,13 +41,14 @@ HANGS = ("collective-timeout", "no-step")
 
 def is_summary(path: Path) -> bool:
     """Return True for a summary that our launcher or our judge wrote: nothing in it was printed by a job."""
-    if path.name not in ("launch.json", "record.json") or not path.is_file():
+    if not path.is_file():
         return False
-    content = read_json(path)
-    return "spec_digest" in content or {"run", "status", "metrics"} <= content.keys()
+    if path.name == FILE:
+        return load_or_empty(path).spec_digest is not None
+    return path.name == "record.json" and {"run", "status", "metrics"} <= _read_json(path).keys()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -57,24 +59,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def launch_context(paths: Sequence[Path]) -> dict[str, Any]:
     """Read context for `diagnose` from the launch.json among `paths`."""
-    path = next((p for p in paths if p.name == "launch.json" and is_summary(p)), None)
-    return {} if path is None else context_of(read_json(path), path)
+    path = next((p for p in paths if p.name == FILE and is_summary(p)), None)
+    return {} if path is None else context_of(load_or_empty(path), path)
 
 
-def context_of(launch: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def context_of(launch: LaunchSummary, path: Path) -> dict[str, Any]:
     """Return the context of an attempt: its launch.json, where that is, and the exit code in it."""
-    code = launch.get("returncode")
     return {
         "own_run": True,
-        "launch": launch,
+        "launch": None if launch.is_empty else launch,
         "launch_file": str(path),
-        "exit_code": code if isinstance(code, int) else None,
+        "exit_code": launch.returncode,
     }
 
 
 def add_hits(scan: Scan, context: Mapping[str, Any]) -> None:
     """Turn `error` events and the launcher's summary into hits, in order of time."""
-    launch = context.get("launch") or {}
+    launch: LaunchSummary | None = context.get("launch")
     events = scan.events
     if not launch and events is not None and events.end is not None and events.end[0].get("status") == "ok":
         return
@@ -124,41 +125,39 @@ def _killed(events: RunEvents, context: Mapping[str, Any]) -> Hit:
     return hit
 
 
-def _of_launch(
-    scan: Scan, launch: Mapping[str, Any], file: str, ranks_spoke: bool
-) -> list[tuple[float, Hit]]:
+def _of_launch(scan: Scan, launch: LaunchSummary, file: str, ranks_spoke: bool) -> list[tuple[float, Hit]]:
     """List hits with their Unix times: a refusal, an end from outside, a stall, a full disk."""
-    events, ended = scan.events, launch.get("ended") or {}
-    finished = launch.get("finished_at") or math.inf
+    events, ended = scan.events, launch.ended or Ended()
+    finished = launch.finished_at or math.inf
     found: list[tuple[float, Hit]] = []
 
     def add(t: float, rule: Rule, text: str, place: Line | None = None) -> None:
-        line = place or Line(file, None, text, ended.get("at"))
+        line = place or Line(file, None, text, ended.at)
         found.append((t, Hit(rule, 0, line, OWN, 0, steps_before=events.last_step if events else 0)))
 
     signal_t = events.signal_t() if events is not None else None
-    if cause := ended.get("cause"):
+    if cause := ended.cause:
         # What came after the first rank was told to stop came of the stop.
-        end_t = min(signal_t or math.inf, ended.get("at") or finished)
-        add(end_t, _rule_of_end(cause, str(ended.get("note"))), str(ended.get("note")))
-    elif launch.get("status") == "stopped":
-        add(signal_t or finished, BY_NAME["cancelled"], f"stopped by {launch.get('signal') or 'a signal'}")
-    if refusal := launch.get("refused"):
+        end_t = min(signal_t or math.inf, ended.at or finished)
+        add(end_t, _rule_of_end(cause, str(ended.note)), str(ended.note))
+    elif launch.status == "stopped":
+        add(signal_t or finished, BY_NAME["cancelled"], f"stopped by {launch.signal or 'a signal'}")
+    if refusal := launch.refused:
         log = str(Path(file).with_name("train.log"))
         add(-math.inf, BY_NAME["duplicate-gpu"], refusal, Line(log, 1, refusal))
-    if launch.get("stalled") and not ranks_spoke:
+    if launch.stalled and not ranks_spoke:
         # It began to stall before anybody stopped it.
-        add(-math.inf, BY_NAME["no-step"], _stall(events, launch, ended.get("at") or finished))
-    if (full := launch.get("disk_full")) is not None:
+        add(-math.inf, BY_NAME["no-step"], _stall(events, launch, ended.at or finished))
+    if (full := launch.disk_full) is not None:
         hit = error_hit(Line(file, None, full), (), 0)
-        found += [(finished if ended.get("cause") else -math.inf, hit)] if hit is not None else []
+        found += [(finished if ended.cause else -math.inf, hit)] if hit is not None else []
     return found
 
 
-def _stall(events: RunEvents | None, launch: Mapping[str, Any], end_t: float) -> str:
+def _stall(events: RunEvents | None, launch: LaunchSummary, end_t: float) -> str:
     """Say for how long no event came before the launcher ended the run."""
     last = last_sign(events) if events is not None else None
-    begin_t = launch.get("started_at", end_t) if last is None else time_of(last[0]) or end_t
+    begin_t = (launch.started_at or end_t) if last is None else time_of(last[0]) or end_t
     what = "no event at all in" if last is None else "no event after it for"
     return f"{what} {end_t - begin_t:.0f} s, until the launcher ended the run"
 
@@ -171,28 +170,29 @@ def _rule_of_end(cause: str, note: str) -> Rule:
     return named or next((r for r in all_rules() if r.cause == cause), BY_NAME["worker-failed"])
 
 
-def _name_sigkill(scan: Scan, launch: Mapping[str, Any]) -> None:
+def _name_sigkill(scan: Scan, launch: LaunchSummary) -> None:
     """Call a rank's SIGKILL `killed`: the launcher watches the job's memory itself and would have said so."""
     killed = [h for h in scan.hits if h.rule.name == "killed" and re.search(r"exit ?code.*-9", h.line.text)]
-    if killed or launch.get("returncode") in SIGKILL_CODES:
+    if killed or launch.returncode in SIGKILL_CODES:
         for hit in scan.hits:
             if hit.rule.name == "killed":
                 hit.rule = BY_NAME["killed-by-signal"]
 
 
-def fewer_devices(events: RunEvents | None, launch: Mapping[str, Any]) -> list[Evidence]:
+def fewer_devices(events: RunEvents | None, launch: LaunchSummary) -> list[Evidence]:
     """Return the evidence that a run which ended well left ranks out or devices idle; [] if it did not."""
     events = events or RunEvents()
-    world = Layout.parse(launch["spec"]["layout"]).world_size
+    layout = Layout.parse((launch.spec or {})["layout"])
+    world = layout.world_size
     devices = {(events.hosts.get(rank), d) for rank, d in events.device_ids.items() if d != "cpu"}
     num_hosts = max(1, len({host for host, _ in devices}))
     idle = bool(devices) and events.visible_devices > world // num_hosts
     if len(events.device_ids) >= world and not (devices and len(devices) < world) and not idle:
         return []
-    text = f"{world} workers asked for by {launch['spec']['layout']}, {len(devices) or len(events.device_ids)} in use"
+    text = f"{world} workers asked for by {layout}, {len(devices) or len(events.device_ids)} in use"
     text += f", {events.visible_devices} devices given on a node" if idle else ""
     evidence = [Evidence(file=min(events.events_of, default="launch.json"), line=None, text=text)]
-    if warning := launch.get("world_warning"):
+    if warning := launch.world_warning:
         evidence.insert(0, Evidence(file="train.log", line=1, text=warning))
     return evidence
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from .rules import RULES, Hit, Rule, Tier
 from .scan import Scan
 
-#: A process that survived an error prints more text than a dying one had left in its buffer.
+#: A process that survives an error prints more text than a dying one had left in its buffer.
 SURVIVED_BYTES = 1 << 14
 #: Progress lines after a mere warning that refute it.
 WARNED_ROWS = 2
@@ -331,7 +331,7 @@ def _the_program_first(live: list[Hit], choice: Choice) -> list[Hit]:
 
 
 def _name_ranks_beyond_the_world(live: list[Hit], scan: Scan, choice: Choice) -> None:
-    """Name NCCL's `invalid argument` by its cause where just the tasks failed that the world has no ranks for."""
+    """Name the cause of NCCL's `invalid argument` if exactly the tasks beyond the world failed."""
     refused = [h for h in live if h.rule.name == "nccl-error" and INVALID_RANK.search(h.line.text)]
     if not refused:
         return
@@ -340,7 +340,7 @@ def _name_ranks_beyond_the_world(live: list[Hit], scan: Scan, choice: Choice) ->
     beyond = world is not None and any(
         rank is not None and rank >= world for rank in [*failed, *(h.rank for h in refused)]
     )
-    # The first tasks found their ranks and those from one on did not.
+    # The first tasks found their ranks; those from some number on did not.
     from_one_on = len(failed) > 1 and min(failed) > 0 and failed == set(range(min(failed), max(failed) + 1))
     if beyond or from_one_on:
         for hit in refused:

@@ -71,7 +71,7 @@ class LogSummary(Model):
     )
     hosts: list[HostUse] = Field(default_factory=list)
     host_peak_gib: float | None = None
-    finished: Evidence | None = Field(None, description="the trainer's own line that it came to its end")
+    finished: Evidence | None = Field(None, description="the trainer's own statement that it finished")
     ended: Evidence | None = Field(
         None, description="a weaker sign of a normal end: the wrapper's, or a clean teardown"
     )
@@ -158,7 +158,7 @@ REASONS = {
     "gpus": "no nvidia-smi log was given",
     "host_peak_gib": "no sacct, psrecord or resource log was given",
     "phases_s": "no phase of the run is marked with a time",
-    "finished": "the trainer's own line that it came to its end is not there",
+    "finished": "no line of the trainer says that it finished",
 }
 
 

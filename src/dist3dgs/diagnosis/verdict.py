@@ -10,12 +10,13 @@ from pydantic import Field
 
 from ..errors import UserError
 from ..logs.facts import Line
-from ..logs.jobs import Job, missing_halves
+from ..logs.jobs import Job, missing_counterparts
 from ..logs.readers import flight_recorder
 from ..logs.readers.events import RunEvents
 from ..logs.readers.events import read as read_events
 from ..runs.attempts import ATTEMPTS, Attempt
 from ..runs.causes import Cause
+from ..runs.launch_summary import LaunchSummary
 from ..runs.record import Evidence, Failure, HungCollective, Model, Status, Straggler
 from . import own_run, root_cause
 from .hang import find_hang, hang_words, last_sign, only_alive, silent_before, stragglers
@@ -30,7 +31,7 @@ NO_LIFE = re.compile(
     r"not responding|[Ss]till (?:trying|waiting)|[Ww]aiting (?:for|in)\b|blocked for more than|"
     + root_cause.ENDING.pattern
 )
-#: A model has vanished when at most so many Gaussians are left, and so small a part, of once so many.
+#: A model has vanished if at most GONE Gaussians are left, and at most GONE_PART of a maximum of ONCE_MANY or more.
 GONE = 100
 GONE_PART = 0.01
 ONCE_MANY = 1000
@@ -87,15 +88,15 @@ def diagnose(paths: Sequence[Path | str], context: Mapping[str, Any] | None = No
     logs = [p for p in map(Path, paths) if p not in summaries]
     context = own_run.launch_context(summaries) | dict(context or {})
     # One file may say `complete` while the other has the traceback.
-    halves = [other for other in missing_halves(logs) if other.is_file()]
-    found = scan(Job([*logs, *halves], paths.job_id) if isinstance(paths, Job) else [*logs, *halves])
-    for file in found.files[len(found.files) - len(halves) :] if halves else ():
+    pairs = [other for other in missing_counterparts(logs) if other.is_file()]
+    found = scan(Job([*logs, *pairs], paths.job_id) if isinstance(paths, Job) else [*logs, *pairs])
+    for file in found.files[len(found.files) - len(pairs) :] if pairs else ():
         file.note = file.note or "is read too: the job's other half"
     return judge(found, summarise(found), context)
 
 
 def diagnose_attempt(
-    attempt: Attempt, launch: Mapping[str, Any] | None = None, events: RunEvents | None = None
+    attempt: Attempt, launch: LaunchSummary | None = None, events: RunEvents | None = None
 ) -> Diagnosis:
     """Judge one attempt of a run of our own from what launcher and ranks left; files as records name them.
 
@@ -103,9 +104,9 @@ def diagnose_attempt(
         launch: its launch.json, where that was read before.
         events: its events, where they were read before.
     """
-    launch = attempt.launch() if launch is None else launch
+    launch = attempt.summary() if launch is None else launch
     found = Scan()
-    if launch.get("status") != "ok":  # a training that came to its end has no line to look for
+    if launch.status != "ok":  # a training that came to its end has no line to look for
         with contextlib.suppress(UserError):
             found = scan([attempt.log_path])
     found.events = read_events(attempt.event_files()) if events is None else events
@@ -151,11 +152,11 @@ def judge(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagn
 
 
 def _verdict(found: Scan, summary: LogSummary, context: Mapping[str, Any]) -> Diagnosis:
-    launch = context.get("launch") or {}
+    launch: LaunchSummary | None = context.get("launch")
     own_run.add_hits(found, context)
     if context.get("own_run") or (found.events is not None and found.events.num_events):
         found.facts.add("trainer", "dist3dgs", Line("", None, ""), keep="last")
-    if launch.get("status") == "ok":
+    if launch is not None and launch.status == "ok":
         return _ended_well_ours(found, launch)
     _dumped_alone(found, context)
     finished = summary.finished is not None and not launch
@@ -192,7 +193,7 @@ def _dumped_alone(found: Scan, context: Mapping[str, Any]) -> None:
     found.hits.append(hit)
 
 
-def _ended_well_ours(found: Scan, launch: Mapping[str, Any]) -> Diagnosis:
+def _ended_well_ours(found: Scan, launch: LaunchSummary) -> Diagnosis:
     """Return the verdict on a run of ours that came to its end: degraded if it left devices idle."""
     idle = own_run.fewer_devices(found.events, launch)
     if not idle:
@@ -432,13 +433,11 @@ def _without_cause(found: Scan, summary: LogSummary, choice: Choice, context: Ma
     )  # fmt: skip
 
 
-def _without_cause_ours(
-    found: Scan, choice: Choice, launch: Mapping[str, Any], launch_file: str
-) -> Diagnosis:
+def _without_cause_ours(found: Scan, choice: Choice, launch: LaunchSummary, launch_file: str) -> Diagnosis:
     """Return the verdict on a failed run of ours of which neither ranks, launcher nor log tell the cause."""
     events = found.events or RunEvents()
     place = own_run.Place(None, found.hits, events)
-    text = f"exit status {launch.get('returncode')} and no error event"
+    text = f"exit status {launch.returncode} and no error event"
     log = Path(launch_file).with_name("train.log")
     return Diagnosis(
         status="failed", cause="unknown", phase=place.phase, step=place.step, rank=place.rank, node=place.node,
@@ -452,13 +451,15 @@ def _missing_halves(found: Scan) -> list[str]:
     """List the job's other .out or .err where it was not found."""
     return [
         f"the job's other half, {other.name} (not found)"
-        for other in missing_halves([Path(f.path) for f in found.files])
+        for other in missing_counterparts([Path(f.path) for f in found.files])
     ]
 
 
 def _what_to_give(found: Scan, choice: Choice, rank: int | None, node: str | None) -> str:
     """Name the files that may state a cause which these do not."""
-    halves = [f"Give also {other.name}." for other in missing_halves([Path(f.path) for f in found.files])]
+    halves = [
+        f"Give also {other.name}." for other in missing_counterparts([Path(f.path) for f in found.files])
+    ]
     place = " on ".join(x for x in (None if rank is None else f"rank {rank}", node) if x)
     wanted = [*halves, *([f"Look in the log of {place}."] if place else [])]
     told = [h.rule.remedy for h in choice.symptoms if h.rule.name == "loader-worker-gone"][:1]

@@ -23,7 +23,7 @@ PARTS = ("computation", "overlapped", "exposed communication")
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"facecolor": colour, "hatch": hatch, "edgecolor": style.INK, "linewidth": 0.4}
     for name, (colour, hatch) in zip(
-        PARTS, ((style.BLUE, ""), (style.SKY, "////"), (style.ORANGE, "\\\\\\")), strict=True
+        PARTS, ((style.BLUE, ""), ("#CDE7F7", "////"), (style.ORANGE, "\\\\\\")), strict=True
     )
 }
 

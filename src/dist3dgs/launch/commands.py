@@ -1,8 +1,7 @@
 """The exact command lines that start a layout's ranks, inside a Slurm allocation or on this machine.
 
 One node: `torchrun --standalone`, no inner srun. Several: one `srun` task per node, each running
-`python -m dist3dgs.launch.node` (network interface, store host) and then torchrun with a c10d rendezvous on
-the head.
+`python -m dist3dgs.launch.node` (network interface, store host) and then torchrun with a c10d rendezvous on the head.
 
 Why the details are as they are (each was met as a failure, see docs/decisions/0060-slurm-launch.md):
 
@@ -50,9 +49,8 @@ _DROPPED_PREFIXES = ("SLURM_", "SRUN_", "SBATCH_", "SALLOC_", "PMI_", "PMIX_")
 class Software:
     """Way to the training software on a node, beyond the Python that runs the launcher.
 
-    `modules` are loaded with the site's `module` command; `image` is an Apptainer/Singularity image that
-    holds
-    Python and dist3dgs, run with `--nv` when GPUs are used.
+    `modules` are loaded with the site's `module` command; `image` is an Apptainer/Singularity image that holds Python
+    and dist3dgs, run with `--nv` when GPUs are used.
     """
 
     modules: tuple[str, ...] = ()
@@ -74,7 +72,7 @@ def software_of(site: Site) -> Software:
 
 
 def port_candidates(job_id: int) -> Iterator[int]:
-    """Ports for a job, in the order in which they are tried; the same on every node."""
+    """Yield ports for a job in the order in which they are tried; the same on every node."""
     for k in range(PORT_TRIES):
         yield FIRST_PORT + (job_id + k * PORT_STRIDE) % NUM_PORTS
 
@@ -90,7 +88,7 @@ def port_is_free(port: int, host: str = "") -> bool:
 
 
 def choose_port(job_id: int, is_free: Callable[[int], bool] = port_is_free) -> int:
-    """First free port of the job. Call it on the head node, where the store will listen."""
+    """Return the job's first free port. Call it on the head node, where the store will listen."""
     for port in port_candidates(job_id):
         if is_free(port):
             return port
@@ -102,7 +100,7 @@ def choose_port(job_id: int, is_free: Callable[[int], bool] = port_is_free) -> i
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` without what an enclosing Slurm step or torchrun left behind, but with the job's identity."""
+    """Copy `environ` without what an enclosing Slurm step or torchrun left behind, but with the job's identity."""
     return {
         name: value
         for name, value in environ.items()
@@ -114,8 +112,7 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def launch_environment(
     environ: Mapping[str, str], layout: Layout, allocation: Allocation | None, *, cpus_per_node: int
 ) -> dict[str, str]:
-    """Environment for the launched command: cleaned where an srun follows, threads shared out between the
-    workers.
+    """Return the environment of the launched command: cleaned if an srun follows, threads shared out among the workers.
 
     `OMP_NUM_THREADS` is the node's CPUs over its workers unless the user has set it.
     """
@@ -163,7 +160,7 @@ def torchrun_argv(
     run_id: str = "none",
     join_timeout_s: float = JOIN_TIMEOUT_S,
 ) -> list[str]:
-    """torchrun for one node. `rendezvous` is `address:port` of the head, None for a single node.
+    """Return torchrun's command line for one node. `rendezvous` is `address:port` of the head, None for a single node.
 
     join_timeout_s: for the head's store to listen, and then for all nodes to join (torchrun: 60 s and 600 s).
     """
@@ -190,7 +187,7 @@ def launch_argv(
     software: Software | None = None,
     join_timeout_s: float = JOIN_TIMEOUT_S,
 ) -> list[str]:
-    """The whole command line that starts all ranks of `layout`.
+    """Return the whole command line that starts all ranks of `layout`.
 
     Args:
         worker: what every rank runs, as torchrun takes it: `["-m", "dist3dgs.train.worker", ...]` or `["script.py",

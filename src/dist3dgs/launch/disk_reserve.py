@@ -1,4 +1,4 @@
-"""Room for the last words: a few blocks kept on the results' disk, so that a run that filled it can still say so."""
+"""A few blocks reserved on the results' disk, so that a run that filled it can still write its summary."""
 
 import errno
 import os
@@ -12,23 +12,23 @@ RESERVE, PROBE = ".reserve", ".probe"
 
 
 class Reserve:
-    """A file in `folder` that is given back when it is time to write the verdict."""
+    """A file in `folder` that is deleted before the summary is written."""
 
     def __init__(self, folder: Path) -> None:
         self.path = Path(folder, RESERVE)
         self._write(self.path)
 
     def release(self) -> str | None:
-        """Give the room back. What the system said if there was no room but this one; else None."""
+        """Delete the file; return the system's message if the disk was full without it, else None."""
         probe = self.path.with_name(PROBE)
-        said = self._write(probe)
+        message = self._write(probe)
         probe.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-        return said
+        return message
 
     @staticmethod
     def _write(path: Path) -> str | None:
-        """Fill the file; what the system said if there was no room."""
+        """Fill the file; return the system's message if the disk is full, else None."""
         try:
             with path.open("wb") as f:
                 f.write(bytes(RESERVE_BYTES))

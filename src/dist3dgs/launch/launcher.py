@@ -27,28 +27,28 @@ from ..config.matrix import load_spec, run_digest, spec_json
 from ..config.models import RunSpec
 from ..config.naming import how_to_make
 from ..errors import UserError
-from ..files import TEMPORARY, write_json
+from ..files import TEMPORARY
 from ..monitoring.nvml import driver_version
 from ..monitoring.sampler import Monitor, peak_pss_gib, resources_path
 from ..records.build import cause_of
 from ..runs import resume
-from ..runs.attempts import Attempt, attempts, new_attempt
-from ..runs.causes import tries_after
+from ..runs.attempts import Attempt, attempts, new_attempt, publish
+from ..runs.causes import retries_after
+from ..runs.launch_summary import FILE, Ended, LaunchStatus, LaunchSummary, SlurmJob
 from ..runs.provenance import code_digest, git_state
 from ..slurm import allocation as slurm_allocation
-from ..slurm import job_lifecycle
-from ..slurm.allocation import GPUS_PER_NODE, Allocation, limit_gpus, node_name
-from ..slurm.cotenancy import CoTenancy
+from ..slurm.allocation import GPUS_PER_NODE, Allocation, CoTenancy, limit_gpus, node_name
+from ..slurm.retry import EX_TEMPFAIL, next_action, take_turn
 from ..slurm.site import Site, current_site
 from . import commands, gsplat_build, node
 from .disk_reserve import PROBE, RESERVE, Reserve
 from .oom import OomWatch
-from .supervisor import Watch
+from .supervisor import Watch, before_time_limit, srun_found_no_controller
 from .world_check import check_world
 
 #: After asking the ranks to stop: time for a checkpoint before they are killed.
 GRACE_S = 60.0
-#: In a Slurm job: time for the launcher of the same point in an ended job to be gone.
+#: In a Slurm job: how long to wait for the launcher of an earlier job of the point to exit.
 LOCK_WAIT_S = 90.0
 #: In an attempt's folder while it runs: PyTorch's cache of compiled code.
 INDUCTOR = ".inductor"
@@ -57,7 +57,7 @@ INDUCTOR = ".inductor"
 def launch(
     spec_text: str, scene: Path, out: Path, weights: Path | None = None, resume_from: Path | None = None
 ) -> int:
-    """Run one point to its end; the launcher's exit status. Raises `UserError` before anything is started.
+    """Run one point to its end; return the launcher's exit status. Raises `UserError` before anything is started.
 
     resume_from: a checkpoint, of any layout, to start from where the point has none of its own.
     """
@@ -79,17 +79,15 @@ def launch(
     if here is not None:
         if here.exclusive and spec.hardware.device != "cpu":
             limit_gpus(os.environ, spec.started.workers_per_node)
-        decision = job_lifecycle.take(out, digest, here, site)
+        decision = take_turn(out, digest, here, site)
         print(f"Slurm job {here.job_id}: {decision.reason}", file=sys.stderr, flush=True)
         if decision.action != "train":
-            job_lifecycle.publish(
-                out, decision.reason, {"spec_digest": digest, "spec": spec.model_dump(mode="json")}
-            )
+            publish(out, decision.reason, spec_digest=digest, spec=spec.model_dump(mode="json"))
             return 0
     with _lock(out, wait_s=0.0 if here is None else LOCK_WAIT_S):
         _forget_finished(out, digest)
         _remove_leftovers(out)
-        (out / "launch.json").unlink(missing_ok=True)
+        (out / FILE).unlink(missing_ok=True)
         try:
             for restart in range(spec.hardware.max_restarts + 1):
                 run = _Run(spec, digest, scene, out, new_attempt(out), weights, here, site)
@@ -111,42 +109,41 @@ class _Run:
         allocation: Allocation | None, site: Site,
     ) -> None:  # fmt: skip
         self.spec, self.scene, self.out, self.attempt, self.weights = spec, scene, out, attempt, weights
-        self.layout = spec.started
+        self.layout, self.digest = spec.started, digest
         self.allocation, self.site = allocation, site
         self.may_restart = self.restarts = False
         self.resume_from: Path | None = None
-        self.summary: dict[str, Any] = {
-            "spec_digest": digest,
-            "spec": spec.model_dump(mode="json"),
-            "attempt": attempt.number,
-            "status": "running",
-            "started_at": time.time(),
-            "host": node_name(),
-            "cores": len(os.sched_getaffinity(0)),
-            "cpu": _cpu_model(),
-            "driver": driver_version() if spec.hardware.device != "cpu" else None,
-            "python": platform.python_version(),
-            "dist3dgs": __version__,
-            "code_digest": code_digest(),
+        self.summary = LaunchSummary(
+            spec_digest=digest,
+            spec=spec.model_dump(mode="json"),
+            attempt=attempt.number,
+            status="running",
+            started_at=time.time(),
+            host=node_name(),
+            cores=len(os.sched_getaffinity(0)),
+            cpu=_cpu_model(),
+            driver=driver_version() if spec.hardware.device != "cpu" else None,
+            python=platform.python_version(),
+            dist3dgs=__version__,
+            code_digest=code_digest(),
             **git_state(),
-            "slurm": _slurm_facts(self.allocation),
-            "scene_file": str(scene),
-            "argv": [],
-        }
+            slurm=_slurm_job(self.allocation),
+            scene_file=str(scene),
+            argv=[],
+        )
 
     def execute(self) -> int:
         self._save()
-        # What each layer believes about the world is compared before anything is started.
+        # Compare the layers' views of the world before anything is started.
         problem = check_world(self.spec, self.allocation)
-        self.summary["world"] = problem.layers
-        self.summary["world_warning"] = problem.warning.strip() or None
+        self._update(world=problem.layers, world_warning=problem.warning.strip() or None)
         if problem.message:
             self.attempt.log_path.write_text(problem.message + "\n", encoding="utf-8")
-            self.summary["refused"] = problem.message
+            self._update(refused=problem.message)
             print(problem.message, file=sys.stderr)
             return self._finish("refused", None)
         argv, environment = self._command(problem.uses_gpus)
-        self.summary["argv"] = argv
+        self._update(argv=argv)
         reserve = Reserve(self.attempt.folder)
         self._save()
         memory = OomWatch()
@@ -156,25 +153,25 @@ class _Run:
             if problem.uses_gpus and (status := self._prepare(environment, log)):
                 return self._finish("failed", status)
             watch = self._start(argv, environment, log)
-            with job_lifecycle.before_time_limit(
-                self.allocation, lambda number: watch.request_stop(number)
-            ) as limit:
+            with before_time_limit(self.allocation, lambda number: watch.request_stop(number)) as limit:
                 self._wait(watch)
                 while self._found_no_controller(watch):
                     watch = self._start(argv, environment, log)
                     self._wait(watch)
             process = watch.process
         if tenancy is not None:
-            self.summary["co_tenancy"] = tenancy.stop()
+            self._update(co_tenancy=tenancy.stop())
         if (full := reserve.release()) is not None:
-            self.summary["disk_full"] = full
+            self._update(disk_full=full)
         if limit.reached:
-            self.summary["ended"] = {"cause": "time_limit", "note": limit.note, "at": time.time()}
+            self._update(ended=Ended(cause="time_limit", note=limit.note, at=time.time()))
         elif process.returncode != 0 and (note := memory.note()):
-            self.summary["ended"] = {"cause": "host_oom", "note": note, "at": time.time()}
-        self.summary["peak_pss_gib"] = peak_pss_gib(self.attempt.resources_paths())
-        self.summary["signal"] = watch.stop_signal
-        self.summary["stalled"] = watch.stalled
+            self._update(ended=Ended(cause="host_oom", note=note, at=time.time()))
+        self._update(
+            peak_pss_gib=peak_pss_gib(self.attempt.resources_paths()),
+            signal=watch.stop_signal,
+            stalled=watch.stalled,
+        )
         return self._finish(self._status(watch), process.returncode)
 
     def _start(self, argv: list[str], environment: dict[str, str], log: IO[bytes]) -> Watch:
@@ -200,18 +197,18 @@ class _Run:
             or not watch.process.returncode
         ):
             return False
-        if not job_lifecycle.srun_found_no_controller(self.attempt.log_path):
+        if not srun_found_no_controller(self.attempt.log_path):
             return False
         return slurm_allocation.wait_for_controller(self.allocation.job_id, slurm_allocation.PATIENCE_S)
 
     def _monitor(self, pid: int) -> Monitor | None:
-        """Samples of this node; where there are several, each node's first process starts its own (launch/node.py)."""
+        """Start sampling this node; of several, each node's first process starts its own sampler (launch/node.py)."""
         if self.layout.nodes > 1:
             return None
         return Monitor(pid, resources_path(self.attempt.folder, node_name()), node_name()).start()
 
     def _prepare(self, environment: dict[str, str], log: IO[bytes]) -> int:
-        """See that the ranks find gsplat's extension built; 0, or why not. Of several nodes each sees to its own."""
+        """Build gsplat's extension if it is missing; return the exit status. Of several nodes each builds its own."""
         software = commands.software_of(self.site)
         if self.layout.nodes > 1 or (software.image is None and gsplat_build.is_ready()):
             return 0
@@ -219,7 +216,7 @@ class _Run:
         return gsplat_build.prepare_in_child(command, environment, log, _end_with_parent)
 
     def _command(self, uses_gpus: bool) -> tuple[list[str], dict[str, str]]:
-        """Command line and environment of the ranks."""
+        """Return the command line and environment of the ranks."""
         cpus = len(os.sched_getaffinity(0))
         if self.allocation is not None and self.allocation.cpus_per_node:
             cpus = self.allocation.cpus_per_node
@@ -246,9 +243,9 @@ class _Run:
             os.environ, self.layout, self.allocation, cpus_per_node=cpus
         )
         threads = self.spec.hardware.threads_per_rank or max(1, cpus // self.layout.workers_per_node)
-        # One number for every library that would otherwise take all cores in each of the ranks.
+        # Libraries would otherwise take all cores in each rank.
         environment |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        # Waiting threads sleep: spinning ones take the cores of other ranks and of whoever else is on the node.
+        # Waiting threads sleep: spinning ones would take cores from other ranks and jobs.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
         environment["PYTHONUNBUFFERED"] = "1"
         if uses_gpus:
@@ -265,55 +262,53 @@ class _Run:
             environment["DIST3DGS_LPIPS"] = str(self.weights.resolve())
         return argv, environment
 
-    def _status(self, watch: Watch) -> str:
+    def _status(self, watch: Watch) -> LaunchStatus:
         if watch.process.returncode == 0 and _ended(self.attempt):
             return "ok"
         return "stopped" if watch.stop_signal else "failed"
 
-    def _finish(self, status: str, returncode: int | None) -> int:
-        self.summary |= {"status": status, "returncode": returncode, "finished_at": time.time()}
-        if status != "ok" and ("ended" in self.summary or status != "stopped"):
-            self.summary["cause"] = cause_of(self.summary, self.attempt)
-        ended = "ended" in self.summary  # by the scheduler or for want of memory: no restart here mends that
-        self.restarts = self.may_restart and not ended and tries_after(self.summary.get("cause")) > 0
+    def _finish(self, status: LaunchStatus, returncode: int | None) -> int:
+        self._update(status=status, returncode=returncode, finished_at=time.time())
+        ended = self.summary.ended is not None
+        if status != "ok" and (ended or status != "stopped"):
+            self._update(cause=cause_of(self.summary, self.attempt))
+        # Ended by the scheduler or for want of memory: a restart here would end the same way.
+        self.restarts = self.may_restart and not ended and retries_after(self.summary.cause) > 0
         self._save()
         if self.restarts:
-            print(
-                f"{self.spec.point}: {self.summary['cause']}; again from the last checkpoint", file=sys.stderr
-            )
+            print(f"{self.spec.point}: {self.summary.cause}; again from the last checkpoint", file=sys.stderr)
             return 1
-        if (
-            self.allocation is not None
-            and status != "ok"
-            and (status != "stopped" or "ended" in self.summary)
-        ):
-            decision = job_lifecycle.after_failure(
-                self.out, self.summary["spec_digest"], self.allocation, self.site
-            )
+        # A run that a signal stopped, and not its time limit, was asked to end: nothing is decided here.
+        asked_to_stop = status == "stopped" and self.summary.ended is None
+        if self.allocation is not None and status != "ok" and not asked_to_stop:
+            me = self.allocation.job_id, self.allocation.restarts
+            decision = next_action(self.out, self.digest, self.site, me=me, ignore_running=True)
             print(f"Slurm job {self.allocation.job_id}: {decision.reason}", file=sys.stderr, flush=True)
             if decision.action == "train":
-                return job_lifecycle.EX_TEMPFAIL
+                return EX_TEMPFAIL
         elif status == "stopped":
-            return 128 + signal.Signals[self.summary["signal"]].value
+            return 128 + signal.Signals[self.summary.signal or "SIGTERM"].value
         # The rule's output: only now, so that a killed launcher leaves none and the run is started again.
-        self.summary["published"] = True
-        self._save()
-        write_json(self.out / "launch.json", self.summary)
+        self._update(published=True)
+        self.summary.save(self.attempt.folder, self.out)
         return 0
 
+    def _update(self, **changes: Any) -> None:
+        self.summary = self.summary.updated(**changes)
+
     def _save(self) -> None:
-        write_json(self.attempt.launch_path, self.summary)
+        self.summary.save(self.attempt.folder)
 
 
 def _forget_finished(out: Path, digest: str) -> None:
-    """A run that is asked for again after it finished starts afresh: its checkpoints must not shorten it."""
-    same = [a for a in attempts(out) if a.launch().get("spec_digest") == digest]
-    if same and same[-1].launch().get("status") == "ok":
+    """Remove the checkpoints of a finished run that is asked for again: they must not shorten it."""
+    same = [s for a in attempts(out) if (s := a.summary()).spec_digest == digest]
+    if same and same[-1].status == "ok":
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Delete what a launcher or rank that was killed could not: no process of this point runs now."""
+    """Delete what a killed launcher or rank left behind; no process of this point runs now."""
     for attempt in attempts(out):
         shutil.rmtree(attempt.folder / INDUCTOR, ignore_errors=True)
         for path in (
@@ -333,9 +328,9 @@ def _ended(attempt: Attempt) -> bool:
 
 @contextlib.contextmanager
 def _lock(out: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """One launcher per point at a time. The lock goes with the process, however it ends; its file with the last one.
+    """Hold the point's lock: one launcher at a time. The kernel releases it however the process ends.
 
-    `wait_s`: patience with a launcher that is about to end, as after Slurm has put its job back into the queue.
+    wait_s: how long to wait for a launcher that is about to end, as after Slurm has requeued its job.
     """
     import fcntl
 
@@ -373,14 +368,14 @@ def _is_at(f: IO[Any], path: Path) -> bool:
 
 
 def _end_with_parent() -> None:
-    """In torchrun's process, before it starts: be asked to stop when the launcher is gone, however it went."""
+    """Have the kernel send SIGTERM when the launcher dies. Runs in torchrun's process, before it starts."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 @contextlib.contextmanager
 def _forwarding(watch: Watch) -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGHUP become an orderly stop of the ranks."""
+    """Turn SIGTERM, SIGINT and SIGHUP into an orderly stop of the ranks."""
     stoppers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {s: signal.signal(s, lambda number, frame: watch.request_stop(number)) for s in stoppers}
     try:
@@ -390,18 +385,18 @@ def _forwarding(watch: Watch) -> Iterator[None]:
             signal.signal(s, handler)
 
 
-def _slurm_facts(allocation: Allocation | None) -> dict[str, Any] | None:
+def _slurm_job(allocation: Allocation | None) -> SlurmJob | None:
     if allocation is None:
         return None
-    return {
-        "job_id": allocation.job_id,
-        "nodes": [n.name for n in allocation.nodes],
-        "partition": allocation.partition,
-        "exclusive": allocation.exclusive,
-        "restarts": allocation.restarts,
-        "time_left_s": allocation.time_left_s,
-        "log": allocation.log,
-    }
+    return SlurmJob(
+        job_id=allocation.job_id,
+        nodes=[n.name for n in allocation.nodes],
+        partition=allocation.partition,
+        exclusive=allocation.exclusive,
+        restarts=allocation.restarts,
+        time_left_s=allocation.time_left_s,
+        log=allocation.log,
+    )
 
 
 def _cpu_model() -> str | None:

@@ -1,17 +1,14 @@
-"""Program that srun starts once on every node: choose the network interface, say who hosts the store, become
-torchrun.
+"""Program that srun starts once on every node: choose the network interface and the store's host, become torchrun.
 
 `python -m dist3dgs.launch.node --head=ADDRESS --peer=ADDRESS -- python -m torch.distributed.run --rdzv-endpoint=...`
 
-* NCCL and Gloo pick the first interface that is up, which on cluster nodes is often a management network or a
-  container bridge that other nodes cannot reach; the run then hangs in its first collective. The kernel's
-  route to the
-  head node names the right one (InfiniBand verbs are used by NCCL regardless: this is for sockets and
-  bootstrap). On the head itself, whose name may well resolve to 127.0.1.1 there, it is the route to its peer.
-* The node of rank 0 tells the others where it is, by torchrun's own guess with its host's name, which need not
-  resolve elsewhere: it is told its address on that route.
-* torchrun decides by name resolution whether it is the rendezvous host, and gets it wrong where a node's own
-  name
+* NCCL and Gloo pick the first interface that is up, which on cluster nodes is often a management network or a container
+  bridge that other nodes cannot reach; the run then hangs in its first collective. The kernel's route to the head node
+  names the right one (NCCL uses InfiniBand verbs regardless: this is for sockets and bootstrap). On the head itself,
+  whose name may resolve to 127.0.1.1 there, it is the route to its peer.
+* The node of rank 0 announces itself by its host name, which need not resolve elsewhere: torchrun is given the node's
+  address on that route.
+* torchrun decides by name resolution whether it is the rendezvous host, and gets it wrong where a node's own name
   resolves to 127.0.1.1: nobody listens and all wait. srun's node number says it for certain.
 """
 
@@ -34,8 +31,7 @@ INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IF
 
 
 def local_address(head: str) -> str:
-    """This machine's IP address on the route to `head`. No packet is sent. Raises OSError if there is no
-    route."""
+    """Return this machine's IP address on the route to `head`; no packet is sent. Raises OSError without a route."""
     family, _, _, _, address = socket.getaddrinfo(head, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as s:
         s.connect(address)
@@ -43,7 +39,7 @@ def local_address(head: str) -> str:
 
 
 def address_between(head: str, peer: str) -> str | None:
-    """This machine's address on the way to the other nodes: loopback only where they all are on this machine."""
+    """Return this machine's address on the way to the other nodes: loopback only if all are on this machine."""
     found = None
     for other in (head, peer):
         try:
@@ -57,7 +53,7 @@ def address_between(head: str, peer: str) -> str | None:
 
 
 def interface_of(ip: str | None) -> str | None:
-    """Name of the network interface with this address, or None if it cannot be told."""
+    """Return the name of the network interface with this address; None if unknown."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(a.address.split("%")[0] == ip for a in addresses):
             return name
@@ -65,7 +61,7 @@ def interface_of(ip: str | None) -> str | None:
 
 
 def environment(environ: Mapping[str, str], interface: str | None) -> dict[str, str]:
-    """`environ` with the interface set for NCCL and Gloo, unless the user has chosen one."""
+    """Copy `environ` with the interface set for NCCL and Gloo, unless the user has chosen one."""
     result = dict(environ)
     if interface:
         for variable in INTERFACE_VARIABLES:
@@ -74,8 +70,7 @@ def environment(environ: Mapping[str, str], interface: str | None) -> dict[str, 
 
 
 def command(torchrun: Sequence[str], environ: Mapping[str, str], address: str | None = None) -> list[str]:
-    """`torchrun` with this node's address, and the store's host settled by srun's node number: node 0 hosts, the
-    others connect."""
+    """Return `torchrun` with this node's address; srun's node number decides who hosts the store: node 0."""
     node_id = environ.get("SLURM_NODEID", "")
     is_host = f",is_host={'true' if int(node_id) == 0 else 'false'}" if node_id.isdigit() else ""
     words = [w + is_host if w.startswith("--rdzv-conf=") else w for w in torchrun]

@@ -1,7 +1,7 @@
-"""Processes that the kernel killed for lack of memory, as the memory cgroup of this process counts them.
+"""Count processes that the kernel killed for lack of memory, from the memory cgroup of this process.
 
-A rank that the kernel kills dies of SIGKILL like one that a user kills. What limited it (Slurm, a container, systemd)
-is a cgroup, and the kernel counts there.
+The kernel kills a rank with SIGKILL, as a user may. Whatever limits its memory (Slurm, a container, systemd) does so by
+a cgroup, in which the kernel counts its kills.
 """
 
 import re
@@ -41,15 +41,15 @@ def _count(file: Path) -> int | None:
 
 
 class OomWatch:
-    """Return True if the kernel has killed a process since this was made."""
+    """Compares the kernel's count of killed processes with the count when this was made."""
 
     def __init__(self, proc: Path = PROC, root: Path = ROOT) -> None:
-        self._where = proc, root
+        self._paths = proc, root
         self._before = oom_kills(proc, root)
 
     def note(self) -> str | None:
-        """Say what happened; None where nothing did, or where it cannot be told."""
-        now = oom_kills(*self._where)
+        """Describe the kills since then; None if there were none, or the count is unknown."""
+        now = oom_kills(*self._paths)
         if now is None or self._before is None or now <= self._before:
             return None
         return f"the kernel killed {now - self._before} process(es) that had used up the memory of this job (oom_kill)"

@@ -1,24 +1,30 @@
-"""Supervision of a running job: stop requests, stalls, progress for the person waiting."""
+"""Supervision of a running job: stop requests, time limit, stalls, progress for the person waiting."""
 
 import contextlib
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config.models import RunSpec
 from ..runs.attempts import Attempt
 from ..runs.events import EventTail
-from ..slurm.allocation import node_name
+from ..slurm.allocation import Allocation, node_name
+from ..slurm.outcome import read_tail
 
 POLL_S = 0.2
 REPORT_EVERY_S = 15.0
-#: A job whose ranks write no event for this many collective timeouts has stalled where no timeout reaches.
+#: Collective timeouts without an event of any rank after which a job has stalled where no timeout reaches.
 STALL_FACTOR = 2.0
-#: Between asking hung ranks for their stacks and killing them.
+#: Seconds between asking hung ranks for their stacks and killing them.
 DUMP_S = 3.0
 
 
@@ -38,10 +44,10 @@ class Watch:
         self._display = Display(spec)
 
     def request_stop(self, number: int) -> None:
-        """Called from a signal handler: ask the ranks to stop; they get `grace_s` to leave a checkpoint."""
+        """Ask the ranks to stop; they get `grace_s` seconds to leave a checkpoint. Called from a signal handler."""
         if self.stop_signal is None:
             self.stop_signal = signal.Signals(number).name
-            # The ranks themselves, where there are any: torchrun would give them 30 s, whatever is left to us.
+            # The ranks themselves: torchrun would kill them after 30 s, however much time is left.
             if not self._signal_ranks(signal.SIGTERM):
                 self._signal(signal.SIGTERM)
             self._kill_at = time.monotonic() + self.grace_s
@@ -75,19 +81,19 @@ class Watch:
         return events
 
     def _end_stall(self) -> None:
-        """Have all ranks write their stacks, then end them: nobody is expected to answer a polite request."""
+        """Have all ranks write their stacks, then kill them: hung ranks do not answer SIGTERM."""
         if self.stalled:
             return
         self.stalled = True
         self._signal_ranks(signal.SIGUSR1)
-        self._signal_ranks(signal.SIGCONT)  # one that was stopped writes its stacks only when it runs
+        self._signal_ranks(signal.SIGCONT)  # a stopped process writes its stacks once it runs
         self._kill_at = time.monotonic() + DUMP_S
 
     def _signal_ranks(self, number: int) -> bool:
-        """Signal the ranks on this host; whether there was any."""
+        """Signal the ranks on this host; return True if there was any."""
         reached = False
         for pid in self._pids:
-            # A pid may have gone to somebody else since.
+            # The pid may have been reused.
             with contextlib.suppress(OSError):
                 if b"dist3dgs.train" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, number)
@@ -95,13 +101,13 @@ class Watch:
         return reached
 
     def _collect_stacks(self) -> None:
-        """Copy what ranks wrote about being stuck into the log."""
+        """Append the stacks of hung ranks to the log."""
         with contextlib.suppress(OSError), self.attempt.log_path.open("a", encoding="utf-8") as log:
             for path in sorted(self.attempt.folder.glob("stacks.rank*.txt")):
                 text = path.read_text(encoding="utf-8", errors="replace")
                 if text:
                     rank = path.name.split(".")[1].removeprefix("rank")
-                    log.write(f"\nstacks of rank {rank} when nothing went on:\n{text}")
+                    log.write(f"\nstacks of rank {rank} when it hung:\n{text}")
                 path.unlink()
 
     def _signal(self, number: int) -> None:
@@ -111,7 +117,7 @@ class Watch:
 
 
 class Display:
-    """A progress bar on a terminal, a line now and then elsewhere."""
+    """Shows a progress bar on a terminal, a line every `REPORT_EVERY_S` elsewhere."""
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec, self._last_report = spec, time.monotonic()
@@ -155,3 +161,55 @@ class Display:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+@dataclass
+class TimeLimit:
+    """Record of a run that was stopped for its job's time limit."""
+
+    reached: bool = False
+    note: str = ""
+
+
+def margin_s(time_left_s: float) -> float:
+    """Seconds before the allocation's end at which a run is stopped to leave a checkpoint: a tenth, 5 to 120 s."""
+    return min(120.0, max(5.0, 0.1 * time_left_s))
+
+
+@contextlib.contextmanager
+def before_time_limit(allocation: Allocation | None, stop: Callable[[int], None]) -> Iterator[TimeLimit]:
+    """Call `stop(SIGTERM)` shortly before the allocation ends.
+
+    Slurm's own signal comes with KillWait (30 s by default), reaches Snakemake as well and leaves the job in state
+    TIMEOUT; stopping first leaves a checkpoint, the evidence and a say in what happens next.
+    """
+    limit = TimeLimit()
+    left = allocation.time_left_s if allocation is not None else None
+    if allocation is None or left is None or math.isinf(left):
+        yield limit
+        return
+
+    def reached() -> None:
+        limit.reached = True
+        limit.note = f"Slurm job {allocation.job_id}: stopped {margin_s(left):.0f} s before its time limit"
+        print(limit.note, file=sys.stderr, flush=True)
+        stop(signal.SIGTERM)
+
+    timer = threading.Timer(max(0.0, left - margin_s(left)), reached)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield limit
+    finally:
+        timer.cancel()
+
+
+#: Last line of an srun that asked about its job while the controller was away. It asks once.
+_NO_CONTROLLER = re.compile(
+    r"srun: error: Unable to confirm allocation.*(contact slurm controller|timed out|[Zz]ero [Bb]ytes)"
+)
+
+
+def srun_found_no_controller(log: Path) -> bool:
+    """Return True if the last launch in `log` ended because srun found no controller, before any rank was started."""
+    return any(_NO_CONTROLLER.search(line) for line in read_tail(log, 4096).splitlines()[-2:])

@@ -4,7 +4,6 @@ The layout asked for, the Slurm allocation, the srun step and the devices that a
 launcher. The training process goes on with its table: torchrun's world and the ranks that really joined.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 from ..config.models import RunSpec
 from ..config.naming import Layout
 from ..monitoring.nvml import identities
+from ..runs.attempts import Attempt
 from ..slurm.allocation import Allocation, Step, step
 
 #: What each layer says, by its name: one table from the launcher to the last rank.
@@ -103,11 +103,8 @@ def layers_of(spec: RunSpec, environ: Mapping[str, str] = os.environ) -> Layers:
     """The table so far: the launcher's, where it started this process and told where it writes, else the layout."""
     layout = Layout.parse(spec.layout)
     asked = {"layout": f"{layout.nodes} node(s) x {layout.workers_per_node} worker(s)"}
-    try:
-        summary = json.loads(Path(environ["DIST3DGS_ATTEMPT"], "launch.json").read_text(encoding="utf-8"))
-    except (KeyError, OSError, ValueError):
-        return asked
-    return asked | (summary.get("world") or {})
+    folder = environ.get("DIST3DGS_ATTEMPT")
+    return asked | ((Attempt(Path(folder)).summary().world or {}) if folder else {})
 
 
 def visible_gpus() -> list[str]:

@@ -29,8 +29,8 @@ class FactPattern:
     """A statement of fact in a log line.
 
     `keep`: the first, last or largest value, all different ones (`set`) or all (`list`, at most 1000).
-    `often`: the line comes again with other numbers, and each one counts; `some`: a few of them will do.
-    `placed`: where the last one stands matters, however often it came before.
+    `often`: the line recurs with other numbers, and each counts; `some`: a few of them suffice.
+    `placed`: the position of the last one matters, however often it occurred before.
     """
 
     key: str
@@ -55,7 +55,7 @@ class FactTable:
 
 
 MAX_LIST = 1000
-#: Names of hosts that are kept of one list.
+#: Most host names kept of one list.
 MAX_NODES = 4096
 
 

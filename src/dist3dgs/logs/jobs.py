@@ -1,4 +1,4 @@
-"""Group files by job: by the job id in a file's name or content, or as the other half of a pair."""
+"""Group files by job: by the job id in a file's name or content, or as the counterpart of one (`.out` and `.err`)."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,8 +42,8 @@ def id_in_name(path: Path) -> str | None:
 def by_job(paths: Sequence[Path | str]) -> list[Job]:
     """Group files by job, in the order in which the jobs first appear.
 
-    A file without an id belongs to the job whose other half it is (`a.out`, `a.err`), or to the only one there is.
-    Files of which none has an id are of one job. Nothing is refused here: what cannot be read is for `scan` to say.
+    A file without an id belongs to the job whose counterpart it is (`a.out`, `a.err`), or to the only one there is.
+    If no file has an id, all belong to one job. Unreadable files are reported by `scan`, not here.
     """
     files = list(dict.fromkeys(Path(p) for p in paths))
     if not files:
@@ -100,7 +100,7 @@ def _jobs_of_table(path: Path) -> list[str]:
     return sacct.jobs(path) if sacct.sniff(_head(path)[:4096]) else []
 
 
-def other_half(path: Path) -> Path | None:
+def counterpart(path: Path) -> Path | None:
     """Return `job.err` for `job.out` and vice versa, existing or not; None for other names."""
     for a, b in _PAIRS:
         if a in path.name:
@@ -108,10 +108,10 @@ def other_half(path: Path) -> Path | None:
     return None
 
 
-def missing_halves(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield the other halves that are not among `paths`."""
+def missing_counterparts(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield the counterparts that are not among `paths`."""
     given = set(paths)
     for path in paths:
-        other = other_half(path)
+        other = counterpart(path)
         if other is not None and other not in given:
             yield other

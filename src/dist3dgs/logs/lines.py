@@ -1,4 +1,4 @@
-"""Lines of a log, streamed: blocks of whole lines in bounded memory, cleaned of what terminals leave behind.
+"""Lines of a log, streamed: blocks of whole lines in bounded memory, without terminal escape codes.
 
 A line ends at a newline; a carriage return starts a new *segment* of the same line (progress bars and redrawn
 tables), so that line numbers agree with an editor's. Escape codes and NUL bytes are removed, wrong encodings are
@@ -60,7 +60,7 @@ class Block:
 
     @cached_property
     def shapes(self) -> list[bytes]:
-        """The segments' shapes."""
+        """Return the segments' shapes."""
         return self.data.translate(None, NOT_SHAPE).split(b"\n")
 
     @cached_property

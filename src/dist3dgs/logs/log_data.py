@@ -29,7 +29,7 @@ class LogData:
 
     Args:
         job_id: rows of other jobs in the same table are left out.
-        warmup_steps, warmup_epochs: so many first ones are left out of the statistics of step and epoch times.
+        warmup_steps, warmup_epochs: this many are left out of the statistics of step and epoch times.
     """
 
     job_id: str | None = None

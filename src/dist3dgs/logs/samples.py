@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_GPUS = 1024
-#: At most so many different values of one GPU's memory in MiB are counted; a GPU has fewer than 300,000.
+#: At most this many different values of one GPU's memory in MiB are counted; a GPU has fewer than 300,000.
 MAX_VALUES = 1 << 19
 #: Samples further apart add no energy: the power between them is unknown.
 MAX_GAP_S = 600.0

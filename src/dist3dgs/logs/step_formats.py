@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from ..units import parse_duration_s
-from .step_series import Progress, StepFormat
+from .step_series import ProgressLine, StepFormat
 
 MULTIPLE = {b"": 1.0, b"K": 1e3, b"M": 1e6, b"B": 1e9}
 
@@ -24,9 +24,9 @@ def _int(text: bytes) -> int | None:
     return int(text) if text else None
 
 
-def _nerfstudio(g: Sequence[bytes]) -> Progress:
+def _nerfstudio(g: Sequence[bytes]) -> ProgressLine:
     rate = re.search(rb" ([\d.]+) ?([KMB]?)$", g[3].rstrip())
-    return Progress(
+    return ProgressLine(
         int(g[0]),
         percent=float(g[1]),
         seconds=parse_duration_s(g[2].decode()) if g[2] else None,
@@ -34,28 +34,28 @@ def _nerfstudio(g: Sequence[bytes]) -> Progress:
     )
 
 
-def _tqdm(g: Sequence[bytes]) -> Progress:
+def _tqdm(g: Sequence[bytes]) -> ProgressLine:
     rate = float(g[3])
     seconds = rate if g[4] == b"s/it" else (1 / rate if rate > 0 else None)
-    return Progress(int(g[0]), int(g[1]), seconds=seconds, elapsed_s=parse_duration_s(g[2].decode()))
+    return ProgressLine(int(g[0]), int(g[1]), seconds=seconds, elapsed_s=parse_duration_s(g[2].decode()))
 
 
-def _megatron(g: Sequence[bytes]) -> Progress:
-    return Progress(int(g[0]), int(g[1]), seconds=float(g[3]) * (1e-3 if g[2] == b"ms" else 1))
+def _megatron(g: Sequence[bytes]) -> ProgressLine:
+    return ProgressLine(int(g[0]), int(g[1]), seconds=float(g[3]) * (1e-3 if g[2] == b"ms" else 1))
 
 
-def _epoch(g: Sequence[bytes]) -> Progress:
+def _epoch(g: Sequence[bytes]) -> ProgressLine:
     unit = f"{g[4].decode().replace('images', 'img')}/s" if g[4] else None
-    return Progress(int(g[0]), _int(g[1]), seconds=float(g[2]) if g[2] else None, rate=_number(g[3]) if g[3] else None, rate_unit=unit)  # fmt: skip
+    return ProgressLine(int(g[0]), _int(g[1]), seconds=float(g[2]) if g[2] else None, rate=_number(g[3]) if g[3] else None, rate_unit=unit)  # fmt: skip
 
 
-def _stamped(g: Sequence[bytes]) -> Progress:
+def _stamped(g: Sequence[bytes]) -> ProgressLine:
     """Parse a step on a line that begins with date and time: year, month, day, hour, minute, second, its fraction."""
     date = tuple(int(x) for x in g[:6])
     if not (1 <= date[1] <= 12 and 1 <= date[2] <= 31 and date[3] < 24 and date[4] < 60 and date[5] < 62):
         raise ValueError("no such time")
     clock_s = calendar.timegm(date) + (float(b"0." + g[6]) if g[6] else 0.0)
-    return Progress(int(g[7]), _int(g[8]), clock_s=clock_s)
+    return ProgressLine(int(g[7]), _int(g[8]), clock_s=clock_s)
 
 
 NUM = rb"([\d.]+)"
@@ -99,33 +99,33 @@ FORMATS: tuple[StepFormat, ...] = (
     StepFormat(
         "step dt",
         re.compile(rb"[Ss]tep (\d+)(?:/(\d+))? \([\d.]+%\) \|[^\n]*?dt: ([\d.]+)ms"),
-        lambda g: Progress(int(g[0]), _int(g[1]), seconds=float(g[2]) * 1e-3),
+        lambda g: ProgressLine(int(g[0]), _int(g[1]), seconds=float(g[2]) * 1e-3),
     ),
     StepFormat(
         "detectron",
         re.compile(rb"iter: (\d+) [^\n]*?\btime: " + NUM),
-        lambda g: Progress(int(g[0]), seconds=float(g[1])),
+        lambda g: ProgressLine(int(g[0]), seconds=float(g[1])),
         smoothed=True,
     ),
     StepFormat(
         "mmengine",
         re.compile(rb"Epoch ?(?:\(train\))? *\[(\d+)\]\[ *(\d+)/(\d+)\][^\n]*?\b[Tt]ime:? +" + NUM),
-        lambda g: Progress((int(g[0]) - 1) * int(g[2]) + int(g[1]), seconds=float(g[3])),
+        lambda g: ProgressLine((int(g[0]) - 1) * int(g[2]) + int(g[1]), seconds=float(g[3])),
     ),
     StepFormat(
         "gsplat stats",
         re.compile(rb"Step: +(\d+) \{[^\n]*?'ellipse_time': " + NUM),
-        lambda g: Progress(int(g[0]), elapsed_s=float(g[1])),
+        lambda g: ProgressLine(int(g[0]), elapsed_s=float(g[1])),
         from_zero=True,
     ),
     StepFormat(
-        "opensplat", re.compile(rb"Step (\d+): [\d.]+ \(\d+%\)"), lambda g: Progress(int(g[0]))
+        "opensplat", re.compile(rb"Step (\d+): [\d.]+ \(\d+%\)"), lambda g: ProgressLine(int(g[0]))
     ),
     StepFormat("key value with time", re.compile(STAMP + rb"[^\n]{0,80}?" + KEY_VALUE), _stamped),
-    StepFormat("key value", re.compile(KEY_VALUE), lambda g: Progress(int(g[0]), _int(g[1]))),
+    StepFormat("key value", re.compile(KEY_VALUE), lambda g: ProgressLine(int(g[0]), _int(g[1]))),
     StepFormat(
         "trainer dict",
         re.compile(rb"\{'loss': [^\n]*?'epoch': " + NUM + rb"\}"),
-        lambda g: Progress(int(float(g[0]) * 1e6)),
+        lambda g: ProgressLine(int(float(g[0]) * 1e6)),
     ),
 )  # fmt: skip

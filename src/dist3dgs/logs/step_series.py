@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from ..runs.record import StepTime
 
-#: Beyond so many samples every second one is dropped and the rest count twice: at most 2 MiB per series.
+#: Beyond this many samples every second one is dropped and the rest count twice: at most 2 MiB per series.
 MAX_SAMPLES = 1 << 17
-#: From blocks with more rows than this, so many evenly spaced ones are taken.
+#: Rows taken from a block that has more, evenly spaced.
 EXACT_ROWS = 1 << 17
 ROWS_PER_BLOCK = 1000
 #: A step this many steps and rows below the highest seen is a restart, not an echo of another rank or a redrawn row.
 RESTART_GAP = 64
 RESTART_ROWS = 32
-#: A gap of so many times the usual distance between rows, and over `RESTART_GAP`, is a hole in the log.
+#: A gap of this many times the usual distance between rows, and over `RESTART_GAP`, is a hole in the log.
 HOLE_STRIDES = 10
 MAX_HOLES = 8
 #: With fewer of its steps shown, no time of a run is stated.
@@ -29,7 +29,7 @@ COVERED = 0.9
 
 
 @dataclass(slots=True)  # not frozen: a log has a million, and freezing triples the cost of each
-class Progress:
+class ProgressLine:
     """One progress line. `step` counts from 0 or 1 as the trainer does."""
 
     step: int
@@ -49,7 +49,7 @@ class StepFormat:
 
     name: str
     pattern: re.Pattern[bytes]
-    parse: Callable[[Sequence[bytes]], Progress]
+    parse: Callable[[Sequence[bytes]], ProgressLine]
     rate_unit: str = ""
     redrawn: bool = False  # the same rows are printed many times
     smoothed: bool = False  # the time is a moving average: its percentiles are too narrow
@@ -101,7 +101,7 @@ class StepSeries:
     def __post_init__(self) -> None:
         self.rate_unit = self.rate_unit or self.format.rate_unit
 
-    def add(self, p: Progress) -> None:
+    def add(self, p: ProgressLine) -> None:
         seconds = p.seconds
         if p.step <= self.last:
             again = self.at_end and p.step * 2 < self.last  # a bar that is drawn for every epoch
@@ -160,7 +160,7 @@ class StepSeries:
             for k in ("seconds", "rate", "loss")
         ]
         for step, seconds, rate, loss in zip(steps.tolist(), *columns, strict=True):
-            self.add(Progress(int(step), seconds=seconds, rate=rate, loss=loss))
+            self.add(ProgressLine(int(step), seconds=seconds, rate=rate, loss=loss))
 
     def _start_again(self, complete: bool) -> None:
         self.restarts += 1
@@ -172,7 +172,7 @@ class StepSeries:
         self.first, self.first_elapsed_s, self.elapsed_s = None, None, None
         self._holes, self._rows, self._clock, self._clock_start = [], 0, None, None
 
-    def _is_echo(self, p: Progress) -> bool:
+    def _is_echo(self, p: ProgressLine) -> bool:
         """Return True for another rank's last row of the round before, after the first row of this one."""
         return (
             self._last_round_s is not None
@@ -184,7 +184,7 @@ class StepSeries:
             and abs(p.elapsed_s - self._last_round_s) <= 1
         )
 
-    def _by_clock(self, p: Progress) -> tuple[float | None, float]:
+    def _by_clock(self, p: ProgressLine) -> tuple[float | None, float]:
         """Return seconds per step since the row before and since the first one, from the lines' times of day."""
         assert p.clock_s is not None
         seconds = (

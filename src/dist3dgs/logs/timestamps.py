@@ -1,4 +1,4 @@
-"""Parse times of day in logs into seconds on one naive time line per file."""
+"""Parse times of day in logs into seconds on one time line per file, time zones ignored."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 

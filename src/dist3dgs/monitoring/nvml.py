@@ -79,7 +79,7 @@ class Nvml:
                 self._devices.append((index, handle))
 
     def gpus(self) -> list[GpuState]:
-        """All GPUs that this process may see, now."""
+        """Sample all GPUs that this process may see."""
         return [
             GpuState(index, self._memory_gib(handle), self._utilisation(handle), self._power_w(handle))
             for index, handle in self._devices
@@ -154,7 +154,7 @@ class Nvml:
 
 
 def driver_version(library: str = "libnvidia-ml.so.1") -> str | None:
-    """Version of this machine's NVIDIA driver; None where there is none."""
+    """Return the version of this machine's NVIDIA driver; None without one."""
     try:
         nvml = Nvml(library)
     except OSError:

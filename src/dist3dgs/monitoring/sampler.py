@@ -1,4 +1,4 @@
-"""Samples what a job uses on its node: memory, CPU, network, disk and, where there are NVIDIA GPUs, those.
+"""Sample what a job uses on its node: memory, CPU, network, disk and, where there are NVIDIA GPUs, those.
 
 One CSV per node and attempt, one row per sample and GPU (gpu_index is empty on a node without). Memory of the job
 is the PSS of its process tree: shared pages are counted once. The page cache is the node's and stands apart. Network
@@ -28,7 +28,7 @@ COLUMNS = (
     "gpu_util_percent", "gpu_power_w", "net_rx_bytes", "net_tx_bytes", "ib_rx_bytes", "ib_tx_bytes", "disk_read_bytes",
     "disk_write_bytes",
 )  # fmt: skip
-#: The thread waits at least so many times as long as a sample took of a core: under 1 % of one.
+#: The thread waits at least this multiple of the CPU time that a sample took, to stay under 1 % of a core.
 REST = 100
 #: nvidia-smi starts a process for every sample, which NVML does not.
 SMI_EVERY_S = 10.0
@@ -107,7 +107,7 @@ class Monitor:
 
 
 def network_bytes() -> dict[str, int]:
-    """Bytes that the node received and sent since it started; of its own talk to itself none. {} where not told."""
+    """Return the bytes received and sent since boot, loopback excluded; {} where unavailable."""
     cards = psutil.net_io_counters(pernic=True) or {}
     others = [card for name, card in cards.items() if name != "lo"]
     if not others:
@@ -134,7 +134,7 @@ def infiniband_bytes(root: Path = Path("/sys/class/infiniband")) -> dict[str, in
 
 
 def allocated_gpus(environ: Mapping[str, str]) -> set[int] | None:
-    """Indices of the GPUs that the job was given on this node; None where nothing says so in numbers."""
+    """Return the indices of the GPUs that the job was given on this node; None where no variable lists numbers."""
     for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES"):
         words = [word.strip() for word in environ.get(name, "").split(",") if word.strip()]
         if words and all(word.isdigit() for word in words):
@@ -143,7 +143,7 @@ def allocated_gpus(environ: Mapping[str, str]) -> set[int] | None:
 
 
 def of_the_job(gpus: list[dict[str, Any]], allocated: set[int] | None) -> list[dict[str, Any]]:
-    """The job's own GPUs of those that can be seen.
+    """Select the job's own GPUs among the visible ones.
 
     Where Slurm confines devices a job sees its own alone, counted from 0; where it sees more, they are told by index.
     """
@@ -177,7 +177,7 @@ def gpu_sampler() -> Callable[[], list[dict[str, Any]]]:
 
 
 class NvidiaSmi:
-    """Asks the program now and then; until it fails once."""
+    """Runs nvidia-smi at intervals until it fails once."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -192,7 +192,7 @@ class NvidiaSmi:
         except (OSError, subprocess.SubprocessError):
             self._next = math.inf
             return []
-        # Its time is no thread's of ours, and belongs to the same one percent.
+        # Its CPU time is a child's, and counts towards the same one percent.
         self._next = time.monotonic() + max(SMI_EVERY_S, REST * (_children_s() - before_s))
         return [gpu for line in text.splitlines() if (gpu := _parse_gpu(line))]
 
@@ -203,7 +203,7 @@ def resources_path(attempt: Path, node: str) -> Path:
 
 
 def peak_pss_gib(paths: Iterable[Path]) -> float | None:
-    """Largest PSS of the job on any node, from the samples; None where there are none."""
+    """Return the job's largest PSS on any node; None without samples."""
     peak = None
     for path in paths:
         with path.open(newline="", encoding="utf-8") as f:
@@ -255,13 +255,13 @@ def _parse_gpu(line: str) -> dict[str, Any] | None:
 
 
 def _children_s() -> float:
-    """CPU seconds of the processes that this one started and that have ended."""
+    """Return the CPU seconds of children that have ended."""
     times = os.times()
     return times.children_user + times.children_system
 
 
 def _disk_bytes(process: psutil.Process) -> tuple[int, int] | None:
-    """Bytes that a process had read from and written to storage; None where the kernel does not tell."""
+    """Return the bytes a process has read from and written to storage; None where the kernel does not tell."""
     try:
         io = process.io_counters()
     except (psutil.Error, AttributeError, OSError):
@@ -270,7 +270,7 @@ def _disk_bytes(process: psutil.Process) -> tuple[int, int] | None:
 
 
 def _pss(pid: int) -> int | None:
-    """Proportional set size in bytes; None where the kernel does not tell."""
+    """Return the proportional set size in bytes; None where the kernel does not tell."""
     try:
         with Path(f"/proc/{pid}/smaps_rollup").open() as f:
             for line in f:

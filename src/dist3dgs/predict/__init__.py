@@ -5,6 +5,9 @@ collectives.py   seconds of all-reduce and all-to-all from message sizes, bandwi
 model.py         a step, its memory and a whole run of any layout; intervals from the errors on held-out points
 calibration.py   the same model, scaled to what this study's records measured
 validation.py    fits the few rates to a part of published.yaml and writes the errors on the rest
+compare.py       predicted beside measured, for the figure and `predict --compare`
+study.py         the points of a study as workloads, its records as calibration
+run_time.py      run time of a layout that was not run, for the choice of a partition
 projection.py    time to finish from the first steps of a run or from a table of epoch times
 preflight.py     findings (ok, warn, refuse) about host memory, GPU memory, time, allocation, batch rule and disk
 recommend.py     layouts to use and not to use, with reasons and alternatives

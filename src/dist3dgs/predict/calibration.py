@@ -1,7 +1,7 @@
 """Rates from this study's own records: the model, scaled to what was measured on this hardware."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from ..config.models import Strategy, TrainSettings
@@ -157,6 +157,8 @@ def workload_of_record(record: RunRecord, size_px: tuple[int, int]) -> Workload 
     strategy = Strategy.model_validate(settings["parallel"])
     asked = workload_of(train, strategy, Layout.parse(record.run.layout), size_px)
     n = record.metrics.num_gaussians
+    if "gradient_rows" not in settings["parallel"]:  # recorded before rows were chosen
+        asked = replace(asked, gradient_rows="all")
     held_out = len(record.metrics.views) or asked.held_out
     return Workload(**(vars(asked) | {"gaussians": float(n or asked.gaussians), "held_out": held_out}))
 

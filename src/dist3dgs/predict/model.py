@@ -6,7 +6,7 @@ pixels         m P density pixel_flop / peak FLOP/s, times the imbalance
 Gaussians      m N image_bytes / memory bandwidth, times the imbalance: projection, sorting, gathering gradients
 optimiser      N_own step_bytes / memory bandwidth: Adam and statistics
 host           step_s
-exchange       exchange_s where ranks exchange anything: the host's part of it
+exchange       exchange_s where ranks exchange projections: the host's part of it
 collectives    every one as the strategy issues it (collectives.py), less what is hidden behind computation
 
 The few rates (`Rates`) are fitted to a part of the published points (validation.py), or to this study's own records
@@ -37,10 +37,12 @@ PARAMETER_BYTES, SMALL_PARAMETER_BYTES = 59 * 4, 14 * 4
 FORWARD_BYTES, BACKWARD_BYTES = 48, 40
 #: Gradients travel in messages of at most this size, larger parameters alone (parallel/replicated.py).
 BUCKET_BYTES = 25 * 2**20
+#: Where more of the rows are touched all travel (parallel/gradients.py).
+MAX_TOUCHED_SHARE = 0.8
 #: Parameters, gradients and Adam's two moments of one Gaussian: no dense training needs less.
 FLOOR_BYTES = 4 * PARAMETER_BYTES
 #: Kinds of strategy that there is a model of.
-MODELLED = ("replicated", "sharded", "pixels")
+MODELLED = ("replicated", "sharded", "hybrid", "local", "pixels")
 #: Mean number of Gaussians over the densification, as a share of the final one: gsplat's seven scenes (published.yaml).
 GROWTH_SHARE = 0.66
 #: Forward pass of an image, as a share of a training step's work on it.
@@ -69,7 +71,8 @@ class Rates:
     step_s: float = 0.0
     """Seconds of a step that do not depend on its work."""
     exchange_s: float = 0.0
-    """The same, only where several ranks exchange anything: synchronising, counting, packing."""
+    """The same, where ranks exchange projections: synchronising, counting, packing. Fitted to a study's own records, of
+    whatever its ranks exchange."""
     imbalance: float = 0.0
     """Standard deviation of the work of an image over its mean; the slowest rank is waited for."""
     memory_gb: float = 0.0
@@ -88,7 +91,13 @@ class Workload:
     width_px: int
     height_px: int
     kind: str = "sharded"
-    """Strategy: replicated, sharded, or pixels (each image is divided among all ranks, as Grendel does)."""
+    """Strategy: replicated, sharded, hybrid, local, or pixels (an image is divided among all ranks, as by Grendel)."""
+    shard: int | None = None
+    """hybrid: ranks that hold the model together; None: those of a node."""
+    sync_every: int = 1
+    """local: steps from one average to the next."""
+    gradient_rows: str = "all"
+    """Rows of the gradients that travel between replicas: all, touched, or auto (touched on CPUs)."""
     compression: str = "none"
     powersgd_rank: int = 2
     batch: int | None = None
@@ -115,6 +124,26 @@ class Workload:
     def mean_gaussians(self) -> float:
         """Mean over the run's images."""
         return self.gaussians * (self.densify_share * GROWTH_SHARE + 1 - self.densify_share)
+
+    @property
+    def is_replica(self) -> bool:
+        """Every rank holds all Gaussians."""
+        return self.kind in ("replicated", "local")
+
+    def holders(self, layout: Layout) -> int:
+        """Number of ranks that hold the model together.
+
+        Raises:
+            UserError: a hybrid strategy's groups do not divide the ranks.
+        """
+        if self.is_replica:
+            return 1
+        if self.kind != "hybrid":
+            return layout.world_size
+        shard = self.shard or layout.workers_per_node
+        if layout.world_size % shard:
+            raise UserError(f"shard: {shard} does not divide the {layout.world_size} ranks of {layout}")
+        return shard
 
     def global_batch(self, layout: Layout) -> int:
         return self.batch or (1 if self.kind == "pixels" else layout.world_size)
@@ -280,7 +309,7 @@ class Predictor:
         waits = 1.0
         if p > 1 and workload.kind != "pixels":
             waits += r.imbalance / math.sqrt(images) * _expected_maximum(p)
-        own = n if workload.kind == "replicated" else n / p
+        own = n / workload.holders(layout)
         density = 1.0 if self.calibrated else workload.density  # rates of the scene's records have it in them
         # Ranks on CPUs beyond the cores take turns.
         turns = (
@@ -291,13 +320,16 @@ class Predictor:
         flops, bandwidth = (
             x / turns for x in (machine.fp32_tflops.value * 1e12, machine.memory_gb_s.value * 1e9)
         )
+        collectives = collectives_of(workload, layout, machine, n)
+        # Published rates: an all-reduce costs the host its launches alone, and those are in the collective's time.
+        exchanges = self.calibrated or any(c.op.startswith("all_to_all") for c in collectives)
         return Step(
             pixels_s=images * workload.pixels * density * r.pixel_flop / flops * waits,
             gaussians_s=images * n * r.image_bytes / bandwidth * waits,
             optimiser_s=own * r.step_bytes / bandwidth,
             host_s=r.step_s,
-            exchange_s=r.exchange_s if p > 1 else 0.0,
-            collectives=collectives_of(workload, layout, machine, n),
+            exchange_s=r.exchange_s if p > 1 and exchanges else 0.0,
+            collectives=collectives,
             overlap=workload.overlap,
         )
 
@@ -332,10 +364,10 @@ class Predictor:
         """Predict the memory of one accelerator at the end of a run; the lower bound is never under the floor."""
         r = self.rates
         p = layout.world_size
-        own = workload.gaussians / (1 if workload.kind == "replicated" else p)
+        own = workload.gaussians / workload.holders(layout)
         images = workload.global_batch(layout) / p
         travelling = 0.0
-        if workload.kind != "replicated" and p > 1:
+        if workload.holders(layout) > 1:
             seen = workload.visible * workload.gaussians * images
             travelling = 2 * seen * (FORWARD_BYTES + BACKWARD_BYTES) / 1e9
         value = (
@@ -395,8 +427,38 @@ def collectives_of(
     if p == 1:
         return ()
     if workload.kind == "replicated":
-        return (_gradients(workload.compression, workload.powersgd_rank, layout, machine, gaussians),)
-    cameras = workload.global_batch(layout)
+        return _gradients(workload, layout, machine, gaussians, p)
+    if workload.kind == "local":
+        # Parameters and both moments, once in so many steps; the meters' bytes of a step are that share.
+        payload = (3 * PARAMETER_BYTES + 4) * gaussians
+        average = all_reduce("all_reduce(averages)", payload, 7, layout, machine)
+        share = 1 / workload.sync_every
+        return (replace(average, bytes=average.bytes * share, seconds=average.seconds * share),)
+    if workload.kind == "hybrid" and (shard := workload.holders(layout)) < p:
+        inside, across = _groups(layout, shard)
+        cameras = workload.global_batch(layout) * shard // p
+        # All shards of a node send their gradients through its link at once.
+        crowd = min(shard, layout.workers_per_node) if layout.nodes > 1 else 1
+        between = _gradients(workload, across, machine, gaussians / shard * crowd, p)
+        return *_projections(workload, inside, machine, gaussians, cameras), *between
+    return _projections(workload, layout, machine, gaussians, workload.global_batch(layout))
+
+
+def _groups(layout: Layout, shard: int) -> tuple[Layout, Layout]:
+    """Lay out the ranks of one group, and those that hold the same shard in all groups."""
+    g = layout.workers_per_node
+    if shard <= g:
+        return Layout(1, shard), Layout(layout.nodes, max(1, g // shard))
+    return Layout(shard // g, g), Layout(layout.world_size // shard, 1)
+
+
+def _projections(
+    workload: Workload, layout: Layout, machine: Machine, gaussians: float, cameras: int
+) -> tuple[CollectiveCost, ...]:
+    """Exchange what the cameras of `layout`'s ranks see of the Gaussians that these ranks share."""
+    p = layout.world_size
+    if p == 1:
+        return ()
     seen = workload.visible * gaussians / p * cameras
     counts = all_reduce("all_gather(counts)", 8.0 * cameras * p, 1, layout, machine)
     forward = all_to_all("all_to_all(projections)", seen * FORWARD_BYTES, 1, layout, machine, 0.05)
@@ -405,19 +467,27 @@ def collectives_of(
 
 
 def _gradients(
-    compression: str, rank: int, layout: Layout, machine: Machine, gaussians: float
-) -> CollectiveCost:
-    """The all-reduce of all gradients: a message of the small parameters while they fit, the large ones alone."""
-    payload = gaussians * PARAMETER_BYTES
-    small = gaussians * SMALL_PARAMETER_BYTES
+    workload: Workload, layout: Layout, machine: Machine, gaussians: float, ranks: int
+) -> tuple[CollectiveCost, ...]:
+    """The all-reduce of gradients: a message of the small parameters while they fit, the large ones alone."""
+    if layout.world_size == 1:
+        return ()
+    found: list[CollectiveCost] = []
+    rows = gaussians
+    wanted = workload.gradient_rows == "touched" or (
+        workload.gradient_rows == "auto" and machine.accelerator == "cpu"
+    )
+    if wanted and workload.compression != "powersgd":
+        found.append(all_reduce("all_gather(touched rows)", gaussians / 8, 1, layout, machine))
+        touched = 1 - (1 - workload.visible) ** (workload.batch or ranks)  # by any of the step's views
+        rows *= touched if touched <= MAX_TOUCHED_SHARE else 1.0
+    payload, small = rows * PARAMETER_BYTES, rows * SMALL_PARAMETER_BYTES
     calls = 1 if payload <= BUCKET_BYTES else 2 if small <= BUCKET_BYTES else 6
-    if compression == "bf16":
+    if workload.compression == "bf16":
         payload /= 2
-    elif compression == "powersgd":
-        payload = gaussians * (
-            SMALL_PARAMETER_BYTES + 4 * rank
-        )  # only shN is a product (parallel/compression.py)
-    return all_reduce("all_reduce(gradients)", payload, calls, layout, machine)
+    elif workload.compression == "powersgd":
+        payload = rows * (SMALL_PARAMETER_BYTES + 4 * workload.powersgd_rank)  # only shN is a product
+    return *found, all_reduce("all_reduce(gradients)", payload, calls, layout, machine)
 
 
 @cache
@@ -464,6 +534,9 @@ def workload_of(
         kind=strategy.kind,
         compression=strategy.compression,
         powersgd_rank=strategy.powersgd_rank,
+        shard=strategy.shard,
+        sync_every=strategy.sync_every,
+        gradient_rows=strategy.gradient_rows,
         batch=batch,
         images=images,
         densify_share=min(1.0, train.densify.stop_step / train.steps) if grows else 0.0,

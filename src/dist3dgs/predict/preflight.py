@@ -99,7 +99,7 @@ def accelerator_memory(made: Predictor, forecast: Forecast) -> Finding:
     f, limit, r = forecast, forecast.memory_limit_gb, made.rates
     m = f.memory_gb
     images = max(f.batch / f.layout.world_size, 1 / f.layout.world_size)
-    own = f.workload.gaussians / (1 if f.workload.kind == "replicated" else f.layout.world_size)
+    own = f.workload.gaussians / f.workload.holders(f.layout)
     arithmetic = (
         f"{r.memory_gb:.2f} GB + {r.gaussian_memory_bytes / 1e3:.2f} kB x {own:,.0f} Gaussians of a rank"
         f" + {r.pixel_memory_bytes:.0f} B x {f.workload.pixels:,} px x {images:g} images, and what travels"

@@ -119,7 +119,7 @@ def sentences(points: Sequence[Row], scene: str, predict: Predict | None = None)
 def alternatives(made: Predictor, workload: Workload, layout: Layout) -> list[Alternative]:
     """Predict what else could be done on a layout: a larger batch, the other strategy, fewer ranks."""
     per_rank = max(1, workload.global_batch(layout) // layout.world_size)
-    other = "sharded" if workload.kind == "replicated" else "replicated"
+    other = "sharded" if workload.is_replica else "replicated"
     tries = [
         (
             f"batch_per_rank: {per_rank * LARGER_BATCH} (gradient accumulation: {LARGER_BATCH} times the images in an"

@@ -4,13 +4,13 @@ Fast and without torch, so that all runs can be judged again after the rules imp
 """
 
 from pathlib import Path
-from typing import Any
 
 from ..diagnosis import Diagnosis, diagnose_attempt
 from ..diagnosis.rules import all_rules
 from ..files import sha256
 from ..runs.attempts import ATTEMPTS, Attempt
 from ..runs.causes import Cause
+from ..runs.launch_summary import LaunchSummary, SharedNodes
 from ..runs.record import (
     EarlierAttempt,
     Environment,
@@ -67,49 +67,49 @@ def _diagnosis(record: RunRecord) -> Diagnosis:
     )
 
 
-def cause_of(launch: dict[str, Any], attempt: Attempt) -> Cause:
+def cause_of(summary: LaunchSummary, attempt: Attempt) -> Cause:
     """Return the cause of an attempt that has just failed, to decide about a retry."""
-    return diagnose_attempt(attempt, launch).cause or "unknown"
+    return diagnose_attempt(attempt, summary).cause or "unknown"
 
 
 def _earlier(run: RunEvidence, attempt: Attempt) -> EarlierAttempt:
     """Describe the end of an attempt that was followed by another."""
-    launch = attempt.launch()
-    alone = RunEvidence(launch, run.spec, [attempt])
+    summary = attempt.summary()
+    alone = RunEvidence(summary, run.spec, [attempt])
     last_t = max((e["t"] for e in alone.events if isinstance(e.get("t"), int | float)), default=None)
     return EarlierAttempt(
         attempt=attempt.number,
-        started_at=launch.get("started_at"),
-        finished_at=launch.get("finished_at") or (launch.get("ended") or {}).get("at") or last_t,
-        failure=None if launch.get("status") == "ok" else alone.diagnose().failure(),
+        started_at=summary.started_at,
+        finished_at=summary.end_time or last_t,
+        failure=None if summary.status == "ok" else alone.diagnose().failure(),
     )
 
 
 def _co_tenancy(run: RunEvidence) -> tuple[bool | None, dict[str, list[str]], str]:
     """Return True if other jobs shared the run's nodes in any of its attempts, those jobs, and why it is unknown."""
-    launches = [run.launch if a == run.last else a.launch() for a in run.attempts]
-    told = [launch.get("co_tenancy") or {} for launch in launches]
+    summaries = [run.summary if a == run.last else a.summary() for a in run.attempts]
+    found = [summary.co_tenancy or SharedNodes() for summary in summaries]
     jobs: dict[str, set[str]] = {}
-    for facts in told:
-        for node, ids in (facts.get("jobs") or {}).items():
+    for facts in found:
+        for node, ids in facts.jobs.items():
             jobs.setdefault(node, set()).update(ids)
-    if any(facts.get("shared") for facts in told):
+    if any(facts.shared for facts in found):
         return True, {node: sorted(ids) for node, ids in sorted(jobs.items())}, ""
-    if not run.launch.get("slurm"):
+    if run.summary.slurm is None:
         return None, {}, "not a Slurm job: what else ran on the machine was not looked at"
-    return told[-1].get("shared"), {}, told[-1].get("reason") or "the launcher did not live to say"
+    return found[-1].shared, {}, found[-1].reason or "the launcher was killed before it could say"
 
 
 def _environment(run: RunEvidence) -> Environment:
     starts = sorted(run.of_kind("start"), key=lambda e: e["rank"])
     versions = dict(starts[0].get("versions", {})) if starts else {}
     return Environment(
-        hosts=sorted({e["host"] for e in starts if e.get("host")}) or [run.launch["host"]],
+        hosts=sorted({e["host"] for e in starts if e.get("host")}) or [run.summary.host or "unknown"],
         devices=[e.get("device_name") or e.get("device") or "unknown" for e in starts],
-        cpu=run.launch.get("cpu"),
-        cores=run.launch.get("cores"),
-        driver=run.launch.get("driver"),
-        python=run.launch.get("python"),
+        cpu=run.summary.cpu,
+        cores=run.summary.cores,
+        driver=run.summary.driver,
+        python=run.summary.python,
         versions=versions,
     )
 
@@ -123,16 +123,16 @@ def _provenance(run: RunEvidence) -> Provenance:
         *run.last.resources_paths(),
         *run.last.flight_paths(),
     ]
-    slurm = run.launch.get("slurm") or {}
+    summary = run.summary
     return Provenance(
-        git_sha=run.launch.get("git_sha"),
-        git_dirty=run.launch.get("git_dirty"),
-        code_digest=run.launch.get("code_digest"),
+        git_sha=summary.git_sha,
+        git_dirty=summary.git_dirty,
+        code_digest=summary.code_digest,
         scene_digest=scene_digest,
-        slurm_job_id=str(slurm["job_id"]) if slurm.get("job_id") else None,
+        slurm_job_id=str(summary.job_id) if summary.job_id else None,
         attempt=run.last.number,
-        argv=[str(a) for a in run.launch.get("argv", [])],
-        started_at=run.launch.get("started_at"),
-        finished_at=run.launch.get("finished_at"),
+        argv=summary.argv,
+        started_at=summary.started_at,
+        finished_at=summary.finished_at,
         evidence_sha256={p.name: sha256(p) for p in files if p.is_file()},
     )

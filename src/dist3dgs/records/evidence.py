@@ -1,6 +1,5 @@
 """Read the evidence of one run once: attempts, their events, the launcher's summary."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from ..diagnosis import Diagnosis, diagnose_attempt
 from ..errors import UserError
 from ..logs.readers import events
 from ..runs.attempts import Attempt, attempts, since_fresh_start
+from ..runs.launch_summary import LaunchSummary
 
 Events = list[dict[str, Any]]
 
@@ -17,13 +17,13 @@ class RunEvidence:
     """Evidence about the last attempt of a run, and the attempts before it.
 
     Args:
-        launch: the newest launch.json.
+        summary: the newest launch.json.
         spec: the run spec.
         tried: attempts under this spec, oldest first.
     """
 
-    def __init__(self, launch: dict[str, Any], spec: dict[str, Any], tried: list[Attempt]) -> None:
-        self.launch, self.spec = launch, spec
+    def __init__(self, summary: LaunchSummary, spec: dict[str, Any], tried: list[Attempt]) -> None:
+        self.summary, self.spec = summary, spec
         self.last = tried[-1]
         self.earlier = tried[:-1]
         #: The last attempt and those that it continues, oldest first.
@@ -39,32 +39,37 @@ class RunEvidence:
         """Read the evidence of a point. Raises `UserError` if its `launch.json` cannot be read."""
         launch_json = Path(launch_json)
         try:
-            launch = json.loads(launch_json.read_text(encoding="utf-8"))
-            digest, spec = launch["spec_digest"], launch["spec"]
+            summary = LaunchSummary.load(launch_json)
+            if missing := [name for name in ("spec_digest", "spec") if getattr(summary, name) is None]:
+                raise ValueError(f"it has no {missing[0]!r}")
         except FileNotFoundError:
             raise UserError(
                 f"{launch_json}: no such launch summary{how_to_make(launch_json, '; train the point: ')}"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            what = (
-                f"it has no {e}"
-                if isinstance(e, KeyError)
-                else "no mapping"
-                if isinstance(e, TypeError)
-                else e
-            )
+        except (OSError, ValueError) as e:
             raise UserError(
-                f"{launch_json}: not a launch summary ({what}); delete it"
+                f"{launch_json}: not a launch summary ({e}); delete it"
                 f"{how_to_make(launch_json, ' and train the point again: ')}"
             ) from None
         # Attempts under other settings are another run.
-        tried = [a for a in attempts(launch_json.parent) if a.launch().get("spec_digest") == digest]
+        tried = [a for a in attempts(launch_json.parent) if a.summary().spec_digest == summary.spec_digest]
         if not tried:
             raise UserError(
                 f"{launch_json.parent}/attempts: no attempt of the run recorded in {launch_json.name}; delete that file"
                 f"{how_to_make(launch_json, ' and train the point again: ')}"
             )
-        return cls(launch, spec, tried)
+        return cls(summary, summary.spec or {}, tried)
+
+    @classmethod
+    def of_attempt(cls, attempt: Attempt, summary: LaunchSummary | None = None) -> "RunEvidence":
+        """Read the evidence of one attempt alone. summary: if its `launch.json` is not written yet.
+
+        Raises `UserError` if it has no settings.
+        """
+        summary = attempt.summary() if summary is None else summary
+        if summary.spec is None:
+            raise UserError(f"{attempt.launch_path}: not a launch summary (it has no 'spec'); delete it")
+        return cls(summary, summary.spec, [attempt])
 
     def of_kind(self, kind: str) -> Events:
         """List the last attempt's events of one kind, in order of time."""
@@ -72,7 +77,7 @@ class RunEvidence:
 
     def diagnose(self) -> Diagnosis:
         """Judge the last attempt."""
-        return diagnose_attempt(self.last, self.launch, self.totals)
+        return diagnose_attempt(self.last, self.summary, self.totals)
 
     @property
     def world_size(self) -> int:

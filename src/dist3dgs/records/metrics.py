@@ -32,7 +32,7 @@ def measure(run: RunEvidence) -> tuple[Metrics, dict[str, str]]:
         "ssim": final.get("ssim"),
         "lpips": final.get("lpips"),
         "num_gaussians": final.get("num_gaussians"),
-        "peak_host_gib": run.launch.get("peak_pss_gib"),
+        "peak_host_gib": run.summary.peak_pss_gib,
     }
     if slowest:
         values |= _speed(run, slowest)
@@ -249,9 +249,9 @@ def _total_s(run: RunEvidence) -> float | None:
 
 def _times(run: RunEvidence, attempt: Attempt) -> tuple[float | None, float | None]:
     """Return start and end of an attempt in Unix seconds; if its launcher was killed, the end is the last event."""
-    launch = run.launch if attempt == run.last else attempt.launch()
+    summary = run.summary if attempt == run.last else attempt.summary()
     last = [e["t"] for e in attempt.events() if isinstance(e.get("t"), int | float)][-1:]
-    return launch.get("started_at"), launch.get("finished_at") or next(iter(last), None)
+    return summary.started_at, summary.finished_at or next(iter(last), None)
 
 
 def _curve_point(e: dict[str, Any]) -> QualityPoint:

@@ -19,6 +19,10 @@ class Content:
     runs: list[Row]
     points: list[Row]
     performance: list[Row]
+    scaling: list[Row]
+    over_scenes: list[Row]
+    out_dir: Path
+    """Of the report."""
     figures_dir: Path
     tables_dir: Path
     ingests: list[tuple[str, dict[str, Any]]]
@@ -29,6 +33,7 @@ class Content:
     def load(
         cls,
         paths: list[Path],
+        out_dir: Path,
         figures_dir: Path,
         tables_dir: Path,
         ingests: list[tuple[str, dict[str, Any]]],
@@ -40,6 +45,9 @@ class Content:
             runs=read_table(tables_dir / "runs.csv"),
             points=read_table(tables_dir / "points.csv"),
             performance=read_table(tables_dir / "performance_comparison.csv"),
+            scaling=read_table(tables_dir / "scaling.csv"),
+            over_scenes=read_table(tables_dir / "over_scenes.csv"),
+            out_dir=out_dir,
             figures_dir=figures_dir,
             tables_dir=tables_dir,
             ingests=ingests,

@@ -4,6 +4,15 @@ from typing import Any
 
 from .. import figures
 from ..analysis import fit_amdahl, fit_gustafson, fit_usl, fitted_points, told_apart
+from ..analysis.scaling_tables import (
+    CAPTION,
+    OVER_SCENES_CAPTION,
+    OVER_SCENES_COLUMNS,
+    SCALING_COLUMNS,
+    cells,
+    numbers_from,
+    shown_columns,
+)
 from ..analysis.tables import summarise
 from ..errors import snakemake
 from . import numbers, renders
@@ -30,9 +39,9 @@ _SCALING_HEAD = (
     *("efficiency: equal quality", "PSNR", "SSIM", "LPIPS", "Gaussians", "GiB per rank"),
 )
 _SCALING_NOTE = (
-    "Against the smallest successful layout of the same scene and strategy. The efficiencies differ in what is held "
-    "equal: strong, the global batch; throughput, the batch per rank; equal quality, the held-out PSNR reached (the "
-    "baseline's final one less 0.1 dB)."
+    "Against the baseline: the scene's smallest successful layout, whichever strategy ran it, or the one that the "
+    "config names. The efficiencies differ in what is held equal: strong, the global batch; throughput, the batch per "
+    "rank; equal quality, the held-out PSNR reached (the baseline's final one less 0.1 dB)."
 )
 
 
@@ -43,27 +52,51 @@ _SHARED_NOTE = (
 )
 
 
-def numbers_section(content: Content) -> Html:
+#: Title, head, rows, first column of numbers, and what the columns are.
+Table = tuple[str, list[str], list[list[object]], int, str]
+
+
+def tables(content: Content) -> list[Table]:
+    """Return the tables of the points, without the columns that no row fills."""
     if not content.points:
-        return tag("p", "No run has left a record yet.", class_="missing")
+        return []
     # One scene needs no column for it.
     skip = 1 if len(content.scenes) == 1 else 0
     times = [_time_row(p)[skip:] for p in content.points]
     scaling = [_scaling_row(p)[skip:] for p in content.points]
-    return join(
-        [
-            tag("p", _where_it_ran(content)),
-            tag("h3", "Time"),
-            table(*without_empty(_TIME_HEAD[skip:], times), numbers_from=3 - skip),
-            tag("p", _TIME_NOTE, class_="note"),
-            tag("h3", "Scaling and quality"),
-            table(*without_empty(_SCALING_HEAD[skip:], scaling), numbers_from=3 - skip),
-            tag("p", _SCALING_NOTE, class_="note"),
-            _shared(content),
-            _reasons(content),
-            _fits(content),
-        ]
-    )
+    return [
+        ("Time", *without_empty(_TIME_HEAD[skip:], times), 3 - skip, _TIME_NOTE),
+        ("Scaling and quality", *without_empty(_SCALING_HEAD[skip:], scaling), 3 - skip, _SCALING_NOTE),
+    ]
+
+
+def numbers_section(content: Content) -> Html:
+    if not content.points:
+        return tag("p", "No run has left a record yet.", class_="missing")
+    parts: list[Html | None] = [tag("p", _where_it_ran(content))]
+    for title, head, rows, first, note in tables(content):
+        parts += [tag("h3", title), table(head, rows, numbers_from=first), tag("p", note, class_="note")]
+    return join([*parts, _shared(content), _reasons(content), _workshop(content), _fits(content)])
+
+
+def _workshop(content: Content) -> Html | None:
+    """Show the tables of a scaling workshop, which are also files; one that is long is folded away."""
+    parts = []
+    for title, rows, columns, caption in (
+        ("Versus one GPU and one node", content.scaling, SCALING_COLUMNS, CAPTION),
+        ("Over scenes", content.over_scenes, OVER_SCENES_COLUMNS, OVER_SCENES_CAPTION),
+    ):
+        if not rows or (title == "Over scenes" and len(content.scenes) < 2):
+            continue
+        shown = shown_columns(rows, columns)
+        head, body = cells(rows, shown)
+        html = table([h.replace("\n", " ") for h in head], body, numbers_from=numbers_from(shown))
+        name = "over_scenes" if title == "Over scenes" else "scaling"
+        note = f"{caption} Also in tables/{name}.csv, .md and .tex."
+        if len(rows) > 24:
+            html = tag("details", tag("summary", f"{len(rows)} rows"), html)
+        parts += [tag("h3", title), html, tag("p", note, class_="note")]
+    return join(parts) if parts else None
 
 
 def _layout(p: Row) -> str:
@@ -189,11 +222,11 @@ def figure(content: Content, name: str) -> Html:
         "figure",
         image,
         tag("figcaption", tag("b", f"{title}. "), caption, f" Data: {name}.csv."),
-        class_="double" if _is_wide(path) else "single",
+        class_="double" if is_wide(path) else "single",
     )
 
 
-def _is_wide(path: Any) -> bool:
+def is_wide(path: Any) -> bool:
     """Return True if an svg of ours is drawn two columns wide: its width in points stands at its head."""
     import re
 

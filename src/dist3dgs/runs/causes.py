@@ -22,7 +22,7 @@ class CauseOfFailure:
         name: as records and tables have it.
         description: one sentence for docs/troubleshooting.md.
         words: for a line of status. Empty: the name without underscores.
-        tries: how many attempts may follow failures of this cause. 0: never retried, because a code error, a wrong
+        retries: how many attempts may follow failures of this cause. 0: never retried, because a code error, a wrong
             setting, a diverged run or a job that the user cancelled ends the same way every time.
         requeued: Slurm restarts the job by itself, so that none of Snakemake's retries is used up.
         resumed: only the steps after the last checkpoint are lost and count against `site.retry_gpu_hours`.
@@ -32,7 +32,7 @@ class CauseOfFailure:
     name: str
     description: str
     words: str = ""
-    tries: int = 0
+    retries: int = 0
     requeued: bool = False
     resumed: bool = False
     mem_factor: float = 1.0
@@ -46,25 +46,29 @@ CAUSES: dict[str, CauseOfFailure] = {
     for c in (
         _C("allocation_mismatch", "The run used other devices than it was allocated."),
         _C("parameter_mismatch", "Ranks have different models or call different collectives."),
-        _C("host_oom", "A node or a job ran out of host memory.", "out of memory", tries=3, mem_factor=1.5),
+        _C("host_oom", "A node or a job ran out of host memory.", "out of memory", retries=3, mem_factor=1.5),
         _C("gpu_oom", "A GPU ran out of memory.", "out of GPU memory"),
-        _C("rendezvous", "The ranks did not find each other at the start, or lost each other.", tries=2),
-        _C("collective_timeout", "Ranks waited in a collective that others never joined.", tries=2),
-        _C("nccl_error", "NCCL or the network under it failed.", "NCCL error", tries=2),
-        _C("port_in_use", "Another process has the rendezvous port.", tries=3),
+        _C("rendezvous", "The ranks did not find each other at the start, or lost each other.", retries=2),
+        _C("collective_timeout", "Ranks waited in a collective that others never joined.", retries=2),
+        _C("nccl_error", "NCCL or the network under it failed.", "NCCL error", retries=2),
+        _C("port_in_use", "Another process has the rendezvous port.", retries=3),
         # Each attempt resumes: several time limits in a row are progress (but see `retry.stuck`).
         _C(
             "time_limit",
-            "It met its time limit.",
+            "It reached its time limit.",
             "time limit reached",
-            tries=6,
+            retries=6,
             resumed=True,
             runtime_factor=1.5,
         ),
         _C(
-            "preempted", "The scheduler ended the job for another one.", tries=20, requeued=True, resumed=True
+            "preempted",
+            "The scheduler ended the job for another one.",
+            retries=20,
+            requeued=True,
+            resumed=True,
         ),
-        _C("node_failure", "A node of the job went down.", "node lost", tries=4),
+        _C("node_failure", "A node of the job went down.", "node lost", retries=4),
         _C("cancelled", "A person or a program stopped the job."),
         _C("disk_full", "A disk, quota or cache folder cannot be written."),
         _C("environment", "A package, library or program is missing or has the wrong version."),
@@ -72,16 +76,16 @@ CAUSES: dict[str, CauseOfFailure] = {
         _C("diverged", "The loss became NaN or infinite, or the model vanished."),
         _C("sfm_failed", "Structure from motion found no usable model.", "structure from motion failed"),
         _C("dataset_corrupt", "Input files are missing, corrupt or of another format."),
-        _C("shared_memory", "/dev/shm is full.", tries=2),
+        _C("shared_memory", "/dev/shm is full.", retries=2),
         _C("unused_parameters", "DDP waited for gradients of parameters that took no part in the loss."),
-        _C("gpu_fault", "A GPU or a kernel on it failed.", "GPU fault", tries=2),
+        _C("gpu_fault", "A GPU or a kernel on it failed.", "GPU fault", retries=2),
         _C("submission_rejected", "The scheduler refused the job.", "submission refused"),
         _C("code_error", "The program ended with an uncaught exception."),
-        _C("no_progress", "The job ran on without a training step.", tries=1),
-        _C("killed", "A process was killed by SIGKILL, and nothing says by whom.", tries=2),
-        _C("crashed", "A process crashed.", tries=1),
+        _C("no_progress", "The job ran on without a training step.", retries=1),
+        _C("killed", "A process was killed by SIGKILL, and nothing says by whom.", retries=2),
+        _C("crashed", "A process crashed.", retries=1),
         _C("misconfiguration", "A setting or a command line is wrong."),
-        _C("unknown", "No line proves a cause.", "unknown cause", tries=1),
+        _C("unknown", "No line proves a cause.", "unknown cause", retries=1),
     )
 }
 
@@ -97,10 +101,10 @@ def find_cause(name: str) -> CauseOfFailure | None:
     return CAUSES.get(name) or _added().get(name)
 
 
-def tries_after(name: str | None) -> int:
+def retries_after(name: str | None) -> int:
     """Return how many further attempts failures of that cause may have; 0 for an unknown name."""
     cause = find_cause(name) if name else None
-    return cause.tries if cause is not None else 0
+    return cause.retries if cause is not None else 0
 
 
 def cause_words(name: str) -> str:

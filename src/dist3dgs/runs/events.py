@@ -47,7 +47,7 @@ PHASES = ("startup", "load", "init", "step", "densify", "evaluate", "checkpoint"
 
 #: Events that show a run going on.
 PROGRESS = ("step", "progress", "densify", "eval", "checkpoint", "export")
-#: An event is one `write` and small; a longer line is none.
+#: Longer lines are not events: an event is one small `write`.
 MAX_EVENT_BYTES = 1 << 22
 #: A look at a growing file reads at most so much; the rest comes at the next one.
 MAX_TAIL_BYTES = 4 * MAX_EVENT_BYTES

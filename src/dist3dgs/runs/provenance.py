@@ -24,7 +24,7 @@ JUDGING_CODE = ("records", "diagnosis", "logs", "runs/record.py", "runs/metrics.
 
 
 def code_digest(parts: Iterable[str] = TRAINING_CODE) -> str:
-    """SHA-256 over the paths and contents of files and folders of the package, by default the training code."""
+    """Return the SHA-256 of paths and contents of files and folders of the package, by default the training code."""
     files: list[Path] = []
     for part in parts:
         root = PACKAGE / part
@@ -33,7 +33,7 @@ def code_digest(parts: Iterable[str] = TRAINING_CODE) -> str:
 
 
 def imported_code_digest(*modules: str) -> str:
-    """SHA-256 over modules of the package and everything they import from it, with the data files beside them.
+    """Return the SHA-256 of modules of the package and everything they import from it, with the data files beside them.
 
     Args:
         modules: relative to the package, e.g. "figures.speedup".
@@ -57,7 +57,7 @@ def imported_code_digest(*modules: str) -> str:
 
 
 def scene_digest(pack: Path) -> str | None:
-    """Digest of a packed scene's content, from its header; None where it is missing or unreadable."""
+    """Read the digest of a packed scene's content from its header; None where it is missing or unreadable."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -68,7 +68,7 @@ def scene_digest(pack: Path) -> str | None:
 
 
 def content_digest(files: Iterable[Path], cache: Path) -> str:
-    """SHA-256 over the paths and contents of files. Only what has changed since the last time is read.
+    """Return the SHA-256 of paths and contents of files. Only what has changed since the last time is read.
 
     Args:
         cache: JSON file with the sizes, times and digests of the last time; written only where its folder exists.
@@ -94,7 +94,7 @@ def content_digest(files: Iterable[Path], cache: Path) -> str:
 
 
 def git_state() -> dict[str, Any]:
-    """`git_sha` and `git_dirty` of the checkout the package runs from; nulls where it is none."""
+    """Return `git_sha` and `git_dirty` of the checkout the package runs from; nulls where it is none."""
     state: dict[str, Any] = {"git_sha": None, "git_dirty": None}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         state["git_sha"] = _git("rev-parse", "HEAD").strip()
@@ -116,7 +116,7 @@ def _digest_of(files: Iterable[Path]) -> str:
 
 
 def _file_of(module: tuple[str, ...]) -> Path | None:
-    """Source of a module given relative to the package; None for names that are no module."""
+    """Find the source of a module given relative to the package; None for names that are no module."""
     path = PACKAGE.joinpath(*module)
     options = (path / "__init__.py", path.with_name(f"{path.name}.py"))
     return next((p for p in options if p.is_file()), None)
@@ -124,7 +124,7 @@ def _file_of(module: tuple[str, ...]) -> Path | None:
 
 @cache
 def _imports(path: Path, source: bytes) -> tuple[tuple[str, ...], ...]:
-    """Candidates for the modules of the package that a file imports, also within functions."""
+    """List candidates for the modules of the package that a file imports, also within functions."""
     here = path.relative_to(PACKAGE).parent.parts
     found: list[tuple[str, ...]] = []
     for node in _statements(ast.parse(source).body):
@@ -145,7 +145,7 @@ def _imports(path: Path, source: bytes) -> tuple[tuple[str, ...], ...]:
 
 
 def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """All statements, however deep, without the expressions in them: an import is never one."""
+    """Yield statements at any depth, without their expressions: an import is never one."""
     for node in body:
         yield node
         for name in ("body", "orelse", "finalbody", "handlers", "cases"):

@@ -1,4 +1,4 @@
-"""Identity of a checkpoint: what it must agree with to be resumed. Without torch: the launcher asks too."""
+"""Identity of a checkpoint: the settings that must agree for it to be resumed. Without torch, for the launcher."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ _REMEDIES = {
 
 
 def identity(spec: RunSpec, scene_digest: str) -> dict[str, str]:
-    """A checkpoint's metadata about its run: the settings that decide, by dotted name, and the whole spec; JSON."""
+    """Return a checkpoint's metadata about its run: settings that must agree, by dotted name, and the spec; JSON."""
     settings: dict[str, Any] = {
         "format": FORMAT, "scene": spec.scene, "scene digest": scene_digest, "seed": spec.seed,
         "global_batch": spec.global_batch,
@@ -36,7 +36,7 @@ def identity(spec: RunSpec, scene_digest: str) -> dict[str, str]:
 
 
 def short_digest(metadata: dict[str, str]) -> str:
-    """Names the settings of an `identity`."""
+    """Return a short digest of the settings of an `identity`."""
     return hashlib.sha256(metadata.get("settings", "").encode()).hexdigest()[:8]
 
 
@@ -72,7 +72,7 @@ def check(path: Path, spec: RunSpec, scene: Path) -> None:
     if different:
         lines = "\n".join(f"  {line}" for line in different)
         raise UserError(
-            f"{path}: {spec.point} cannot go on from it; only layout and strategy may differ:\n{lines}\n"
+            f"{path}: {spec.point} cannot be resumed from it; only layout and strategy may differ:\n{lines}\n"
             "give --spec the settings that it was made with"
         )
 

@@ -54,7 +54,7 @@ def remove_abandoned_work() -> None:
 
 
 def _work_prefix(process: int | str) -> str:
-    """Name the machine and the process, since several machines may share a temporary folder."""
+    """Return the prefix of temporary folders: machine and process, since machines may share a folder."""
     return f"dist3dgs-ingest-{socket.gethostname()}-{process}{'-' if process else ''}"
 
 
@@ -250,7 +250,7 @@ def _viewmats(model: Model, ids: list[int]) -> NDArray[np.float64]:
 
 
 def _resolutions(sizes: NDArray[np.int32]) -> list[dict[str, int]]:
-    """The different sizes [C, 2] (width, height), each with the number of images that have it."""
+    """Return the different sizes [C, 2] (width, height), each with the number of images that have it."""
     unique = np.unique(sizes, axis=0, return_counts=True)
     return [
         {"width_px": int(w), "height_px": int(h), "num_images": int(n)}

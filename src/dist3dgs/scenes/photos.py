@@ -1,4 +1,4 @@
-"""A folder of photographs: which can be used, which cannot and why, and working copies that pycolmap reads right.
+"""A folder of photographs: usable files, the others with reasons, and working copies that pycolmap reads correctly.
 
 pycolmap takes cut files without a word, skips webp, and works on raw pixels where EXIF says "turned". So every file
 is decoded once here: good 8-bit RGB files are linked, everything else that is a picture becomes an upright RGB PNG.

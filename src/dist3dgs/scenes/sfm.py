@@ -195,7 +195,7 @@ def _nothing_registered(
     )
 
 
-#: What tells why in a log that ends in a stack trace.
+#: Patterns of the lines that state the reason in a log that ends in a stack trace.
 _TELLING = re.compile(
     r"error|terminate called|what\(\)|check failed|bad_alloc|cannot allocate|killed", re.IGNORECASE
 )

@@ -1,4 +1,4 @@
-"""The two verbs of a scene: get its photographs, ingest them.
+"""Get the photographs of a scene, and ingest them.
 
 `source.json`, between the two, says where the photographs are and what they are: a list of files with sizes, so that
 it changes when they do.

@@ -1,4 +1,4 @@
-"""From a real camera to an exact pinhole: crop, undistort and shrink photographs, without black borders."""
+"""Crop, undistort and shrink photographs to those of an exact pinhole camera, without black borders."""
 
 from typing import NoReturn
 

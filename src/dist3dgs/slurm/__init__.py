@@ -1,29 +1,21 @@
-"""Slurm: what the cluster offers, what a job was given, how ranks are started in it, and what went wrong.
+"""Slurm: what the cluster offers, what a job asks for and was given, and what follows an attempt that failed.
 
-==============  ===========================================================================================
-module          says
-==============  ===========================================================================================
-`commands`      how to call squeue, sinfo, scontrol, sacct, sbatch and read their output
-`allocation`    what this job was given: nodes, addresses, GPUs, time left
-`plan`          the exact srun and torchrun lines for a layout (pure functions)
-`node`          the small program srun starts on every node: network interface, then torchrun
-`resources`     what a point asks for, as Snakemake resources
-`planner`       the next job of each point, decided where Snakemake runs; what needs no job is finished there
-`executor`      Snakemake's executor: its Slurm plugin's, with regular looks at the queue and a say for the planner
-`attempts`      the attempts a point has had and why each ended
-`unstarted`     attempts that never began: refused, or dead before the launcher started
-`turn`          the launcher's turn in a job: wait, train, use a result or close
-`retry`         whether to try again, by the reason of the failure and the GPU-hours spent
-`jobs`          jobs of this study that are queued or running; the guard against doubling one
-`submission`    why sbatch refused, in words; the check before a study
-`partitions`    what the cluster offers: partitions, and in each the nodes of one kind
-`rights`        accounts and qualities of service that the user may use
-`chooser`       where a layout would start and end first
-`predict`       how long a run will take, from records
-`site`          a profile and its site, written for this cluster
-`settings`      the site: what differs from cluster to cluster
-`verbs`         the command line
-==============  ===========================================================================================
+====================  =====================================================================================
+module                contents
+====================  =====================================================================================
+`client`              run squeue, sinfo, scontrol, sacct; parse their output
+`allocation`          what this job was given: nodes, addresses, GPUs, time left; other jobs on its nodes
+`partitions`          what the cluster offers: partitions, in each the nodes of one kind; the user's accounts
+`site`, `site_init`   settings that differ from cluster to cluster; a profile written for this one
+`resources`           what a point asks for, as Snakemake resources
+`queue`               jobs of this study that are queued or running; the guard against doubling one
+`submission`          reasons for which sbatch refuses a job, in words; the check before a study
+`partition_choice`    the partition where a layout would end first, by predicted run times
+`outcome`             outcomes of attempts that could not report them, and of jobs that never began
+`retry`               what follows: train again, close, adopt or wait
+`planner`             the next job of each point, decided where Snakemake runs
+`executor`            Snakemake's executor: its Slurm plugin's, with regular looks at the queue and the planner
+====================  =====================================================================================
 
 Nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""Ask Slurm what this job was given.
+"""Ask Slurm what this job was given, and who else is on its nodes.
 
 The environment is not trusted: in a batch script it describes the first node and the script's one task, in a step that
 step, and another executor may have removed most of it.
@@ -6,15 +6,18 @@ step, and another executor may have removed most of it.
 
 import math
 import os
+import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from ..config.naming import Layout
 from ..errors import UserError
-from ..units import expand_hosts, parse_duration_s
+from ..runs.launch_summary import SharedNodes
+from ..units import expand_hosts, parse_duration_s, parse_time_stamp
 from .client import SlurmError, blocks, parse_gpus, rows, slurm
 
 
@@ -28,8 +31,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """A running job's share of the cluster. Node 0 is the head: the batch script, and so the launcher, runs
-    there."""
+    """A running job's share of the cluster. Node 0 is the head, where the batch script and so the launcher runs."""
 
     job_id: int
     nodes: tuple[Node, ...]
@@ -53,8 +55,7 @@ class Allocation:
     def mismatch(self, layout: Layout, *, uses_gpus: bool) -> str | None:
         """Say how the allocation differs from what `layout` needs, or None if it fits exactly.
 
-        Too much is a mismatch as well: four GPUs allocated and one used is the failure this project began
-        with.
+        Too much is a mismatch as well: four GPUs allocated and one used is the failure this project began with.
         """
         if len(self.nodes) != layout.nodes:
             return (
@@ -62,8 +63,7 @@ class Allocation:
             )
         if uses_gpus and self.gpus_per_node != layout.workers_per_node:
             return (
-                f"layout {layout} needs {layout.workers_per_node} GPU(s) per node, Slurm job {self.job_id} "
-                "has "
+                f"layout {layout} needs {layout.workers_per_node} GPU(s) per node, Slurm job {self.job_id} has "
                 f"{self.gpus_per_node}"
             )
         return None
@@ -78,7 +78,7 @@ class Step:
 
 
 def step(environ: Mapping[str, str] = os.environ) -> Step:
-    """The srun step this process was started in; one task where there is none, as in a batch script.
+    """Return the srun step this process was started in; one task where there is none, as in a batch script.
 
     Not SLURM_NTASKS: in a batch script that is what the job asked for, and the script runs once all the same.
     """
@@ -110,7 +110,7 @@ def wait_for_controller(job: int, patience_s: float) -> bool:
 
 
 def job_id(environ: Mapping[str, str] = os.environ) -> int | None:
-    """The Slurm job this process runs in, or None outside of one."""
+    """Return the Slurm job this process runs in, or None outside of one."""
     text = environ.get("SLURM_JOB_ID") or environ.get("SLURM_JOBID") or ""
     return int(text) if text.isdigit() else None
 
@@ -121,7 +121,7 @@ def node_name(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def current(environ: Mapping[str, str] = os.environ) -> Allocation | None:
-    """This process's allocation, or None outside Slurm. Raises `UserError` if Slurm cannot be asked."""
+    """Return this process's allocation, or None outside Slurm. Raises `UserError` if Slurm cannot be asked."""
     job = job_id(environ)
     return None if job is None else read(job, patience_s=PATIENCE_S)
 
@@ -158,8 +158,7 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
         details = blocks(slurm("scontrol", "-o", "show", "job", str(job)))[0]
     except SlurmError as e:
         raise UserError(
-            f"Slurm job {job}: cannot ask Slurm what it was given. {e}. If squeue works in a shell on this "
-            "node, set "
+            f"Slurm job {job}: cannot ask Slurm what it was given. {e}. If squeue works in a shell on this node, set "
             "SLURM_CONF to its configuration file."
         ) from None
     nodes = tuple(Node(name=n, address=reachable(n, shown.get(n, {}).get("NodeAddr", n))) for n in names)
@@ -197,11 +196,10 @@ def _cpus_per_node(details: dict[str, str], num_nodes: int) -> int | None:
 
 
 def reachable(name: str, node_addr: str) -> str:
-    """The address to use for a node: NodeAddr if it is a number or resolves, else the name if that resolves.
+    """Return the address to use for a node: NodeAddr if it is a number or resolves, else the name if that resolves.
 
-    Node names are often known to Slurm alone, and sometimes NodeAddr is a management name that compute nodes
-    cannot
-    resolve; an unresolvable head would otherwise show as a rendezvous time-out ten minutes later.
+    Node names are often known to Slurm alone, and sometimes NodeAddr is a management name that compute nodes cannot
+    resolve; an unresolvable head would otherwise show as a rendezvous timeout ten minutes later.
     """
     for candidate in (node_addr, name):
         try:
@@ -210,7 +208,102 @@ def reachable(name: str, node_addr: str) -> str:
         except OSError:
             continue
     raise UserError(
-        f"node {name}: neither its NodeAddr {node_addr!r} nor its name resolves here. Ask the "
-        "administrators for a "
+        f"node {name}: neither its NodeAddr {node_addr!r} nor its name resolves here. Ask the administrators for a "
         f"NodeAddr in slurm.conf, or add {name} to /etc/hosts."
     )
+
+
+#: Seconds between looks. squeue shows jobs for `MinJobAge` (300 s unless the site says otherwise) after their end, so
+#: that nobody who came and went in between is missed.
+EVERY_S = 120.0
+#: For one answer of Slurm: a job that is told to end must not wait for a controller that is away.
+ANSWER_S = 5.0
+#: Clocks of nodes and controller differ, and Slurm's times are whole seconds.
+CLOCK_S = 1.5
+#: Stands for jobs that this user may not see.
+HIDDEN = "not visible"
+
+
+class CoTenancy:
+    """Finds out if other jobs share the nodes of `allocation`: a run's timings are then not those of the machine alone.
+
+    A thread looks now and then until it is stopped. Other users' jobs come from squeue. Where the site hides them
+    (`PrivateData=jobs`), a node's allocated CPUs against this job's own say that somebody is there, if not who.
+    """
+
+    def __init__(self, allocation: Allocation, every_s: float = EVERY_S) -> None:
+        self.allocation, self.every_s = allocation, every_s
+        self.began = time.time()
+        self._neighbours: dict[str, set[str]] = {}
+        self._looks = 0
+        self._problem: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="co-tenancy", daemon=True)
+
+    def start(self) -> "CoTenancy":
+        self._thread.start()
+        return self
+
+    def stop(self) -> SharedNodes:
+        """Look a last time; return the other jobs' ids by node."""
+        self._stop.set()
+        self._thread.join(timeout=4 * ANSWER_S)
+        neighbours = {node: sorted(jobs) for node, jobs in sorted(self._neighbours.items())}
+        shared = True if neighbours else (False if self._looks else None)
+        return SharedNodes(shared=shared, jobs=neighbours, reason=self._problem if shared is None else None)
+
+    def _run(self) -> None:
+        while True:
+            last = self._stop.is_set()
+            try:
+                self._look()
+            except (SlurmError, ValueError) as e:
+                self._problem = f"Slurm did not say who was on the nodes: {e}"
+            if last:
+                return
+            self._stop.wait(self.every_s)
+
+    def _look(self) -> None:
+        names = [node.name for node in self.allocation.nodes]
+        shown = _ask("squeue", "-a", "-h", "-t", "all", "-w", ",".join(names), "-o", "%A|%T|%N|%S|%e")
+        for job, state, nodes, start, end in rows(shown, 5):
+            if job != str(self.allocation.job_id) and self._overlaps(state, start, end):
+                for node in set(expand_hosts(nodes)) & set(names):
+                    self._neighbours.setdefault(node, set()).add(job)
+        own = _own_cpus(_ask("scontrol", "-d", "-o", "show", "job", str(self.allocation.job_id)))
+        if not own and "jobs" in _private():
+            raise ValueError("it hides other users' jobs (PrivateData), and does not show this job's CPUs")
+        for block in blocks(_ask("scontrol", "-o", "show", "node", ",".join(names))):
+            node, allocated = block.get("NodeName", ""), block.get("CPUAlloc", "")
+            if node in own and allocated.isdigit() and int(allocated) > own[node]:
+                self._neighbours.setdefault(node, {HIDDEN})
+        self._looks += 1
+
+    def _overlaps(self, state: str, start: str, end: str) -> bool:
+        """Return True if a job was on its nodes at some moment of this run."""
+        if state == "PENDING" or (started := parse_time_stamp(start)) is None:
+            return False
+        if state in ("RUNNING", "SUSPENDED", "COMPLETING", "STOPPED", "SIGNALING"):
+            return started < time.time() + CLOCK_S
+        ended = parse_time_stamp(end)
+        return ended is not None and ended > self.began + CLOCK_S
+
+
+def _ask(*argv: str) -> str:
+    return slurm(*argv, timeout_s=ANSWER_S)
+
+
+def _private() -> list[str]:
+    """Return what the cluster hides from its users."""
+    found = re.search(r"^PrivateData\s*=\s*(\S+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+    return found[1].split(",") if found else []
+
+
+def _own_cpus(details: str) -> dict[str, int]:
+    """CPUs of a job on each of its nodes, from `scontrol -d show job` (`Nodes=gpu[01-02] CPU_IDs=0-3,8 Mem=...`)."""
+    found: dict[str, int] = {}
+    for nodes, ids in re.findall(r"\bNodes=(\S+) CPU_IDs=([0-9,-]+)", details):
+        spans = [span.partition("-") for span in ids.split(",") if span]
+        count = sum(int(last or first) - int(first) + 1 for first, _, last in spans)
+        found |= dict.fromkeys(expand_hosts(nodes), count)
+    return found

@@ -1,7 +1,6 @@
-"""Calling Slurm's commands and reading what they print.
+"""Call Slurm's commands and parse what they print.
 
-Every call has a time limit and no shell; output is asked for in the forms meant for programs (`-h -o`,
-`--parsable2`).
+Every call has a time limit and no shell; output is asked for in the forms meant for programs (`-h -o`, `--parsable2`).
 Formats checked against Slurm 22.05; the fields used here are unchanged up to 25.05.
 """
 
@@ -38,13 +37,13 @@ def require() -> None:
         raise UserError(f"squeue and sbatch were not found. {INSTALL_HINT}")
 
 
-#: The user's own wishes for how these commands print, and for whom: not for what is read by a program.
-_USERS_WISHES = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "SLURM_TIME_FORMAT")
+#: The user's own settings of output and filters, which would change what is parsed here.
+_USER_SETTINGS = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "SLURM_TIME_FORMAT")
 
 
 def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """`environ` in which Slurm's commands print as they are read here: no filters, no formats, ISO times."""
-    kept = {name: value for name, value in environ.items() if not name.startswith(_USERS_WISHES)}
+    """Copy `environ` for Slurm's commands: no filters, no formats, ISO times."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(_USER_SETTINGS)}
     return kept | {"SLURM_TIME_FORMAT": "standard"}
 
 
@@ -73,8 +72,7 @@ def slurm(*argv: str, timeout_s: float = 30, stdin: str | None = None) -> str:
 
 
 def rows(text: str, fields: int, separator: str = "|") -> list[list[str]]:
-    """Split `-o 'a|b|c'` output into stripped fields; lines with too few fields are skipped, the last keeps
-    the rest."""
+    """Split `-o 'a|b|c'` output into stripped fields; the last keeps the rest, shorter lines are skipped."""
     split = (line.split(separator, fields - 1) for line in text.splitlines() if line.strip())
     return [[field.strip() for field in row] for row in split if len(row) == fields]
 
@@ -96,8 +94,7 @@ def blocks(text: str) -> list[dict[str, str]]:
 
 
 def parse_gpus(gres: str) -> dict[str, int]:
-    """GPUs of a gres or tres text, by type: `gpu:h100:4(S:0-1),nvme:1` gives {"h100": 4}, `gpu:2` gives {"":
-    2}.
+    """Count the GPUs of a gres or tres text by type: `gpu:h100:4(S:0-1),nvme:1` gives {"h100": 4}, `gpu:2` {"": 2}.
 
     Understands `sinfo %G`, `squeue %b` (`gres:gpu:4`, `gres/gpu:h100=4`) and `TresPerNode=gres/gpu:4`.
     """

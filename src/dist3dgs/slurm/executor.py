@@ -5,7 +5,7 @@ Adds what a study needs and the plugin lacks (docs/decisions/0063-executor-plugi
 * The site: account, partitions and sizes come from a file that no command-line option replaces.
 * Regular looks at the queue: the plugin waits 10 s longer each time, up to 180 s, and starts over only when a job
   succeeded, so that the end of a half-hour run is noticed up to three minutes late.
-* A say for the study's `Planner` at each moment of a job. Without it, a point that needs no training waits in the
+* The study's `Planner` is asked at each moment of a job. Without it, a point that needs no training waits in the
   queue, a refused submission and a job that dies before its launcher starts are tried again until the retries are used
   up without a word about why, and a job that is gone (preempted where Slurm cancels such jobs) is waited for for ever.
 * No job is lost: where squeue has failed five times in a row the plugin forgets all the jobs it asked about.
@@ -41,9 +41,9 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from ..errors import UserError
 from .site import current_site, export, load_site, no_site
 
-#: Between looks at the queue while a job is about to end, and how long that may take after its last output.
+#: Seconds between looks at the queue while a job is about to end, and how long that may take after its last output.
 QUICK_S, ENDING_S = 2.0, 30.0
-#: Until a job that Slurm takes at present from nobody is submitted again.
+#: Seconds until a job that Slurm does not take at present is submitted again.
 RESUBMIT_S = 20.0
 #: Methods that are overridden here, or called, and the parameters that they are expected to have.
 METHODS = {
@@ -69,22 +69,22 @@ class Listener(Protocol):
         """Make the job's outputs here if nothing is left to run; True if so, and nothing is to be submitted."""
 
     def asks(self, job: Any) -> dict[str, int | str]:
-        """Resources that have changed since the job was scheduled."""
+        """Return the resources that have changed since the job was scheduled."""
 
     def refused(self, job: Any, text: str) -> bool:
-        """The job could not be submitted, for the reason in `text`. Whether it is to be submitted again later."""
+        """Handle a job that could not be submitted, for the reason in `text`; return True to submit it again later."""
 
     def failed(self, job: Any, slurm_job: int, log: Path | None) -> None:
-        """A submitted job has ended without success."""
+        """Handle a submitted job that has ended without success."""
 
-    def fate(self, slurm_job: int) -> bool | None:
+    def poll_final_state(self, slurm_job: int) -> bool | None:
         """Return True if a job that the plugin waits for has ended well, None while it lives, as far as is known."""
 
     def interrupted(self, jobs: list[Any]) -> None:
-        """Snakemake was interrupted and is about to cancel its jobs."""
+        """Note that Snakemake was interrupted and is about to cancel its jobs."""
 
     def look(self) -> None:
-        """The queue is about to be looked at."""
+        """Act before a look at the queue."""
 
 
 _listener: Listener | None = None
@@ -160,13 +160,13 @@ class Executor(SlurmExecutor):
         return "trap : TERM"
 
     def get_python_executable(self) -> str:
-        """Python's path for the batch script, where a space would end it."""
+        """Quote Python's path for the batch script, where a space would end it."""
         return shlex.quote(super().get_python_executable())
 
     # -- submitting
 
     def run_jobs(self, jobs: list[Any]) -> None:
-        """Runs in the main thread. `run_job` does not, and must report through its loop."""
+        """Keep the main thread's loop: `run_job` runs in another thread and must report through it."""
         try:
             self.main_loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -238,7 +238,7 @@ class Executor(SlurmExecutor):
             await asyncio.sleep(min(0.5, pause))
 
     async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncIterator[SubmittedJobInfo]:
-        """The plugin's look at the queue; of the jobs that it goes on waiting for, or drops, the planner knows more."""
+        """Look at the queue as the plugin does; ask the planner about jobs that it goes on waiting for, or drops."""
         self.listener.look()
         self.reported.clear()
         waiting = [info async for info in super().check_active_jobs(active_jobs)]
@@ -246,7 +246,7 @@ class Executor(SlurmExecutor):
         # Where squeue does not answer, the plugin hands nothing back, and would never look at these jobs again.
         for info in [*waiting, *(info for info in active_jobs if id(info) not in known)]:
             number = slurm_job(info)
-            ended = self.listener.fate(number) if number is not None else None
+            ended = self.listener.poll_final_state(number) if number is not None else None
             if ended is None:
                 yield info
             elif ended:
@@ -257,7 +257,7 @@ class Executor(SlurmExecutor):
 
 
 def slurm_job(info: Any) -> int | None:
-    """The Slurm job of a submitted Snakemake job; None if it was not submitted."""
+    """Return the Slurm job of a submitted Snakemake job; None if it was not submitted."""
     text = str(info.external_jobid or "")
     return int(text) if text.isdigit() else None
 
@@ -280,7 +280,7 @@ def submission_error(message: str) -> str:
 
 
 def stop(problem: str) -> None:
-    """End Snakemake with one line: what its interface has for this prints a traceback's worth around it."""
+    """End Snakemake with one line; its own way prints a traceback around it."""
     print(f"error: {problem}", file=sys.stderr)
     sys.exit(2)
 

@@ -1,20 +1,22 @@
-"""Find how a point's attempts ended, from their `launch.json`; of those that were killed, from Slurm.
+"""Outcomes of a point's attempts that could not report them: killed ones, and those that never began.
 
-An attempt that was killed cannot say why. `settle` asks Slurm afterwards and writes the answer into the attempt's
-`launch.json` as `ended: {cause, note, at}`, so that the next attempt, the record and the tables rest on files alone.
+A killed attempt cannot report why. `resolve_outcomes` asks Slurm afterwards and writes the answer into the attempt's
+`launch.json`, so that the next attempt, the record and the tables need files alone. A job that sbatch refused, or that
+died before its launcher started, is written down as an attempt (`record_refusal`, `record_unstarted`), so that it is
+counted, the point gets its row and the evidence is kept.
 """
 
 import contextlib
+import json
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..config.naming import Layout
-from ..files import write_json
-from ..runs.attempts import Attempt, attempts
+from ..config.matrix import run_digest
+from ..files import write_json, write_text
+from ..runs.attempts import Attempt, AttemptState, attempts, new_attempt, open_attempts, read_state
 from ..runs.causes import Cause
+from ..runs.launch_summary import Ended, LaunchSummary, SlurmJob
 from ..units import parse_time_stamp
 from .client import SlurmError, blocks, rows, slurm
 
@@ -27,7 +29,6 @@ CAUSE_OF_STATE: dict[str, Cause] = {
     "BOOT_FAIL": "node_failure",
     "PREEMPTED": "preempted",
     "CANCELLED": "cancelled",
-    "SUBMISSION_REFUSED": "submission_rejected",  # ours: see `refuse`
 }
 #: States in which a job may still do something.
 LIVE_STATES = {
@@ -45,139 +46,78 @@ LOG_CAUSES: list[tuple[Cause, re.Pattern[str]]] = [
 ]
 #: A folder without launch.json this young belongs to a launcher that is just starting.
 STARTING_S = 60.0
+#: A file in the point's folder: cancellations since its time are those of an interrupted Snakemake, not the user's.
+MARK = ".interrupted"
 
 
-#: Status of an attempt whose job was cancelled because Snakemake was interrupted: neither a failure nor the user's wish
-#: to end the run. `MARK` in the point's folder says since when such a cancellation is ours.
-INTERRUPTED, MARK = "interrupted", ".interrupted"
+def resolve_outcomes(
+    point: Path, spec_digest: str | None = None, me: tuple[int, int] | None = None
+) -> list[AttemptState]:
+    """Read the states of a point's open attempts, after writing the outcome of those that were killed.
 
+    Args:
+        me: (Slurm id, restarts) of the calling job. An attempt whose job is alive elsewhere stays `running`.
 
-@dataclass(frozen=True, kw_only=True)
-class Try:
-    """One attempt, as far as deciding about the next needs it."""
-
-    number: int
-    status: str  # running | ok | failed | stopped | refused, as the launcher left it; interrupted
-    cause: Cause | None = None
-    note: str | None = None
-    step: int | None = None
-    gpu_hours: float = 0.0
-    lost: float = 1.0  # share of its steps that no checkpoint keeps
-    slurm_job_id: int | None = None
-    restarts: int = 0
-
-    @property
-    def running(self) -> bool:
-        return self.status in ("running", "stopped") and self.cause is None
-
-    @property
-    def failed(self) -> bool:
-        return self.status not in ("ok", INTERRUPTED) and not self.running
-
-
-def read_try(attempt: Attempt, launch: dict[str, Any] | None = None) -> Try:
-    """View of one attempt's files."""
-    launch = attempt.launch() if launch is None else launch
-    slurm_facts, ended = launch.get("slurm") or {}, launch.get("ended") or {}
-    first, last, saved = progress(attempt) if launch.get("status") != "ok" else (0, None, 0)
-    return Try(
-        number=attempt.number,
-        status=launch.get("status") or "running",
-        cause=launch.get("cause") or ended.get("cause"),
-        note=ended.get("note"),
-        step=last,
-        gpu_hours=_gpu_hours(launch, ended.get("at")),
-        lost=1.0 - max(0, saved - first) / (last - first) if last is not None and last > first else 1.0,
-        slurm_job_id=slurm_facts.get("job_id"),
-        restarts=slurm_facts.get("restarts") or 0,
-    )
-
-
-def series(point: Path, spec_digest: str | None = None) -> list[Attempt]:
-    """The attempts of the present try at a point: same run, and after the last one whose outcome was published or that
-    `dist3dgs retry` asked to be followed by another."""
-    present: list[Attempt] = []
-    for attempt in attempts(point):
-        launch = attempt.launch()
-        foreign = spec_digest is not None and launch.get("spec_digest", spec_digest) != spec_digest
-        done = launch.get("retry_at") or (launch.get("published") and collected(point, launch))
-        present = [] if foreign or done else [*present, attempt]
-    return present
-
-
-def collected(point: Path, launch: dict[str, Any]) -> bool:
-    """Return True if a record has been made since the attempt ended: then its result has reached the study."""
-    try:
-        made = (Path(point) / "record.json").stat().st_mtime
-    except OSError:
-        return False
-    return made >= (launch.get("finished_at") or 0.0)
-
-
-def settle(point: Path, spec_digest: str | None = None, me: tuple[int, int] | None = None) -> list[Try]:
-    """The present series, after writing down how attempts ended that were killed before they could say so.
-
-    `me` is the calling job's (Slurm id, restarts). An attempt whose job is alive elsewhere stays `running`.
+    Raises:
+        SlurmError: Slurm does not answer.
     """
-    return [_settled(attempt, me) for attempt in series(point, spec_digest)]
+    return [_resolve(attempt, me) for attempt in open_attempts(point, spec_digest)]
 
 
-def _settled(attempt: Attempt, me: tuple[int, int] | None) -> Try:
-    launch = attempt.launch()
-    seen = read_try(attempt, launch)
+def _resolve(attempt: Attempt, me: tuple[int, int] | None) -> AttemptState:
+    summary = attempt.summary()
+    seen = read_state(attempt, summary)
     if not seen.running:
-        return _out_of_memory(attempt, launch, me) or seen
-    if not launch:
+        return _out_of_memory(attempt, summary, me) or seen
+    if summary.is_empty:
         with contextlib.suppress(OSError):
             if time.time() - attempt.folder.stat().st_mtime < STARTING_S and me is None:
                 return seen
-    end = _fate(launch, me)
-    if end is None:
+    ended = _poll_final_state(summary, me)
+    if ended is None:
         return seen
-    launch = {"attempt": attempt.number, **launch, "ended": end}
-    launch.setdefault("status", "running")
-    if end["cause"] == "cancelled" and _was_interrupted(attempt, launch):
-        note = f"{end['note']}; cancelled by an interrupted Snakemake"
-        launch |= {"status": INTERRUPTED, "ended": {"cause": None, "note": note, "at": end["at"]}}
+    summary = summary.filled(attempt=attempt.number, status="running").updated(ended=ended)
+    if ended.cause == "cancelled" and _was_interrupted(attempt, summary):
+        note = f"{ended.note}; cancelled by an interrupted Snakemake"
+        summary = summary.updated(status="interrupted", ended=Ended(cause=None, note=note, at=ended.at))
     else:
-        launch["cause"] = _judged(launch, attempt)
-    write_json(attempt.launch_path, launch)
-    return read_try(attempt, launch)
+        summary = summary.updated(cause=_judged(summary, attempt))
+    return read_state(attempt, summary.save(attempt.folder))
 
 
-def _judged(launch: dict[str, Any], attempt: Attempt) -> Cause:
-    """The cause as the record will have it: Slurm's word is one piece of evidence."""
+def _judged(summary: LaunchSummary, attempt: Attempt) -> Cause:
+    """Return the cause as the record will have it; what Slurm says is one piece of evidence."""
     from ..records.build import cause_of  # the rules, which few attempts need
 
-    return cause_of(launch, attempt)
+    return cause_of(summary, attempt)
 
 
-def _out_of_memory(attempt: Attempt, launch: dict[str, Any], me: tuple[int, int] | None) -> Try | None:
-    """An attempt whose launcher saw a rank killed, where Slurm says afterwards that its job ran out of memory.
+def _out_of_memory(
+    attempt: Attempt, summary: LaunchSummary, me: tuple[int, int] | None
+) -> AttemptState | None:
+    """Ask Slurm, once the job has ended, if a rank that was killed had run out of memory; None if not asked.
 
-    The launcher sees what the kernel killed on its own node only (`cgroup`). Asked once, when the job has ended.
+    The launcher sees the kernel's kills on its own node only.
     """
-    job = (launch.get("slurm") or {}).get("job_id")
-    if launch.get("cause") != "killed" or launch.get("ended") or launch.get("asked_slurm"):
+    job = summary.job_id
+    if summary.cause != "killed" or summary.ended or summary.asked_slurm:
         return None
     if job is None or (me is not None and me[0] == job):
         return None
     state, note, at = job_end(job)
     if state in LIVE_STATES:
         return None
-    launch |= {"asked_slurm": True}
+    summary = summary.updated(asked_slurm=True)
     if state == "OUT_OF_MEMORY" or _step_ran_out_of_memory(job):
         note = f"Slurm job {job}: {note}, OUT_OF_MEMORY"
-        launch |= {
-            "ended": {"cause": "host_oom", "note": note, "at": at or launch.get("finished_at") or time.time()}
-        }
-        launch["cause"] = _judged(launch, attempt)
-    write_json(attempt.launch_path, launch)
-    return read_try(attempt, launch)
+        at = at or summary.finished_at or time.time()
+        summary = summary.updated(ended=Ended(cause="host_oom", note=note, at=at))
+        summary = summary.updated(cause=_judged(summary, attempt))
+    return read_state(attempt, summary.save(attempt.folder))
 
 
 def _step_ran_out_of_memory(job: int) -> bool:
-    """Ask the accounting about steps: ranks of several nodes are a step, the job's state is the launcher's."""
+    """Return True if the accounting has a step that ran out of memory: ranks on several nodes run in a step."""
     with contextlib.suppress(SlurmError):
         return any(
             row[0].startswith("OUT_OF_ME")
@@ -186,46 +126,45 @@ def _step_ran_out_of_memory(job: int) -> bool:
     return False
 
 
-def _fate(launch: dict[str, Any], me: tuple[int, int] | None) -> dict[str, Any] | None:
-    """`ended` of a silent attempt, or None while its job lives."""
-    facts = launch.get("slurm") or {}
-    job, restarts = facts.get("job_id"), facts.get("restarts") or 0
+def _poll_final_state(summary: LaunchSummary, me: tuple[int, int] | None) -> Ended | None:
+    """Ask Slurm for the end of an attempt that reported none; None while its job lives."""
+    facts = summary.slurm or SlurmJob()
+    job = facts.job_id
     if job is None:
         note = "the launcher was killed before it could say why, outside Slurm or before it asked Slurm"
-        return {"cause": "killed", "note": note, "at": launch.get("finished_at") or time.time()}
+        return Ended(cause="killed", note=note, at=summary.finished_at or time.time())
     if me is not None and me[0] == job:
-        if me[1] > restarts:
-            return requeue_reason(job)
-        return {"cause": "killed", "note": f"killed within Slurm job {job}", "at": time.time()}
+        if me[1] > facts.restarts:
+            return _requeue_reason(job)
+        return Ended(cause="killed", note=f"killed within Slurm job {job}", at=time.time())
     state, note, at = job_end(job)
     if state in LIVE_STATES:
         return None
     cause: Cause = CAUSE_OF_STATE.get(state, "killed")
-    found = log_cause(Path(facts["log"])) if facts.get("log") and cause == "killed" else None
-    if found:
+    log = Path(facts.log) if facts.log else None
+    if log is not None and cause == "killed" and (found := log_cause(log)):
         cause, line = found
-        note = f"{note}; {Path(facts['log']).name}: {line}"
-    at = at or launch.get("finished_at") or time.time()
-    return {"cause": cause, "note": f"Slurm job {job}: {note}", "at": at}
+        note = f"{note}; {log.name}: {line}"
+    return Ended(cause=cause, note=f"Slurm job {job}: {note}", at=at or summary.finished_at or time.time())
 
 
 def mark_interrupted(point: Path) -> None:
-    """Snakemake is about to cancel the jobs of this point because it was interrupted."""
+    """Note that an interrupted Snakemake is about to cancel the jobs of this point."""
     if (Path(point) / "attempts").is_dir():
         write_json(Path(point) / MARK, {"at": time.time()})
 
 
-def _was_interrupted(attempt: Attempt, launch: dict[str, Any]) -> bool:
+def _was_interrupted(attempt: Attempt, summary: LaunchSummary) -> bool:
     """Return True if Snakemake was interrupted while the attempt ran."""
     try:
         marked = (attempt.folder.parent.parent / MARK).stat().st_mtime
     except OSError:
         return False
-    return marked >= (launch.get("started_at") or 0.0)
+    return marked >= (summary.started_at or 0.0)
 
 
 def job_end(job: int) -> tuple[str, str, float | None]:
-    """(state word, Slurm's own text, end in Unix seconds) of a job; the state is "" where Slurm has forgotten it.
+    """Return (state word, Slurm's own text, end in Unix seconds) of a job; "" as the state if Slurm has forgotten it.
 
     Asks the controller first (it knows jobs for MinJobAge after their end), then the accounting where there is any.
     A Slurm that does not answer at all raises `SlurmError`: no answer is not an ended job.
@@ -250,26 +189,22 @@ def job_end(job: int) -> tuple[str, str, float | None]:
     return "", "neither scontrol nor sacct knows it any more", None
 
 
-def requeue_reason(job: int) -> dict[str, Any]:
-    """Why Slurm put a running job back into its queue: from the accounting's duplicates (`sacct -D`)."""
+def _requeue_reason(job: int) -> Ended:
+    """Find out why Slurm requeued a running job, from the accounting's duplicates (`sacct -D`)."""
     with contextlib.suppress(SlurmError):
         for state, ended in reversed(rows(slurm("sacct", "-nXPD", "-j", str(job), "-o", "State,End"), 2)):
             word = state.split()[0]
             if word in ("PREEMPTED", "NODE_FAIL"):
                 note = f"Slurm job {job}: State={state} End={ended}, requeued"
-                return {
-                    "cause": CAUSE_OF_STATE[word],
-                    "note": note,
-                    "at": parse_time_stamp(ended) or time.time(),
-                }
+                return Ended(cause=CAUSE_OF_STATE[word], note=note, at=parse_time_stamp(ended) or time.time())
     note = (
         f"Slurm job {job}: requeued (preemption or a lost node; without accounting Slurm does not say which)"
     )
-    return {"cause": "preempted", "note": note, "at": time.time()}
+    return Ended(cause="preempted", note=note, at=time.time())
 
 
 def log_cause(path: Path, tail_bytes: int = 65536) -> tuple[Cause, str] | None:
-    """A cause that Slurm wrote at the end of the job's log, and its line."""
+    """Find a cause that Slurm wrote at the end of the job's log; return it and its line."""
     lines = read_tail(path, tail_bytes).splitlines()
     for cause, pattern in LOG_CAUSES:
         for line in lines:
@@ -279,7 +214,7 @@ def log_cause(path: Path, tail_bytes: int = 65536) -> tuple[Cause, str] | None:
 
 
 def read_tail(path: Path, tail_bytes: int = 65536) -> str:
-    """The end of a log; "" where there is none."""
+    """Read the end of a log; "" where there is none."""
     try:
         with path.open("rb") as f:
             f.seek(max(0, path.stat().st_size - tail_bytes))
@@ -288,20 +223,63 @@ def read_tail(path: Path, tail_bytes: int = 65536) -> str:
         return ""
 
 
-def progress(attempt: Attempt) -> tuple[int, int | None, int]:
-    """The step an attempt began at, the last its diary tells of, and the last that a checkpoint holds."""
-    events = [e for e in attempt.events() if isinstance(e.get("step"), int)]
-    of_kind = {kind: [e["step"] for e in events if e["event"] == kind] for kind in ("resume", "checkpoint")}
-    first = max(of_kind["resume"], default=0)
-    return first, max((e["step"] for e in events), default=None), max(of_kind["checkpoint"], default=first)
+def record_refusal(point: Path, spec_text: str, note: str) -> Attempt:
+    """Record a job that sbatch refused, for the reason in `note`, as a failed attempt."""
+    ended = Ended(cause="submission_rejected", note=note, at=time.time())
+    return _write_attempt(point, spec_text, ended, None, note + "\n")
 
 
-def _gpu_hours(launch: dict[str, Any], ended_at: float | None) -> float:
-    if not launch.get("started_at"):
-        return 0.0
+def record_unstarted(
+    point: Path, job: int, log: Path | None, spec_text: str, held: str | None = None
+) -> str | None:
+    """Record a failed Slurm job that left no attempt; return the note, or None if the launcher had started in it.
+
+    Args:
+        log: the job's own log, which becomes the attempt's; None or absent where not even that was begun.
+        held: why Slurm held the job, if it never started for that.
+    """
+    if any(a.summary().job_id == job for a in attempts(point)):
+        return None
+    text = read_tail(log) if log is not None else ""
+    if f"Slurm job {job}: " in text:  # the launcher's own words: it decided against an attempt
+        return None
     try:
-        workers = Layout.parse(launch["spec"]["layout"]).world_size
-    except (KeyError, TypeError):
-        workers = 1
-    seconds = (launch.get("finished_at") or ended_at or time.time()) - launch["started_at"]
-    return max(0.0, seconds) / 3600 * workers
+        state, ending, at = job_end(job)
+    except SlurmError as e:
+        state, ending, at = "", f"Slurm does not say how ({e.text})", None
+    cause, line = ("node_failure", held) if held else _unstarted_cause(state, log)
+    note = f"Slurm job {job} ended before the launcher started: {ending}" + (f"; {line}" if line else "")
+    slurm_job = SlurmJob(job_id=job, log=str(log) if log else None)
+    _write_attempt(
+        point, spec_text, Ended(cause=cause, note=note, at=at or time.time()), slurm_job, text or note + "\n"
+    )
+    return note
+
+
+def _unstarted_cause(state: str, log: Path | None) -> tuple[Cause, str | None]:
+    """Return cause and decisive line: Slurm's word, else what the job's log says."""
+    if state in CAUSE_OF_STATE:
+        return CAUSE_OF_STATE[state], None
+    if log is None or not log.is_file():
+        return "unknown", "the job left no log"
+    if found := log_cause(log):
+        return found[0], f"{log.name}: {found[1]}"
+    from ..diagnosis import diagnose  # the rules for any program's logs, which few jobs need
+
+    diagnosis = diagnose([log])
+    known = [e.text for e in diagnosis.evidence] if diagnosis.cause != "unknown" else []
+    last = [line.strip() for line in read_tail(log).splitlines() if line.strip()][-1:]
+    line = (known or last or ["the job's log is empty"])[-1]
+    return diagnosis.cause or "unknown", f"{log.name}: {line[:500]}"
+
+
+def _write_attempt(
+    point: Path, spec_text: str, ended: Ended, slurm_job: SlurmJob | None, log_text: str
+) -> Attempt:
+    attempt = new_attempt(point)
+    LaunchSummary(
+        spec_digest=run_digest(spec_text), spec=json.loads(spec_text), attempt=attempt.number, status="failed",
+        argv=[], ended=ended, started_at=ended.at, finished_at=ended.at, slurm=slurm_job,
+    ).save(attempt.folder)  # fmt: skip
+    write_text(attempt.log_path, log_text)
+    return attempt

@@ -1,7 +1,8 @@
 """Find the partition where a layout would start and end first: `dist3dgs partitions`.
 
 The start comes from `sbatch --test-only` (the scheduler's own plan of the queue), the end from that start plus the run
-time, longer on slower GPUs. Estimates age: a job that ends early or a new one with a higher priority moves them.
+time, longer on slower GPUs. The run time is predicted from the records of other runs. Estimates age: a job that ends
+early or a new one with a higher priority moves them.
 """
 
 import json
@@ -87,7 +88,7 @@ def _is_own(site: Site, p: Partition, partitions: Sequence[Partition]) -> bool:
 
 
 def fitted(site: Site, p: Partition, layout: Layout) -> dict[str, Any]:
-    """The settings of `site` that differ on the nodes of `p`: never more of a node than it has for each rank."""
+    """Return the settings of `site` that differ on the nodes of `p`: no rank gets more than its share of a node."""
     on_cpus = site.gpu_request == "none"
     most = sizes(p, workers=layout.workers_per_node if on_cpus else p.gpus_per_node)
     lowered = {name: min(getattr(site, name), value) for name, value in most.items() if name != "runtime_min"}
@@ -97,7 +98,7 @@ def fitted(site: Site, p: Partition, layout: Layout) -> dict[str, Any]:
 
 
 def trade_off(found: Sequence[Offer], now: float | None = None) -> str:
-    """The choice in one line: the partition that ends first against the one with the fastest GPUs."""
+    """Describe the choice in one line: the partition that ends first against the one with the fastest GPUs."""
     now = time.time() if now is None else now
     able = [o for o in found if o.end is not None]
     if not able:
@@ -143,7 +144,7 @@ def choose(layout: Layout, site: Site, runtime_s: float) -> Offer | None:
 def run(
     layouts: Sequence[Layout], site: Site, predictions: Mapping[Layout, Prediction], *, as_json: bool = False
 ) -> tuple[str, list[Layout]]:
-    """Text (or JSON) for `dist3dgs partitions`, and the layouts that no partition takes."""
+    """Return text (or JSON) for `dist3dgs partitions`, and the layouts that no partition takes."""
     partitions = read_partitions()
     found = {
         layout: offers(layout, partitions, site, predictions[layout].seconds)
@@ -192,7 +193,7 @@ _OF_A_JOB = ("gpu_type", "cpus_per_gpu", "mem_gib_per_gpu", "runtime_min")
 
 
 def _with_settings(o: Offer, site: Site) -> str:
-    """The settings that differ in this partition, as ` (with gpu_type: l40s)`."""
+    """Format the settings that differ in this partition, as ` (with gpu_type: l40s)`."""
     known = site.model_dump()
     changed = {k: v for k, v in o.settings.items() if v != known[k] and k in _OF_A_JOB}
     return f" (with {', '.join(f'{k}: {v}' for k, v in changed.items())})" if changed else ""

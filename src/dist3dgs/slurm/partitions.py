@@ -1,12 +1,14 @@
-"""The cluster's partitions, and in each the nodes of one kind, from sinfo and scontrol.
+"""What the cluster offers this user: its partitions, in each the nodes of one kind, and who may use them.
 
-A partition is seldom of one kind: two GPU nodes among a thousand others, several generations of GPUs, nodes that are
-down for repair. What is true of one node of it need not be of another.
+From sinfo, scontrol and sacctmgr. Partitions are seldom uniform: two GPU nodes among a thousand others, several
+generations of GPUs, nodes that are down for repair.
 """
 
+import getpass
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import UserError
@@ -30,7 +32,6 @@ class Partition:
     max_nodes: float
     num_nodes: int
     num_up: int
-    num_idle: int
     cpus_per_node: int
     mem_mb_per_node: float
     most_cpus: int  # of its largest node
@@ -52,7 +53,7 @@ class Partition:
 
 
 def read_partitions() -> list[Partition]:
-    """All partitions this user can see, kind by kind. Raises `UserError` where Slurm does not answer."""
+    """List all partitions this user can see, kind by kind. Raises `UserError` where Slurm does not answer."""
     require()
     try:
         lines = rows(slurm("sinfo", "-h", "-e", "-o", "%R|%a|%l|%D|%c|%m|%G|%T"), 8)
@@ -72,7 +73,7 @@ def read_partitions() -> list[Partition]:
 
 
 def whole_gpus(gres: str) -> dict[str | None, int]:
-    """GPUs of a node by type (None: untyped), slices not counted."""
+    """Count the GPUs of a node by type (None: untyped), without slices."""
     return {
         kind or None: count for kind, count in parse_gpus(gres).items() if count and not _SLICE.search(kind)
     }
@@ -122,7 +123,6 @@ def _kind(
         max_nodes=_limit(block, "MaxNodes"),
         num_nodes=count(lines),
         num_up=count(working),
-        num_idle=count(line for line in working if line[7].startswith("idle")),
         cpus_per_node=int(min(cpu_limit, *cpus)),
         mem_mb_per_node=min(mem_limit, *memories),
         most_cpus=int(min(cpu_limit, max(cpus))),
@@ -137,7 +137,7 @@ def _kind(
 
 
 def sizes(p: Partition, workers: int) -> dict[str, int | float]:
-    """Settings of the site block: each of `workers` ranks' share of a node, 4 % of the memory left to the system."""
+    """Return each of `workers` ranks' share of a node as site settings; 4 % of the memory is left to the system."""
     usable_gib = p.mem_mb_per_node * 0.96 / 1024
     longest = 7 * 24 * 60 if math.isinf(p.max_time_s) else int(p.max_time_s // 60)
     return {
@@ -156,3 +156,83 @@ def _limit(block: dict[str, str], key: str) -> float:
 def _allowed(block: dict[str, str], key: str) -> tuple[str, ...]:
     words = block.get(key, "ALL")
     return () if words in ("ALL", "(null)", "") else tuple(words.split(","))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Association:
+    """Rights that one account gives this user."""
+
+    account: str
+    partition: str = ""  # "": all
+    max_time_s: float = math.inf
+    qos: tuple[str, ...] = ()
+    default_qos: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rights:
+    """A user's associations on this cluster, the default account's first. None where nothing is accounted for."""
+
+    associations: Sequence[Association] = ()
+    qos_max_s: tuple[tuple[str, float], ...] = ()
+
+    def in_partition(self, p: Partition) -> tuple[str | None, str | None, float]:
+        """Return (account, qos, longest time in seconds) for jobs in `p`; qos None: the account's default is right."""
+        able = [
+            a
+            for a in self.associations
+            if a.partition in ("", p.name) and (not p.accounts or a.account in p.accounts)
+        ]
+        if not able:
+            return None, None, math.inf
+        mine, limits = able[0], dict(self.qos_max_s)
+        usual = mine.default_qos or (mine.qos[0] if len(mine.qos) == 1 else "normal")
+        allowed = [q for q in mine.qos if not p.qos or q in p.qos]
+        if not allowed or usual in allowed:
+            return mine.account, None, min(mine.max_time_s, limits.get(usual, math.inf))
+        # The longest of those that this partition takes.
+        qos = max(allowed, key=lambda name: limits.get(name, math.inf))
+        return mine.account, qos, min(mine.max_time_s, limits.get(qos, math.inf))
+
+
+def read_rights(notes: list[str]) -> Rights:
+    """Ask sacctmgr about this user on this cluster; adds to `notes` what the user should know."""
+    user = os.environ.get("SLURM_USER") or getpass.getuser()
+    try:
+        default = rows(slurm("sacctmgr", "-nP", "show", "user", user, "format=user,defaultaccount"), 2)
+        here = [f"cluster={name}"] if (name := _cluster()) else []
+        wanted = "format=account,partition,maxwall,qos,defaultqos"
+        found = rows(slurm("sacctmgr", "-nP", "show", "assoc", f"user={user}", *here, wanted), 5)
+        limits = rows(slurm("sacctmgr", "-nP", "show", "qos", "format=name,maxwall"), 2)
+    except SlurmError:
+        notes.append("this cluster keeps no accounts (sacctmgr does not answer): none is given to sbatch")
+        return Rights()
+    usual = default[0][1] if default else ""
+    associations = [
+        Association(
+            account=account, partition=partition, max_time_s=_time_s(wall), default_qos=default_qos,
+            qos=tuple(q.lstrip("+-") for q in qos.split(",") if q),
+        )
+        for account, partition, wall, qos, default_qos in found
+        if account
+    ]  # fmt: skip
+    associations.sort(key=lambda a: (a.account != usual, a.account))
+    accounts = list(dict.fromkeys(a.account for a in associations))
+    if len(accounts) > 1:
+        notes.append(f"your accounts: {', '.join(sorted(accounts))}; {accounts[0]} comes first")
+    return Rights(
+        associations=associations, qos_max_s=tuple((name, _time_s(wall)) for name, wall in limits if name)
+    )
+
+
+def _cluster() -> str:
+    """Return this cluster's name: one accounting may serve several."""
+    pairs = (line.split("=", 1) for line in slurm("scontrol", "show", "config").splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, value in pairs}.get("ClusterName", "")
+
+
+def _time_s(text: str) -> float:
+    try:
+        return parse_duration_s(text, bare_s=60)
+    except ValueError:
+        return math.inf

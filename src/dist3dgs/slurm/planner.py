@@ -18,27 +18,34 @@ from typing import Any
 
 from ..config.matrix import load_spec, run_digest
 from ..config.naming import Layout, Point
-from ..runs.attempts import ATTEMPTS
+from ..runs.attempts import ATTEMPTS, publish
 from .allocation import job_id
 from .client import SlurmError, slurm
-from .failed_submissions import note_unstarted, refuse
-from .job_lifecycle import publish
-from .outcome import LIVE_STATES, Try, job_end, log_cause, mark_interrupted, read_tail, settle
+from .outcome import (
+    LIVE_STATES,
+    job_end,
+    log_cause,
+    mark_interrupted,
+    read_tail,
+    record_refusal,
+    record_unstarted,
+    resolve_outcomes,
+)
 from .partition_choice import Offer, choose
 from .queue import RULE, Job, Queue
 from .resources import Resources, layout_resources, small_resources
-from .retry import Decision, decide
+from .retry import Decision, next_action
 from .runtime_prediction import predict, read_records
 from .site import Site
 from .submission import explain, max_time, test_only
 
-#: So often a refusal whose words are not known is tried again; how often those that pass are spoken of.
+#: Submissions after a refusal in unknown words; seconds between messages about one that may pass.
 UNKNOWN_REFUSALS, SAID_AGAIN_S = 3, 60.0
-#: A job that is not in the queue any more, or can never start, for so long is not waited for.
+#: Seconds after which a job that has left the queue, or can never start, is given up.
 GONE_S, NEVER_S = 60.0, 60.0
-#: How long a launcher may outlive its job's end, and the Snakemake around it the launcher.
-LAUNCHER_PATIENCE_S, LAST_WORDS_S = 90.0, 3.0
-#: `gpu_partition: auto` lets the chooser decide; a choice this young is used again.
+#: Grace periods for the launcher to exit after its job's end, and for the Snakemake around it after that.
+LAUNCHER_EXIT_S, SNAKEMAKE_EXIT_S = 90.0, 3.0
+#: `gpu_partition: auto` has a partition chosen for each layout; seconds for which a choice is kept.
 AUTO, CHOICE_S = "auto", 60.0
 
 
@@ -77,7 +84,7 @@ class Planner:
         self._refusals: dict[tuple[Point, int], tuple[int, float]] = {}
 
     def resources(self, point: Point, attempt: int, spec_text: str) -> Resources:
-        """Resources of Snakemake's `attempt` (1, 2, ...) at `point`, whose spec is `spec_text` (one-line JSON)."""
+        """Plan Snakemake's `attempt` (1, 2, ...) at `point`, whose spec is `spec_text` (one-line JSON)."""
         key = (point, attempt)
         if key not in self._known:
             self._known[key] = self._plan(point, attempt, spec_text)
@@ -93,30 +100,30 @@ class Planner:
         folder, digest = point.folder(self.results), run_digest(spec_text)
         if _outlive_launcher(folder):
             with contextlib.suppress(SlurmError):
-                settle(folder, digest)  # its last words have written over how Slurm said that it ended
-        facts = {"spec_digest": digest, "spec": json.loads(spec_text)}
-        publish(folder, reason, facts)
+                # Its last write has replaced what Slurm had said about its end.
+                resolve_outcomes(folder, digest)
+        publish(folder, reason, spec_digest=digest, spec=json.loads(spec_text))
         return True
 
     def failed(self, point: Point, slurm_job: int, log: Path | None, spec_text: str) -> None:
-        """A job of the point has failed. If it never came to an attempt, that is written down as one."""
+        """Handle a failed job of the point: one that never came to an attempt is recorded as one."""
         self.queue.forget()  # or the ended job would be waited for
         folder, held = point.folder(self.results), self._held.get(slurm_job)
         if never := self._never.get(slurm_job):
-            refuse(folder, spec_text, never)
+            record_refusal(folder, spec_text, never)
             return
-        if note := note_unstarted(folder, slurm_job, log, spec_text, held):
+        if note := record_unstarted(folder, slurm_job, log, spec_text, held):
             say(f"{point}: {note}")
 
     def interrupted(self, points: list[Point]) -> None:
-        """The jobs of these points are cancelled because Snakemake is: that is not the user's scancel of a run."""
+        """Mark points whose jobs an interrupted Snakemake cancels: that is not a user's scancel of a run."""
         for point in points:
             mark_interrupted(point.folder(self.results))
 
     def refused(self, point: Point, attempt: int, spec_text: str, text: str) -> bool:
-        """sbatch, or the plugin before it, said `text`; whether the same job is to be submitted again later.
+        """Handle a refusal of sbatch, or of the plugin before it; return True to submit the job again later.
 
-        A refusal for good is written down as an attempt, which closes the point.
+        A refusal for good is recorded as an attempt, which closes the point.
         """
         request = self.resources(point, attempt, spec_text)
         refusal = explain(text, request, account=str(self.site.account), max_time=max_time(request))
@@ -127,7 +134,7 @@ class Planner:
         again = refusal.transient or (not refusal.known and count <= UNKNOWN_REFUSALS)
         if not again:
             say(f"{point} cannot be submitted: {refusal}")
-            refuse(point.folder(self.results), spec_text, str(refusal))
+            record_refusal(point.folder(self.results), spec_text, str(refusal))
         elif time.monotonic() - said_at > SAID_AGAIN_S:
             say(f"{point} is not taken yet: {refusal}; asking again")
             said_at = time.monotonic()
@@ -142,7 +149,7 @@ class Planner:
         now = self.resources(point, attempt, spec_text)
         return {key: value for key, value in now.items() if before.get(key) != value}
 
-    def fate(self, slurm_job: int) -> bool | None:
+    def poll_final_state(self, slurm_job: int) -> bool | None:
         """Return True if a job that left the queue a while ago ended well; None if it lives or Slurm does not say.
 
         The plugin waits for what it does not recognise as ended: a preempted job where Slurm cancels those, a job
@@ -193,11 +200,9 @@ class Planner:
         folder = point.folder(self.results)
         if attempt == 1 and not (folder / ATTEMPTS).is_dir():
             return self._of_layout(point.layout, site)
-        decision, tries = self._decide(folder, spec_text)
+        decision = self._decide(folder, spec_text)
         if decision.action == "wait":
-            return small_resources(
-                self.site, after=[t.slurm_job_id for t in tries if t.running and t.slurm_job_id]
-            )
+            return small_resources(self.site, after=decision.after)
         if decision.action != "train":
             return self._to_close(point, attempt, decision.reason)
         return layout_resources(point.layout, site, decision)
@@ -216,12 +221,12 @@ class Planner:
         ]
 
     def _to_close(self, point: Point, attempt: int, reason: str) -> Resources:
-        """Nothing to train: the point is finished here, or by a small job where the plugin cannot be told."""
+        """Plan a point with nothing to train: finished here, or by a small job where the plugin cannot be told."""
         self._to_finish[(point, attempt)] = reason
         return small_resources(self.site)
 
     def _site_for(self, layout: Layout, spec_text: str) -> Site:
-        """The site, with `gpu_partition: auto` replaced by the partition where the layout would end first."""
+        """Return the site, with `gpu_partition: auto` replaced by the partition where the layout would end first."""
         if self.site.gpu_partition != AUTO or self.own_job is not None:
             return self.site
         chosen, at = self._chosen.get(layout, (None, -math.inf))
@@ -240,15 +245,14 @@ class Planner:
         specs = [load_spec(spec_text)] if records else []
         return predict(specs, records, self.site.gpu_speed, self.site.runtime_min * 60.0).seconds
 
-    def _decide(self, folder: Path, spec_text: str) -> tuple[Decision, list[Try]]:
+    def _decide(self, folder: Path, spec_text: str) -> Decision:
         # In a job that Slurm has requeued, the earlier attempt of the same job has ended.
         me = None if self.own_job is None else (self.own_job, sys.maxsize)
         try:
-            tries = settle(folder, run_digest(spec_text), me)
+            return next_action(folder, run_digest(spec_text), self.site, me=me)
         except SlurmError as e:
             say(f"Slurm does not answer ({e.text}); {folder} is submitted as for a first attempt")
-            return Decision(action="train", reason="Slurm does not answer"), []
-        return decide(tries, retry_gpu_hours=self.site.retry_gpu_hours), tries
+            return Decision(action="train", reason="Slurm does not answer")
 
 
 def _cancel(job: Job) -> None:
@@ -260,14 +264,14 @@ def _outlive_launcher(folder: Path) -> bool:
     """Wait for a launcher that Slurm has given up but not killed, as where it tracks processes by their parents.
 
     The Snakemake around it would remove the outcome published here, as the output of a job that has failed. Returns
-    whether there was one.
+    True if there was one.
     """
-    end, waited = time.monotonic() + LAUNCHER_PATIENCE_S, False
+    end, waited = time.monotonic() + LAUNCHER_EXIT_S, False
     while time.monotonic() < end and _locked(folder / ".lock"):
         waited = True
         time.sleep(0.5)
     if waited:
-        time.sleep(LAST_WORDS_S)
+        time.sleep(SNAKEMAKE_EXIT_S)
     return waited
 
 
@@ -283,7 +287,7 @@ def _locked(path: Path) -> bool:
 
 @dataclass
 class TrainJobs:
-    """Translates Snakemake's jobs into points for a `Planner`; of other rules it explains what went wrong."""
+    """Translates Snakemake's jobs into points for a `Planner`; explains failed jobs of other rules."""
 
     planner: Planner
     point_of: Callable[[Any], Point]
@@ -309,8 +313,8 @@ class TrainJobs:
             say(f"{_named(job)} cannot be submitted: {refusal}")
         return refusal.transient
 
-    def fate(self, slurm_job: int) -> bool | None:
-        return self.planner.fate(slurm_job)
+    def poll_final_state(self, slurm_job: int) -> bool | None:
+        return self.planner.poll_final_state(slurm_job)
 
     def failed(self, job: Any, slurm_job: int, log: Path | None) -> None:
         if (point := self._point(job)) is not None:
@@ -331,14 +335,14 @@ class TrainJobs:
 
 
 def _named(job: Any) -> str:
-    """`ingest garden`: a job by its rule and wildcards."""
+    """Name a job by its rule and wildcards, as in `ingest garden`."""
     return (
         job.name if job.is_group() else " ".join([job.rule.name, "/".join(map(str, job.wildcards))]).strip()
     )
 
 
 def _why(slurm_job: int, logs: list[Path], job_log: Path | None) -> str:
-    """Why a job failed, in one line that names the log: its own last error, else how Slurm says that it ended.
+    """Explain a failed job in one line that names the log: its own last error, else its end according to Slurm.
 
     Args:
         logs: of the rule, written by this job.
@@ -358,5 +362,5 @@ def _why(slurm_job: int, logs: list[Path], job_log: Path | None) -> str:
 
 
 def say(text: str) -> None:
-    """A line in Snakemake's own log and on the terminal."""
+    """Write a line to Snakemake's own log and the terminal."""
     logging.getLogger("snakemake.logging").warning(f"dist3dgs: {text}")

@@ -39,7 +39,7 @@ class Job:
 
     @property
     def waits_for_ever(self) -> str | None:
-        """Why this job can never start, in words, or None."""
+        """The reason for which this job can never start, in words, or None."""
         return NEVER.get(self.reason.strip("()")) or (COULD_NOT_START if self.could_not_start else None)
 
     @property
@@ -78,17 +78,17 @@ NEVER = {
     "JobHeldUser": "it is held by the user (scontrol release)",
     "JobHeldAdmin": "it is held by an administrator",
 }
-#: Of these, what somebody may mend or has meant, and what Slurm also says while nodes are down.
+#: Of these, reasons that somebody may fix or has meant, and those that Slurm also gives while nodes are down.
 PASSES_OR_MEANT = {
     *("PartitionDown", "PartitionInactive", "PartitionConfig"),
     *("DependencyNeverSatisfied", "JobHeldUser", "JobHeldAdmin"),
 }
-#: Between squeue's fields: whatever a job is called, it has none of these in its name.
+#: Separates squeue's fields: no job's name contains it.
 SEPARATOR = "\x1f"
 
 
 def queued(timeout_s: float = 20) -> list[Job]:
-    """This user's jobs that are queued or running. Raises `SlurmError` if Slurm does not answer."""
+    """List this user's jobs that are queued or running. Raises `SlurmError` if Slurm does not answer."""
     fields = SEPARATOR.join(["%i", "%T", "%r", "%j", "%P", "%N", "%D", "%M", "%l", "%S", "%Z", "%k"])
     found = []
     for row in rows(slurm("squeue", "-h", "--me", "-o", fields, timeout_s=timeout_s), 12, SEPARATOR):
@@ -113,8 +113,7 @@ def queued(timeout_s: float = 20) -> list[Job]:
 
 
 def comment_of(point: Point, results: Path | str = "results") -> str:
-    """Comment that Snakemake's plugin gives the job that trains `point`: rule and wildcards, the first of them the
-    results folder."""
+    """Return the comment that Snakemake's plugin gives the job that trains `point`: rule, results folder, wildcards."""
     return "_".join([_TRAINING, str(results), *point.path.parts]).replace("/", "_")
 
 
@@ -131,8 +130,10 @@ class Queue:
         self.answered = False  # whether Slurm answered when it was last asked
 
     def jobs(self) -> list[Job]:
-        """Queued and running jobs submitted from this folder, of any study; empty where there is no Slurm, those last
-        seen where it does not answer."""
+        """List queued and running jobs submitted from this folder, of any study.
+
+        Empty where there is no Slurm; those last seen where it does not answer.
+        """
         if time.monotonic() - self._read_at > CACHE_S and available():
             try:
                 self._jobs = [j for j in queued() if str(Path(j.workdir).resolve()) == self.workdir]
@@ -143,23 +144,23 @@ class Queue:
         return self._jobs
 
     def forget(self) -> None:
-        """The queue has changed: look again next time."""
+        """Look again next time: the queue has changed."""
         self._read_at = -1e9
 
     def of_point(self, point: Point, *, but: int | None = None) -> list[Job]:
-        """Jobs that train `point`, without job `but`."""
+        """List the jobs that train `point`, without job `but`."""
         comment = comment_of(point, self.results)
         return [j for j in self.jobs() if j.comment == comment and j.id != but]
 
     def of_points(self, points: Iterable[Point]) -> list[Job]:
-        """Jobs of this folder without trainings of other studies and of other points than these."""
+        """List the jobs of this folder, without those that train other points or other studies'."""
         jobs = self.jobs()
         ours = {comment_of(point, self.results) for point in points} if jobs else set()
         return [j for j in jobs if j.comment in ours or not j.comment.startswith(f"{_TRAINING}_")]
 
 
 def describe(job: Job) -> str:
-    """One line about a queued or running job."""
+    """Describe a queued or running job in one line."""
     if job.state == "PENDING":
         never = job.waits_for_ever
         start = "" if job.start in ("N/A", "") else f", expected to start {job.start}"

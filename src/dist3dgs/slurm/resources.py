@@ -1,6 +1,6 @@
 """Resources that a study's jobs ask Slurm for, as those of Snakemake's rules.
 
-Traps this stands on (docs/decisions/0060-slurm-launch.md): `gres` and `mem_mb` are per node while the plugin's `gpu` is
+Details that matter (docs/decisions/0060-slurm-launch.md): `gres` and `mem_mb` are per node while the plugin's `gpu` is
 per job and may be split over nodes; `tasks_per_gpu=0` keeps the plugin from turning GPUs into tasks; a rule that asks
 for no GPU gets `--ntasks=1` unless `tasks` says otherwise, and one task cannot span two nodes; `--qos` in `slurm_extra`
 is refused, it is a resource; `gres` takes no GPU type with a hyphen in it (a100-sxm4-80gb), `--gpus-per-node` does.
@@ -19,7 +19,7 @@ from .site import Site
 
 Resources = dict[str, int | str]
 
-#: Snakemake and the launcher live in every job beside the ranks.
+#: Memory of Snakemake and the launcher, which run in every job beside the ranks.
 BASE_MEM_MB = 1000
 #: A job that only writes a verdict or waits for another one.
 SMALL_MEM_MB, SMALL_RUNTIME_MIN = 1000, 10
@@ -57,7 +57,7 @@ DECIDED_BY = {
 
 
 def layout_resources(layout: Layout, site: Site, decision: Decision | None = None) -> Resources:
-    """Resources of one training job of `layout`, all per node but `nodes` and `tasks` (one task per node)."""
+    """Return the resources of a training job of `layout`, all per node but `nodes` and `tasks` (one task per node)."""
     workers = layout.workers_per_node
     mem_mb = (site.mem_gib_per_gpu * 1024 * workers + BASE_MEM_MB) * (decision.mem_factor if decision else 1)
     runtime = site.runtime_min * (decision.runtime_factor if decision else 1)
@@ -83,8 +83,8 @@ def layout_resources(layout: Layout, site: Site, decision: Decision | None = Non
     }
 
 
-def small_resources(site: Site, after: list[int] | None = None) -> Resources:
-    """Resources of a job without training: one CPU for a few minutes, after the jobs `after` if given."""
+def small_resources(site: Site, after: Sequence[int] = ()) -> Resources:
+    """Return the resources of a job without training: one CPU for a few minutes, after the jobs `after` if given."""
     return {
         "nodes": 1,
         "tasks": 1,
@@ -100,7 +100,7 @@ def small_resources(site: Site, after: list[int] | None = None) -> Resources:
 
 
 def ingest_resources(scene: Scene, site: Site) -> Resources:
-    """Resources of the job that ingests `scene`: what its structure from motion may use, up to what the site allows."""
+    """Return the resources of the job that ingests `scene`: limits of its structure from motion, within the site's."""
     sfm = scene.sfm
     return {
         "nodes": 1,
@@ -117,7 +117,7 @@ def ingest_resources(scene: Scene, site: Site) -> Resources:
 
 
 def sfm_limits(scene: Scene, request: Resources | None = None) -> Resources:
-    """Limits of the structure from motion of `scene`: memory in MiB and seconds, below those of its job.
+    """Return the limits of the structure from motion of `scene`: memory in MiB and seconds, below those of its job.
 
     A job that is killed at its own limit cannot say which setting to raise.
 
@@ -153,7 +153,7 @@ def contradiction(defaults: Mapping[str, Any], site: Site) -> str | None:
 
 
 def qos(site: Site) -> Resources:
-    """The quality of service as a resource; without one there is no such resource, as an empty one is handed on."""
+    """Return the quality of service as a resource; none without one, as an empty one would be handed on."""
     return {"qos": site.qos} if site.qos else {}
 
 
@@ -171,7 +171,7 @@ def rule_defaults(site: Site) -> Resources:
 def rule_resources(
     plan: Callable[[Any, int], Resources], site: Site, keys: Sequence[str] = KEYS
 ) -> dict[str, Callable[..., int | str] | int | str]:
-    """One Snakemake resource function per key of `plan(wildcards, attempt)`: `resources: **rule_resources(plan, site)`.
+    """Make a Snakemake resource per key of `plan(wildcards, attempt)`: `resources: **rule_resources(plan, site)`.
 
     Snakemake works out the signatures of each function, and of its own `Resource.evaluate`, three times per function
     and job, which was a third of a big study's dry-run: they are worked out once and left where it looks first.

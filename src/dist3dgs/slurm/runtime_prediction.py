@@ -6,16 +6,13 @@ records; where it cannot (no curve, a strategy or a machine that it does not kno
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.models import RunSpec
 from ..config.naming import Layout
 from ..errors import UserError
-from ..predict.calibration import calibrate
-from ..predict.compare import machine_with
-from ..predict.model import predictor, workload_of
-from ..predict.study import USUAL_SIZE_PX
+from ..predict.run_time import predict_run_time
 from ..runs.record import RunRecord, load_record
 
 
@@ -59,38 +56,11 @@ def _of(spec: RunSpec, records: Sequence[RunRecord], speeds: Mapping[str, float]
     same = (spec.scene, spec.strategy, spec.layout)
     if any((r.run.scene, r.run.strategy, r.run.layout) == same for r in records):
         return _from_records(spec, records, speeds)
-    return _from_model(spec, records, speeds) or _from_records(spec, records, speeds)
-
-
-def _from_model(
-    spec: RunSpec, records: Sequence[RunRecord], speeds: Mapping[str, float]
-) -> Prediction | None:
-    """Predict from the scene's records of any layout, all on the device that most of them ran on."""
-    of_scene = [r for r in records if r.run.scene == spec.scene and r.environment.devices]
-    kinds = [r.environment.devices[0] for r in of_scene]
-    if not kinds:
-        return None
-    device = max(kinds, key=kinds.count)
-    used = [r for r in of_scene if r.environment.devices[0] == device]
-    machine = machine_with(device, Path("config"))
-    if machine is None:
-        return None
-    made = calibrate(used, machine, USUAL_SIZE_PX, predictor(machine))
-    if made is None:
-        return None
-    workload = workload_of(spec.train, spec.parallel, spec.started, USUAL_SIZE_PX)
-    known = [r.metrics.num_gaussians for r in used if r.metrics.num_gaussians]
-    if known:  # the settings only say how many there may be
-        workload = replace(workload, gaussians=min(workload.gaussians, float(max(known))))
-    try:
-        total = made.forecast(workload, spec.started).total_s
-    except UserError:  # a strategy without a model
-        return None
-    speed = _speed(used[0], speeds)
+    if (found := predict_run_time(spec, records)) is None:
+        return _from_records(spec, records, speeds)
+    speed = _speed(found.record, speeds)
     return Prediction(
-        seconds=total.value * speed,
-        most_s=total.high * speed,
-        source=f"model fitted to {made.source.removesuffix(' of this study')} of {spec.scene}",
+        seconds=found.total_s.value * speed, most_s=found.total_s.high * speed, source=found.source
     )
 
 

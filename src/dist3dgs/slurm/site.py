@@ -84,7 +84,7 @@ class Site(Settings):
     )
 
     def gpus_request(self, gpus: int) -> str:
-        """`gpu:h100:4` or `gpu:4`."""
+        """Return `gpu:h100:4` or `gpu:4`."""
         return f"gpu:{self.gpu_type}:{gpus}" if self.gpu_type else f"gpu:{gpus}"
 
 
@@ -151,5 +151,5 @@ def on_cluster(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def current_site(environ: Mapping[str, str] = os.environ) -> Site:
-    """The site of the enclosing Snakemake, or the defaults."""
+    """Return the site of the enclosing Snakemake, or the defaults."""
     return read_site(json.loads(environ[VARIABLE]), f"${VARIABLE}") if on_cluster(environ) else read_site({})

@@ -1,8 +1,8 @@
 """`dist3dgs site init`: write a profile, and the site it names, for the cluster this is called on.
 
 Reads sinfo, scontrol and (where there is accounting) sacctmgr, fills in the commented templates `profile.yaml` and
-`site.yaml`, and asks `sbatch --test-only` whether jobs as they would be sent are taken. Where a value cannot be found
-out, the default stays and a note says so.
+`site.yaml`, and asks `sbatch --test-only` if such jobs would be taken. Where a value cannot be found out, the
+default stays and a note says so.
 """
 
 import json
@@ -18,9 +18,8 @@ from ..config.models import Scene
 from ..config.naming import Layout
 from ..errors import UserError
 from ..files import write_text
-from .associations import Rights, read_rights
 from .client import SlurmError, require, slurm
-from .partitions import Partition, read_partitions, sizes
+from .partitions import Partition, Rights, read_partitions, read_rights, sizes
 from .resources import ingest_resources, layout_resources
 from .site import SITE_FILE, Site, read_site
 from .submission import Refusal, test_only
@@ -41,7 +40,7 @@ class Findings:
 
 
 def inspect() -> Findings:
-    """Ask the cluster. Raises `UserError` where Slurm is not there or does not answer."""
+    """Choose settings by asking the cluster. Raises `UserError` where Slurm is not there or does not answer."""
     require()
     partitions = [p for p in read_partitions() if p.up]
     if not partitions:
@@ -89,7 +88,7 @@ def _about_the_others(
 
 
 def run_init(out: Path, *, force: bool = False) -> list[str]:
-    """Write a profile for this cluster to `out`, its site beside it; what to know, line by line.
+    """Write a profile for this cluster to `out`, its site beside it; return lines for the user.
 
     Args:
         out: the profile's config.yaml.
@@ -111,12 +110,12 @@ def run_init(out: Path, *, force: bool = False) -> list[str]:
 
 
 def render(site: Site) -> str:
-    """Text of the site file."""
+    """Render the site file."""
     return _render(SITE_FILE, {name: _yaml(value) for name, value in site.model_dump().items()})
 
 
 def render_profile(site_file: Path) -> str:
-    """Text of a profile that names `site_file`: by a relative path where it is below the working folder."""
+    """Render a profile that names `site_file`: by a relative path where it is below the working folder."""
     path, here = site_file.absolute(), Path.cwd()
     named = path.relative_to(here) if path.is_relative_to(here) else path
     plain = re.fullmatch(r"[\w./-]+", str(named))
@@ -131,7 +130,7 @@ def _render(template: str, values: Mapping[str, str]) -> str:
 
 
 def _filled(line: str, values: Mapping[str, str]) -> str:
-    """A template line with its values, its comment moved back to where comments stand."""
+    """Fill a template line in, its comment moved back to the comments' column."""
     filled = line
     for name, value in values.items():
         filled = filled.replace(f"@{name}@", value)
@@ -145,12 +144,12 @@ def _filled(line: str, values: Mapping[str, str]) -> str:
     )
 
 
-#: Words that some reader of YAML takes for something else than themselves: booleans, nothing, numbers.
+#: Words that some YAML readers do not read as text: booleans, null, numbers.
 _NO_TEXT = {*("y", "yes", "n", "no", "on", "off", "true", "false", "null", "none", "nan", "inf")}
 
 
 def _yaml(value: object) -> str:
-    """A value as YAML on one line; text is quoted unless every reader takes it for text."""
+    """Format a value as YAML on one line; text is quoted unless every reader reads it as text."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -168,7 +167,7 @@ def _yaml(value: object) -> str:
 
 
 def _gpu_order(partitions: Sequence[Partition]) -> Callable[[Partition], tuple[float | bool, ...]]:
-    """Most GPUs first; of equals the default one, then one whose jobs are not preempted, then the longest."""
+    """Order by number of GPUs; of equals the default one, then a middle priority, then the longest time limit."""
     tiers = sorted(p.priority for p in partitions if p.num_gpus)
     middle = tiers[len(tiers) // 2] if tiers else 0
 
@@ -184,7 +183,7 @@ def _cpu_order(p: Partition) -> tuple[float | bool, ...]:
 
 
 def _values(p: Partition, rights: Rights, workers: int) -> dict[str, object]:
-    """Site settings for the nodes of `p`."""
+    """Return site settings for the nodes of `p`."""
     account, qos, longest_s = rights.in_partition(p)
     found: dict[str, object] = dict(sizes(p, workers))
     minutes = int(min(p.max_time_s, longest_s, 7 * 24 * 3600) // 60)
@@ -201,7 +200,7 @@ def _values(p: Partition, rights: Rights, workers: int) -> dict[str, object]:
 def _first_that_works(
     candidates: Sequence[Partition], rights: Rights, notes: list[str]
 ) -> tuple[Site, Partition]:
-    """The first partition, and way of asking it for GPUs, from which Slurm takes a job of the smallest layout."""
+    """Find the first partition, and way to ask for GPUs, with which Slurm takes a job of the smallest layout."""
     refused: list[tuple[Partition, Site, Refusal]] = []
     for p in candidates:
         for way in ("gres", "gpus-per-node"):
@@ -212,7 +211,7 @@ def _first_that_works(
                     notes.append(f"{refused[0][0]} has more GPUs but refuses: {refused[0][2]}")
                 return site, p
             refused.append((p, site, refusal))
-    # None does: rather one that may do so later than one that never will.
+    # None does: prefer one that may do so later to one that never will.
     p, site, refusal = min(refused, key=lambda r: not r[2].transient)
     notes.append(f"a job for one GPU would be refused: {refusal}")
     return site, p
@@ -221,7 +220,7 @@ def _first_that_works(
 def _cpu_that_works(
     candidates: Sequence[Partition], rights: Rights, site: Site, notes: list[str]
 ) -> tuple[Partition, dict[str, object]]:
-    """The first partition from which Slurm takes an ingest job as large as it gets, and that job's sizes."""
+    """Find the first partition in which Slurm takes an ingest job of the largest size; return that size too."""
     first: Refusal | None = None
     # An ingest job without limits of its own gets all that the site allows.
     scene = Scene.model_validate({"builtin": {}, "sfm": {"memory_gib": 1e6, "timeout_s": 1e9}})
@@ -240,7 +239,7 @@ def _cpu_that_works(
 
 
 def _ingest_sizes(p: Partition, longest_s: float) -> dict[str, object]:
-    """CPUs, memory and time of an ingest job in `p`: what its nodes have, up to what ingestion makes use of."""
+    """Return CPUs, memory and time of an ingest job in `p`: what its nodes have, up to what ingestion uses."""
     node, usual = sizes(p, workers=1), Site()
     minutes = int(min(longest_s / 60, node["max_runtime_min"]))
     return {

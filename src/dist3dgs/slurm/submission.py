@@ -35,7 +35,7 @@ class Refusal:
         return f"{self.reason}. {self.remedy}. Slurm said: {self.line}"
 
 
-#: Slurm's words for a request that is larger than something; which of its numbers it is, `excess` finds out.
+#: Slurm's messages about a request that is too large; `excess` finds out in which quantity.
 _TOO_LARGE = re.compile(
     r"Requested time limit is invalid|PartitionTimeLimit|Node count specification invalid|PartitionNodeLimit"
     r"|Memory specification can ?not be satisfied|Requested memory|More processors requested"
@@ -174,7 +174,7 @@ def _gpus(values: Mapping[str, object]) -> str:
 
 
 def sbatch_argv(request: Resources, account: str | None) -> list[str]:
-    """The sbatch options of a rule's resources, as the executor plugin writes them."""
+    """Return the sbatch options of a rule's resources, as the executor plugin writes them."""
     argv = ["sbatch"]
     argv += [f"--account={account}"] if account else []
     argv += [f"--partition={request['slurm_partition']}"] if request.get("slurm_partition") else []
@@ -209,7 +209,7 @@ def test_only(request: Resources, account: str | None, *, for_ingest: bool = Fal
     except (OSError, subprocess.TimeoutExpired) as e:
         return Forecast(refusal=explain(f"sbatch: {e} timed out", request, account=str(account)))
     text = done.stderr + done.stdout
-    if done.returncode == 0:  # taken, whatever the words
+    if done.returncode == 0:  # taken, whatever it printed
         match = re.search(r"to start at (\S+) using \d+ processors on nodes (\S+)", text)
         return Forecast(start=match.group(1), nodes=match.group(2)) if match else Forecast()
     facts = {"account": str(account), "max_time": max_time(request)}
@@ -293,7 +293,7 @@ def _excess_on(request: Resources, p: Partition) -> list[Excess]:
 
 
 def _kinds(request: Resources) -> list[Partition]:
-    """The kinds of nodes of the request's partition; [] where Slurm does not answer or there is no such partition."""
+    """List the kinds of nodes of the request's partition; [] if Slurm does not answer or has no such one."""
     try:
         found = read_partitions()
     except (UserError, ValueError):
@@ -303,7 +303,7 @@ def _kinds(request: Resources) -> list[Partition]:
 
 
 def missing_partitions(site: Site) -> list[str]:
-    """Settings of `site` that name a partition this cluster does not have, with the name; [] if Slurm is silent.
+    """List settings of `site` that name a partition this cluster does not have; [] if Slurm does not answer.
 
     Hidden partitions count as there.
     """
@@ -362,6 +362,6 @@ def _partition(request: Resources) -> dict[str, str]:
 
 
 def max_time(request: Resources) -> str:
-    """The time limit of the request's partition, in brackets; "" where there is none."""
+    """Return the time limit of the request's partition in brackets; "" where there is none."""
     longest = parse_duration_s(_partition(request).get("MaxTime", "UNLIMITED"), bare_s=60)
     return "" if math.isinf(longest) else f" (its limit is {format_duration(longest)})"

@@ -21,7 +21,7 @@ from ..config.naming import Point
 from ..console import FOLLOWED
 from ..errors import UserError
 from ..slurm.queue import CACHE_S, RULE, Job, Queue
-from .point_state import DONE, AttemptProgress, PointState, duration, quoted, state_of, told, totals
+from .point_state import DONE, AttemptProgress, PointState, duration, quoted, state_line, state_of, totals
 from .table import points_table, summary
 
 #: Snakemake's logger; its module is not imported where Snakemake does not run.
@@ -32,9 +32,9 @@ STUDY, RUN, END, SAID = "dist3dgs_study", "dist3dgs_run", "dist3dgs_end", "dist3
 TICK_S = 1.0
 #: Seconds between progress lines of a running point; longer where many run, so that lines stay readable.
 PROGRESS_S, RUNNING_WITHOUT_PAUSE = 30.0, 10
-#: Seconds until the end of a training job that is not submitted again, and left no attempt that says why, is told.
+#: Seconds until a failed training job that is not submitted again, and left no attempt, is reported.
 COMPLAINT_S = 8.0
-#: Rules whose jobs are told in one line for all: seconds each, and as many as there are figures.
+#: Rules whose jobs are reported in one line for all: they take seconds, and there is one per figure.
 DRAWING = ("tabulate", "figure", "write_report")
 #: Rules without a line: points have lines of their own, and targets do nothing.
 SILENT_RULES = (RULE, "record", "check", "all", "train_all", "tables", "figures", "report")
@@ -62,7 +62,7 @@ class FollowedStudy:
         return summary(states, report=report, elapsed_s=elapsed_s, status_command=status)
 
     def states(self) -> list[PointState]:
-        """State of each point of the matrix, from its files and the queue."""
+        """Find the state of each point of the matrix, from its files and the queue."""
         return [self.state(p) for p in self.points]
 
     def state(
@@ -105,7 +105,7 @@ def announce(study: FollowedStudy) -> None:
 def begin(
     study: FollowedStudy, points: Iterable[Point], needed: Iterable[Point], logs: Sequence[str] = ()
 ) -> None:
-    """Say what a run of Snakemake is about to do, and let the terminal follow it.
+    """Announce a run of Snakemake, and let the terminal follow it.
 
     Args:
         points: what the run is asked for.
@@ -127,7 +127,7 @@ def end(study: FollowedStudy) -> None:
 
 
 class Terminal:
-    """Prints what a person wants to know of a run.
+    """Prints the progress of a run.
 
     Args:
         stream: where to.
@@ -155,7 +155,7 @@ class Terminal:
         self._started = False
         self._jobs: dict[int, _RuleJob] = {}
         self._points: dict[Point, _Followed] = {}
-        self._drawing = self._told_error = False
+        self._drawing = self._error_shown = False
         self._queued: tuple[float, dict[Point, list[Job]]] = (0.0, {})
         self._live: Any = None
         self._stop = threading.Event()
@@ -196,7 +196,7 @@ class Terminal:
         with self._lock:
             self._stop_live()
             held, self._held = self._held, []
-            if self._started or self._told_error or "all" in self.quiet:
+            if self._started or self._error_shown or "all" in self.quiet:
                 return
             if self._study is not None and (nothing := [text for text in held if text.startswith(NOTHING)]):
                 held = [*nothing, self._study.summary(self._study.states())]
@@ -225,28 +225,28 @@ class Terminal:
             self._detail(f"{job}: done, {duration(time.time() - job.began)}")
 
     def _job_error(self, record: Any) -> None:
-        self._told_error = True
+        self._error_shown = True
         job = self._jobs.get(record.jobid) or _RuleJob(record.jobid, record.rule_name, {}, list(record.log))
         job.running = False
         log = next((p for path in record.log if (p := Path(path)).is_file()), None)
-        last = _last_words(log) if log is not None else None
+        last = _last_error(log) if log is not None else None
         where = f"; log: {log}" if log is not None else f"; no log was left ({', '.join(record.log)})"
         message = getattr(record, "rule_msg", None)
         text = f"{job} failed: {last or quoted(message or 'no message', 200)}{where}"
-        said_already = any(f"{job} failed: " in warning for warning in self._warned)  # by the executor
+        reported = any(f"{job} failed: " in warning for warning in self._warned)  # by the executor
         if job.rule == RULE and job.point is not None:
             self._followed(job.point).failed(text)
-        elif not said_already:
+        elif not reported:
             self._line(text)
         if self.show_failed_logs and log is not None:
             self._write(log.read_text(errors="replace"))
 
     def _error(self, record: logging.LogRecord) -> None:
-        """An exception. That a job has failed was said with its log, and the command is in Snakemake's log."""
-        self._told_error, told_before = True, self._told_error
+        """Print an exception, unless it repeats a failed job that was reported with its log."""
+        self._error_shown, shown_before = True, self._error_shown
         text = self.format(record)
         kind = getattr(record, "exception", None)
-        if told_before and text.rstrip().endswith("At least one job did not complete successfully."):
+        if shown_before and text.rstrip().endswith("At least one job did not complete successfully."):
             return
         if kind in ("RuleException", "CalledProcessError") and "non-zero exit status" in text:
             return
@@ -254,7 +254,7 @@ class Terminal:
 
     def _complaint(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        if self._told_error and text.startswith("Exiting because a job execution failed."):
+        if self._error_shown and text.startswith("Exiting because a job execution failed."):
             return
         self._warned.append(text)
         self._line(text)
@@ -264,7 +264,7 @@ class Terminal:
         self._held = []
 
     def _nothing(self, record: logging.LogRecord) -> None:
-        """Events that are in Snakemake's log."""
+        """Ignore events that are in Snakemake's log."""
 
     # -- the points
 
@@ -344,7 +344,7 @@ class Terminal:
     # -- output
 
     def _detail(self, text: str) -> None:
-        """A line that --quiet leaves out."""
+        """Print a line that --quiet leaves out."""
         if not self.quiet & {"rules", "all"}:
             self._line(text)
 
@@ -395,7 +395,7 @@ class Terminal:
 
 @dataclass
 class _RuleJob:
-    """A job as Snakemake told of it."""
+    """A job as Snakemake reports it."""
 
     id: int
     rule: str
@@ -420,7 +420,7 @@ class _RuleJob:
 
 @dataclass
 class _Followed:
-    """A point of the run: what was last said of it."""
+    """A point of the run, and what was last printed about it."""
 
     state: PointState
     active: bool
@@ -449,7 +449,7 @@ class _Followed:
         return None if self.done or self.state.after is not None or self.state.state == "stopped" else text
 
     def take(self, state: PointState, pause_s: float) -> list[tuple[str, bool]]:
-        """Lines about what has changed, and whether each matters even beside a live table."""
+        """Return lines about what has changed; True beside those that matter even with a live table."""
         if self.done:
             return []
         before, self.state = self.state, state
@@ -461,14 +461,16 @@ class _Followed:
             lines.append((f"{state.point}: {state.after}, again{self._grown()}", True))
         if state.state in DONE or state.state == "unreadable":
             self.done = True
-            lines.append((told(state), True))
+            lines.append((state_line(state), True))
         elif state.state == "queued":
             # Slurm gives its reason a moment after the submission.
             if changed and "," not in state.detail and not self._unexplained:
                 self._unexplained, self.state = True, before
             elif changed:
                 again_said = bool(lines)
-                lines.append((told(state) if again_said else f"{state.point}: queued, {state.text}", False))
+                lines.append(
+                    (state_line(state) if again_said else f"{state.point}: queued, {state.text}", False)
+                )
         elif state.state in ("running", "silent"):
             now = time.monotonic()
             first_step = self._said_step is None and state.step is not None
@@ -477,7 +479,7 @@ class _Followed:
                 due = changed = False
             if changed or first_step or due:
                 self._said_at, self._said_step = now, state.step
-                lines.append((told(state), state.state == "silent"))
+                lines.append((state_line(state), state.state == "silent"))
         return lines
 
     def _grown(self) -> str:
@@ -515,8 +517,8 @@ def _number(resources: Any, name: str) -> int | None:
     return None
 
 
-def _last_words(log: Path) -> str | None:
-    """The error that a job's log ends with: the last line that says `error`, else the last one."""
+def _last_error(log: Path) -> str | None:
+    """Find the error that a job's log ends with: the last line that starts with `error`, else the last one."""
     from ..slurm.outcome import read_tail
 
     lines = [line for line in read_tail(log).splitlines() if line.strip()]

@@ -14,11 +14,11 @@ from typing import Any, Literal, TypeGuard
 from ..config.models import RunSpec, validate
 from ..config.naming import Point, how_to_make
 from ..errors import UserError
-from ..runs.attempts import Attempt, attempts
+from ..runs.attempts import Attempt, attempts, read_state
 from ..runs.causes import cause_words
 from ..runs.events import EventTail
+from ..runs.launch_summary import LaunchSummary
 from ..runs.record import RunRecord, load_record
-from ..slurm.outcome import INTERRUPTED, read_try
 from ..slurm.queue import Job
 
 State = Literal[
@@ -121,7 +121,7 @@ class AttemptProgress:
                 self.phase = None
 
     def describe(self, num_steps: int | None) -> str:
-        """Step, rate and time left, or the phase before the first step."""
+        """Describe step, rate and time left, or the phase before the first step."""
         if self.step is None:
             return f"starting ({self.phase})" if self.phase not in (None, "startup", "step") else "starting"
         parts = [f"step {self.step}/{num_steps}" if num_steps else f"step {self.step}"]
@@ -157,29 +157,27 @@ def state_of(
     """
     tried = attempts(folder)
     newest = tried[-1] if tried else None
-    launch = newest.launch() if newest else {}
-    if since is not None and (launch.get("published") or launch.get("status") == "ok"):
-        finished = launch.get("finished_at")
-        if _is_number(finished) and finished < since:
-            newest, launch = None, {}
+    summary = newest.summary() if newest else LaunchSummary()
+    finished = summary.finished_at if summary.published or summary.status == "ok" else None
+    if since is not None and finished is not None and finished < since:
+        newest, summary = None, LaunchSummary()
     pending = next((j for j in jobs if j.state == "PENDING"), None)
-    own_job = (launch.get("slurm") or {}).get("job_id")
-    status, ended = launch.get("status"), launch.get("ended") or {}
-    runs = newest is not None and status in (None, "running") and not ended.get("cause")
-    began = launch.get("started_at")
+    own_job, status, began = summary.job_id, summary.status, summary.started_at
+    ended_cause = summary.ended.cause if summary.ended else None
+    runs = newest is not None and status in (None, "running") and not ended_cause
     requeued = pending is not None and pending.id == own_job
-    requeued = requeued and (jobs_at is None or not _is_number(began) or began < jobs_at)
+    requeued = requeued and (jobs_at is None or began is None or began < jobs_at)
     if (
         newest is not None
         and runs
         and not requeued
-        and not _is_judged(newest, launch, folder / "record.json")
+        and not _is_judged(newest, summary, folder / "record.json")
     ):
-        return _running(point, newest, launch, num_steps, tried, tails)
+        return _running(point, newest, summary, num_steps, tried, tails)
     after = None
     if newest is not None and runs:
         after = "preemption or a lost node"  # Slurm has put the job back into its queue
-    elif newest is not None and not launch.get("published") and status != "ok":
+    elif newest is not None and not summary.published and status != "ok":
         after = _ending(newest)
     number = None if newest is None else newest.number
     if pending is not None:
@@ -195,30 +193,29 @@ def state_of(
     if newest is None:
         return PointState(point=point, state="waiting")
     prefix = _prefix(newest)
-    if status == "ok" or launch.get("published"):
+    if status == "ok" or summary.published:
         detail = f"{prefix}{status}; the record is not made yet"
         return PointState(point=point, state="ended", detail=detail, attempt=number)
-    if status in ("failed", "refused") and not _is_retried(launch):
+    if status in ("failed", "refused") and not _is_retried(summary):
         detail = f"{prefix}{after}; the record is not made yet"
         return PointState(point=point, state="ended", detail=detail, attempt=number)
-    if (status == "stopped" and not (ended.get("cause") or launch.get("cause"))) or status == INTERRUPTED:
-        step = read_try(newest).step
+    if (status == "stopped" and not summary.final_cause) or status == "interrupted":
+        step = read_state(newest, summary).step
         at = f"at step {step}" if step else "before its first step"
         return PointState(point=point, state="stopped", detail=f"{prefix}{at}", attempt=number, step=step)
     return PointState(point=point, state="retrying", detail=f"{prefix}{after}", attempt=number, after=after)
 
 
-def _is_retried(launch: dict[str, Any]) -> bool:
-    """Return True if a failed attempt in a Slurm job is followed by a decision of the login node's."""
-    return bool(launch.get("slurm")) and not launch.get("published")
+def _is_retried(summary: LaunchSummary) -> bool:
+    """Return True if the login node still decides about a failed attempt in a Slurm job."""
+    return summary.slurm is not None and not summary.published
 
 
-def _is_judged(attempt: Attempt, launch: dict[str, Any], record: Path) -> bool:
+def _is_judged(attempt: Attempt, summary: LaunchSummary, record: Path) -> bool:
     """Return True if a record has been made since the attempt began, so that the attempt is not running any more."""
     try:
         made = record.stat().st_mtime
-        started = launch.get("started_at")
-        return bool((started if _is_number(started) else attempt.folder.stat().st_mtime) <= made)
+        return (summary.started_at or attempt.folder.stat().st_mtime) <= made
     except OSError:
         return False
 
@@ -228,8 +225,8 @@ def _prefix(attempt: Attempt) -> str:
 
 
 def _ending(attempt: Attempt) -> str:
-    """Why an attempt ended, in words."""
-    seen = read_try(attempt)
+    """Describe the end of an attempt in words."""
+    seen = read_state(attempt)
     at = f" at step {seen.step}" if seen.step else ""
     return f"{cause_words(seen.cause) if seen.cause else seen.status}{at}"
 
@@ -251,7 +248,7 @@ def _recorded(point: Point, path: Path, attempt: int | None) -> PointState:
 
 
 def _verdict(record: RunRecord) -> str:
-    """Quality and time of a record, or the cause of its failure with the line that proves it."""
+    """Describe a record: quality and time, or the cause of its failure with the line that proves it."""
     failure = record.failure
     if failure is None:
         psnr = "" if record.metrics.psnr is None else f"PSNR {record.metrics.psnr:.2f} dB"
@@ -266,24 +263,21 @@ def _verdict(record: RunRecord) -> str:
 def _running(
     point: Point,
     attempt: Attempt,
-    launch: dict[str, Any],
+    summary: LaunchSummary,
     num_steps: int | None,
     tried: list[Attempt],
     tails: dict[Path, AttemptProgress] | None,
 ) -> PointState:
     tail = (tails if tails is not None else {}).setdefault(attempt.folder, AttemptProgress(attempt)).read()
     if num_steps is None:
-        num_steps = steps_of(launch)
+        num_steps = steps_of(summary)
     before = tried[-2] if len(tried) > 1 else None
-    continued = (
-        before is not None and before.launch().get("status") != "ok" and not before.launch().get("published")
-    )
-    after = _ending(before) if before is not None and continued else None
+    earlier = before.summary() if before is not None else LaunchSummary()
+    after = _ending(before) if before and earlier.status != "ok" and not earlier.published else None
     began = tail.last_t
     detail = _prefix(attempt) + tail.describe(num_steps)
     if began is None:  # its ranks import and meet, or it has died before it could say so
-        started = launch.get("started_at")
-        began = started if _is_number(started) else attempt.folder.stat().st_mtime
+        began = summary.started_at or attempt.folder.stat().st_mtime
     silent_s = time.time() - began
     state: State = "running"
     if silent_s > SILENT_S:
@@ -297,15 +291,15 @@ def _running(
     )
 
 
-def steps_of(launch: dict[str, Any]) -> int | None:
-    """Number of optimiser steps of the run that an attempt belongs to; None where it does not say."""
+def steps_of(summary: LaunchSummary) -> int | None:
+    """Return the number of optimiser steps of an attempt's run; None if its summary has no settings."""
     with contextlib.suppress(UserError, TypeError):
-        return validate(RunSpec, launch.get("spec"), "launch.json").num_steps
+        return validate(RunSpec, summary.spec, "launch.json").num_steps
     return None
 
 
-def told(state: PointState) -> str:
-    """One line about a point."""
+def state_line(state: PointState) -> str:
+    """Describe a point in one line."""
     if state.is_starting:
         return f"{state.point}: {state.detail}"
     return f"{state.point}: {state.state}" + (f", {state.detail}" if state.detail else "")
@@ -328,7 +322,7 @@ def totals(states: Iterable[State]) -> str:
 
 
 def quoted(text: str, width: int = QUOTED) -> str:
-    """A line of a log on one line of a terminal: no control characters, cut where it is long."""
+    """Fit a line of a log on one line of a terminal: no control characters, cut where it is long."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= width else line[: width - 3] + "..."
 

@@ -14,7 +14,7 @@ from ..config.naming import Point
 from ..errors import UserError
 from ..runs.attempts import ATTEMPTS
 from ..slurm.queue import CACHE_S, Queue
-from .point_state import BAD, DONE, PointState, duration, state_of, told, totals
+from .point_state import BAD, DONE, PointState, duration, state_line, state_of, totals
 
 #: Every look reads the newest events of all points.
 MIN_WATCH_S = 1.0
@@ -26,7 +26,7 @@ COMMANDS = 10
 
 
 def rows(study: Study, queue: Queue | None = None) -> Iterator[PointState]:
-    """States of the matrix's points, in its order; of those off the matrix; then the points that are left out."""
+    """Yield states of the matrix's points, of those off the matrix, then of the points that are left out."""
     results = Path(study.config.results)
     matrix = {spec.point: spec.num_steps for spec in study.specs()}
     others = points_on_disk(results, matrix)
@@ -39,7 +39,7 @@ def rows(study: Study, queue: Queue | None = None) -> Iterator[PointState]:
 
 
 def points_on_disk(results: Path, known: Iterable[Point]) -> list[Point]:
-    """Points with a record or an attempt in the results folder, without the known ones."""
+    """List points with a record or an attempt in the results folder, without the known ones."""
     found = set()
     for what in ("record.json", ATTEMPTS):
         for path in Path(results).glob(f"*/*/*/r*/{what}"):
@@ -76,7 +76,7 @@ def show(study: Study, watch_s: float | None = None) -> None:
 
 
 def commands(states: Iterable[PointState]) -> list[str]:
-    """The commands that say why points failed and what to change, one a line."""
+    """List commands that explain why points failed and what to change."""
     found = [command for s in states if (command := s.command)]
     if not found:
         return []
@@ -104,7 +104,7 @@ def _table(study: Study, states: Sequence[PointState]) -> Any:
 
 
 def points_table(states: Iterable[PointState]) -> Any:
-    """A row per point for rich. Text, not markup: details quote log lines."""
+    """Make a table for rich, a row per point. Text, not markup: details quote log lines."""
     from rich.table import Table
     from rich.text import Text
 
@@ -137,7 +137,7 @@ def summary(
     named = [
         s for s in states if s.state not in DONE - BAD and s.state not in ("waiting", "queued", "running")
     ]
-    lines += [f"  {told(s)}" for s in named[:NAMED]]
+    lines += [f"  {state_line(s)}" for s in named[:NAMED]]
     if len(named) > NAMED:
         lines.append(f"  and {len(named) - NAMED} more")
     if elapsed_s is not None and any(s.state not in DONE | BAD for s in states):

@@ -94,15 +94,18 @@ class Stacks:
 def dump_flight_recorder(folder: Path, rank: int, step: int | None) -> None:
     """Write this rank's last collectives, as torch's flight recorder has them, to `flight.rankN.json`.
 
-    gloo records what NCCL does but dumps nothing by itself. torch 2.13 has no public name for the dump; where another
-    version has none at all, nothing is written. Never raises: it is called when something has failed already.
+    gloo records what NCCL does but dumps nothing by itself, and each has a recorder of its own: that of NCCL is taken
+    where it has entries. torch 2.13 has no public name for the dumps; where another version has none at all, nothing is
+    written. Never raises: it is called when something has failed already.
     """
     with contextlib.suppress(Exception):
-        dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json", None)
-        text = dump(includeCollectives=True, onlyActive=False).decode() if dump is not None else ""
-        if text.startswith('{"'):
-            head = json.dumps({"rank": rank, "step": step})
-            write_text(folder / f"{FLIGHT}{rank}.json", f"{head[:-1]}, {text[1:]}\n")
+        for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
+            dump = getattr(torch._C._distributed_c10d, name, None)
+            text = dump(includeCollectives=True, onlyActive=False).decode() if dump is not None else ""
+            if text.startswith('{"') and '"entries":[' in text:
+                head = json.dumps({"rank": rank, "step": step})
+                write_text(folder / f"{FLIGHT}{rank}.json", f"{head[:-1]}, {text[1:]}\n")
+                return
 
 
 class StopPoll:

@@ -28,13 +28,13 @@ CHECKS: tuple[Check, ...] = (
 
 
 def verify(s: Setup) -> list[Result]:
-    """The results of all checks."""
+    """Run all checks."""
     s.start()
     results = []
     for check in CHECKS:
         try:
             results += list(check(s))
-        except (OSError, SlurmError, UserError) as e:  # one check's trouble must not hide the others
+        except (OSError, SlurmError, UserError) as e:  # one check's failure must not hide the others
             name = check.__name__.removeprefix("check_").replace("_", " ")
             results.append(Result(name, "fail", f"could not be checked: {e}", None))
     return results

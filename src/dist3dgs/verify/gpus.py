@@ -13,7 +13,7 @@ from .setup import Result, Setup, Status, output, version_pair
 
 
 def check_driver(s: Setup) -> Iterator[Result]:
-    """PyTorch's CUDA against the driver's."""
+    """Compare PyTorch's CUDA with the driver's."""
     if s.device == "cpu":
         yield Result("driver", "ok", "not needed (hardware.device: cpu)")
         return
@@ -56,7 +56,7 @@ def _without_gpus(s: Setup) -> Result:
 
 
 def check_architectures(s: Setup) -> Iterator[Result]:
-    """The GPUs' compute capabilities against the code in PyTorch and in gsplat's extension."""
+    """Compare the GPUs' compute capabilities with the code in PyTorch and in gsplat's extension."""
     capabilities = sorted({gpu.capability for gpu in s.gpus if gpu.capability is not None})
     if not s.computes_on_gpus or not capabilities:
         return
@@ -129,21 +129,23 @@ def check_compiler(s: Setup) -> Iterator[Result]:
 
 
 def _drivers_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the driver supports, from the head of nvidia-smi's table."""
+    """Return the newest CUDA that the driver supports, from the head of nvidia-smi's table."""
     found = re.search(r"CUDA(?: UMD)? Version: *(\d+\.\d+)", output("nvidia-smi") or "")
     return version_pair(found[1]) if found else None
 
 
 def _not_covered(capabilities: Sequence[tuple[int, int]], architectures: Sequence[str]) -> str:
-    """Capabilities for which no listed architecture has code: `sm_XY` runs on its major version from Y on, and
-    `compute_XY` is compiled further on anything newer. "" where all are covered."""
+    """Return the capabilities for which no listed architecture has code; "" if all are covered.
+
+    `sm_XY` runs on its major version from Y on, and `compute_XY` is compiled further on anything newer.
+    """
 
     def covers(architecture: str, capability: tuple[int, int]) -> bool:
         found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
         if not found:
             return False
         has = int(found[2]), int(found[3])
-        if found[4] == "a":  # of this one chip
+        if found[4] == "a":  # for this chip only
             return has == capability
         return has <= capability and (found[1] == "compute" or has[0] == capability[0])
 
@@ -152,7 +154,7 @@ def _not_covered(capabilities: Sequence[tuple[int, int]], architectures: Sequenc
 
 
 def _architectures_named(text: str) -> list[str]:
-    """Of TORCH_CUDA_ARCH_LIST, such as `8.0 9.0+PTX`; [] where it is in names (Hopper)."""
+    """Parse TORCH_CUDA_ARCH_LIST, such as `8.0 9.0+PTX`; [] where it is in names (Hopper)."""
     found = []
     for word in re.split(r"[ ;]+", text.strip()):
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", word)

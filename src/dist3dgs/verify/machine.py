@@ -17,7 +17,7 @@ from ..slurm.site import Site
 from ..units import format_bytes
 from .setup import Result, Setup, Status, output
 
-#: NCCL puts the buffers between ranks of a node there, some 10 MiB for each pair of ranks.
+#: NCCL keeps buffers between the ranks of a node there, some 10 MiB for each pair.
 MIN_SHM_BYTES, GOOD_SHM_BYTES = 64 << 20, 1 << 30
 #: Interfaces that other nodes cannot reach.
 BRIDGES = ("docker", "virbr", "veth", "podman", "cni", "br-")
@@ -26,13 +26,13 @@ _NO_CLUSTER = re.compile(r"establish a? ?configuration source|DNS SRV lookup fai
 
 
 def check_slurm(s: Setup) -> Iterator[Result]:
-    """Slurm's commands and controller, and the partitions of the site."""
+    """Check Slurm's commands and controller, and the partitions of the site."""
     if not client.available():
         yield Result("slurm", "ok", "not on this machine; only --profile profiles/slurm needs it")
         return
     version = (output("sinfo", "--version") or "slurm").strip()
     if s.slurm_problem is not None:
-        # Client commands alone, as on a laptop, are no fault of a study that runs there.
+        # Client commands without a cluster, as on a laptop, do not prevent a local study.
         status: Status = "warn" if _NO_CLUSTER.search(s.slurm_problem) else "fail"
         text = f"{version} does not answer: {(s.slurm_problem.splitlines() or ['no message'])[-1].strip()}"
         yield Result("slurm", status, text, "scontrol ping; export SLURM_CONF=FILE names its configuration")
@@ -50,12 +50,12 @@ def check_slurm(s: Setup) -> Iterator[Result]:
 
 
 def check_network(s: Setup) -> Iterator[Result]:
-    """The interface over which NCCL and Gloo would meet other nodes."""
+    """Check the interface over which NCCL and Gloo would reach other nodes."""
     known = sorted(psutil.net_if_addrs())
     for variable in node.INTERFACE_VARIABLES:
         named = os.environ.get(variable, "")
         words = [word for word in named.lstrip("=").split(",") if word]
-        # NCCL takes beginnings of names; ^ is what not to take.
+        # NCCL takes prefixes of names; ^ excludes them.
         if words and not named.startswith("^") and not any(k.startswith(w) for w in words for k in known):
             fix = f"unset {variable}, or set it to one of: {' '.join(known)}"
             yield Result("network", "fail", f"{variable}={named}, and there is no such interface", fix)
@@ -87,7 +87,7 @@ def check_network(s: Setup) -> Iterator[Result]:
 
 
 def check_shared_memory(s: Setup) -> Iterator[Result]:
-    """NCCL's way between the GPUs of a node that cannot reach each other directly."""
+    """Check /dev/shm, which NCCL uses between GPUs without peer access."""
     try:
         total = os.statvfs(s.shm)
         size, free = total.f_blocks * total.f_frsize, total.f_bavail * total.f_frsize
@@ -105,7 +105,7 @@ def check_shared_memory(s: Setup) -> Iterator[Result]:
 
 
 def _other_node(site: Site) -> tuple[str, str] | None:
-    """Name and address of a node of the training partition that is not this one."""
+    """Return name and address of another node of the training partition."""
     partition = site.cpu_partition if site.gpu_request == "none" else site.gpu_partition
     chosen = [f"--partition={partition}"] if partition and partition != "auto" else []
     names = dict.fromkeys(client.slurm("sinfo", "-h", "-N", "-o", "%N", *chosen).split())

@@ -19,7 +19,7 @@ NODE_RUNTIME_MIN, NODE_MEM_MB, NODE_CPUS = 10, 4000, 2
 
 
 def on_a_node(site: Site, partition: str, given: Sequence[str]) -> tuple[str, list[Result]]:
-    """Run the checks in a Slurm job that asks for what a job of layout n1g1 does, but briefly; the host and results.
+    """Run the checks in a short Slurm job that asks for what a job of layout n1g1 does. Returns host and results.
 
     Raises `UserError` where Slurm does not take or cannot start the job.
     """
@@ -40,7 +40,7 @@ def on_a_node(site: Site, partition: str, given: Sequence[str]) -> tuple[str, li
     argv += commands.wrapped(commands.Software(modules=tuple(site.modules)), uses_gpus=False)
     argv += [sys.executable, "-m", "dist3dgs.cli", "verify", "--json", *given]
     print(f"a job in partition {chosen or '(default)'} looks at its node; Ctrl-C gives up", file=sys.stderr)
-    # Without the variables of a job that this may run in: they would be taken for options.
+    # Remove the variables of a job this may run in: srun would take them for options.
     environ = {
         k: v for k, v in client.environment().items() if not k.startswith("SLURM_") or k == "SLURM_CONF"
     }

@@ -84,7 +84,7 @@ class Setup:
 
     @cached_property
     def torch(self) -> dict[str, Any]:
-        """Facts that PyTorch states; {"failed": reason} where it cannot be imported."""
+        """Return facts about PyTorch; {"failed": reason} where it cannot be imported."""
         if self._probe is None:
             return {"failed": f"{commands.software_of(self.site).container_command} was not found"}
         try:
@@ -101,7 +101,7 @@ class Setup:
 
     @cached_property
     def gpus(self) -> list[Gpu]:
-        """GPUs of this machine; [] without a driver."""
+        """Return the GPUs of this machine; [] without a driver."""
         text = output("nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader")
         if text is None:
             text = output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
@@ -116,18 +116,18 @@ class Setup:
 
     @property
     def elsewhere(self) -> bool:
-        """True if GPUs are on other machines: Slurm is asked for them, and this is no job."""
+        """Return True if GPUs are on other machines: Slurm is asked for them, and this is no job."""
         asks = self.site.gpu_request != "none" and self.device != "cpu"
         return asks and self.has_slurm and job_id() is None
 
     @property
     def has_slurm(self) -> bool:
-        """True if Slurm is here and answers."""
+        """Return True if Slurm is here and answers."""
         return client.available() and self.slurm_problem is None
 
     @cached_property
     def slurm_problem(self) -> str | None:
-        """Why Slurm does not answer; None where it does."""
+        """Return why Slurm does not answer; None where it does."""
         try:
             client.slurm("scontrol", "show", "config")
         except client.SlurmError as e:
@@ -136,7 +136,7 @@ class Setup:
 
     @property
     def computes_on_gpus(self) -> bool:
-        """True if ranks on this machine would use its GPUs."""
+        """Return True if ranks on this machine would use its GPUs."""
         return self.device == "cuda" or (self.device == "auto" and bool(self.gpus))
 
 
@@ -144,7 +144,7 @@ Check = Callable[[Setup], Iterable[Result]]
 
 
 def output(*argv: str) -> str | None:
-    """Standard output of a program; None where it is missing, fails or hangs."""
+    """Return the standard output of a program; None if it is missing, fails or hangs."""
     try:
         return subprocess.run(
             argv, capture_output=True, text=True, timeout=20, check=True, errors="replace"

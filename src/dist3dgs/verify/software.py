@@ -25,7 +25,7 @@ def check_python(s: Setup) -> Iterator[Result]:
 
 
 def check_packages(s: Setup) -> Iterator[Result]:
-    """Installed packages against what dist3dgs needs, and against the lock where there is one."""
+    """Compare installed packages with what dist3dgs needs, and with the lock if there is one."""
     wrong = []
     for text in metadata.requires("dist3dgs") or []:
         needed = Requirement(text)
@@ -70,7 +70,7 @@ def check_torch(s: Setup) -> Iterator[Result]:
 
 
 def check_plugin(s: Setup) -> Iterator[Result]:
-    """Snakemake and its Slurm plugin: pinned against installed."""
+    """Compare the installed versions of Snakemake and its Slurm plugin with the pinned ones."""
     locked = _locked(s.lock)
     found = {name: _version(name) for name in SCHEDULING}
     text = ", ".join(f"{name.removeprefix('snakemake-executor-plugin-')} {v}" for name, v in found.items())
@@ -92,12 +92,12 @@ def _version(package: str) -> str | None:
 
 
 def _public(version: str) -> str:
-    """Without what tells builds of one version apart (+cpu, +cu130)."""
+    """Return the version without its build (+cpu, +cu130)."""
     return Version(version).public
 
 
 def _locked(path: Path) -> Mapping[str, str]:
-    """Versions by package of a requirements file; {} where there is none."""
+    """Return the versions by package of a requirements file; {} where there is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:

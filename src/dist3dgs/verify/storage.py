@@ -24,7 +24,7 @@ OTHER_BYTES, WORK_BYTES = 50 << 20, 1 << 30
 
 
 def check_disk(s: Setup) -> Iterator[Result]:
-    """Free space against the most that the study will write, by file system."""
+    """Compare free space with the most that the study will write, by file system."""
     if s.study is None:
         return
     packs = _data_bytes(s.study)
@@ -52,7 +52,7 @@ def check_disk(s: Setup) -> Iterator[Result]:
 
 
 def _results_bytes(study: Study) -> tuple[int, int]:
-    """Most bytes that all points without a record will write, and the largest of them."""
+    """Bound the bytes that all points without a record will write, and those of the largest."""
     results = Path(study.config.results)
     left = [
         run_bytes(spec, _num_points(study, spec.scene))
@@ -63,7 +63,7 @@ def _results_bytes(study: Study) -> tuple[int, int]:
 
 
 def run_bytes(spec: RunSpec, num_points: int | None = None) -> int:
-    """Most bytes of one run. num_points: of its scene, which is what it keeps where it does not densify.
+    """Bound the bytes of one run. num_points: of its scene, which it keeps without densification.
 
     A Gaussian has its parameters and two moments of each in a checkpoint, and a row of statistics; another checkpoint
     is written before the oldest is deleted.
@@ -84,7 +84,7 @@ def _num_points(study: Study, scene: str) -> int | None:
 
 
 def _data_bytes(study: Study) -> int:
-    """Bytes of the packed scenes that are not made yet, and of the archives they come from."""
+    """Estimate the bytes of scenes that are not packed yet, and of their archives."""
     total, archives = 0, {}
     for name in dict.fromkeys(study.config.scenes):
         scene = study.scene(name)
@@ -100,7 +100,7 @@ def _data_bytes(study: Study) -> int:
 
 
 def _packed_bytes(scene: Scene) -> int:
-    """Estimate of a packed scene: raw pixels of every photograph."""
+    """Estimate the bytes of a packed scene: raw pixels of every photograph."""
     if scene.builtin is not None:
         return scene.builtin.num_images * scene.builtin.width_px * scene.builtin.height_px * 3
     width = scene.max_width_px or 4000 // scene.downscale
@@ -112,7 +112,7 @@ def _packed_bytes(scene: Scene) -> int:
 
 
 def check_scenes(s: Setup) -> Iterator[Result]:
-    """Packed scenes on disk: whole, and the ones that their ingest.json describes; --full: every byte."""
+    """Check that packed scenes are complete and match their ingest.json; --full: every byte."""
     if s.study is None:
         return
     good = []
@@ -145,7 +145,7 @@ def check_scenes(s: Setup) -> Iterator[Result]:
 
 
 def check_archives(s: Setup) -> Iterator[Result]:
-    """Downloaded archives on disk against config/scenes.lock.yaml; --full: their SHA-256."""
+    """Compare downloaded archives with config/scenes.lock.yaml; --full: their SHA-256."""
     data = Path(s.study.config.data if s.study else "data")
     try:
         archives = locked_archives(LOCK_FILE, data)
@@ -167,7 +167,7 @@ def check_archives(s: Setup) -> Iterator[Result]:
 
 
 def check_folders(s: Setup) -> Iterator[Result]:
-    """Folders that must be writable here."""
+    """Check the folders that must be writable here."""
     home = Path(os.environ.get("HOME") or "/nonexistent")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     kernels = Path(os.environ.get("DIST3DGS_KERNEL_CACHE") or cache / "dist3dgs" / "kernels")
@@ -202,7 +202,7 @@ def _temporary() -> Path:
 
 
 def _not_writable(folder: Path) -> str | None:
-    """Why no file can be made in a folder, or in the nearest above it that exists; None if one can."""
+    """Return why no file can be made in a folder, or its nearest existing parent; None if one can."""
     try:
         there = _existing(folder)
         if not there.is_dir():
@@ -214,7 +214,7 @@ def _not_writable(folder: Path) -> str | None:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest above it that exists."""
+    """Return the path, or its nearest existing parent."""
     path = Path(path).absolute()
     return next(p for p in (path, *path.parents) if p.exists())
 

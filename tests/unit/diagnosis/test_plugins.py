@@ -15,7 +15,7 @@ from dist3dgs.logs.facts import FactPattern, Line
 from dist3dgs.logs.log_data import Added
 from dist3dgs.runs.causes import CauseOfFailure
 
-CAUSES = [CauseOfFailure("licence", "No licence was left.", tries=5)]
+CAUSES = [CauseOfFailure("licence", "No licence was left.", retries=5)]
 RULES = [
     Rule(name="no-licence", cause="licence", tier=Tier.SPECIFIC, looks="`no licence left`", why="All are in use.",
          remedy="Wait.", patterns=(re.compile(r"no licence left"),))
@@ -78,9 +78,9 @@ def test_readers_are_added_from_outside(installed: Path) -> None:
 def test_records_and_retries_know_the_cause(installed: Path) -> None:
     code = (
         "from dist3dgs.runs.record import Failure; from dist3dgs.slurm.retry import decide;"
-        "from dist3dgs.slurm.outcome import Try; Failure(cause='licence');"
-        "tries = [Try(number=i, status='failed', cause='licence') for i in range(6)];"
-        "print(decide(tries[:5]).action, decide(tries).action)"
+        "from dist3dgs.runs.attempts import AttemptState; Failure(cause='licence');"
+        "states = [AttemptState(number=i, status='failed', cause='licence') for i in range(6)];"
+        "print(decide(states[:5]).action, decide(states).action)"
     )
     assert run(installed, "-c", code).stdout.split() == ["train", "close"]
     assert "no such cause" in run(installed / "elsewhere", "-c", code).stderr

@@ -11,7 +11,7 @@ from dist3dgs.diagnosis.run_timeline import main_series
 from dist3dgs.diagnosis.scan import scan
 from dist3dgs.diagnosis.summary import read_logs
 from dist3dgs.logs.step_formats import FORMATS
-from dist3dgs.logs.step_series import Progress, StepSeries
+from dist3dgs.logs.step_series import ProgressLine, StepSeries
 from dist3dgs.runs.record import load_record
 
 TQDM = next(f for f in FORMATS if f.name == "tqdm")
@@ -58,7 +58,7 @@ def test_a_step_counts_once_however_often_it_is_shown() -> None:
     for top in range(200):
         for row in range(max(0, top - 9), top + 1):
             for _rank in range(2):
-                series.add(Progress(row * 10, 10_000, seconds=1.0))
+                series.add(ProgressLine(row * 10, 10_000, seconds=1.0))
     assert (series.count, series.restarts, series.num_steps) == (200, 0, 1990)
 
 
@@ -117,11 +117,11 @@ def test_a_bar_of_another_rank_is_no_new_epoch() -> None:
     series = StepSeries(TQDM, 100)
     for epoch in range(2):
         for n in range(0, 101, 10):
-            series.add(Progress(n, 100, seconds=0.5, elapsed_s=n / 2))
+            series.add(ProgressLine(n, 100, seconds=0.5, elapsed_s=n / 2))
         if epoch == 0:
-            series.add(Progress(0, 100, seconds=0.5, elapsed_s=0.0))
+            series.add(ProgressLine(0, 100, seconds=0.5, elapsed_s=0.0))
             series.add(
-                Progress(100, 100, seconds=0.5, elapsed_s=50.0)
+                ProgressLine(100, 100, seconds=0.5, elapsed_s=50.0)
             )  # the slower rank's end of the first epoch
     assert (series.num_steps, series.stepping_s()) == (200, 100.0)
 
@@ -129,18 +129,18 @@ def test_a_bar_of_another_rank_is_no_new_epoch() -> None:
 def test_a_bar_that_a_resumed_run_begins_in_the_middle() -> None:
     series = StepSeries(TQDM, 30_000)
     for n in range(7000, 30_001, 100):
-        series.add(Progress(n, 30_000, seconds=0.02, elapsed_s=(n - 7000) * 0.02))
+        series.add(ProgressLine(n, 30_000, seconds=0.02, elapsed_s=(n - 7000) * 0.02))
     assert series.num_steps == 30_000 and not series.covers_run
     cut = StepSeries(TQDM, 30_000)  # the clock ran before the first row that is there
     for n in range(24_000, 30_001, 100):
-        cut.add(Progress(n, 30_000, seconds=0.02, elapsed_s=n * 0.02))
+        cut.add(ProgressLine(n, 30_000, seconds=0.02, elapsed_s=n * 0.02))
     assert cut.covers_run and cut.stepping_s() == 600.0
 
 
 def test_a_run_that_repeats_steps_after_a_crash() -> None:
     series = StepSeries(MEGATRON, 1000)
     for n in [*range(0, 641), *range(500, 1001)]:
-        series.add(Progress(n, 1000, seconds=1.0))
+        series.add(ProgressLine(n, 1000, seconds=1.0))
     assert series.num_steps == 1000 and series.stepping_s() == pytest.approx(641 + 501)
 
 
@@ -156,7 +156,7 @@ def test_the_total_is_read_from_the_percentage() -> None:
     def total(*rows: tuple[int, float]) -> int | None:
         series = StepSeries(nerf)
         for step, percent in rows:
-            series.add(Progress(step, percent=percent))
+            series.add(ProgressLine(step, percent=percent))
         return series.stated_total
 
     assert total((6990, 99.86), (6999, 99.99)) == 7000

@@ -89,6 +89,16 @@ def test_a_rank_without_a_dump_is_named(tmp_path: Path) -> None:
     assert "rank 2 left no dump of all_gather" in hang_words(hang)
 
 
+def test_of_several_groups_the_one_whose_missing_rank_waits_nowhere(tmp_path: Path) -> None:
+    """Rank 3 never comes; rank 2 waits for it, and ranks 0 and 1 for rank 2 in a larger group."""
+    pair = {"process_group": ("7", "pair")}
+    of_rank = {r: reached(6, 5) for r in (0, 1)} | {r: reached(5, 5) for r in (2, 3)}
+    of_rank[2] += [entry(1, "all_gather", done=True, **pair), entry(2, "all_gather", done=False, **pair)]
+    of_rank[3] += [entry(1, "all_gather", done=True, **pair)]
+    hang = find_hang(traces_of(nccl_dumps(tmp_path, of_rank)))
+    assert hang is not None and (hang.group, hang.seq, hang.waiting, hang.missing) == ("7", 2, [2], [3])
+
+
 def test_ranks_in_different_collectives(tmp_path: Path) -> None:
     of_rank = {0: reached(6, 6), 1: reached(6, 6)}
     of_rank[0].append(entry(7, "all_reduce", done=False))
@@ -187,6 +197,20 @@ def test_a_real_hang_of_two_ranks(tmp_path: Path) -> None:
     assert (hang.waiting, hang.missing, hang.silent) == ([0], [1], [])
     pickled = read(tmp_path / "pickled0")
     assert pickled.groups == read(ours[0]).groups and pickled.members == read(ours[0]).members
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_the_nccl_recorder_is_dumped_where_it_has_entries(
+    used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c10d = torch._C._distributed_c10d
+    nccl = dump(reached(3, 3)) if used else {"comm_lib_version": "2.29.3", "pg_config": {}}
+    texts = {"_dump_nccl_trace_json": nccl, "_dump_fr_trace_json": dump(reached(2, 2))}
+    for name, content in texts.items():
+        text = json.dumps(content, separators=(",", ":")).encode()
+        monkeypatch.setattr(c10d, name, lambda text=text, **options: text, raising=False)
+    dump_flight_recorder(tmp_path, 1, step=None)
+    assert max(read(tmp_path / f"{FLIGHT}1.json").groups["0"]) == (3 if used else 2)
 
 
 def test_the_buffer_is_bounded_and_dumped_into_the_attempt(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_whole_tree_is_seen(tmp_path: Path) -> None:
         if (
             len(samples) >= 4
             and float(samples[-1]["pss_gib"]) > 0.19
-            and float(samples[-1]["cpu_percent"]) > 15
+            and float(samples[-1]["cpu_percent"]) > 1
         ):
             break
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -59,7 +59,7 @@ def test_the_whole_tree_is_seen(tmp_path: Path) -> None:
     monitor.stop()
     assert len(samples) >= 4
     assert max(float(r["pss_gib"]) for r in samples) > 0.19
-    assert max(float(r["cpu_percent"]) for r in samples) > 15
+    assert max(float(r["cpu_percent"]) for r in samples) > 1
     assert (peak_pss_gib([path]) or 0) > 0.19
     assert all((r["node"] == "node1" and r["gpu_index"] == "") or r["gpu_index"].isdigit() for r in samples)
 

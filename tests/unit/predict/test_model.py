@@ -106,6 +106,48 @@ def test_collectives_are_those_that_each_strategy_issues(a100):
     assert collectives_of(GARDEN, Layout(1, 1), a100, 1e6) == ()
 
 
+def test_hybrid_exchanges_inside_a_node_and_sums_shards_across(config):
+    machine = load_machine("a100-40-nvlink", config)
+    layout = Layout(4, 8)
+    hybrid, sharded, replicas = (
+        collectives_of(replace(GARDEN, kind=kind), layout, machine, 5e6)
+        for kind in ("hybrid", "sharded", "replicated")
+    )
+    assert [c.op for c in hybrid][-1] == "all_reduce(gradients)" and len(hybrid) == 4
+    inside = {c.op: c.seconds for c in hybrid}
+    assert inside["all_to_all(projections)"] < {c.op: c.seconds for c in sharded}["all_to_all(projections)"]
+    assert inside["all_reduce(gradients)"] < 1.1 * replicas[-1].seconds
+    made = predictor(machine)
+    assert (
+        made.memory_gb(replace(GARDEN, kind="hybrid"), layout).value
+        < made.memory_gb(replace(GARDEN, kind="replicated"), layout).value / 3
+    )
+    with pytest.raises(UserError, match="shard: 5"):
+        made.forecast(replace(GARDEN, kind="hybrid", shard=5), layout)
+    one_group = collectives_of(replace(GARDEN, kind="hybrid", shard=32), layout, machine, 5e6)
+    assert [c.op for c in one_group] == [c.op for c in sharded]
+
+
+def test_local_steps_average_once_in_so_many(a100):
+    every, seldom = (
+        collectives_of(replace(GARDEN, kind="local", sync_every=n), Layout(1, 4), a100, 1e6)[0]
+        for n in (1, 16)
+    )
+    assert every.seconds == pytest.approx(16 * seldom.seconds) and every.bytes == (3 * 236 + 4) * 1e6
+
+
+def test_touched_rows_alone_travel_where_few_are(a100, config):
+    def sent(machine, **changes):
+        found = collectives_of(replace(GARDEN, kind="replicated", **changes), Layout(1, 2), machine, 30_000)
+        return sum(c.bytes for c in found if c.op == "all_reduce(gradients)")
+
+    cpu = load_machine("cpu", config)
+    whole = sent(a100, gradient_rows="auto")
+    assert whole == pytest.approx(7.08e6, rel=0.001)
+    assert sent(cpu, gradient_rows="auto") == pytest.approx(0.51 * whole)  # 1 - 0.7 ** 2 of them
+    assert sent(cpu, gradient_rows="touched", visible=0.6) == whole  # 84 % are too many
+
+
 def test_replicas_repeat_the_optimiser_and_shards_divide_it(a100):
     one, four = (predictor(a100).step(GARDEN, layout) for layout in layouts("n1g1", "n1g4"))
     replicas = predictor(a100).step(replace(GARDEN, kind="replicated"), Layout(1, 4))

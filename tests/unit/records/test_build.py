@@ -455,7 +455,7 @@ def test_other_jobs_on_its_nodes_are_recorded(tmp_path: Path) -> None:
     assert found.environment.nodes_shared is True and found.environment.neighbours == {"a": ["12"]}
     for name, facts, reason in (
         ("blind", blind, "no answer"),
-        ("killed", {"slurm": slurm}, "did not live"),
+        ("killed", {"slurm": slurm}, "was killed"),
         ("local", {}, "not a Slurm job"),
     ):
         found = judged(tmp_path / name, facts)

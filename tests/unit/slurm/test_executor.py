@@ -31,7 +31,7 @@ class Listener:
 
     def failed(self, job, slurm_job: int, log) -> None: ...
 
-    def fate(self, slurm_job: int) -> bool | None:
+    def poll_final_state(self, slurm_job: int) -> bool | None:
         return self.fates[slurm_job]
 
     def refused(self, job, text: str) -> bool:

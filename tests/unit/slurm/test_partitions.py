@@ -87,7 +87,7 @@ def test_each_kind_of_node_is_one_entry(fake):
     fake.cluster(MIXED)
     found = {(p.name, p.gpu_type): p for p in read_partitions()}
     a100 = found["gpu", "a100"]
-    assert (a100.num_nodes, a100.num_idle, a100.cpus_per_node, a100.mem_mb_per_node) == (40, 2, 48, 480000)
+    assert (a100.num_nodes, a100.cpus_per_node, a100.mem_mb_per_node) == (40, 48, 480000)
     assert found["gpu", "v100"].gpus_per_node == 8 and found["batch", "a100"].num_gpus == 8
     assert found["batch", None].num_nodes == 1000 and found["mig", None].gpus_per_node == 0
     assert (found["old", None].num_nodes, found["old", None].num_gpus) == (90, 0)  # none works

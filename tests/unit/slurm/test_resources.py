@@ -14,7 +14,7 @@ from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
 from dist3dgs.config.models import Scene
 from dist3dgs.config.naming import Layout, Point
-from dist3dgs.slurm.outcome import settle
+from dist3dgs.slurm.outcome import resolve_outcomes
 from dist3dgs.slurm.planner import Planner
 from dist3dgs.slurm.queue import Queue, comment_of
 from dist3dgs.slurm.resources import (
@@ -131,13 +131,15 @@ def test_an_outcome_is_published_after_a_launcher_that_outlives_its_job(tmp_path
     """Where Slurm has ended the job and its processes live on: what they do last must not undo what is published."""
     from dist3dgs.slurm import planner as module
 
-    monkeypatch.setattr(module, "LAST_WORDS_S", 0.2)
+    monkeypatch.setattr(module, "SNAKEMAKE_EXIT_S", 0.2)
     point, made = Point.parse("garden", "sharded", "n1g4"), planner(tmp_path)
     folder = point.folder(tmp_path)
     attempt(folder, 0, status="failed", ended={"cause": "cancelled", "note": "", "at": 1100.0})
     told = []
     monkeypatch.setattr(
-        module, "settle", lambda folder, digest, me=None: told.append(folder) or settle(folder, digest, me)
+        module,
+        "resolve_outcomes",
+        lambda folder, digest: told.append(folder) or resolve_outcomes(folder, digest),
     )
     hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX)"
     hold += "; print(flush=True); time.sleep(1)"
@@ -148,7 +150,7 @@ def test_an_outcome_is_published_after_a_launcher_that_outlives_its_job(tmp_path
         told.clear()
         assert made.finish(point, 1, "{}")
         assert launcher.poll() is not None, "published beside a running launcher"
-    assert told == [folder], "what the launcher wrote last was not settled again"
+    assert told == [folder], "what the launcher wrote last was not resolved again"
     assert json.loads((folder / "launch.json").read_text())["ended"]["cause"] == "cancelled"
 
 

@@ -1,18 +1,23 @@
 """Retry by reason: which failures are followed by another attempt, and with what."""
 
+from pathlib import Path
+
 import pytest
 
-from dist3dgs.runs.attempts import Attempt
+from dist3dgs.runs.attempts import Attempt, AttemptState, read_state
 from dist3dgs.runs.causes import CAUSES
 from dist3dgs.runs.events import EventWriter, events_path
-from dist3dgs.slurm.outcome import Try, read_try
-from dist3dgs.slurm.retry import MAX_FAILED, decide
+from dist3dgs.runs.launch_summary import LaunchSummary, SlurmJob
+from dist3dgs.slurm import outcome
+from dist3dgs.slurm.allocation import Allocation, Node
+from dist3dgs.slurm.retry import MAX_FAILED, _too_small, decide, next_action
+from dist3dgs.slurm.site import VARIABLE, read_site
 
 
-def failed(*causes: str, hours: float = 0.1, steps: list[int] | None = None) -> list[Try]:
+def failed(*causes: str, hours: float = 0.1, steps: list[int] | None = None) -> list[AttemptState]:
     steps = steps or [100 * (i + 1) for i in range(len(causes))]
     return [
-        Try(number=i, status="failed", cause=cause, gpu_hours=hours, step=step)
+        AttemptState(number=i, status="failed", cause=cause, gpu_hours=hours, step=step)
         for i, (cause, step) in enumerate(zip(causes, steps, strict=True))
     ]
 
@@ -34,10 +39,10 @@ def test_what_would_end_the_same_way_is_not_tried_again(cause):
     assert decision.action == "close" and cause in decision.reason
 
 
-@pytest.mark.parametrize("cause", sorted(c.name for c in CAUSES.values() if c.tries))
+@pytest.mark.parametrize("cause", sorted(c.name for c in CAUSES.values() if c.retries))
 def test_capacity_and_infrastructure_are_tried_again_but_not_for_ever(cause):
     assert decide(failed(cause)).action == "train"
-    assert decide(failed(*[cause] * (CAUSES[cause].tries + 1))).action == "close"
+    assert decide(failed(*[cause] * (CAUSES[cause].retries + 1))).action == "close"
 
 
 def test_resources_grow_with_the_reason():
@@ -62,10 +67,10 @@ def test_the_budget_of_gpu_hours_ends_it():
 
 def test_what_a_checkpoint_keeps_is_not_lost():
     """One time limit of two hours on 16 GPUs is more than the default budget of GPU-hours; hardly any is lost."""
-    limit = Try(number=0, status="stopped", cause="time_limit", step=5000, gpu_hours=32, lost=0.0)
-    preempted = Try(number=1, status="stopped", cause="preempted", step=9000, gpu_hours=32, lost=0.1)
+    limit = AttemptState(number=0, status="stopped", cause="time_limit", step=5000, gpu_hours=32, lost=0.0)
+    preempted = AttemptState(number=1, status="stopped", cause="preempted", step=9000, gpu_hours=32, lost=0.1)
     assert decide([limit]).action == "train" and decide([limit, preempted]).action == "train"
-    crashed = Try(number=2, status="failed", cause="node_failure", step=9000, gpu_hours=32, lost=0.1)
+    crashed = AttemptState(number=2, status="failed", cause="node_failure", step=9000, gpu_hours=32, lost=0.1)
     assert decide([crashed]).action == "close"
     assert decide([limit], retry_gpu_hours=0).action == "close"
 
@@ -75,12 +80,12 @@ def test_what_is_lost_is_read_from_the_diary(tmp_path):
     say = EventWriter(events_path(attempt.folder, "gpu01"), 0)
     say("resume", step=100)
     say("step", step=200)
-    assert read_try(attempt, {"status": "stopped"}).lost == 1.0
+    assert read_state(attempt, LaunchSummary(status="stopped")).lost == 1.0
     say("checkpoint", step=250)
     say("step", step=300)
-    tried = read_try(attempt, {"status": "stopped"})
+    tried = read_state(attempt, LaunchSummary(status="stopped"))
     assert (tried.step, tried.lost) == (300, 0.25)
-    assert read_try(Attempt(tmp_path / "001"), {"status": "failed"}).lost == 1.0
+    assert read_state(Attempt(tmp_path / "001"), LaunchSummary(status="failed")).lost == 1.0
 
 
 def test_a_time_limit_without_progress_is_a_loop():
@@ -93,14 +98,57 @@ def test_many_different_failures_end_before_snakemakes_retries(repository):
     import yaml
 
     causes = ["node_failure", "rendezvous", "nccl_error", "port_in_use", "killed", "host_oom", "gpu_fault"]
-    tries = failed(*(causes * 2)[:MAX_FAILED])
-    assert decide(tries[:-1]).action == "train" and decide(tries).action == "close"
+    states = failed(*(causes * 2)[:MAX_FAILED])
+    assert decide(states[:-1]).action == "train" and decide(states).action == "close"
     profile = yaml.safe_load((repository / "profiles/slurm/config.yaml").read_text())
     assert profile["retries"] > MAX_FAILED
 
 
 def test_a_finished_attempt_is_used_and_a_running_one_waited_for():
-    assert decide([*failed("time_limit"), Try(number=1, status="ok")]).action == "adopt"
-    running = Try(number=1, status="running", slurm_job_id=7)
+    assert decide([*failed("time_limit"), AttemptState(number=1, status="ok")]).action == "adopt"
+    running = AttemptState(number=1, status="running", slurm_job_id=7)
     assert decide([*failed("time_limit"), running]).action == "wait"
     assert decide([]).action == "train"
+
+
+def given(nodes: int = 1, gpus: int = 0, cpus: int | None = 1) -> Allocation:
+    names = tuple(Node(name=f"n{i}", address="127.0.0.1") for i in range(nodes))
+    return Allocation(job_id=7, nodes=names, gpus_per_node=gpus, cpus_per_node=cpus)
+
+
+@pytest.mark.parametrize(
+    ("layout", "has", "site", "small"),
+    [
+        ("n1g4", given(cpus=1), {}, True),
+        ("n1g4", given(cpus=2), {}, True),  # one core, two threads
+        ("n1g1", given(cpus=2), {"cpus_per_gpu": 1}, True),
+        ("n2g1", given(cpus=4), {"gpu_request": "none", "cpus_per_gpu": 1}, True),
+        ("n1g1", given(cpus=2), {"gpu_request": "none", "cpus_per_gpu": 1}, False),
+        ("n1g4", given(gpus=4, cpus=2), {}, False),
+        ("n1g4", given(gpus=2, cpus=16), {}, False),  # a mismatch, which the guard names
+        ("n1g4", given(cpus=32), {}, False),
+        ("n2g4", given(nodes=2, gpus=4, cpus=32), {}, False),
+        ("n1g4", given(cpus=None), {}, False),
+    ],
+)
+def test_small_jobs_do_not_train(monkeypatch, layout, has, site, small):
+    monkeypatch.setenv(VARIABLE, "{}")
+    assert bool(_too_small(Path(f"results/s/t/{layout}/r0"), has, read_site(site))) == small
+
+
+def test_by_hand_any_allocation_trains(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert _too_small(Path("results/s/t/n1g4/r0"), given(), read_site({})) is None
+
+
+def test_the_next_action_waits_for_a_job_that_runs_elsewhere(tmp_path, monkeypatch):
+    """The launcher that has just failed decides as if the other job were not there."""
+    monkeypatch.setattr(outcome, "job_end", lambda job: ("RUNNING", "", None))
+    for number, job in enumerate((8, 7)):
+        attempt = Attempt(tmp_path / f"attempts/{number:03d}")
+        LaunchSummary(status="running", slurm=SlurmJob(job_id=job)).save(attempt.folder)
+    site = read_site({})
+    found = next_action(tmp_path, "d", site, me=(7, 0))
+    assert (found.action, found.after) == ("wait", (8,))
+    assert Attempt(tmp_path / "attempts/001").summary().final_cause == "killed"  # in this job, and silent
+    assert next_action(tmp_path, "d", site, me=(7, 0), ignore_running=True).cause == "killed"

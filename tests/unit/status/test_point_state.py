@@ -12,7 +12,7 @@ from dist3dgs.config.naming import Point
 from dist3dgs.runs.attempts import Attempt
 from dist3dgs.runs.record import Evidence, Failure, Run, RunRecord, save_record
 from dist3dgs.slurm.queue import Job
-from dist3dgs.status.point_state import AttemptProgress, PointState, quoted, state_of, told
+from dist3dgs.status.point_state import AttemptProgress, PointState, quoted, state_line, state_of
 from tests.unit.helpers.evidence import phase, spec, start, step, write_attempt
 
 POINT = Point.parse("tiny", "replicated", "n1g2")
@@ -45,8 +45,8 @@ def attempt(folder: Path, *events: dict[str, Any], **launch: Any) -> None:
 
 
 def test_nothing_yet_is_waiting_and_a_job_is_queued_with_slurms_reason(tmp_path: Path) -> None:
-    assert told(look(tmp_path)) == f"{POINT}: waiting"
-    assert told(look(tmp_path, job(7))) == f"{POINT}: queued, Slurm job 7, Priority"
+    assert state_line(look(tmp_path)) == f"{POINT}: waiting"
+    assert state_line(look(tmp_path, job(7))) == f"{POINT}: queued, Slurm job 7, Priority"
     soon = time.strftime("%Y-%m-%dT14:52:00")
     assert look(tmp_path, job(7, start=soon)).detail.endswith(", expected to start 14:52")
     assert "will never start" in look(tmp_path, job(7, reason="PartitionTimeLimit")).detail
@@ -54,13 +54,13 @@ def test_nothing_yet_is_waiting_and_a_job_is_queued_with_slurms_reason(tmp_path:
 
 def test_a_job_that_runs_is_starting_until_its_ranks_come_to_a_step(tmp_path: Path) -> None:
     state = look(tmp_path, job(7, "RUNNING"))
-    assert state.is_starting and told(state) == f"{POINT}: starting, Slurm job 7 on gpu01"
+    assert state.is_starting and state_line(state) == f"{POINT}: starting, Slurm job 7 on gpu01"
     attempt(tmp_path, start(0, NOW), status="running", slurm={"job_id": 7})
-    assert told(look(tmp_path, job(7, "RUNNING"))) == f"{POINT}: starting"
+    assert state_line(look(tmp_path, job(7, "RUNNING"))) == f"{POINT}: starting"
     with (tmp_path / "attempts/000/events.jsonl").open("a") as f:
         f.write(json.dumps(step(25, NOW)) + "\n")
     state = look(tmp_path, job(7, "RUNNING"))
-    assert told(state) == f"{POINT}: running, step 25/100, 10.0 steps/s, 8 s left"
+    assert state_line(state) == f"{POINT}: running, step 25/100, 10.0 steps/s, 8 s left"
 
 
 def test_a_failed_attempt_of_a_slurm_job_is_retried_and_its_retry_named_when_queued(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_failed_attempt_of_a_slurm_job_is_retried_and_its_retry_named_when_que
 @pytest.mark.parametrize("status", ["stopped", "interrupted"])
 def test_a_run_that_ended_with_snakemake_is_stopped_and_no_failure(tmp_path: Path, status: str) -> None:
     attempt(tmp_path, step(40, NOW), status=status, signal="SIGTERM")
-    assert told(look(tmp_path)) == f"{POINT}: stopped, at step 40"
+    assert state_line(look(tmp_path)) == f"{POINT}: stopped, at step 40"
 
 
 def test_a_job_that_slurm_put_back_is_queued_though_its_attempt_has_not_ended(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_retry_that_is_queued_is_named_rather_than_the_old_failure(tmp_path:
     attempt(tmp_path, status="failed", cause="code_error", published=True)
     failed_record(tmp_path, NOW)
     assert look(tmp_path).state == "failed"
-    assert told(look(tmp_path, job(9))) == f"{POINT}: queued, Slurm job 9, Priority"
+    assert state_line(look(tmp_path, job(9))) == f"{POINT}: queued, Slurm job 9, Priority"
 
 
 def test_what_an_earlier_run_finished_does_not_count_for_a_point_that_is_trained_again(

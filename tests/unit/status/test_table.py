@@ -10,7 +10,7 @@ from dist3dgs.config.matrix import Study, load_study
 from dist3dgs.config.models import Exclusion
 from dist3dgs.config.naming import Point
 from dist3dgs.errors import UserError
-from dist3dgs.runs.record import Failure, Metrics, Run, RunRecord, save_record
+from dist3dgs.runs.record import Evidence, Failure, Metrics, Run, RunRecord, save_record
 from dist3dgs.status.point_state import PointState
 from dist3dgs.status.table import rows, show, summary
 from tests.unit.helpers.evidence import spec, start, step, write_attempt
@@ -57,8 +57,10 @@ def test_every_state_from_files_alone(study: Study, tmp_path: Path) -> None:
 def test_the_table_prints_log_text_as_text(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "builtin/replicated/n1g1/r0"
-    write_attempt(folder, spec("n1g1"), [], status="[bold]odd[/bold]")
+    run = Run(scene="builtin", strategy="replicated", layout="n1g1", repeat=0, seed=1)
+    failed = Failure(cause="unknown", evidence=[Evidence(file="train.log", text="[bold]odd[/bold]")])
+    record = RunRecord(run=run, status="failed", failure=failed)
+    save_record(record, tmp_path / "builtin/replicated/n1g1/r0/record.json")
     show(study)
     assert "[bold]odd" in capsys.readouterr().out
 

@@ -204,7 +204,7 @@ RULES = (
         cause="unknown",
         tier=Tier.SYMPTOM,
         looks="gloo's `Connection closed by peer`, `Connection reset by peer`, `Broken pipe`",
-        why="Another rank went away. What ended it stands in that rank's log.",
+        why="Another rank is gone. The reason is in that rank's log.",
         remedy="Give the logs of all ranks and nodes at once.",
         patterns=patterns(
             r"(?i)gloo[^\n]*(?:closed by peer|reset by peer|read error|broken pipe|pair is closed|connection refused)",

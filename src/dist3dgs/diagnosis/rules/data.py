@@ -22,7 +22,7 @@ RULES = (
         looks="`No good initial image pair found`, `failed to create sparse model`, `frame_0000.jpg not in the list of "
         "cameras`, `Could not recognize scene type!`, `the correct camera poses for current points cannot be accessed`",
         why="Structure from motion found no poses, or not for the images that the training needs: too few features or "
-        "too little overlap, or its model is not where it is looked for.",
+        "too little overlap, or its model is not in the expected place.",
         remedy="Photographs with more overlap and less blur; match exhaustively; more features; leave the named images out "
         "of the split.",
         phase="ingest",
@@ -48,7 +48,7 @@ RULES = (
         looks="`Number of points at initialisation :  0`, `Model initialized. Number of GS: 0`, `num_points3D = 0`, `Loaded 0 points`",
         why="There is no point to start from: structure from motion triangulated none, or the file with the points is empty "
         "or was not read. Whatever fails below, in a gradient's shape or a nearest neighbour, comes from the empty model.",
-        remedy="Look into the model: `colmap model_analyzer --path sparse/0` prints the number of points. If it is 0: "
+        remedy="Check the model: `colmap model_analyzer --path sparse/0` prints the number of points. If it is 0: "
         "photographs with more overlap, `colmap point_triangulator`, or a random start where the trainer has one. If not: "
         "delete a points3D.ply that an earlier run converted from an empty one, and check the path that the trainer reads.",
         phase="load",
@@ -70,7 +70,7 @@ RULES = (
         tier=Tier.SPECIFIC,
         looks="`cannot identify image file`, `image file is truncated`, `BadZipFile`, `PytorchStreamReader failed`, "
         "`invalid load key`, `Unable to open file (truncated file`",
-        why="A file of the data set, or a checkpoint, is cut short or not what its name says; often a download or copy "
+        why="A file of the data set, or a checkpoint, is truncated or not what its name says; often a download or copy "
         "that was interrupted.",
         remedy="Fetch or copy the named file again and compare sizes and sha256; delete the "
         "partial one. For a checkpoint: resume from the one before.",

@@ -103,7 +103,7 @@ RULES = (
         cause="gpu_oom",
         tier=Tier.SPECIFIC,
         looks="`CUDA out of memory. Tried to allocate 512.00 MiB. GPU 0 has a total capacity of ...`",
-        why="Model, activations and fragments need more GPU memory than the device has.",
+        why="Model, activations and fragmentation need more GPU memory than the device has.",
         remedy="A smaller model per GPU, a smaller batch or resolution, more GPUs; if "
         "'reserved but unallocated' is large: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
         patterns=patterns(
@@ -129,9 +129,9 @@ RULES = (
         tier=Tier.SPECIFIC,
         looks="`NVRM: Xid (PCI:...): 31, pid=4711, name=python` or 13, `an illegal memory access was encountered` below frames of "
         "gsplat, diff_gaussian_rasterization or another extension, compute-sanitizer's `Invalid __global__ read of size 4`",
-        why="A kernel of the program read or wrote where it must not: Xid 13 and 31 and an illegal access in an extension are the "
+        why="A kernel of the program accessed memory out of bounds: Xid 13 and 31 and an illegal access in an extension are the "
         "program's in nearly all cases (an index out of range, an empty model, a count that overflows 32 bits). The GPU is the "
-        "second suspect, and the first one where Xid 48, 63, 64, 74, 79, 94 or 95 or an ECC error stands beside it.",
+        "second suspect, and the first one where Xid 48, 63, 64, 74, 79, 94 or 95 or an ECC error appears beside it.",
         remedy="Run once with CUDA_LAUNCH_BLOCKING=1, or under `compute-sanitizer --tool memcheck`, to get the kernel and its "
         "line; check the sizes and indices given to it. Only if the same program runs on other GPUs and fails on this one: "
         "`nvidia-smi -q -d ECC,ROW_REMAPPER` there, and exclude the node.",

@@ -74,7 +74,7 @@ RULES = (
         looks="`PermissionError: [Errno 13] Permission denied: '/home/me/.cache/torch_extensions'`, `[Errno 30] Read-only file system`, "
         "`[Errno 122] Disk quota exceeded` on a hidden folder of the home",
         why="The home, or a program's cache in it, cannot be written to on this node: not mounted, mounted read-only, "
-        "another owner, or its quota used up. The results are not what is in the way.",
+        "another owner, or its quota used up. The results folder is not the problem.",
         remedy="Caches follow XDG_CACHE_HOME, some a variable of their own (TORCH_EXTENSIONS_DIR, TRITON_CACHE_DIR, MPLCONFIGDIR, "
         "HF_HOME, PIP_CACHE_DIR, TORCH_HOME, CUDA_CACHE_PATH, NUMBA_CACHE_DIR): export them in the job script. `df -h $HOME`, "
         "`quota -s` and `touch $HOME/.cache/x` on the node show which it is; with a full quota, empty the cache.",

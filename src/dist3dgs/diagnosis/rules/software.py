@@ -122,7 +122,7 @@ RULES = (
         cause="diverged",
         tier=Tier.SPECIFIC,
         looks="`109588 GSs pruned. Now having 2 GSs.`, `Number of Gaussians: 0`, `All Gaussians were pruned`",
-        why="The model was pruned to nothing: opacities or scales fell below, or rose above, what pruning keeps, all at once. "
+        why="The model was pruned to nothing: opacities or scales left the range that pruning keeps, all at once. "
         "Errors below it (an empty tensor, a division by zero) come from the empty model.",
         remedy="Lower the opacity threshold of pruning and the learning rate of opacities; look at what reset them just before; let "
         "densification end earlier. Continue from a checkpoint before it, not after.",
@@ -138,8 +138,8 @@ RULES = (
         tier=Tier.SPECIFIC,
         looks="`fatal error: cuda_runtime_api.h: No such file or directory`, `ninja: build stopped: subcommand failed`, "
         "`Error building extension`, `nvcc fatal: Unsupported gpu architecture`",
-        why="A CUDA or C++ extension was compiled at start or installation and could not be: compiler, CUDA toolkit and "
-        "torch do not fit, or headers are missing.",
+        why="A CUDA or C++ extension failed to compile at start or installation: compiler, CUDA toolkit and torch do not "
+        "match, or headers are missing.",
         remedy="Take the built wheel for this torch and CUDA, or load a toolkit of torch's CUDA version (`python -c 'import "
         "torch; print(torch.version.cuda)'`), a gcc that it accepts, and set CUDA_HOME and TORCH_CUDA_ARCH_LIST. "
         "Build once on a login node, not in every job.",
@@ -190,7 +190,7 @@ RULES = (
         cause="misconfiguration",
         tier=Tier.SPECIFIC,
         looks="a message of dist3dgs that names a file and a setting",
-        why="A setting cannot be, or does not fit the others.",
+        why="A setting is out of range or contradicts another one.",
         remedy="The message says what was expected and the next command to run. Not retried.",
         patterns=patterns(r"^(?:[\w.]+\.)?UserError: "),
     ),
@@ -211,7 +211,7 @@ RULES = (
         name="torch-misuse",
         cause="code_error",
         tier=Tier.GENERIC,
-        looks="torch's own words for wrong operands at the end of a traceback, without the exception's name: `Expected all tensors "
+        looks="torch's message about wrong operands at the end of a traceback, without the exception's name: `Expected all tensors "
         "to be on the same device`, `mat1 and mat2 shapes cannot be multiplied`",
         why="A logger printed the traceback and left the exception's name out; the message is an error of the program.",
         remedy="Read the traceback's last frames in your own files. Not retried: it would fail again.",
@@ -237,7 +237,7 @@ RULES = (
         cause="code_error",
         tier=Tier.SIGNAL,
         looks="`terminate called after throwing an instance of 'std::...'` with a `what():`, a failed C++ check",
-        why="A native library gave up on a condition that it names.",
+        why="A native library aborted on a check that it names.",
         remedy="The `what():` line and the library's issue tracker; GPU or collective errors have rules of their own.",
         patterns=patterns(r"^(?:\[[^\]]*\]:?)?\s*what\(\):  \S|Check failed: |F\d{4,8} [\d:.]+ +\d+ \S+\.cc:\d+\] |Assertion [`'][^`'\n]*' failed"),
     ),
@@ -246,8 +246,8 @@ RULES = (
         cause="gpu_fault",
         tier=Tier.SIGNAL,
         looks="`Signal 11 (SIGSEGV) received by PID`, `Segmentation fault (core dumped)`, exit code 139",
-        why="Native code crashed: driver, GPU library or extension. Without a Python traceback the machine is likelier "
-        "than the program.",
+        why="Native code crashed: driver, GPU library or extension. Without a Python traceback the machine is more "
+        "likely at fault than the program.",
         remedy="Run again on another node; if it follows the program, `python -X faulthandler` shows the frame.",
         patterns=patterns(
             r"SIGSEGV|[Ss]egmentation fault|signal 11\b|Signal 11\b",
@@ -260,7 +260,7 @@ RULES = (
         cause="shared_memory",
         tier=Tier.SIGNAL,
         looks="`Signal 7 (SIGBUS) received by PID`, `Bus error (core dumped)`, exit code 135",
-        why="A page of a mapped file could not be had; nearly always /dev/shm is full.",
+        why="A page of a mapped file could not be loaded, nearly always because /dev/shm is full.",
         remedy="`df -h /dev/shm` on the node; a bigger one or fewer loader workers.",
         patterns=patterns(r"SIGBUS|\b[Bb]us error\b", signal_exits(7)),
         unless=re.compile(SIGNAL_TALK),
@@ -295,7 +295,7 @@ RULES = (
         cause="crashed",
         tier=Tier.SIGNAL,
         looks="`Aborted (core dumped)`, `Signal 6 (SIGABRT) received by PID`, exit code 134, and no reason above it",
-        why="SIGABRT: native code gave up on a condition of its own (an assertion, a corrupted heap, an exception that nobody "
+        why="SIGABRT: native code aborted on a check of its own (an assertion, a corrupted heap, an exception that nobody "
         "caught) and did not get its reason into the log.",
         remedy="The reason is printed to stderr just before: give that file too. Else `python -X faulthandler` shows the "
         "frame; of a core file `gdb python CORE -ex bt`.",
@@ -310,7 +310,7 @@ RULES = (
         cause="crashed",
         tier=Tier.SIGNAL,
         looks="`Trace/breakpoint trap (core dumped)`, `Bad system call`, `Signal 5 (SIGTRAP) received by PID`, exit code 133 or 159",
-        why="The process was ended by a signal that its own code brought about: a trap (SIGTRAP) or a system call that the "
+        why="The process's own code raised the signal: a trap (SIGTRAP) or a system call that the "
         "container forbids (SIGSYS).",
         remedy="SIGSYS: run outside the container, or with another seccomp profile. SIGTRAP: `gdb python CORE -ex bt` of the core file.",
         patterns=patterns(
@@ -382,7 +382,7 @@ RULES = (
         cause="no_progress",
         tier=Tier.COMMUNICATION,
         looks="a time limit or a cancellation after a long time without a step; `no progress for 1800 s`",
-        why="The job lived but did not train: a hang in a collective, the file system, a download or a lock.",
+        why="The job was alive but did not train: a hang in a collective, the file system, a download or a lock.",
         remedy="Stacks of all ranks (`py-spy dump`, or send SIGUSR1 where faulthandler listens); look at the rank that printed "
         "least; a short timeout of the collectives ends the next hang in minutes.",
         patterns=patterns(r"(?i)no (?:training )?(?:progress|step) (?:for|in|since) (?:the last )?\d+|hang detected|(?:run|job|training) (?:has )?(?:stalled|hung|is stuck)\b|stalled for \d+"),
@@ -391,7 +391,7 @@ RULES = (
         name="loader-worker-gone",
         cause="unknown",
         tier=Tier.SYMPTOM,
-        looks="`DataLoader worker (pid(s) 4711) exited unexpectedly`, and not a word of the worker itself",
+        looks="`DataLoader worker (pid(s) 4711) exited unexpectedly`, and nothing from the worker itself",
         why="A loader process died without a message; memory of the host or /dev/shm that ran out does that, and so does a crash "
         "in a decoder.",
         remedy="`sacct -j ID --format=JobID,State,MaxRSS,ReqMem` for the host's memory, `df -h /dev/shm` for shared memory; "
@@ -403,7 +403,7 @@ RULES = (
         cause="unknown",
         tier=Tier.SYMPTOM,
         looks="`srun: error: node: task 0: Exited with exit code 1`, torchelastic's `ChildFailedError`, `failed (exitcode: 1)`",
-        why="Something failed, and what is here does not say what.",
+        why="Something failed, and these files do not say what.",
         remedy="Give all files of the job at once: .out and .err, of all ranks and nodes.",
         patterns=patterns(
             r"error: (\S+): tasks? [\d,-]+: (?:Exited with exit code|Aborted|Terminated|Segmentation|Bus)",

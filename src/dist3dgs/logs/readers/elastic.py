@@ -1,4 +1,4 @@
-"""torchrun / torchelastic, PyTorch Lightning, Hugging Face and Megatron: world size, ranks, how it ended."""
+"""torchrun / torchelastic, PyTorch Lightning, Hugging Face and Megatron: world size, ranks, outcome."""
 
 # ruff: noqa: E501 (a pattern is read best on one line)
 

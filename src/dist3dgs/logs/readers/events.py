@@ -21,7 +21,7 @@ Placed = tuple[dict[str, Any], Line]
 
 @dataclass
 class RankPhases:
-    """Phases that one rank is in, innermost last."""
+    """The phases a rank is in, innermost last."""
 
     stack: list[str] = field(default_factory=lambda: ["startup"])
     left: str = "startup"
@@ -118,7 +118,7 @@ def add(path: Path, index: int, log: LogData) -> Added:
 
 
 def read(paths: Sequence[Path], keep: list[dict[str, Any]] | None = None) -> RunEvents:
-    """Read a run's events, those of several nodes merged by time; torn and foreign lines are skipped.
+    """Read a run's events, those of several nodes merged by time; incomplete and foreign lines are skipped.
 
     Args:
         keep: a list to which every event is appended. Of consecutive steps only the last one of rank 0 counts in the
@@ -180,7 +180,7 @@ def _checked(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any, limit: int = 64) -> str:
-    """A value as text for display: JSON may escape control characters and ends of lines."""
+    """Format a value for display: JSON may escape control characters and ends of lines."""
     return clean(str(value).encode("utf-8", "replace")).replace("\n", " ")[:limit]
 
 

@@ -10,10 +10,12 @@ from ..csv_columns import Table
 from ..facts import Facts, Line
 from ..lines import clean, read_blocks
 from ..log_data import Added, LogData
-from ..step_series import Progress, StepFormat, StepSeries
+from ..step_series import ProgressLine, StepFormat, StepSeries
 
-EPOCHS = StepFormat("metrics.csv", re.compile(rb"$^"), lambda g: Progress(0), rate_unit="img/s", epochs=True)
-STEPS = StepFormat("metrics.csv steps", re.compile(rb"$^"), lambda g: Progress(0), rate_unit="img/s")
+EPOCHS = StepFormat(
+    "metrics.csv", re.compile(rb"$^"), lambda g: ProgressLine(0), rate_unit="img/s", epochs=True
+)
+STEPS = StepFormat("metrics.csv steps", re.compile(rb"$^"), lambda g: ProgressLine(0), rate_unit="img/s")
 
 #: column name (lower case, without brackets) -> what it is
 COLUMNS = {

@@ -1,4 +1,4 @@
-"""`sacct` (with `-P` or in columns), `scontrol show job` and `seff`: what Slurm itself says about a job."""
+"""`sacct` (with `-P` or in columns), `scontrol show job` and `seff`: Slurm's own account of a job."""
 
 import csv
 import re

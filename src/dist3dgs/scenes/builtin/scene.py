@@ -37,7 +37,7 @@ SUNSET = [(0.86, 0.42, 0.14), (0.93, 0.66, 0.22), (0.70, 0.22, 0.14), (0.94, 0.8
 
 
 class _Builder:
-    """Puts things down one after the other; each draws its texture from the seed and its number."""
+    """Places things one after the other; each takes its texture from the seed and its number."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -83,7 +83,7 @@ def build_court(seed: int) -> Court:
 
 
 def _fountain(b: _Builder) -> None:
-    """In the middle."""
+    """Add the fountain in the middle."""
     b.drum(0, 0, 0, 1.25, 0.42, tx.mosaic(b.rng(), 256, 2048, 7, 64, GLAZE))
     b.ring(0, 0, 0.44, 1.17, 0.12, tx.mosaic(b.rng(), 128, 1024, 8, 76, GLAZE))
     b.drum(0, 0, 0.42, 0.30, 0.95, b.plaster(256, (0.52, 0.47, 0.38)))
@@ -116,7 +116,7 @@ def _columns(b: _Builder) -> None:
 
 
 def _bench(b: _Builder) -> None:
-    """And a trough, near the wall."""
+    """Add a trough near the wall."""
     b.put(Box(0.2, 3.1, 0.42, 1.1, 0.24, 0.06, 0.12), tx.planks(b.rng(), 512, 5, DRIFTWOOD), 2.4, 2.4)
     b.put(Box(-0.6, 3.0, 0.18, 0.10, 0.22, 0.18, 0.12), tx.bricks(b.rng(), 256, 256, 6, 4, BRICK), 0.9, 0.9)
     b.put(Box(1.0, 3.2, 0.18, 0.10, 0.22, 0.18, 0.12), tx.bricks(b.rng(), 256, 256, 6, 4, BRICK), 0.9, 0.9)

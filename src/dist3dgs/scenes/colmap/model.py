@@ -144,7 +144,7 @@ def add(path: Path, table: dict, key: int, value: object, what: str) -> None:
 
 
 def checked(model: Model, track_images: set[int], folder: Path, suffix: str) -> Model:
-    """Hold the three files against each other: refuse what training would suffer from, drop with a note what not.
+    """Compare the three files: refuse faults that training would suffer from, drop the others with a note.
 
     track_images: ids of the images that tracks of points name.
     """

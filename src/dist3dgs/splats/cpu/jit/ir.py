@@ -283,7 +283,8 @@ class Pointer:
         b = self.k.b
         gep = ir.instructions.GEPInstr(b.block, self.v, [indices.v], False, "", source_etype=self.element)
         gep.type = ir.VectorType(ir.PointerType(), LANES)
-        b._insert(gep)
+        b.block.instructions.append(gep)
+        b.position_at_end(b.block)
         return gep
 
     def prefetch(self, index: Any) -> None:
