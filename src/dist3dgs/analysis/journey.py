@@ -1,4 +1,4 @@
-"""The story of a study, from its records alone: attempts in order, what each met, what changed, what it cost."""
+"""A study's attempts in order, from its records alone: outcome, changed settings, cost."""
 
 import json
 from collections.abc import Mapping, Sequence

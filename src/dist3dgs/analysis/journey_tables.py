@@ -1,4 +1,4 @@
-"""The story of a study as two tables: what it met, and how fast it was against what could be expected."""
+"""A study's failures by cause, and its performance against what could be expected, as two tables."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

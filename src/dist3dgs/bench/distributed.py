@@ -42,7 +42,7 @@ from .machine import describe_machine
 WORLD = 2
 ALONE, FREE, IN_STEP = "one rank", "free", "in step"
 #: Names from config/strategies.yaml; their own training settings do not count here.
-STRATEGIES = ("replicated", "all-rows", "sharded", "local", "bf16", "powersgd")
+STRATEGIES = ("replicated", "touched", "sharded", "local", "bf16", "powersgd")
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ STRATEGIES = {
     "sharded": Strategy(kind="sharded"),
     "bf16": Strategy(compression="bf16"),
     "powersgd": Strategy(compression="powersgd"),
+    "touched": Strategy(gradient_rows="touched"),
     "hybrid": Strategy(kind="hybrid"),
     "hybrid-2": Strategy(kind="hybrid", shard=2),
     "sharded-space": Strategy(kind="sharded", placement="space"),

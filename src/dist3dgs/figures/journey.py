@@ -55,8 +55,7 @@ def _row(attempt: Attempt) -> Row:
 
 
 def _together(rows: Sequence[Row]) -> list[Row]:
-    """Neighbours with the same outcome as one row: successes of one scene and strategy, failures of one "
-    "layout."""
+    """Merge neighbours with the same outcome: successes of one scene and strategy, failures of one layout."""
     merged: list[Row] = []
     for row in rows:
         last = merged[-1] if merged else None

@@ -1,7 +1,7 @@
 """A figure laid out in millimetres: the key at the top, panels, and small lines of words at the foot.
 
-Sizes are given, not found by a layout engine, so no name of a scene or strategy can eat a panel: words are fitted to
-the room they have. Positions are millimetres from the top left corner.
+Sizes are given, not computed by a layout engine, so a long name of a scene or strategy cannot shrink a panel: text is
+shortened to the room it has. Positions are in millimetres from the top left corner.
 """
 
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def key_fits(entries: Sequence[Entry], width_mm: float, height_mm: float) -> boo
 
 
 def message(text: str, *, width_mm: float = style.SINGLE_MM) -> Any:
-    """A figure of words alone: why there is nothing to see."""
+    """Return a figure that only says why there is nothing to show."""
     lines = style.wrap(text, width_mm - 8, 8)
     page = Page(width_mm, 6 + 4 * len(lines))
     for i, line in enumerate(lines):

@@ -112,13 +112,13 @@ def num_columns(num_panels: int) -> int:
 
 
 def plain(axes: Any) -> None:
-    """No numbers and no grid: an axis without a value claims nothing."""
+    """Remove numbers and grid from an axis without values."""
     axes.set_yticks([])
     axes.grid(False)
 
 
 def say(axes: Any, text: str) -> None:
-    """Why a panel is empty, in its middle."""
+    """Write in the middle of an empty panel why it is empty."""
     from .page import size_mm
 
     width, _ = size_mm(axes)

@@ -87,7 +87,7 @@ def rc() -> dict[str, Any]:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Within: the style of all figures on top of matplotlib's own defaults, whatever a matplotlibrc says."""
+    """Apply the style of all figures on top of matplotlib's defaults, whatever a matplotlibrc says."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -127,7 +127,7 @@ def width_mm(text: str, size_pt: float, *, bold: bool = False) -> float:
 
 
 def fit(text: str, room_mm: float, size_pt: float, *, bold: bool = False) -> str:
-    """Text that is no wider than `room_mm`: names differ at either end, so it is the middle that is left out."""
+    """Shorten text to `room_mm`; names differ at their ends, so the middle is left out."""
     if width_mm(text, size_pt, bold=bold) <= room_mm:
         return text
     for kept in range(len(text) - 1, 1, -1):
@@ -150,7 +150,7 @@ def wrap(text: str, room_mm: float, size_pt: float, *, indent: str = "") -> list
 
 
 def series_style(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """Colour, marker and line of a series: by its place among all of the study, so that figures agree."""
+    """Return colour, marker and line of a series, by its place among all of the study, the same in every figure."""
     i = sorted(names).index(name)
     return {
         "color": SERIES_COLOURS[i % len(SERIES_COLOURS)],

@@ -1,4 +1,4 @@
-"""Round numbers for axes, no more of them than there is room for."""
+"""Round numbers for axes, as many as there is room for."""
 
 import math
 from typing import Any

@@ -1,6 +1,6 @@
-"""Ways for gradients to travel between replicas: exact, rounded to bfloat16, or as a low-rank product.
+"""Sums of gradients over replicas: exact, rounded to bfloat16, or as a low-rank product.
 
-All ranks end with the same bits: the result is computed by one rank, or by a reduction that all share.
+All ranks get the same bits: each part of the sum is computed by one rank, or by an all-reduce.
 """
 
 from abc import ABC, abstractmethod
@@ -36,7 +36,7 @@ class Exchange(ABC):
         """
 
     def by_itself(self, gradient: Tensor) -> bool:
-        """Return True if this gradient, float [N, ...], must travel alone and in its own shape."""
+        """Return True if this gradient, float [N, ...], must be sent alone and in its own shape."""
         return False
 
     def reset_error_feedback(self) -> None:  # noqa: B027 (most carry nothing)

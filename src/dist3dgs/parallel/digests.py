@@ -49,7 +49,7 @@ def rows_checksum(rows: Mapping[str, Tensor]) -> int:
     """Sum a mix of each row's words over rows, modulo 2^64: independent of the order of the rows and of their rank.
 
     rows: tensors by name, [N, ...] each, one row per Gaussian, dtypes of 32 or 64 bits. Any one changed word changes
-    the sum, as does a row that is lost, doubled or paired with another row's moments (almost surely).
+    the sum, as does a row that is lost, duplicated or paired with another row's moments (almost surely).
     """
     total = 0
     for start in range(0, len(next(iter(rows.values()))), _ROWS):
@@ -100,11 +100,11 @@ class ReplicasDiffer(RuntimeError):
 
 
 class RowsDiffer(ReplicasDiffer):
-    """Gaussians that travelled between ranks are not the ones that set out."""
+    """Rows changed while they moved between ranks."""
 
     def __init__(self, what: str, was: int, now: int) -> None:
         RuntimeError.__init__(
             self,
             f"the rows of all ranks together differ after {what}: checksum {was:016x} before, {now:016x} after; "
-            "a Gaussian was lost, doubled or damaged on its way, with its moments or without",
+            "a Gaussian or its moments were lost, duplicated or corrupted in transit",
         )

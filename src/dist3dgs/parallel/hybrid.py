@@ -60,7 +60,7 @@ class Hybrid(Parallel):
 
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
         rows = self.sharded.distribute(load, shards) if self.group == 0 else {}
-        # Each rank of the first group has its shard's other holders receive it.
+        # The first group's ranks broadcast their shards to the other groups.
         rows = broadcast(self.across, lambda: rows, self.device)
         self.sharded.take_shards(self.across.gather_objects(self.shards)[0])
         return rows

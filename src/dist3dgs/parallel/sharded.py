@@ -50,7 +50,7 @@ class Sharded(Parallel):
     # ---------------------------------------------------------------- who holds what
 
     def take_shards(self, shards: Sequence[int]) -> None:
-        """Note the rows per rank of a model that came another way than through `distribute`."""
+        """Set the rows per rank of a model that was not loaded by `distribute`."""
         self._shards = list(shards)
 
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
@@ -177,7 +177,7 @@ class Sharded(Parallel):
         floats = torch.cat([_floats(p) for p in departing])
         radii = torch.cat([p.radii for p in departing])
         received, their_radii, anchor = _Travel.apply(floats, radii, trip)
-        if len(own) == 1:  # what came is one camera's, in place already
+        if len(own) == 1:  # all that was received is this camera's, in order
             trip.arrived = [_projection(received, their_radii)]
         elif own:
             parts = [counts[r][c] for r in range(world) for c in own]
@@ -189,7 +189,7 @@ class Sharded(Parallel):
         return trip.arrived, anchor, owners
 
     def reduce_gradients(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
-        # Owners have their gradients whole: they came back through the exchange.
+        # Gradients are complete: the exchange's backward pass returned them to their owners.
         yield from (name for name, _ in travelling(gaussians, sh_degree))
 
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
@@ -199,7 +199,7 @@ class Sharded(Parallel):
         return 1.0 / self.total_gaussians
 
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
-        # Every rank sees all candidates and chooses alike; shorter shards are padded with ones that are not wanted.
+        # Every rank gets all candidates and makes the same choice; shorter shards are padded with unwanted rows.
         length = max(self._shards)
         both = pull.new_full((2, length), -1.0)
         both[0, : len(pull)], both[1, : len(pull)] = pull, wanted.to(pull)
@@ -218,7 +218,7 @@ class Sharded(Parallel):
 
 @dataclass
 class _Trip:
-    """State of an exchange that its backward pass needs."""
+    """State that the backward pass of an exchange needs."""
 
     comm: Communicator
     send: list[int]
@@ -263,14 +263,14 @@ class _Travel(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
         trip, grad, anchor = ctx.trip, grads[0], grads[2]
         if grad is None:
-            assert anchor is not None  # the one that brought us here
+            assert anchor is not None  # else backward would not have been called
             grad = anchor.new_zeros((sum(trip.receive), NUM_FLOATS), dtype=ctx.dtype)
         if trip.absgrad:
             grad = torch.cat([grad, trip.absolute_gradients(grad)], 1)
         back = trip.comm.exchange(grad, trip.receive, trip.send, "all_to_all(projection gradients)")
         if trip.absgrad:
             trip.deliver(back[:, NUM_FLOATS:])
-        trip.arrived = []  # they hold this very node: without this no step's memory would ever be freed
+        trip.arrived = []  # breaks the reference cycle with this node, which would keep every step's memory
         return back[:, :NUM_FLOATS], None, None
 
 
@@ -280,7 +280,7 @@ def _floats(p: Projection) -> Tensor:
 
 def _projection(floats: Tensor, radii: Tensor) -> Projection:
     """Make the projection of one camera from the floats and radii that arrived."""
-    # Contiguous, as the rasterisers want them: a copy they made would keep the absolute gradients to itself.
+    # Contiguous, as the rasterisers need: absolute gradients would be left on a copy that they made.
     means2d, conics, depths, colors, opacities = (t.contiguous() for t in floats.split([2, 3, 1, 3, 1], 1))
     return Projection(
         ids=torch.arange(len(floats), device=floats.device),

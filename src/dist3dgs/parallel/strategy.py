@@ -1,4 +1,4 @@
-"""Interface of the parallel strategies: they decide which rank holds which Gaussians, and what travels in a step."""
+"""Interface of the parallel strategies: which rank holds which Gaussians, and what ranks exchange in a step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -41,8 +41,8 @@ class Rendered:
 class Parallel(ABC):
     """One strategy on one rank. The training loop calls the methods in the order below."""
 
-    #: True if every rank holds every Gaussian: then each counts only its own views in its statistics, and all must draw
-    #: the same random numbers.
+    #: True if every rank holds every Gaussian. Each then collects statistics of its own views only, and all ranks must
+    #: draw the same random numbers.
     replicates: bool
 
     def __init__(self, comm: Communicator, renderer: Renderer, settings: RenderSettings) -> None:

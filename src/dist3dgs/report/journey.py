@@ -1,4 +1,4 @@
-"""The story of the study: attempts in order, what was met on the way, what was expected and what came."""
+"""The study's attempts in order, the failures met, expected and measured performance."""
 
 from ..analysis import rank_unit
 from ..analysis.journey import Attempt, Challenge, attempts, technical_challenges

@@ -1,4 +1,4 @@
-"""HTML in which forgetting to escape is impossible: text is escaped unless it was made by `tag`."""
+"""HTML that cannot be left unescaped: text is escaped unless it was made by `tag`."""
 
 import base64
 import html
@@ -78,8 +78,7 @@ def data_uri(kind: str, content: bytes) -> str:
 
 
 def picture(path: Path, alt: str) -> Html | None:
-    """A figure as an inlined image (scripts in an svg do not run there), or None where the file is "
-    "missing."""
+    """Inline a figure as an image (scripts in an svg do not run there); None where the file is missing."""
     kinds = {".svg": "image/svg+xml", ".png": "image/png"}
     try:
         content = path.read_bytes()
