@@ -60,17 +60,6 @@ class RunEvidence:
             )
         return cls(summary, summary.spec or {}, tried)
 
-    @classmethod
-    def of_attempt(cls, attempt: Attempt, summary: LaunchSummary | None = None) -> "RunEvidence":
-        """Read the evidence of one attempt alone. summary: if its `launch.json` is not written yet.
-
-        Raises `UserError` if it has no settings.
-        """
-        summary = attempt.summary() if summary is None else summary
-        if summary.spec is None:
-            raise UserError(f"{attempt.launch_path}: not a launch summary (it has no 'spec'); delete it")
-        return cls(summary, summary.spec, [attempt])
-
     def of_kind(self, kind: str) -> Events:
         """List the last attempt's events of one kind, in order of time."""
         return [e for e in self.events if e["event"] == kind]

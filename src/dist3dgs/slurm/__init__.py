@@ -10,7 +10,7 @@ module                contents
 `resources`           what a point asks for, as Snakemake resources
 `queue`               jobs of this study that are queued or running; the guard against doubling one
 `submission`          reasons for which sbatch refuses a job, in words; the check before a study
-`partition_choice`    the partition where a layout would end first, by predicted run times
+`partition_choice`    the partition where a layout would end first, with `runtime_prediction`
 `outcome`             outcomes of attempts that could not report them, and of jobs that never began
 `retry`               what follows: train again, close, adopt or wait
 `planner`             the next job of each point, decided where Snakemake runs
