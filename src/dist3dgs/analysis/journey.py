@@ -18,7 +18,7 @@ RECURRING_PHASES = ("densify", "evaluate", "checkpoint")
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One run's place in the story."""
+    """One attempt and its place in the journey."""
 
     number: int
     record: RunRecord
@@ -62,11 +62,11 @@ class Performance:
 def attempts(records: Sequence[RunRecord]) -> list[Attempt]:
     """All attempts at all runs in order of their start; those without a known start come first, by their job ids."""
     ordered = sorted((one for record in records for one in _each_attempt(record)), key=_order)
-    story = []
+    journey = []
     for i, record in enumerate(ordered):
         changes = [] if i == 0 else differences(ordered[i - 1], record)
-        story.append(Attempt(number=i + 1, record=record, changes=changes, rank_hours=_cost(record)))
-    return story
+        journey.append(Attempt(number=i + 1, record=record, changes=changes, rank_hours=_cost(record)))
+    return journey
 
 
 def _each_attempt(record: RunRecord) -> list[RunRecord]:
@@ -164,10 +164,10 @@ def _show(value: Any) -> str:
     return "(not set)" if value is None else str(value)
 
 
-def technical_challenges(story: Sequence[Attempt]) -> list[Challenge]:
+def technical_challenges(journey: Sequence[Attempt]) -> list[Challenge]:
     """One entry per cause, in the order met."""
     met: dict[str, list[Attempt]] = {}
-    for attempt in story:
+    for attempt in journey:
         if attempt.record.failure is not None:
             met.setdefault(attempt.record.failure.cause, []).append(attempt)
     challenges = []
@@ -177,7 +177,7 @@ def technical_challenges(story: Sequence[Attempt]) -> list[Challenge]:
         solved = next(
             (
                 a.number
-                for a in story
+                for a in journey
                 if a.number > last.number
                 and a.record.status == "ok"
                 and (a.record.run.scene, a.record.run.layout)
@@ -197,22 +197,22 @@ def technical_challenges(story: Sequence[Attempt]) -> list[Challenge]:
     return challenges
 
 
-def performance_comparison(story: Sequence[Attempt], baseline: str | None = None) -> list[Performance]:
+def performance_comparison(journey: Sequence[Attempt], baseline: str | None = None) -> list[Performance]:
     """Compare every attempt with the smallest successful one of its scene (same strategy if there is one).
 
     baseline: `strategy/layout` to compare with instead, where it succeeded.
     """
     by_program: dict[tuple[str, str], list[Attempt]] = {}
-    for a in story:
+    for a in journey:
         if a.record.metrics.total_s:
             by_program.setdefault((a.record.run.scene, application(a.record)), []).append(a)
-    settings = {a.number: json.dumps(_comparable(a.record), sort_keys=True, default=str) for a in story}
+    settings = {a.number: json.dumps(_comparable(a.record), sort_keys=True, default=str) for a in journey}
     return [
         _performance(
             a,
             _baseline(a, by_program.get((a.record.run.scene, application(a.record)), []), settings, baseline),
         )
-        for a in story
+        for a in journey
     ]
 
 

@@ -18,11 +18,13 @@ PERFORMANCE_COLUMNS = (
 )
 
 
-def story_tables(records: Sequence[RunRecord], baseline: str | None = None) -> tuple[list[Row], list[Row]]:
+def journey_tables(records: Sequence[RunRecord], baseline: str | None = None) -> tuple[list[Row], list[Row]]:
     """Rows of technical_challenges.csv and of performance_comparison.csv."""
-    story = attempts(records)
-    performance = [asdict(p) for p in performance_comparison(story, baseline)]
-    return [_challenge(c) for c in technical_challenges(story)], [p | {"run": p["name"]} for p in performance]
+    journey = attempts(records)
+    performance = [asdict(p) for p in performance_comparison(journey, baseline)]
+    return [_challenge(c) for c in technical_challenges(journey)], [
+        p | {"run": p["name"]} for p in performance
+    ]
 
 
 def _challenge(c: Challenge) -> Row:

@@ -17,7 +17,7 @@ from ..files import sha256, write_text
 from ..runs.events import PHASES
 from ..runs.metrics import GROUP, Metric
 from ..runs.record import RunRecord, load_or_explain
-from .journey_tables import CHALLENGE_COLUMNS, PERFORMANCE_COLUMNS, story_tables
+from .journey_tables import CHALLENGE_COLUMNS, PERFORMANCE_COLUMNS, journey_tables
 from .measures import known_metrics
 from .points import numbers, point_columns, point_rows
 from .resource_tables import (
@@ -77,7 +77,7 @@ RUN_COLUMNS_END = (
 
 
 def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path, baseline: str | None = None) -> None:
-    """Read every record and write both tables, beside them the story's and what was used (scaling/*_tables.py).
+    """Read every record and write both tables, beside them those of the journey and of resources (*_tables.py).
 
     baseline: `strategy/layout` that points are compared with instead of the smallest layout.
 
@@ -101,7 +101,7 @@ def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path, baselin
     write_table(points_csv, points, point_columns(metrics))
     beside = points_csv.with_name
     write_table(beside("resources.csv"), [row for mine in used for row in mine], RESOURCE_COLUMNS)
-    challenges, performance = story_tables(records, baseline)
+    challenges, performance = journey_tables(records, baseline)
     write_table(beside("technical_challenges.csv"), challenges, CHALLENGE_COLUMNS)
     write_table(beside("performance_comparison.csv"), performance, PERFORMANCE_COLUMNS)
     scaling = scaling_rows(points)

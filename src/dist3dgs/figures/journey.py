@@ -31,8 +31,8 @@ _UNIT_MM, _FOOT_MM = 3.0, 8.5
 
 
 def data(study: Study) -> list[Row]:
-    story = attempts([r for r in study.records if r.status != "excluded"])
-    rows = [_row(a) for a in story]
+    journey = attempts([r for r in study.records if r.status != "excluded"])
+    rows = [_row(a) for a in journey]
     return rows if len(rows) <= MAX_ROWS else _together(rows)
 
 

@@ -34,10 +34,10 @@ _LOOKS = {
 
 
 def data(study: Study) -> list[Row]:
-    story = attempts([r for r in study.records if r.status != "excluded"])
-    cost = {a.number: a.rank_hours for a in story}
+    journey = attempts([r for r in study.records if r.status != "excluded"])
+    cost = {a.number: a.rank_hours for a in journey}
     rows = []
-    for c in technical_challenges(story):
+    for c in technical_challenges(journey):
         costs = [cost[n] for n in c.attempts]
         known = [hours for hours in costs if hours is not None]
         rows.append(

@@ -94,18 +94,28 @@ def paragraph(points: Sequence[Row], predict: dict[str, Predict] | None = None) 
     return "\n\n".join(" ".join(sentences(points, scene, (predict or {}).get(scene))) for scene in scenes)
 
 
-def sentences(points: Sequence[Row], scene: str, predict: Predict | None = None) -> list[str]:
-    """Return one scene's recommendation, most important sentence first."""
+def sentences(
+    points: Sequence[Row], scene: str, predict: Predict | None = None, *, doubts: bool = True
+) -> list[str]:
+    """Return one scene's recommendation, most important sentence first.
+
+    Args:
+        doubts: say too what the data cannot tell; without, nothing is said of a scene with too few data.
+    """
     every = costs(points, scene)
     own = [p for p in points if p["scene"] == scene]
-    larger = [p for p in own if p["outcome"] in ("gain", "loss", "no_difference", "missed_quality")]
+    least = min((c.row["ranks"] for c in every if c.row["outcome"] == "baseline"), default=0)
+    judged = ("gain", "loss", "no_difference", "missed_quality")
+    larger = [p for p in own if p["outcome"] in judged and p["ranks"] > least]
+    if (not every or not larger) and not doubts:
+        return []
     if not every or not larger:
         succeeded = ", ".join(f"{p['strategy']} on {p['layout']}" for p in own if p["n_ok"]) or "nothing"
         return [
             f"{scene}: too few data to recommend anything ({succeeded} succeeded); measure one rank and two or more."
         ]
     baseline = next(c for c in every if c.row["outcome"] == "baseline")
-    gains = [c for c in every if c.row["outcome"] == "gain"]
+    gains = [c for c in every if c.row["outcome"] == "gain" and c.row["ranks"] > least]
     best = min(gains, key=lambda c: c.time_s, default=baseline)
     unit = _unit(baseline.row)
     said = [_use(scene, best, baseline, unit)]
@@ -113,7 +123,7 @@ def sentences(points: Sequence[Row], scene: str, predict: Predict | None = None)
     said += _last_doubling(every, best, unit)
     said += _next_doubling(own, every, best, unit, predict)
     said += _front(points, scene, every, unit)
-    return said + _doubts(own, every)
+    return said + (_doubts(own, every) if doubts else [])
 
 
 def alternatives(made: Predictor, workload: Workload, layout: Layout) -> list[Alternative]:

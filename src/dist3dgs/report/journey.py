@@ -12,15 +12,15 @@ _MAX_ATTEMPTS = 200
 
 
 def section(content: Content) -> Html:
-    story = attempts(content.records)
-    if not story:
+    journey = attempts(content.records)
+    if not journey:
         return tag("p", "No attempt yet.", class_="missing")
     return join(
-        [figure(content, "journey"), _attempts(story), _challenges(content, story), _performance(content)]
+        [figure(content, "journey"), _attempts(journey), _challenges(content, journey), _performance(content)]
     )
 
 
-def _attempts(story: list[Attempt]) -> Html:
+def _attempts(journey: list[Attempt]) -> Html:
     rows = [
         (
             f"#{a.number}",
@@ -36,20 +36,22 @@ def _attempts(story: list[Attempt]) -> Html:
             numbers.decibel(a.record.metrics.psnr),
             numbers.hours(a.rank_hours, rank_unit(a.record)),
         )
-        for a in story[:_MAX_ATTEMPTS]
+        for a in journey[:_MAX_ATTEMPTS]
     ]
     more = (
-        f" (first {_MAX_ATTEMPTS} of {len(story)}; all are in runs.csv)" if len(story) > _MAX_ATTEMPTS else ""
+        f" (first {_MAX_ATTEMPTS} of {len(journey)}; all are in runs.csv)"
+        if len(journey) > _MAX_ATTEMPTS
+        else ""
     )
     return tag(
         "details",
-        tag("summary", f"All {len(story)} attempts as a table{more}"),
+        tag("summary", f"All {len(journey)} attempts as a table{more}"),
         table(("", "run", "outcome", "changed from the attempt before", "PSNR", "cost"), rows),
     )
 
 
-def _challenges(content: Content, story: list[Attempt]) -> Html:
-    challenges = technical_challenges(story)
+def _challenges(content: Content, journey: list[Attempt]) -> Html:
+    challenges = technical_challenges(journey)
     if not challenges:
         return join([tag("h3", "Technical challenges"), tag("p", "None was met: every attempt succeeded.")])
     rows = [

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..analysis.points import SINGLE_RUN_NOISE
+from ..predict.recommend import sentences
 from . import numbers
 
 Row = dict[str, Any]
@@ -15,12 +16,13 @@ SUPERLINEAR = 1.05
 
 
 def verdict(points: Sequence[Row]) -> list[str]:
-    """Say whether it pays: a summary where there are several scenes or strategies, a paragraph for each, the limits."""
+    """Say whether it pays: a summary where there are several series, what to use, each series, the limits."""
     if not points:
         return ["There are no runs yet: nothing is known. Start with: make demo"]
     every = by_series(points)
     paragraphs = [_summary(every)] if len(every) > 1 else []
     paragraphs += [_series(series, points) for series in every]
+    paragraphs[1:1] = _recommendations(points)
     measured = [p for p in points if p["n_ok"]]
     if mixed := _mixed(points):
         paragraphs.append(mixed)
@@ -30,6 +32,12 @@ def verdict(points: Sequence[Row]) -> list[str]:
             f"{100 * SINGLE_RUN_NOISE:.0f} % are called neither gain nor loss. Set repeats to 3 in the config."
         )
     return paragraphs
+
+
+def _recommendations(points: Sequence[Row]) -> list[str]:
+    """Say what to use and what not for each scene that has the data for it."""
+    said = (sentences(points, scene, doubts=False) for scene in dict.fromkeys(p["scene"] for p in points))
+    return [" ".join(["Recommendation.", *found]) for found in said if found]
 
 
 def _summary(every: Sequence[Sequence[Row]]) -> str:

@@ -1,4 +1,4 @@
-"""The story of a study, on the four historic configurations it grew from."""
+"""The journey of a study, on the four historic configurations it grew from."""
 
 import csv
 
@@ -44,9 +44,9 @@ def historic():
 
 
 def test_attempts_are_in_order_of_their_start(historic):
-    story = attempts(historic)
-    assert [a.number for a in story] == [1, 2, 3, 4, 5]
-    assert [a.record.status for a in story] == ["ok", "degraded", "failed", "ok", "ok"]
+    journey = attempts(historic)
+    assert [a.number for a in journey] == [1, 2, 3, 4, 5]
+    assert [a.record.status for a in journey] == ["ok", "degraded", "failed", "ok", "ok"]
 
 
 def test_logs_without_a_start_come_first_in_the_order_of_their_jobs():
@@ -71,11 +71,11 @@ def test_images_are_not_compared_with_steps():
 
 
 def test_what_changed_between_attempts(historic):
-    story = attempts(historic)
-    assert story[0].changes == []
-    assert story[1].changes == ["layout n1g1 → n1g4"]
-    assert story[2].changes == ["parallel.init broadcast → independent"]
-    assert story[4].changes == ["layout n1g4 → n1g1", "train.steps 7000 → 30000"]
+    journey = attempts(historic)
+    assert journey[0].changes == []
+    assert journey[1].changes == ["layout n1g1 → n1g4"]
+    assert journey[2].changes == ["parallel.init broadcast → independent"]
+    assert journey[4].changes == ["layout n1g4 → n1g1", "train.steps 7000 → 30000"]
 
 
 def test_repeats_and_imported_logs_are_not_changes_of_settings():
@@ -91,8 +91,8 @@ def test_settings_of_another_program_are_not_listed():
 
 
 def test_cost_counts_allocated_gpus_used_or_not(historic):
-    story = attempts(historic)
-    assert story[1].rank_hours == pytest.approx(4 * 617 / 3600)
+    journey = attempts(historic)
+    assert journey[1].rank_hours == pytest.approx(4 * 617 / 3600)
 
 
 def test_challenges_have_evidence_and_who_overcame_them(historic):
@@ -186,15 +186,15 @@ def test_a_run_that_was_tried_three_times_is_three_attempts_and_their_costs_add_
     ]
     provenance = record.provenance.model_copy(update={"attempt": 2})
     record = record.model_copy(update={"earlier": earlier, "provenance": provenance})
-    story = attempts([record])
-    assert [(a.record.status, a.record.failure and a.record.failure.cause) for a in story] == [
+    journey = attempts([record])
+    assert [(a.record.status, a.record.failure and a.record.failure.cause) for a in journey] == [
         ("failed", "preempted"),
         ("failed", "node_failure"),
         ("ok", None),
     ]
-    assert [a.changes for a in story] == [[], ["attempt 0 → 1"], ["attempt 1 → 2"]]
-    assert [a.rank_hours for a in story] == pytest.approx([2 * s / 3600 for s in (50, 30, 100)])
-    assert [c.solved_by for c in technical_challenges(story)] == [3, 3]
+    assert [a.changes for a in journey] == [[], ["attempt 0 → 1"], ["attempt 1 → 2"]]
+    assert [a.rank_hours for a in journey] == pytest.approx([2 * s / 3600 for s in (50, 30, 100)])
+    assert [c.solved_by for c in technical_challenges(journey)] == [3, 3]
 
 
 def test_a_long_run_under_another_name_is_normalised_to_the_short_one_not_to_itself():

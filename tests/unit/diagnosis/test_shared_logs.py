@@ -96,13 +96,13 @@ def test_the_two_real_jobs_tell_their_story(shared: Path, tmp_path: Path) -> Non
         records.append(
             import_record(paths, scene="bicycle", layout="n1g4", repeat=f"r{repeat}", results=tmp_path)[0]
         )
-    story = attempts(records)
-    assert [a.record.provenance.slurm_job_id for a in story] == ["9097883", "9104940"]
-    assert story[1].changes == ["devices 1 → 4"]
-    assert [rank_unit(a.record) for a in story] == ["GPU", "GPU"]
-    assert [a.rank_hours for a in story] == pytest.approx([4 * 617 / 3600, 4 * 79 / 3600])
-    assert story[0].record.metrics.images == 7000
-    used_one, crashed = performance_comparison(story)
+    journey = attempts(records)
+    assert [a.record.provenance.slurm_job_id for a in journey] == ["9097883", "9104940"]
+    assert journey[1].changes == ["devices 1 → 4"]
+    assert [rank_unit(a.record) for a in journey] == ["GPU", "GPU"]
+    assert [a.rank_hours for a in journey] == pytest.approx([4 * 617 / 3600, 4 * 79 / 3600])
+    assert journey[0].record.metrics.images == 7000
+    used_one, crashed = performance_comparison(journey)
     assert (used_one.expected_s, used_one.measured_s) == (pytest.approx(617 / 4), 617)
     assert used_one.best_possible_s == pytest.approx(403, abs=1)
     assert crashed.measured_s is None and crashed.expected_s == used_one.expected_s

@@ -171,8 +171,17 @@ def test_gain_smaller_than_the_spread_of_repeats_is_not_called_a_gain(tmp_path):
     ]
     paths = write_records(tmp_path, records)
     tabulate(paths, tmp_path / "runs.csv", tmp_path / "points.csv")
-    (text,) = verdict(read_table(tmp_path / "points.csv"))
+    text, recommended = verdict(read_table(tmp_path / "points.csv"))
     assert "no gain beyond the noise" in text
+    assert recommended.startswith("Recommendation. builtin: use n1g1: no larger layout gains")
+
+
+def test_what_to_use_and_what_not_stands_with_the_verdict(report):
+    rates = {("a", "n1g1"): 4.0, ("a", "n1g2"): 7.0, ("b", "n1g1"): 4.0, ("b", "n1g2"): 3.0}
+    page = report([make_record(strategy=s, layout=x, images_per_s=r) for (s, x), r in rates.items()])
+    assert "Recommendation. builtin: for the shortest time use a on n1g2" in page.text
+    assert "Not b above 1" in page.text
+    assert "Recommendation" not in report([make_record()]).text, "one point is too little"
 
 
 def test_no_run_and_no_success_are_said_plainly(report):
