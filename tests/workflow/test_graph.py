@@ -45,7 +45,9 @@ def test_the_demo_is_a_whole_study(study: Path) -> None:
     table = job_table(snakemake(study, "--profile", "profiles/local", "-n", "all"))
     assert table["figure"] >= 7
     assert {k: table[k] for k in TARGETS} == TARGETS
-    demo = snakemake(study, "--profile", "profiles/local", "--configfile", "config/demo.yaml", "-n", "--", "all")
+    demo = snakemake(
+        study, "--profile", "profiles/local", "--configfile", "config/demo.yaml", "-n", "--", "all"
+    )
     assert job_table(demo)["train"] == 3, "both strategies on two ranks, one of them on one"
 
 

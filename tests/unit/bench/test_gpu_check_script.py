@@ -228,6 +228,7 @@ def test_a_rehearsal_without_gpu_from_build_to_steps_and_again(repository, tmp_p
     assert stages["steps"]["40"]["step_s"] > 0 and stages["steps"]["40"]["kernels_us"]
 
 
+@pytest.mark.slow
 def test_a_stage_that_takes_too_long_or_fails_is_noted_and_repeated(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(repository)
     args = gpu.parser().parse_args([*REHEARSAL, "--scene", str(tmp_path / "none.safetensors")])

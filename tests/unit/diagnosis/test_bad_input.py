@@ -258,6 +258,7 @@ def test_training_that_goes_on_for_long_survived(tmp_path: Path, kib: int, cause
     assert bool([r for r in verdict.ruled_out if r.cause == "gpu_oom"]) == (cause is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nerfstudio console", "nvidia-smi", "our own events", "metrics.csv"])
 def test_readers_keep_pace_with_a_trivial_pass(tmp_path: Path, kind: str) -> None:
     """Against splitting the same lines in the same process, so that no machine is too slow or too fast."""

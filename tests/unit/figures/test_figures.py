@@ -279,6 +279,7 @@ def plot(rows):
 """
 
 
+@pytest.mark.slow
 def test_a_figure_is_added_from_outside(tmp_path):
     """By an entry point alone: it can be drawn, and is in the list that graph and report follow."""
     study = Drawn(tmp_path / "study", [make_record(loss=0.5)])
@@ -338,6 +339,7 @@ def test_unknown_figure_is_refused_with_the_known_ones(tmp_path):
         Drawn(tmp_path, []).draw("../../etc/passwd")
 
 
+@pytest.mark.slow
 def test_analysis_side_never_imports_torch(tmp_path):
     study = Drawn(tmp_path, [make_record(), make_record(layout="n1g2")])
     code = (

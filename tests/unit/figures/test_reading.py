@@ -10,6 +10,8 @@ from dist3dgs.figures import style
 from tests.unit.helpers.drawn import Drawn, texts
 from tests.unit.helpers.records import make_record
 
+pytestmark = pytest.mark.slow  # draws studies of hundreds of runs
+
 LONG = ("mip-nerf-360-bicycle-eighth-resolution", "tanks-and-temples-train-full")
 STRATEGIES = ("default-densification", "mcmc", "replicated", "sharded", "sharded-mcmc")
 

@@ -228,6 +228,7 @@ def test_a_rank_whose_others_never_come_ends_after_the_setting(tmp_path, rank):
     assert (error["type"], error["phase"]) == ("RendezvousTimeoutError", "startup")
 
 
+@pytest.mark.slow
 def test_of_several_launchers_in_a_step_the_first_alone_speaks(gpus, tmp_path):
     gpus(0)
     scene = tiny.write_tiny(tmp_path / "scene.safetensors")

@@ -187,6 +187,7 @@ def hanging(rank: int, folder: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_real_hang_of_two_ranks(tmp_path: Path) -> None:
     """Also tells when another torch has no such dump any more, or writes another format."""
     torch.multiprocessing.start_processes(hanging, (str(tmp_path),), nprocs=2, start_method="fork")

@@ -104,6 +104,7 @@ def test_of_much_output_the_first_and_the_last_are_kept(tmp_path: Path) -> None:
     assert "bytes left out" in text
 
 
+@pytest.mark.slow
 def test_a_child_that_is_left_behind_is_ended(tmp_path: Path) -> None:
     """One in a session of its own, with its parent gone, that holds the program's output open."""
     code = (
