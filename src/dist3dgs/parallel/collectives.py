@@ -1,4 +1,4 @@
-"""torch.distributed with a meter: every collective goes through here, so that its bytes and seconds are known.
+"""Metered torch.distributed: every collective goes through here, so that its bytes and seconds are counted.
 
 Bytes are what one rank puts on the wire in a bandwidth-optimal algorithm: 2 (p-1)/p of the payload for an
 all-reduce over p ranks, (p-1)/p of the gathered result for an all-gather, what leaves the rank for an all-to-all.
@@ -21,8 +21,8 @@ from torch import Tensor
 class Meter:
     """Totals of one collective in one phase on this rank.
 
-    timed: calls that `s` and `exposed_s` are of; on CUDA not all are (see `Clock.stage`).
-    s: from the start to the end of the transfer; of several under way together no second is counted twice.
+    timed: number of calls that `s` and `exposed_s` cover; on CUDA not all (see `Clock.stage`).
+    s: from the start to the end of the transfer; overlapping transfers are not counted twice.
     exposed_s: spent waiting, with nothing else to do.
     """
 
@@ -64,7 +64,7 @@ class _Timer:
         work.get_future().add_done_callback(self._note_end)
 
     def _note_end(self, _: Any) -> None:
-        # Gloo calls this when all has arrived. NCCL calls it at once, on a stream that waits for the collective.
+        # Gloo calls this when all data has arrived. NCCL calls it at once, on a stream that waits for the collective.
         self._ended, self._last = time.perf_counter(), self._event()
 
     def ended(self) -> float | None:
@@ -102,7 +102,7 @@ class Handle:
         work.wait()
         now = timer.now()
         ended = timer.ended()
-        # While it launches and while it waits this rank does nothing else.
+        # Launching and waiting block this rank, so both count as exposed.
         ended = now if ended is None or ended > before else max(ended, timer.launched)
         self._meter.timed += 1
         self._meter.exposed_s += timer.launched - timer.started + now - before

@@ -14,7 +14,7 @@ from .collectives import Communicator
 
 #: PowerSGD pays where the factors are less than this share of the matrix (PyTorch's `min_compression_rate`: 2).
 MAX_FACTOR_SHARE = 0.5
-_SEED = 20191  # of the first right factor; any fixed number does
+_SEED = 20191  # of the first right factor; any fixed number works
 
 
 class Exchange(ABC):

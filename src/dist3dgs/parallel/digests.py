@@ -66,7 +66,7 @@ def rows_checksum(rows: Mapping[str, Tensor]) -> int:
 def compare_rows(comm: Communicator, before: int, after: int, what: str, device: torch.device) -> None:
     """Compare the ranks' sums of `rows_checksum` before and after rows travelled. Collective.
 
-    before, after: of the rows this rank held; 0 where it held none.
+    before, after: checksums of this rank's rows; 0 if it had none.
 
     Raises:
         RowsDiffer: on every rank.

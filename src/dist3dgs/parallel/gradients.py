@@ -24,7 +24,7 @@ BUCKET_BYTES = 25 * 2**20
 AUTO_SHARE = 0.25
 #: Steps after which `auto` looks again where all rows travel.
 LOOK_AGAIN_STEPS = 50
-#: Parameters that MCMC's penalties pull on in every row, seen or not. They travel whole where they do.
+#: Parameters that MCMC's penalties change in every row, seen or not. With penalties all their rows are sent.
 PENALISED = ("opacities", "scales")
 
 

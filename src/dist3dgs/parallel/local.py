@@ -1,4 +1,4 @@
-"""Local steps: replicas train apart on their own views and average their parameters every `sync_every` steps.
+"""Local steps: replicas train independently on their own views and average their parameters every `sync_every` steps.
 
 As in local SGD (Stich 2019) and DiLoCo (Douillard et al. 2023), with Adam inside. Averages are weighted by how often a
 rank's views touched each Gaussian: with equal weights a Gaussian that one rank alone sees would keep 1/p of what that

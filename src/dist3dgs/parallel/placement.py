@@ -1,4 +1,4 @@
-"""Placement of shards in space: near Gaussians on one rank, views on the rank that holds most of what they see.
+"""Placement of shards in space: nearby Gaussians on one rank, views on the rank that holds most of what they see.
 
 Strided shards send (p-1)/p of what a view sees. Shards by space, cut from a Morton curve (Morton 1966), send less where
 views see a part of the scene; which rank renders a view is decided in every step, from the exchanged counts.

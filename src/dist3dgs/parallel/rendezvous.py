@@ -28,7 +28,7 @@ class WorldMismatch(UserError):
 
 
 class RendezvousTimeoutError(UserError):
-    """Ranks never joined. Named as torchrun's own, which means the same."""
+    """Some ranks never joined. Named like torchrun's own error, which means the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def verify_world(
             raise found
         return
     try:
-        # A little longer than rank 0: what it says is worth more than that nothing was heard.
+        # A little longer than rank 0: its error says more than this rank's timeout.
         store.wait(["outcome"], timedelta(seconds=timeout_s + STAY_S))
     except dist.DistError:
         raise _never([0], world_size, timeout_s) from None

@@ -47,7 +47,7 @@ class Sharded(Parallel):
     def shards(self) -> list[int]:
         return list(self._shards)
 
-    # ---------------------------------------------------------------- who holds what
+    # ---------------------------------------------------------------- ownership of rows
 
     def take_shards(self, shards: Sequence[int]) -> None:
         """Set the rows per rank of a model that was not loaded by `distribute`."""
@@ -263,7 +263,7 @@ class _Travel(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
         trip, grad, anchor = ctx.trip, grads[0], grads[2]
         if grad is None:
-            assert anchor is not None  # else backward would not have been called
+            assert anchor is not None  # otherwise backward is not called
             grad = anchor.new_zeros((sum(trip.receive), NUM_FLOATS), dtype=ctx.dtype)
         if trip.absgrad:
             grad = torch.cat([grad, trip.absolute_gradients(grad)], 1)

@@ -103,11 +103,11 @@ class Parallel(ABC):
         """
 
     def averages(self, step: int) -> bool:
-        """Return True if `synchronise` is due after 1-based `step`, for strategies whose replicas train apart."""
+        """Return True if `synchronise` is due after 1-based `step`: replicas of some strategies train independently."""
         return False
 
-    def synchronise(self, rows: Rows) -> None:  # noqa: B027 (most strategies never part)
-        """Make replicas that trained apart equal again, in place. Collective; called before anything reads them as one.
+    def synchronise(self, rows: Rows) -> None:  # noqa: B027 (replicas of most strategies stay equal)
+        """Make replicas equal again, in place. Collective; called before anything reads them as one model.
 
         rows: `Model.rows` of this rank, tensors [N, ...] by name, of any dtype.
         """

@@ -62,7 +62,7 @@ def save(folder: Path, checkpoint: Checkpoint, identity: dict[str, str], keep: i
     metadata = identity | {_HEADER: json.dumps(vars(header)), _SUMS: json.dumps(sums)}
     with replacing(path) as temporary:
         save_file(rows, temporary, metadata)
-    # Never what was just written, whatever higher numbers lie about.
+    # Never the file just written, even if files with higher step numbers exist.
     for old in [p for p in candidates(folder) if p.name < path.name][keep - 1 :]:
         old.unlink(missing_ok=True)
     return path
@@ -92,11 +92,11 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """True if the last save ended with an error, which `wait` raises."""
+        """True if the last save failed; `wait` raises its error."""
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def wait(self) -> None:
-        """Wait for the save under way, if any. Raises what ended it: `OSError` on a full disk."""
+        """Wait for the save under way, if any. Raises its error: `OSError` on a full disk."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()

@@ -1,4 +1,4 @@
-"""The training data of a rank: the order of the views, and their cameras with photographs."""
+"""The training data of a rank: view order, cameras and photographs."""
 
 import warnings
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Held-out quality: PSNR, SSIM and, where its weights are there, LPIPS.
+"""Held-out quality: PSNR, SSIM and, if its weights are available, LPIPS.
 
 Renders are clamped to 0..1 and compared with the 8-bit photographs without quantisation, as the reference
 implementation does during training; means are over views.

@@ -25,7 +25,7 @@ from ..runs.attempts import FLIGHT
 STACKS_AFTER = 0.8
 #: Share of it after which a waiting rank reports it, before NCCL's watchdog aborts the process.
 REPORT_AFTER = 0.9
-#: Ranks ask each other for stop requests every so many steps, or seconds, whichever comes first.
+#: Ranks exchange stop requests after so many steps or seconds, whichever comes first.
 POLL_STEPS, POLL_S = 10, 2.0
 _PR_SET_PDEATHSIG = 1
 #: Parts of gloo's and NCCL's messages on a collective that timed out.
@@ -57,7 +57,7 @@ class Stacks:
         self.progress()
 
     def progress(self) -> None:
-        """Restart the timeout, because something was achieved."""
+        """Restart the timeout: the rank made progress."""
         self._since = time.monotonic()
         faulthandler.dump_traceback_later(STACKS_AFTER * self.timeout_s, file=self._file)
 
@@ -109,7 +109,7 @@ def dump_flight_recorder(folder: Path, rank: int, step: int | None) -> None:
 
 
 class StopPoll:
-    """Schedule of the steps after which ranks ask each other for stop requests: the same on all ranks."""
+    """Schedule of the steps after which ranks exchange stop requests: the same on all ranks."""
 
     def __init__(
         self, comm: Communicator, device: torch.device, now: Callable[[], float] = time.perf_counter
@@ -118,7 +118,7 @@ class StopPoll:
         self._step, self._at, self._next = -1, now(), 0
 
     def due(self, step: int) -> bool:
-        """Return True if ranks are to ask each other after this step: the same answer on all ranks."""
+        """Return True if ranks exchange stop requests after this step: the same answer on all ranks."""
         return step >= self._next
 
     def agree(self, step: int, requested: bool) -> bool:

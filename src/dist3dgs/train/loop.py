@@ -76,7 +76,7 @@ class Trainer:
     # ---------------------------------------------------------------- the run
 
     def run(self) -> bool:
-        """Train to the end or to a requested stop; True if it got to the end."""
+        """Train to the end or to a requested stop; True if it finished."""
         with self.clock.enter("init"):
             self.start()
         with self.clock.enter("step"):
@@ -207,7 +207,7 @@ class Trainer:
         if not self.stopping and (last or s.every(self.train.checkpoint_every, step)):
             self._save_checkpoint()
 
-    # ---------------------------------------------------------------- parts of it
+    # ---------------------------------------------------------------- parts of the training
 
     def _regularisation(self) -> Tensor:
         d, g = self.train.densify, self.model.gaussians
@@ -335,7 +335,7 @@ class Trainer:
             self.saver.start(checkpoint.Checkpoint(header, rows), written)
 
     def _finish_saving(self) -> None:
-        """Wait for the checkpoint that is being written. Raises what ended it. Collective where it does not raise."""
+        """Wait for the checkpoint that is being written. Raises its error. Collective where it does not raise."""
         with self.clock.enter("checkpoint"):
             self.saver.wait()
             self.comm.barrier()

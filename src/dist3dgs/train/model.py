@@ -18,7 +18,7 @@ class Model:
     def __init__(
         self, parallel: Parallel, rule: AdamRule, rows: Rows, adam_steps: Mapping[str, float]
     ) -> None:
-        """rows: what `Parallel.distribute` gave: the parameters and the lineage, or with all that `rows()` has."""
+        """rows: result of `Parallel.distribute`: parameters and lineage, or everything that `rows()` returns."""
         self.parallel, self.rule = parallel, rule
         self._take(rows, adam_steps)
         self._count_once()

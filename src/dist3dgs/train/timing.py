@@ -31,7 +31,7 @@ class Clock:
     def __init__(
         self, events: EventWriter, device: torch.device, on_progress: Callable[[], None] | None = None
     ) -> None:
-        """on_progress: called now and then while phases and steps succeed each other."""
+        """on_progress: called periodically, between phases and steps."""
         self.events, self.device = events, device
         self._on_progress, self._told, self._pulsed = on_progress, 0.0, 0.0
         self.phases_s: dict[str, float] = defaultdict(float)
@@ -59,7 +59,7 @@ class Clock:
         if phase in TRAINING:
             self.train_s += elapsed - self._nested_s
         self.events("leave", phase=phase, s=round(elapsed, 6))
-        # Only a clean end comes here: after an error the phase stays open and names where it happened.
+        # Reached only without an error: after one the phase stays open and names where it happened.
         self.phase, self._nested_s = outer, outer_nested + elapsed
 
     def pulse(self, **fields: object) -> None:

@@ -108,7 +108,7 @@ class Rank:
             events("scene", digest=scene.digest, num_views=scene.num_views)
         parallel = make_parallel(spec, comm, get_renderer("auto", device), device)
         self.trainer = trainer = Trainer(spec, scene, out, parallel, device, events, clock, resume_from)
-        # After every import: glog, for one, which pycolmap brings, replaces handlers it finds.
+        # After all imports: some, such as pycolmap's glog, replace signal handlers.
         signal.signal(signal.SIGTERM, self._request_stop)
         finished = trainer.run()
         report(trainer, events)
