@@ -96,7 +96,7 @@ class ScalingFit:
         return self.throughput(ranks) / self.throughput(baseline_ranks)
 
     def describe(self) -> str:
-        """One honest line."""
+        """Return the fitted law in one line, with its problem if it has one."""
         name = NAMES[self.law]
         if self.problem:
             return f"{name}: does not describe this data: {self.problem}"

@@ -114,7 +114,7 @@ def _imported(gpu: GpuTotals) -> Row:
 
 
 def _whole(rows: Sequence[Row], name: str) -> float | None:
-    """The sum; unknown if one of the parts is."""
+    """Return the sum; None if a part is unknown."""
     values = [row.get(name) for row in rows]
     return None if not values or None in values else sum(v for v in values if v is not None)
 

@@ -16,7 +16,7 @@ def section(content: Content) -> Html:
 
 
 def group(lost: list[RunRecord]) -> list[list[RunRecord]]:
-    """Runs of one point with the same status and cause share a box."""
+    """Group runs of one point with the same status and cause."""
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for r in lost:
         cause = r.failure.cause if r.failure else "unknown"

@@ -1,4 +1,4 @@
-"""The page: sections in the order in which a person asks."""
+"""The page: the answer first, then what it stands on."""
 
 import platform
 from collections.abc import Callable

@@ -79,7 +79,7 @@ def choose(content: Content, scene: str) -> list[Shown]:
 
 
 def pick_views(run: Shown) -> list[str]:
-    """Worst, middle and best by PSNR where it is known: a choice that flatters nobody."""
+    """Choose the worst, the middle and the best view by PSNR, if it is known."""
     views = run.views()
     if len(views) <= MAX_VIEWS:
         return views

@@ -104,7 +104,7 @@ def _layout(p: Row) -> str:
 
 
 def _shared(content: Content) -> Html | None:
-    """The footnote of layouts whose runs had company."""
+    """Return the footnote on layouts whose nodes were shared with other jobs."""
     if not any(p.get("n_shared") for p in content.points):
         return None
     return tag("p", f"{_SHARED_MARK} {_SHARED_NOTE}", class_="note bad")
@@ -159,7 +159,7 @@ def _spread(p: Row, name: str, form: Any) -> str | None:
 
 
 def _reasons(content: Content) -> Html | None:
-    """Why a cell of the table is empty."""
+    """Return the reason for an empty cell of the table."""
     given = [(p, p["reason"]) for p in content.points if p.get("reason") and p["n_ok"]]
     if not given:
         return None
@@ -168,7 +168,7 @@ def _reasons(content: Content) -> Html | None:
 
 
 def _fits(content: Content) -> Html | None:
-    """Show the laws fitted to every series with enough sizes, and what they are worth."""
+    """Show the laws fitted to every series with enough sizes, and how well they describe it."""
     lines = []
     for series in by_series(content.points):
         rated = fitted_points(series, content.points)
