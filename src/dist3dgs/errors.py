@@ -12,5 +12,5 @@ class UserError(Exception):
 
 
 def snakemake(target: object) -> str:
-    """The command that makes a target of the workflow, as messages tell a person to type it."""
+    """Return the command that makes a target of the workflow, as messages tell a person to type it."""
     return f"snakemake --profile profiles/local {shlex.quote(str(target))}"

@@ -184,7 +184,7 @@ Parameters = tuple[float, float, float]
 
 
 def _rate(law: Law, parameters: Parameters, p: np.ndarray | np.float64) -> np.ndarray | np.float64:
-    """Throughput of `p` ranks."""
+    """Return throughput of `p` ranks."""
     rate_one, sigma, kappa = parameters
     if law == "gustafson":
         return rate_one * (sigma + (1 - sigma) * p)

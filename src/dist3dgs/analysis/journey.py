@@ -70,7 +70,7 @@ def attempts(records: Sequence[RunRecord]) -> list[Attempt]:
 
 
 def _each_attempt(record: RunRecord) -> list[RunRecord]:
-    """A run's attempts as records of their own: the earlier ones with what they cost and why they ended."""
+    """Return a run's attempts as records of their own: the earlier ones with what they cost and why they ended."""
     if not record.earlier:
         return [record]
     found = []
@@ -97,7 +97,7 @@ def _each_attempt(record: RunRecord) -> list[RunRecord]:
 
 
 def _cost(record: RunRecord) -> float | None:
-    """Rank-hours of the attempt alone: a resumed run's total counts those it continues."""
+    """Return rank-hours of the attempt alone: a resumed run's total counts those it continues."""
     p = record.provenance
     if record.earlier and p.started_at is not None and p.finished_at is not None:
         return (p.finished_at - p.started_at) * record.world_size / 3600
@@ -122,7 +122,7 @@ def _order(record: RunRecord) -> tuple[Any, ...]:
 
 
 def differences(before: RunRecord, after: RunRecord) -> list[str]:
-    """Settings that changed between two runs, as `name old → new`."""
+    """Return the settings that changed between two runs, as `name old → new`."""
     a, b = before.run, after.run
     changed = [
         f"{name} {getattr(a, name)} → {getattr(b, name)}"
@@ -165,7 +165,7 @@ def _show(value: Any) -> str:
 
 
 def technical_challenges(journey: Sequence[Attempt]) -> list[Challenge]:
-    """One entry per cause, in the order met."""
+    """Return one entry per cause, in the order met."""
     met: dict[str, list[Attempt]] = {}
     for attempt in journey:
         if attempt.record.failure is not None:
@@ -249,7 +249,7 @@ def _same_hardware(a: RunRecord, b: RunRecord) -> bool:
 
 
 def _comparable(record: RunRecord) -> dict[str, Any]:
-    """The settings but for those that say how much was done and on how many ranks."""
+    """Return the settings but for those that say how much was done and on how many ranks."""
     flat = _flat(record.run.settings)
     apart = {"scene", "strategy", "layout", "repeat", "seed", "train.steps", "parallel.ranks"}
     return {name: value for name, value in flat.items() if name not in apart}
@@ -261,7 +261,7 @@ def _size(attempt: Attempt) -> tuple[int, float, int]:
 
 
 def _ranks_used(record: RunRecord) -> int:
-    """Ranks that did the work: of a degraded run those that are known to have."""
+    """Return ranks that did the work: of a degraded run those that are known to have."""
     return len(record.metrics.ranks) if record.status == "degraded" else record.world_size
 
 

@@ -19,7 +19,7 @@ PERFORMANCE_COLUMNS = (
 
 
 def journey_tables(records: Sequence[RunRecord], baseline: str | None = None) -> tuple[list[Row], list[Row]]:
-    """Rows of technical_challenges.csv and of performance_comparison.csv."""
+    """Return rows of technical_challenges.csv and of performance_comparison.csv."""
     journey = attempts(records)
     performance = [asdict(p) for p in performance_comparison(journey, baseline)]
     return [_challenge(c) for c in technical_challenges(journey)], [

@@ -27,7 +27,7 @@ QUALITY_TOLERANCE_DB = 0.1
 
 
 def global_batch(record: RunRecord) -> int | None:
-    """Images per optimiser step over all ranks: measured where possible, else from the settings."""
+    """Return images per optimiser step over all ranks: measured where possible, else from the settings."""
     m = record.metrics
     if m.images and m.steps:
         return max(1, round(m.images / m.steps))
@@ -57,12 +57,12 @@ def scaling_definition(
 
 
 def efficiency(speedup: float, ranks: int, baseline_ranks: int) -> float:
-    """Speedup over the baseline / how many times more ranks. 1 is ideal."""
+    """Return speedup over the baseline / how many times more ranks. 1 is ideal."""
     return speedup * baseline_ranks / ranks
 
 
 def time_to_quality(curve: Sequence[QualityPoint], target_psnr: float) -> float | None:
-    """Training seconds at which the held-out PSNR [dB] first reaches `target_psnr`, or None if it never does.
+    """Return training seconds at which the held-out PSNR [dB] first reaches `target_psnr`, or None if it never does.
 
     Between two evaluations PSNR is taken as linear in time. If the first evaluation is already above the target its
     time is returned: an upper bound.
@@ -85,7 +85,7 @@ R_PAYS = 3.0
 
 
 def seconds_per_image(record: RunRecord, name: Literal["compute_s", "comm_s"] | str) -> float | None:
-    """Seconds of computation or communication in steps, per image of all ranks together; timed steps only."""
+    """Return seconds of computation or communication in steps, per image of all ranks together; timed steps only."""
     seconds, steps, batch = getattr(record.metrics, name), record.metrics.timed_steps, global_batch(record)
     steps = steps or record.metrics.steps
     return None if seconds is None or not steps or not batch else float(seconds / (steps * batch))
@@ -107,7 +107,7 @@ def ratio_derived(speedup: float, ranks: int) -> float | None:
 
 
 def compute_to_comm(record: RunRecord) -> float | None:
-    """Computation over communication on each of the run's ranks, within steps: R / N of `ratio_measured`.
+    """Return computation over communication on each of the run's ranks, within steps: R / N of `ratio_measured`.
 
     As recorded, else (step seconds - exposed communication) / all communication.
     """
@@ -127,7 +127,7 @@ def rank_unit(record: RunRecord) -> Literal["GPU", "rank"]:
 
 
 def rank_hours(record: RunRecord) -> float | None:
-    """Hours of all ranks that were allocated, used or not: GPU-hours where a rank is a GPU."""
+    """Return hours of all ranks that were allocated, used or not: GPU-hours where a rank is a GPU."""
     total_s = record.metrics.total_s
     return None if total_s is None else total_s * record.world_size / 3600
 

@@ -40,7 +40,7 @@ COST_COLUMNS = ("psnr_over_baseline_db", "rank_hours_per_db_gained", "wh_per_db_
 
 
 def resource_rows(record: RunRecord, point_folder: Path) -> list[Row]:
-    """Rows of resources.csv: of a node's host (gpu empty: PSS of the job, CPU of it) and of each GPU."""
+    """Return rows of resources.csv: of a node's host (gpu empty: PSS of the job, CPU of it) and of each GPU."""
     run = {name: getattr(record.run, name) for name in ("scene", "strategy", "layout", "repeat")}
     if record.metrics.gpus:
         return [run | _imported(gpu) for gpu in record.metrics.gpus]

@@ -56,7 +56,7 @@ class Samples:
         return statistics.median(v for v in self.values if math.floor(v / width) == fullest)
 
     def integral(self) -> float:
-        """Value times seconds by the trapezoidal rule; from watts, joules."""
+        """Return value times seconds by the trapezoidal rule; from watts, joules."""
         steps = zip(self.times, self.times[1:], self.values, self.values[1:], strict=False)
         return sum((t1 - t0) * (a + b) / 2 for t0, t1, a, b in steps if 0 < t1 - t0 <= MAX_GAP_S)
 
@@ -76,7 +76,7 @@ class Span:
 
 
 def read_samples(point_folder: Path) -> list[Samples]:
-    """All samples of a run's newest attempt; torn and foreign rows are skipped, no files give an empty list."""
+    """Return all samples of a run's newest attempt; torn and foreign rows are skipped, no files give an empty list."""
     return _samples(attempts(point_folder)[-1:])
 
 
@@ -147,7 +147,7 @@ def _number(text: str | None) -> float | None:
 
 
 def read_spans(point_folder: Path) -> list[Span]:
-    """Phases of the newest attempt on rank 0, nested ones cut out of their outer ones.
+    """Return phases of the newest attempt on rank 0, nested ones cut out of their outer ones.
 
     A phase that was never left (the run died in it) lasts to the rank's last event.
     """
@@ -184,7 +184,7 @@ def merge(spans: Iterable[Span]) -> list[Span]:
 
 
 def energy_wh(samples: Sequence[Samples]) -> float | None:
-    """Watt-hours drawn by all sampled GPUs, or None where no power was sampled."""
+    """Return watt-hours drawn by all sampled GPUs, or None where no power was sampled."""
     power = [s for s in samples if s.quantity == "gpu_power_w" and len(s.values) > 1]
     return sum(s.integral() for s in power) / 3600 if power else None
 

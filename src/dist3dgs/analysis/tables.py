@@ -170,13 +170,13 @@ def run_row(record: RunRecord, path: Path) -> Row:
 
 
 def phase_order(names: Iterable[str]) -> list[str]:
-    """The trainer's phases in their order, then foreign ones (imported logs) by name."""
+    """Return the trainer's phases in their order, then foreign ones (imported logs) by name."""
     found = set(names)
     return [p for p in PHASES if p in found] + sorted(found - set(PHASES))
 
 
 def summarise(names: Sequence[str]) -> str:
-    """`4 x NVIDIA H200, 1 x cpu`."""
+    """Return `4 x NVIDIA H200, 1 x cpu`."""
     return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in Counter(names).items())
 
 

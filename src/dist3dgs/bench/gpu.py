@@ -148,7 +148,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def kept_stages(out: Path, now: dict[str, Any]) -> dict[str, Any]:
-    """Stages of an earlier run on the same GPU with the same code and versions; {} if there are none."""
+    """Return stages of an earlier run on the same GPU with the same code and versions; {} if there are none."""
     try:
         before = json.loads(out.read_text(encoding="utf-8"))
         same = ("gpu", "torch", "gsplat", "cuda")
@@ -249,7 +249,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def steps(args: argparse.Namespace) -> dict[str, Any]:
-    """Time, memory and the kernels of a step at several numbers of Gaussians."""
+    """Return time, memory and the kernels of a step at several numbers of Gaussians."""
     device = torch.device(args.device)
     width, height = args.size
     return {str(n): step_breakdown(n, width, height, device) for n in args.numbers}

@@ -44,7 +44,7 @@ def _is_met(module: str, requirement: str) -> bool:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """`1.5.3+pt24` -> (1, 5, 3)."""
+    """Convert `1.5.3+pt24` to (1, 5, 3)."""
     found = re.match(r"\d+(\.\d+)*", text)
     return tuple(map(int, found[0].split("."))) if found else ()
 

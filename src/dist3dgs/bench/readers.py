@@ -128,7 +128,7 @@ def write_log(path: Path, pieces: Iterator[bytes], num_bytes: int) -> None:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall and CPU seconds (own and children's)."""
+    """Return wall and CPU seconds (own and children's)."""
 
     def cpu() -> float:
         use = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -140,7 +140,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def measure(path: Path, repeats: int) -> dict[str, float]:
-    """Median MB/s of `grep -c` and of the scan, side by side."""
+    """Return median MB/s of `grep -c` and of the scan, side by side."""
     from ..diagnosis.scan import scan
     from ..diagnosis.summary import summarise
     from ..diagnosis.verdict import judge

@@ -55,7 +55,7 @@ class BenchCloud:
 
 
 def make_cloud(num_gaussians: int, width: int, height: int, seed: int = 0) -> BenchCloud:
-    """Gaussians spread evenly over a view slightly wider than the image (95 % are visible), at depths 2 to 10.
+    """Return Gaussians spread evenly over a view slightly wider than the image (95 % are visible), at depths 2 to 10.
 
     Sigma is log-normal (0.5) around 0.6 % of the depth along each axis, which is 2.6 px at 480 px width (the radius at
     which alpha falls to 1/255 is 10 px on average); opacities are sigmoid(1.5 normal); SH of degree 3.

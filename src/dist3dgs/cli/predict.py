@@ -176,7 +176,7 @@ def _sized(study: Any, name: str, size: str | None) -> Any:
 
 
 def _changes(args: argparse.Namespace, layout: Any) -> dict[str, Any]:
-    """Fields of the workload that the options replace."""
+    """Return fields of the workload that the options replace."""
     given = {"gaussians": args.gaussians, "images": args.images, "visible": args.visible}
     for name, value in (*given.items(), ("batch", args.global_batch), ("batch", args.batch_per_rank)):
         if value is not None and value <= 0:
@@ -189,7 +189,7 @@ def _changes(args: argparse.Namespace, layout: Any) -> dict[str, Any]:
 
 
 def _block(scene: Any, made: Any, shown: Sequence[tuple[str, Any]], *, explain: bool) -> str:
-    """One scene's table, with where its numbers come from."""
+    """Return one scene's table, with where its numbers come from."""
     unknown = "" if scene.size_known else " (assumed: not ingested yet; --size)"
     width, height = scene.size_px
     lines = [f"{scene.name}, {width} x {height} px{unknown}, on {made.machine.accelerator}: {made.source}"]

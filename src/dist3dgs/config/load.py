@@ -114,7 +114,7 @@ def broken_overlays(argv: Sequence[str]) -> list[str]:
 
 
 def _syntax_error(error: Exception, text: str) -> str:
-    """`, line 3, column 5: not valid YAML: what is wrong` on one line, as far as the error says where it is."""
+    """Return `, line 3, column 5: not valid YAML: what is wrong` on one line, as far as the error says where it is."""
     where, what = "", " ".join(str(error).split())
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark

@@ -104,7 +104,7 @@ class Study:
         return self._specs[key].model_copy(update=own)
 
     def train_spec(self, point: Point) -> RunSpec:
-        """The run of a point that trains Gaussians. Raises `UserError` for a workload."""
+        """Return the run of a point that trains Gaussians. Raises `UserError` for a workload."""
         spec = self.spec(point)
         if not isinstance(spec, RunSpec):
             raise UserError(f"{point} is a workload: nothing is known of what its steps cost")

@@ -34,7 +34,7 @@ InputPath = Annotated[str, Field(min_length=1), AfterValidator(expand_home)]
 
 
 def _folder(path: str) -> str:
-    """A path that may stand in targets of the workflow, where braces are wildcards."""
+    """Return a path that may stand in targets of the workflow, where braces are wildcards."""
     if not path.strip() or not path.isprintable() or set(path) & set("{}") or PurePath(path) == PurePath("/"):
         raise ValueError("must be a folder's path, without braces and line breaks, and not /")
     return str(PurePath(path))

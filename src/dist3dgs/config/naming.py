@@ -58,7 +58,7 @@ class Layout:
 
 @cache
 def _shared(nodes: int, workers_per_node: int) -> Layout:
-    """One object for all points of a layout."""
+    """Return one object for all points of a layout."""
     return Layout(nodes, workers_per_node)
 
 
@@ -116,5 +116,5 @@ def is_target(path: Path) -> bool:
 
 
 def how_to_make(path: Path, words: str = "; make it with: ") -> str:
-    """`words` and the command that makes `path`; nothing for a path that is no target of the workflow."""
+    """Return `words` and the command that makes `path`; nothing for a path that is no target of the workflow."""
     return f"{words}{snakemake(path)}" if is_target(path) else ""

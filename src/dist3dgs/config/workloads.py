@@ -39,7 +39,7 @@ Value = str | int | float
 
 
 def _words(value: object) -> object:
-    """A command line as one text is split as a shell would split it, and never reaches one."""
+    """Split a command line given as one text as a shell would; it never reaches one."""
     if not isinstance(value, str):
         return value
     try:

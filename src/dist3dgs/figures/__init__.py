@@ -104,7 +104,7 @@ def title(name: str) -> str:
 
 
 def _printable(row: dict[str, Any]) -> dict[str, Any]:
-    """A terminal code from a log or a name would make an svg unreadable."""
+    """Remove control characters: a terminal code from a log or a name would make an svg unreadable."""
     return {
         name: "".join(c if c.isprintable() else " " for c in v) if isinstance(v, str) else v
         for name, v in row.items()

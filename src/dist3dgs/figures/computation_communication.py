@@ -54,7 +54,7 @@ def data(study: Study) -> list[Row]:
 
 
 def plot(table: list[Row]) -> Any:
-    """A panel per scene."""
+    """Return a panel per scene."""
     seconds = [r["s"] for r in table if r.get("s") is not None]
     unit, factor = ("ms", 1e3) if max(seconds) < 1 else ("s", 1.0)
     scenes = [_bars([r for r in table if r["scene"] == s]) for s in dict.fromkeys(r["scene"] for r in table)]

@@ -40,7 +40,7 @@ _NUMBER_PT = 5.5
 
 
 def data(study: Study) -> list[Row]:
-    """A row per point that succeeded; one without a time (`status` not_drawn) has the reason in `of`."""
+    """Return a row per point that succeeded; one without a time (`status` not_drawn) has the reason in `of`."""
     rows: list[Row] = []
     units = {
         (r.run.scene, r.run.strategy, r.run.layout): rank_unit(r) for r in study.records if r.status == "ok"
@@ -80,7 +80,7 @@ def _beats(a: Row, b: Row) -> bool:
 
 
 def plot(rows: list[Row]) -> Any:
-    """A panel per scene, each with its own axes."""
+    """Return a panel per scene, each with its own axes."""
     drawn = [r for r in rows if r["status"] == "ok"]
     scenes = list(dict.fromkeys(r["scene"] for r in drawn))
     series = sorted({r["strategy"] for r in drawn})

@@ -54,7 +54,7 @@ def _mark(point: Row, panel: str, definition: str) -> Row:
 
 
 def _measured(points: Sequence[Row], definition: str) -> list[Row]:
-    """The points of every strategy for which this definition compares at least two sizes."""
+    """Return the points of every strategy for which this definition compares at least two sizes."""
     known = [p for p in points if p.get(f"efficiency_{definition}") is not None]
     sizes: dict[str, set[str]] = {}
     for p in known:
@@ -81,7 +81,7 @@ def _why_empty(points: Sequence[Row], definition: str) -> str:
 
 
 def plot(rows: list[Row]) -> Any:
-    """A row per scene, a column per definition that any scene measures (all of them where none does)."""
+    """Return a row per scene, a column per definition that any scene measures (all of them where none does)."""
     scenes = sorted({r["scene"] for r in rows})
     measured = [d for d in HEADINGS if any(r["definition"] == d and r["status"] == "ok" for r in rows)]
     shown = measured or list(HEADINGS)

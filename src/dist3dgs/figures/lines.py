@@ -35,7 +35,7 @@ COLUMNS = (
 def point_marks(
     study: Study, column: str, panel: Callable[[Row], str] = lambda row: row["scene"]
 ) -> list[Row]:
-    """One row per point with a value in `column`, with the repeats' extremes."""
+    """Return one row per point with a value in `column`, with the repeats' extremes."""
     return [
         mark(
             row,
@@ -54,7 +54,7 @@ def point_marks(
 def trouble_marks(
     study: Study, column: str | None, panel: Callable[[Row], str] = lambda row: row["scene"]
 ) -> list[Row]:
-    """One row per (point, cause) that did not succeed; degraded runs keep what they measured in `column`."""
+    """Return one row per (point, cause) that did not succeed; degraded runs keep what they measured in `column`."""
     marks: dict[tuple[Any, ...], Row] = {}
     for run in study.not_ok():
         status = "degraded" if run["status"] == "degraded" else "failed"
@@ -140,7 +140,7 @@ def figure(
     notes: Sequence[str] = (),
     relative: bool = False,
 ) -> Any:
-    """A panel per cell; `before` sets the limits and what lies behind. All panels are drawn, however many.
+    """Return a panel per cell; `before` sets the limits and what lies behind. All panels are drawn, however many.
 
     headings: of columns that belong together, for which cells come in groups of as many; several groups may stand
     abreast. relative: values are ratios to a baseline, and points that are their own are marked.
@@ -193,7 +193,7 @@ def by_scene(rows: Sequence[Row]) -> list[Cell]:
 
 
 def value_figure(rows: Sequence[Row], ylabel: str) -> Any:
-    """One panel per scene of a value that starts at zero."""
+    """Return one panel per scene of a value that starts at zero."""
     return figure(by_scene(rows), ylabel, lambda ax, cell, _: from_zero(ax, cell.rows))
 
 
@@ -235,7 +235,7 @@ def _series(axes: Any, rows: Sequence[Row], name: str, ranks: Ranks) -> None:
 
 
 def _unbroken(line: Sequence[Row], lost: set[int]) -> list[list[Row]]:
-    """The line in pieces, so that none goes on across a number of ranks at which nothing succeeded."""
+    """Return the line in pieces, so that none goes on across a number of ranks at which nothing succeeded."""
     pieces: list[list[Row]] = []
     for r in line:
         if not pieces or any(pieces[-1][-1]["ranks"] < gap < r["ranks"] for gap in lost):

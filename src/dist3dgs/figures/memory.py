@@ -31,7 +31,7 @@ def data(study: Study) -> list[Row]:
 
 
 def plot(rows: list[Row]) -> Any:
-    """A row per scene, a column per kind; a column has one scale, so that scenes compare."""
+    """Return a row per scene, a column per kind; a column has one scale, so that scenes compare."""
     kinds = [k for k in KINDS if any(r["kind"] == k for r in rows)]
     cells = [
         lines.Cell(scene if kind == kinds[0] else "", _pick(rows, scene=scene, kind=kind))

@@ -85,7 +85,7 @@ def body_room_mm(
 
 
 def size_mm(axes: Any) -> tuple[float, float]:
-    """Width and height of the axes' frame."""
+    """Return width and height of the axes' frame."""
     width, height = axes.figure.get_size_inches() * 25.4
     box = axes.get_position()
     return box.width * width, box.height * height

@@ -34,7 +34,7 @@ _MARKS = {"expected_s": _EXPECTED, "best_possible_s": _POSSIBLE, "measured_s": _
 
 
 def data(study: Study) -> list[Row]:
-    """A row per point and outcome; what no run of it knows is left out, with the reason."""
+    """Return a row per point and outcome; what no run of it knows is left out, with the reason."""
     sizes = {p["layout"]: (p["ranks"], p["nodes"]) for p in study.points}
     groups: dict[tuple[str, ...], list[Row]] = {}
     for p in study.performance:
@@ -55,7 +55,7 @@ def data(study: Study) -> list[Row]:
 
 
 def plot(table: list[Row]) -> Any:
-    """A panel per scene, a row per point."""
+    """Return a panel per scene, a row per point."""
     scenes = [[r for r in table if r["scene"] == s] for s in dict.fromkeys(r["scene"] for r in table)]
     names = {"expected_s": "expected", "best_possible_s": "best possible", "measured_s": "measured"}
     marks = [r | {"panel": r["scene"], "series": r["strategy"], "cause": r["reason"]} for r in table]

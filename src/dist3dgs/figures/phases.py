@@ -56,7 +56,7 @@ def data(study: Study) -> list[Row]:
 
 
 def split_phases(record: RunRecord) -> dict[str, float]:
-    """Phases of one run, with `step` split into compute and communication where known, and `other`."""
+    """Return phases of one run, with `step` split into compute and communication where known, and `other`."""
     m = record.metrics
     parts: dict[str, float] = {}
     for phase, seconds in m.phases_s.items():
@@ -77,7 +77,7 @@ def _untimed(m: Metrics) -> float:
 
 
 def mean_phases(records: Sequence[RunRecord]) -> dict[str, float]:
-    """Mean over records, in the order of drawing; a phase that one of them lacks counts as 0 s there."""
+    """Return mean over records, in the order of drawing; a phase that one of them lacks counts as 0 s there."""
     each = [split_phases(r) for r in records]
     names = _ordered({name for parts in each for name in parts})
     return {name: sum(parts.get(name, 0.0) for parts in each) / len(each) for name in names}
@@ -97,7 +97,7 @@ _PT = 6.0
 
 
 def plot(rows: list[Row]) -> Any:
-    """Bars beside a table of their parts, whose head is the key; panels without numbers where there are many."""
+    """Return bars beside a table of their parts, whose head is the key; panels without numbers where there are many."""
     bars = list(dict.fromkeys(_bar_key(r) for r in rows))
     key, trouble = lines.trouble_key(rows), _trouble(bars)
     room = body_room_mm(style.DOUBLE_MM, key=key, trouble=trouble) - _HEAD_MM - _FOOT_MM
@@ -171,7 +171,7 @@ def _small(rows: Sequence[Row], phases: Sequence[str], columns: int) -> set[str]
 
 
 def _axes(page: Page, box: tuple[float, float, float, float], longest: float) -> Any:
-    """Bars stand at millimetres from the top, as the words beside them do."""
+    """Place bars at millimetres from the top, as the words beside them do."""
     ax = page.axes(*box)
     ax.set_ylim(box[3], 0)
     ax.set_xlim(0, 1.04 * longest or 1.0)

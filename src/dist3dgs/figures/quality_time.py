@@ -68,7 +68,7 @@ def data(study: Study) -> list[Row]:
 
 
 def plot(rows: list[Row]) -> Any:
-    """A panel per scene and strategy, below each the times to the quality to reach."""
+    """Return a panel per scene and strategy, below each the times to the quality to reach."""
     shown = list(dict.fromkeys((r["scene"], r["strategy"]) for r in rows))
     parts = [[r for r in rows if (r["scene"], r["strategy"]) == name] for name in shown]
     layouts = sorted({r["layout"] for r in rows}, key=Layout.parse)

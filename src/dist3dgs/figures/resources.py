@@ -63,7 +63,7 @@ def _elsewhere(study: Study) -> str:
 
 
 def data(study: Study) -> list[Row]:
-    """Rows of samples and phases, and of notes on what is not drawn."""
+    """Return rows of samples and phases, and of notes on what is not drawn."""
     rows: list[Row] = []
     num_runs = num_more = 0
     for record, path in sorted(zip(study.records, study.paths, strict=True), key=lambda x: _order(x[0])):
@@ -118,7 +118,7 @@ def _sample_rows(key: Row, samples: Sequence[Samples], spans: Sequence[Span]) ->
 
 
 def plot(rows: list[Row]) -> Any:
-    """A row per run: memory, use."""
+    """Return a row per run: memory, use."""
     notes = [r["note"] for r in rows if r["kind"] == "note"]
     rows = [r for r in rows if r["kind"] != "note"]
     runs = list(dict.fromkeys(r["run"] for r in rows))

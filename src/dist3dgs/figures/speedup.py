@@ -69,7 +69,7 @@ def _trouble(study: Study) -> list[Row]:
 
 
 def _fits(study: Study) -> list[Row]:
-    """Samples of the USL through each series with enough sizes; the law's words in `note`."""
+    """Return samples of the USL through each series with enough sizes; the law's words in `note`."""
     rows = []
     for scene in study.scenes:
         for strategy in study.strategies:
@@ -89,7 +89,7 @@ def _fits(study: Study) -> list[Row]:
 
 
 def plot(rows: list[Row]) -> Any:
-    """One panel per scene, all with the same limits."""
+    """Return one panel per scene, all with the same limits."""
     ideals = {r["panel"]: _ideals(rows, r["panel"]) for r in rows}
     ends = [line[-1][-1] for lines_ in ideals.values() for line in lines_]
     limits = _limits([*lines.extremes(rows), *ends])
@@ -150,7 +150,7 @@ def _key(rows: Sequence[Row]) -> list[Entry]:
 
 
 def _ideals(rows: Sequence[Row], panel: str) -> list[tuple[list[float], list[float]]]:
-    """Ranks and speedups at both ends of the ideal line of every baseline in a panel."""
+    """Return ranks and speedups at both ends of the ideal line of every baseline in a panel."""
     part = [r for r in rows if r["panel"] == panel and r["status"] != "fit"]
     last = max((r["ranks"] for r in part), default=1)
     first_sizes = sorted({r["baseline_ranks"] for r in part if r.get("baseline_ranks")})

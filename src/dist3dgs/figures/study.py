@@ -43,5 +43,5 @@ class Study:
         return sorted({row["strategy"] for row in self.points})
 
     def not_ok(self) -> list[Row]:
-        """Runs that failed, are degraded or unknown."""
+        """Return runs that failed, are degraded or unknown."""
         return [row for row in self.runs if row["status"] in ("failed", "degraded", "unknown")]

@@ -138,7 +138,7 @@ def fit(text: str, room_mm: float, size_pt: float, *, bold: bool = False) -> str
 
 
 def wrap(text: str, room_mm: float, size_pt: float, *, indent: str = "") -> list[str]:
-    """Lines no wider than `room_mm`, broken at spaces that may break; `indent` before all but the first."""
+    """Return lines no wider than `room_mm`, broken at spaces that may break; `indent` before all but the first."""
     lines: list[str] = []
     for word in re.split(r"[ \t\n]+", text.strip(" \t\n")):
         longer = f"{lines[-1]} {word}" if lines else word
@@ -173,7 +173,7 @@ def phase_look(name: str) -> dict[str, Any]:
 
 
 def ink(colour: str) -> str:
-    """A darker shade of a colour that can be read as text on white."""
+    """Return a darker shade of a colour that can be read as text on white."""
     import matplotlib.colors
 
     hue, lightness, saturation = colorsys.rgb_to_hls(*matplotlib.colors.to_rgb(colour))

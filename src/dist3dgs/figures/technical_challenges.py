@@ -56,7 +56,7 @@ def data(study: Study) -> list[Row]:
 
 
 def plot(rows: list[Row]) -> Any:
-    """A bar per cause; beside it how often it was met and what became of it."""
+    """Return a bar per cause; beside it how often it was met and what became of it."""
     largest = max(r["rank_hours"] for r in rows)
     factor, unit = (1.0, "rank-hours") if largest >= 1 else (60.0, "rank-minutes")
     present = [name for name in _LOOKS if any(_name(r) == name for r in rows)]

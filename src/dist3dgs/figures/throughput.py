@@ -44,7 +44,7 @@ def _behind(ax: Any, cell: lines.Cell, ranks: Ranks) -> None:
 
 
 def _ideal(cell: lines.Cell, name: str, last: int) -> tuple[list[int], list[float]] | None:
-    """Ranks and images/s of the ends of a series' ideal line."""
+    """Return ranks and images/s of the ends of a series' ideal line."""
     line = sorted((r["ranks"], r["value"]) for r in cell.rows if r["series"] == name and r["status"] == "ok")
     if not line or line[0][0] == last:
         return None

@@ -224,7 +224,7 @@ def prepare_in_child(
 
 
 def _brought() -> tuple[Any, list[str]] | None:
-    """The extension of a wheel that was built with it; None where gsplat comes as sources."""
+    """Return the extension of a wheel that was built with it; None where gsplat comes as sources."""
     if importlib.util.find_spec(COMPILED) is None:
         return None
     return importlib.import_module(COMPILED), []

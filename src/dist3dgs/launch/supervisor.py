@@ -74,7 +74,7 @@ class Watch:
         self._collect_stacks()
 
     def _new_events(self) -> list[dict[str, Any]]:
-        """Events since the last call; remember the pids of the ranks on this host."""
+        """Return events since the last call; remember the pids of the ranks on this host."""
         events = self._tail.new()
         starts = [e for e in events if e["event"] == "start" and e.get("host") == node_name()]
         self._pids += [e["pid"] for e in starts if isinstance(e.get("pid"), int)]

@@ -108,7 +108,7 @@ def layers_of(spec: AnySpec, environ: Mapping[str, str] = os.environ) -> Layers:
 
 
 def visible_gpus() -> list[str]:
-    """UUIDs or indices of the NVIDIA GPUs this process may use, without importing torch.
+    """Return UUIDs or indices of the NVIDIA GPUs this process may use, without importing torch.
 
     A GPU that is split (MIG) counts as its instances. Where nvidia-smi is missing or too slow, NVML is asked, and
     last the driver's device files.
@@ -132,7 +132,7 @@ def listed_devices(environ: Mapping[str, str] = os.environ) -> list[str] | None:
 
 
 def _gpus_of_smi() -> list[str]:
-    """UUIDs as nvidia-smi lists them; [] where it is missing, fails or takes too long."""
+    """Return UUIDs as nvidia-smi lists them; [] where it is missing, fails or takes too long."""
     rows = [line.split(",") for line in _smi("--query-gpu=uuid,mig.mode.current", "--format=csv,noheader")]
     if not rows:  # drivers before 450 do not know MIG
         return _smi("--query-gpu=uuid", "--format=csv,noheader")

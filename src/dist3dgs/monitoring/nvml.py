@@ -86,7 +86,7 @@ class Nvml:
         ]
 
     def identities(self) -> list[GpuIdentity]:
-        """All GPUs that this process may see; of one that is split, its instances."""
+        """Return all GPUs that this process may see; of one that is split, its instances."""
         found = []
         for index, handle in self._devices:
             major, minor = ctypes.c_int(), ctypes.c_int()

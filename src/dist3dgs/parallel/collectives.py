@@ -33,7 +33,7 @@ class Meter:
     exposed_s: float = 0.0
 
     def seconds(self, scale: float) -> dict[str, float | None]:
-        """`s` and `exposed_s` times `scale`, None where no call was timed."""
+        """Return `s` and `exposed_s` times `scale`, None where no call was timed."""
         if not self.timed:
             return {"s": None, "exposed_s": None}
         return {"s": self.s * scale, "exposed_s": self.exposed_s * scale}

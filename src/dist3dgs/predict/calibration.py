@@ -175,7 +175,7 @@ def _predicted(predictor: Predictor, s: Segment, size_px: tuple[int, int]) -> fl
 
 
 def _optimiser_s(record: RunRecord) -> float:
-    """Seconds of the optimiser per Gaussian held and step."""
+    """Return seconds of the optimiser per Gaussian held and step."""
     m = record.metrics
     found = segments(record)
     steps = m.timed_steps or m.steps
@@ -206,7 +206,7 @@ def _is_modelled(record: RunRecord) -> bool:
 
 
 def _mean_share(record: RunRecord) -> float:
-    """Mean number of Gaussians over a run's steps, as a share of its final one."""
+    """Return mean number of Gaussians over a run's steps, as a share of its final one."""
     found = segments(record)
     mean = sum(s.steps * s.gaussians for s in found) / sum(s.steps for s in found)
     return min(1.0, mean / float(record.metrics.num_gaussians or found[-1].gaussians))

@@ -74,12 +74,12 @@ def all_to_all(
 
 
 def _bandwidth(layout: Layout, machine: Machine) -> float:
-    """Bytes per second of the slowest link of a ring through all ranks."""
+    """Return bytes per second of the slowest link of a ring through all ranks."""
     inside = machine.worker_link_gb_s if layout.workers_per_node > 1 else math.inf
     outside = machine.node_link_gb_s if layout.nodes > 1 else math.inf
     return min(inside, outside) * 1e9
 
 
 def _hops(machine: Machine) -> tuple[float, float]:
-    """Seconds of one hop inside a node and between nodes."""
+    """Return seconds of one hop inside a node and between nodes."""
     return _LOCAL_HOP_US * 1e-6, machine.fabric.hop_us.value * 1e-6

@@ -67,7 +67,7 @@ class Machine(Settings):
         return self.ports_per_node.value * self.fabric.port_gb_s.value * self.fabric.efficiency.value
 
     def assumptions(self) -> list[str]:
-        """Names of the numbers that no source states."""
+        """Return names of the numbers that no source states."""
         own = {name: getattr(self, name) for name in type(self).model_fields}
         own |= {f"network.{name}": getattr(self.fabric, name) for name in Network.model_fields}
         return [name for name, number in own.items() if isinstance(number, Number) and number.assumed]

@@ -131,7 +131,7 @@ class Workload:
         return self.kind in ("replicated", "local")
 
     def holders(self, layout: Layout) -> int:
-        """Number of ranks that hold the model together.
+        """Return number of ranks that hold the model together.
 
         Raises:
             UserError: a hybrid strategy's groups do not divide the ranks.
@@ -159,7 +159,7 @@ class Interval:
 
     @classmethod
     def around(cls, value: float, width: float) -> "Interval":
-        """`value` divided and multiplied by 1 + `width`."""
+        """Return `value` divided and multiplied by 1 + `width`."""
         return cls(value, value / (1 + width), value * (1 + width))
 
     def scaled(self, factor: float) -> "Interval":
@@ -197,7 +197,7 @@ class Step:
         return self.compute_s + self.exchange_s + (1 - self.overlap) * self.collectives_s
 
     def terms(self) -> dict[str, float]:
-        """Seconds by the names of this module's introduction."""
+        """Return seconds by the names of this module's introduction."""
         return {
             "pixels": self.pixels_s,
             "Gaussians": self.gaussians_s,
@@ -284,7 +284,7 @@ class Predictor:
     """From records of this study on this hardware."""
 
     def mean_gaussians(self, workload: Workload) -> float:
-        """Mean number of Gaussians over the run's images."""
+        """Return mean number of Gaussians over the run's images."""
         known = self.mean_share is not None and workload.densify_share > 0
         return workload.gaussians * (self.mean_share or 1.0) if known else workload.mean_gaussians
 
@@ -469,7 +469,7 @@ def _projections(
 def _gradients(
     workload: Workload, layout: Layout, machine: Machine, gaussians: float, ranks: int
 ) -> tuple[CollectiveCost, ...]:
-    """The all-reduce of gradients: a message of the small parameters while they fit, the large ones alone."""
+    """Return the all-reduce of gradients: a message of the small parameters while they fit, the large ones alone."""
     if layout.world_size == 1:
         return ()
     found: list[CollectiveCost] = []

@@ -327,7 +327,7 @@ def _host(
 
 
 def _measured_process_gib(study: Study, scene: str) -> float | None:
-    """Largest resident set of a rank in the scene's records, None without any."""
+    """Return largest resident set of a rank in the scene's records, None without any."""
     return max(
         (r.metrics.peak_rss_gib for r in records_of(study, scene) if r.metrics.peak_rss_gib), default=None
     )
@@ -343,7 +343,7 @@ def worst(findings: Sequence[Finding]) -> Status:
 
 
 def _most_gaussians(made: Predictor, workload: Workload, layout: Layout, limit_gb: float) -> int:
-    """Largest number whose predicted memory is within the limit, to three digits."""
+    """Return largest number whose predicted memory is within the limit, to three digits."""
     none, one = (made.memory_gb(replace(workload, gaussians=n), layout).value for n in (0.0, 1e6))
     most = max(0.0, (limit_gb - none) / (one - none) * 1e6)
     return math.floor(float(f"{most:.3g}"))

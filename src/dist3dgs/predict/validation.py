@@ -91,7 +91,7 @@ class Validation:
 
 
 def mean_gaussians(early: float, final: float, steps: int) -> float:
-    """Mean over a run: linear to `early` at step 7,000 and to `final` at step 15,000, then constant."""
+    """Return mean over a run: linear to `early` at step 7,000 and to `final` at step 15,000, then constant."""
     if steps <= 7000:
         return early / 2
     return (7 * early / 2 + 8 * (early + final) / 2 + 15 * final) / 30

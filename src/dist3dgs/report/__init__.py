@@ -46,7 +46,7 @@ def write_report(
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} with the reason under `unreadable`: an old ingest must not cost the report."""
+    """Return a JSON object, or {} with the reason under `unreadable`: an old ingest must not cost the report."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:

@@ -62,7 +62,7 @@ def _where(failure: Failure) -> str:
 
 
 def evidence_lines(failure: Failure) -> list[str]:
-    """`train.log:42: text`, long lines cut."""
+    """Return `train.log:42: text`, long lines cut."""
     lines = []
     for e in failure.evidence:
         text = e.text if len(e.text) <= 400 else f"{e.text[:400]} …"

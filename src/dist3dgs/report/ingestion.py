@@ -67,7 +67,7 @@ def number(value: Any) -> float | None:
 
 
 def _resolutions(value: Any) -> str | None:
-    """`540 × 360 px`, or each size with how many photographs have it."""
+    """Return `540 × 360 px`, or each size with how many photographs have it."""
     if not isinstance(value, list):
         return None
     sizes = [r for r in value if isinstance(r, dict) and {"width_px", "height_px"} <= r.keys()]
@@ -97,7 +97,7 @@ def _poses(content: Content) -> Html | None:
 
 
 def _images(scene: str, facts: dict[str, Any], key: str, value: str, title: str) -> Html | None:
-    """The photographs that ingest names under `key`, each with its reason or note."""
+    """Return the photographs that ingest names under `key`, each with its reason or note."""
     entries = facts.get(key)
     if not isinstance(entries, list) or not entries:
         return None

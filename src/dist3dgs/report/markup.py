@@ -18,12 +18,12 @@ class Html(str):
 
 
 def escape(value: object) -> Html:
-    """Markup as it is, anything else as text."""
+    """Return markup as it is, anything else as text."""
     return value if isinstance(value, Html) else Html(html.escape(seen(str(value)), quote=True))
 
 
 def seen(text: str) -> str:
-    """`text` with every character that a reader would not see as such shown as a replacement mark."""
+    """Return `text` with every character that a reader would not see as such shown as a replacement mark."""
     return _UNSEEN.sub("\ufffd", text)
 
 
@@ -32,7 +32,7 @@ def join(parts: Iterable[object]) -> Html:
 
 
 def tag(name: str, /, *children: object, **attributes: str | None) -> Html:
-    """`<name attr="...">children</name>`; None children and attributes are left out, `class_` is `class`."""
+    """Return `<name attr="...">children</name>`; None children and attributes are left out, `class_` is `class`."""
     given = "".join(
         f' {key.rstrip("_")}="{html.escape(seen(value), quote=True)}"'
         for key, value in attributes.items()
@@ -44,7 +44,7 @@ def tag(name: str, /, *children: object, **attributes: str | None) -> Html:
 
 
 def with_code(text: str) -> Html:
-    """`text` with what stands between backticks as code; an unpaired backtick stays one."""
+    """Return `text` with what stands between backticks as code; an unpaired backtick stays one."""
     parts = text.split("`")
     if len(parts) % 2 == 0:
         return escape(text)
@@ -54,7 +54,7 @@ def with_code(text: str) -> Html:
 def without_empty(
     head: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> tuple[list[str], list[list[object]]]:
-    """The table less the columns that no row fills; efficiencies stay, their absence is a finding."""
+    """Return the table less the columns that no row fills; efficiencies stay, their absence is a finding."""
     keep = [
         i for i, name in enumerate(head) if "efficiency" in name or any(row[i] is not None for row in rows)
     ]
@@ -62,7 +62,7 @@ def without_empty(
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, numbers_from: int | None = None) -> Html:
-    """A table; columns from `numbers_from` on are set flush right. A None cell is shown as a dash."""
+    """Return a table; columns from `numbers_from` on are set flush right. A None cell is shown as a dash."""
 
     def cell(kind: str, i: int, value: object) -> Html:
         right = numbers_from is not None and i >= numbers_from

@@ -2,7 +2,7 @@
 
 
 def seconds(value: float | None) -> str | None:
-    """`0.27 s`, `41.3 s`, `8 min 42 s`, `3 h 07 min`."""
+    """Return `0.27 s`, `41.3 s`, `8 min 42 s`, `3 h 07 min`."""
     if value is None:
         return None
     if value < 1:
@@ -40,14 +40,14 @@ def count(value: float | None) -> str | None:
 
 
 def hours(value: float | None, unit: str = "rank") -> str | None:
-    """Rank-hours, or rank-minutes where that is less than one."""
+    """Return rank-hours, or rank-minutes where that is less than one."""
     if value is None:
         return None
     return f"{value:.2f} {unit}-hours" if value >= 1 else f"{60 * value:.1f} {unit}-minutes"
 
 
 def spread(text: str | None, low: str | None, high: str | None, n: int | None) -> str | None:
-    """`1.87× (1.85× to 1.88×)` where there are repeats that differ."""
+    """Return `1.87× (1.85× to 1.88×)` where there are repeats that differ."""
     if text is None or not n or n < 2 or low is None or high is None or low == high:
         return text
     return f"{text} ({low} to {high})"

@@ -47,7 +47,7 @@ def time_section(content: Content, elapsed_s: Callable[[], float]) -> Html:
 
 
 def _drawing_s(content: Content) -> tuple[float | None, str]:
-    """Seconds between the first table and the last figure, by the files' times."""
+    """Return seconds between the first table and the last figure, by the files' times."""
     files = [
         content.tables_dir / "runs.csv",
         *content.figures_dir.glob("*.svg"),
@@ -108,7 +108,7 @@ def _commands(content: Content) -> list[str]:
 
 
 def _command(profile: str, content: Content, *targets: str, more: tuple[str, ...] = ()) -> str:
-    """`more`: the profile's own --config, which one on the command line would replace."""
+    """Return `more`: the profile's own --config, which one on the command line would replace."""
     given = content.study.flags
     flags = [shlex.quote(flag) for flag in (*given, *(more if "--config" in given else ()))]
     words = ["snakemake", "--profile", profile, *flags, *(["--"] if flags else [])]

@@ -13,7 +13,7 @@ from .verdict import headline, verdict
 
 
 def page(content: Content, elapsed_s: Callable[[], float]) -> str:
-    """The whole document; `elapsed_s` gives the seconds since the report was begun."""
+    """Return the whole document; `elapsed_s` gives the seconds since the report was begun."""
     sections = [
         ("results", "What ran, and the numbers", results.numbers_section(content)),
         ("figures", "Figures", results.figures_section(content)),
@@ -74,7 +74,7 @@ def _top(content: Content) -> Html:
 
 
 def _verdict(paragraphs: list[str]) -> Html:
-    """All of it in the box, or the first and its details below where there are many scenes and strategies."""
+    """Return all of it in the box, or the first and its details below where there are many scenes and strategies."""
     texts = [tag("p", text) for text in paragraphs]
     if len(texts) <= 5:
         return tag("div", *texts, class_="verdict")

@@ -29,7 +29,7 @@ class Shown:
         return f"{run.strategy} {run.layout}"
 
     def views(self) -> list[str]:
-        """Names of the views that have both pictures."""
+        """Return names of the views that have both pictures."""
         found = {p.name.removesuffix(".render.png") for p in self.folder.glob("*.render.png")}
         return sorted(v for v in found if (self.folder / f"{v}.photo.png").is_file())
 
@@ -39,7 +39,7 @@ class Shown:
 
 
 def comparison(content: Content, scene: str) -> Html | None:
-    """Photographs and renders of up to three held-out views: the worst, the middle and the best one."""
+    """Return photographs and renders of up to three held-out views: the worst, the middle and the best one."""
     shown = choose(content, scene)
     if not shown:
         return None
@@ -59,7 +59,7 @@ def comparison(content: Content, scene: str) -> Html | None:
 
 
 def choose(content: Content, scene: str) -> list[Shown]:
-    """The smallest and the largest successful run of a scene that left renders, the same strategy if "
+    """Return the smallest and the largest successful run of a scene that left renders, the same strategy if "
     "possible."""
     found = [
         Shown(r, p.parent / "renders")
@@ -97,7 +97,7 @@ def _cell(content: bytes | str, label: str) -> Html:
 
 
 def _open(path: Path) -> Any:
-    """An RGB image no wider than the page needs."""
+    """Return an RGB image no wider than the page needs."""
     from PIL import Image
 
     with Image.open(path, formats=("PNG",)) as image:
@@ -115,7 +115,7 @@ def _encode(image: Any) -> bytes:
 
 
 def _jpeg(path: Path) -> bytes | str:
-    """The picture for the page, or words that say why it is not there."""
+    """Return the picture for the page, or words that say why it is not there."""
     try:
         return _encode(_open(path))
     except Exception as e:  # a picture that cannot be read must not cost the report

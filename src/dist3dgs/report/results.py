@@ -196,7 +196,7 @@ def _fits(content: Content) -> Html | None:
 
 
 def figures_section(content: Content) -> Html:
-    """Narrow figures that follow each other stand side by side."""
+    """Place narrow figures that follow each other side by side."""
     without = _OWN_SECTION if SPLATTING in programs(content.records) else (*_OWN_SECTION, "quality_time")
     drawn = [figure(content, name) for name in figures.names() if name not in without]
     rows: list[list[Html]] = []
@@ -210,7 +210,7 @@ def figures_section(content: Content) -> Html:
 
 
 def figure(content: Content, name: str) -> Html:
-    """One figure with the caption that defines it, or words that it is missing."""
+    """Return one figure with the caption that defines it, or words that it is missing."""
     path = content.figures_dir / f"{name}.svg"
     title, caption = figures.title(name), figures.caption(name)
     image = picture(path, f"{title}. {caption}")

@@ -38,7 +38,7 @@ def programs(records: Sequence[RunRecord]) -> list[str]:
 
 
 def left_out(facts: StudyFacts) -> Html | None:
-    """Points that the config excludes, and why."""
+    """Return points that the config excludes, and why."""
     if not facts.exclusions:
         return None
     return tag(

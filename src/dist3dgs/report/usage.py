@@ -102,7 +102,7 @@ def _elsewhere(content: Content) -> Html | None:
 
 
 def _rows(record: RunRecord, samples: Sequence[Samples]) -> list[tuple[Any, ...]]:
-    """One row per node, and one per GPU."""
+    """Return one row per node, and one per GPU."""
     places = list(dict.fromkeys((s.node, s.gpu) for s in samples))
     rows = []
     for node, gpu in sorted(places, key=lambda x: (x[0], -1 if x[1] is None else x[1])):
@@ -125,7 +125,7 @@ def _rows(record: RunRecord, samples: Sequence[Samples]) -> list[tuple[Any, ...]
 
 
 def _imported(record: RunRecord) -> list[tuple[Any, ...]]:
-    """One row per GPU, as the log of another program has it."""
+    """Return one row per GPU, as the log of another program has it."""
     return [
         (
             name(record),
@@ -148,7 +148,7 @@ def _three(samples: Samples | None, digits: int) -> tuple[str | None, ...]:
 
 
 def _cost(record: RunRecord, row: Row, samples: Sequence[Samples]) -> tuple[Any, ...]:
-    """One run's cost. row: of runs.csv."""
+    """Return one run's cost. row: of runs.csv."""
     gained, hours_per_db = row.get("psnr_over_baseline_db"), row.get("rank_hours_per_db_gained")
     return (
         name(record),

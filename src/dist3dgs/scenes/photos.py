@@ -203,7 +203,7 @@ def _stem(name: str) -> str:
 
 
 def _conversions(listing: Listing) -> list[str]:
-    """Commands that make photographs of the files that have some inside, one per kind and suffix."""
+    """Return commands that make photographs of the files that have some inside, one per kind and suffix."""
     hints, seen = [], set()
     for path in listing.files.values():
         kind = _kind(path)

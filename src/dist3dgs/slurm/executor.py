@@ -152,7 +152,7 @@ class Executor(SlurmExecutor):
     # -- the command line of a job
 
     def additional_general_args(self) -> str:
-        """Options of the Snakemake inside a job: none, so that it runs the rule itself, in the batch step."""
+        """Return options of the Snakemake inside a job: none, so that it runs the rule itself, in the batch step."""
         return ""
 
     def get_job_exec_prefix(self, job: Any) -> str:
@@ -223,7 +223,7 @@ class Executor(SlurmExecutor):
 
     @RemoteExecutor.next_seconds_between_status_checks.getter
     def next_seconds_between_status_checks(self) -> float:
-        """The plugin's time until the next look, at most the site's `poll_s`."""
+        """Return the plugin's time until the next look, at most the site's `poll_s`."""
         return min(RemoteExecutor.next_seconds_between_status_checks.fget(self), self.poll_s)
 
     async def sleep(self) -> None:

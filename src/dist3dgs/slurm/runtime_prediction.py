@@ -29,7 +29,7 @@ class Prediction:
 
 
 def read_records(results: Path) -> list[RunRecord]:
-    """Runs that went well; what cannot be read is not for here to complain about."""
+    """Return runs that went well; files that cannot be read are left out."""
     found = []
     for path in sorted(Path(results).glob("*/*/*/r*/record.json")):
         try:
@@ -42,7 +42,7 @@ def read_records(results: Path) -> list[RunRecord]:
 def predict(
     specs: Sequence[AnySpec], records: Sequence[RunRecord], speeds: Mapping[str, float], default_s: float
 ) -> Prediction:
-    """The longest of `specs` of one layout, each from the record most like it; `default_s` where there is none.
+    """Return the longest of `specs` of one layout, each from the record most like it; `default_s` where there is none.
 
     Args:
         speeds: of GPU types relative to the fastest.

@@ -72,7 +72,7 @@ def nearest(things: list[Thing], o: Vectors, d: Vectors) -> tuple[Floats, NDArra
 
 
 def _components(vectors: NDArray) -> Vectors:
-    """The three contiguous columns of [N, 3] (or scalars of [3])."""
+    """Return the three contiguous columns of [N, 3] (or scalars of [3])."""
     x, y, z = (np.ascontiguousarray(vectors[..., i], np.float32) for i in range(3))
     return x, y, z
 
@@ -90,7 +90,7 @@ class Court:
         self._shadow = self._shadow_map()
 
     def _shadow_map(self) -> Floats:
-        """Height along the sun's direction of the first surface that the sun meets, [S, S]."""
+        """Return height along the sun's direction of the first surface that the sun meets, [S, S]."""
         size, radius = SHADOW_MAP_PX, self.radius_m
         axis = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1) * radius
         heights = np.full((size, size), -np.inf, np.float32)

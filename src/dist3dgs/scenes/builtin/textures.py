@@ -215,7 +215,7 @@ def ball(rng: np.random.Generator, height: int, num_cells: int, colours: list, c
 
 
 def _solid_noise(rng: np.random.Generator, p: Floats, frequency: float, octaves: int) -> Floats:
-    """Value noise in space with `octaves` doublings of frequency, about unit variance; p [..., 3]."""
+    """Return value noise in space with `octaves` doublings of frequency, about unit variance; p [..., 3]."""
     total = np.zeros(p.shape[:-1], np.float32)
     for octave in range(octaves):
         lattice = rng.standard_normal((32, 32, 32)).astype(np.float32)

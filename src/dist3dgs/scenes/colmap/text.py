@@ -15,7 +15,7 @@ _NO_POINT_TEXTS = ("-1", str(2**64 - 1))
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines without comments; empty ones are kept: in images.txt they are an image without points."""
+    """Return lines without comments; empty ones are kept: in images.txt they are an image without points."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -206,7 +206,7 @@ class _Part:
         return self.data.stat().st_size if self.data.exists() else 0
 
     def validator(self) -> str | None:
-        """The server's ETag or date of what we have, to ask for more of the same; None: start over."""
+        """Return the server's ETag or date of what we have, to ask for more of the same; None: start over."""
         try:
             return str(json.loads(self.note.read_text())["validator"] or "") or None
         except (OSError, ValueError, KeyError, TypeError):

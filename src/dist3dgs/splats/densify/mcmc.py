@@ -110,7 +110,7 @@ def _rotate(quats: Tensor, turn: Tensor, vectors: Tensor, inverse: bool = False)
 
 
 def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` indices drawn with replacement in proportion to `weights`, by inversion on the CPU.
+    """Return `count` indices drawn with replacement in proportion to `weights`, by inversion on the CPU.
 
     Not torch.multinomial: it takes at most 2^24 weights and differs between devices.
     """

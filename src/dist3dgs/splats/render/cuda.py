@@ -148,7 +148,7 @@ def _nothing(means: Tensor, scales: Tensor, opacities: Tensor, colors: Colors) -
 
 
 def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degree: int | None) -> Tensor:
-    """Colours [V,3] of the visible Gaussians.
+    """Return colours [V,3] of the visible Gaussians.
 
     Rows are taken with index_select: the backward pass of `tensor[ids]` sorts the ids, which come only once here.
     """

@@ -85,7 +85,7 @@ class _Blocks:
         return self.load(blocks, -2), self.load(blocks, -1)
 
     def load(self, blocks: list[Value], line: int) -> Value:
-        """One number of each of the pixels of one or two blocks."""
+        """Return one number of each of the pixels of one or two blocks."""
         parts = [self.lines.load(self._place(block, line), 64) for block in blocks]
         return parts[0] if len(parts) == 1 else parts[0].join(parts[1])
 

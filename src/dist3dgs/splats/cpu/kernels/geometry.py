@@ -102,7 +102,7 @@ class Inputs:
         return cls(k.pointer(), k.pointer(), k.pointer(), k.pointer())
 
     def load(self, k: Kernel, first: Value, last: Value) -> Gaussians:
-        """Gaussians first..first+15; zeros from `last` on."""
+        """Return Gaussians first..first+15; zeros from `last` on."""
         mean, quat, scale, opacity = (
             load_rows(k, p, first, last, columns)
             for p, columns in ((self.means, 3), (self.quats, 4), (self.scales, 3), (self.opacities, 1))
@@ -119,7 +119,7 @@ class Inputs:
 
 
 def gather_rows(p: Pointer, index: Value, columns: int, mask: Value, stride: Any = None) -> list[Value]:
-    """The first `columns` columns of rows `index` of a row-major matrix."""
+    """Return the first `columns` columns of rows `index` of a row-major matrix."""
     first = index * (columns if stride is None else stride)
     return [p.gather(first + c, mask) for c in range(columns)]
 

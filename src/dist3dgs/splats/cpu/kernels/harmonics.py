@@ -14,7 +14,7 @@ C3_XY, C3_X3 = 1.445305721320277, 0.5900435899266435
 
 
 def band(degree: int, x: Value, y: Value, z: Value) -> list[Value | float]:
-    """The 2*degree+1 functions of one degree."""
+    """Return the 2*degree+1 functions of one degree."""
     if degree == 0:
         return [C0]
     if degree == 1:
@@ -60,7 +60,7 @@ def unit_direction(k: Kernel, mean: list[Value], centre: list[Value]) -> tuple[l
 
 
 def all_bands(k: Kernel, degree: int, direction: list[Value]) -> list[Value]:
-    """The functions of all degrees up to `degree`, except the constant first one."""
+    """Return the functions of all degrees up to `degree`, except the constant first one."""
     return [k.cast(f, k.vreal) for d in range(1, degree + 1) for f in band(d, *direction)]
 
 
@@ -82,7 +82,7 @@ class Rows:
         return self.k.lanes([int(start + i < self.count) for i in range(LANES)], I1)
 
     def load(self, first: Value, local: Value) -> list[Value]:
-        """`count` vectors: coefficient 1 red, green, blue, coefficient 2 red ... of rows first + local."""
+        """Return `count` vectors: coefficient 1 red, green, blue, coefficient 2 red ... of rows first + local."""
         columns: list[Value] = []
         rows = [self._row(first, local, lane) for lane in range(LANES)]
         for start in self.windows:

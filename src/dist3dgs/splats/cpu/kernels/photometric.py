@@ -54,7 +54,7 @@ class _Strip:
                 buffer.store(i + m * BUFFER, total.get(), 64)
 
     def blur_columns(self, buffer: Pointer, i: Value, count: int) -> list[Value]:
-        """The blurred values of 16 columns from the buffer, all of one channel each."""
+        """Return the blurred values of 16 columns from the buffer, all of one channel each."""
         k, results = self.k, []
         for m in range(count):
             total = k.zero(k.vreal)

@@ -13,7 +13,7 @@ DEGREES = (-1, 0, 1, 2, 3)  # -1: colours are RGB
 
 
 def kernel_name(stem: str, degree: int) -> str:
-    """Projection kernels come in one version per degree of the spherical harmonics."""
+    """Return the name of a projection kernel: there is one per degree of the spherical harmonics."""
     return f"{stem}_rgb" if degree < 0 else f"{stem}{degree}"
 
 
@@ -226,7 +226,7 @@ def _backward_covariance(
     v_conic: list[Value],
     v_opacity: Value,
 ) -> tuple[Value, Value, Value]:
-    """Gradient by xx, xy (both off-diagonal elements together), yy of the projected covariance."""
+    """Return gradient by xx, xy (both off-diagonal elements together), yy of the projected covariance."""
     a, b, c = e.conic
     ga, gb, gc = v_conic[0], 0.5 * v_conic[1], v_conic[2]
     # d(inverse) = -inverse d inverse

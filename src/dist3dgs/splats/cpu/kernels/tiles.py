@@ -142,7 +142,7 @@ def write_pack(module: ir.Module, real: ir.Type) -> None:
 
 
 def _tile_range(centre: Value, radius: Value, num_tiles: Value) -> tuple[Value, Value]:
-    """First tile and the one after the last, as gsplat: those that the box centre +- radius touches."""
+    """Return first tile and the one after the last, as gsplat: those that the box centre +- radius touches."""
     k = centre.k
     limit = num_tiles.to(k.real)
     low = ((centre - radius) * (1.0 / TILE_PX)).floor().max(0.0).min(limit)
@@ -269,7 +269,7 @@ class BlockMask:
         self.ab_y, self.bb_yy = self.ab * self.near_y, self.bb * self.near_y * self.near_y
 
     def bits(self, left: Value) -> Value:
-        """The mask of the tile whose left edge is at `left` px."""
+        """Return the mask of the tile whose left edge is at `left` px."""
         k = self.k
         x0 = k.lanes([float(b % 4 * BLOCK_PX) + 0.5 for b in range(LANES)]) - (self.x - left)
         x1 = x0 + float(BLOCK_PX - 1)
