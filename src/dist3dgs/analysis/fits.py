@@ -204,7 +204,7 @@ def _fit(law: Law, ranks: Sequence[int], throughput: Sequence[float]) -> Scaling
     n, k = len(p), num_parameters
     aicc = None
     if n > k + 1:
-        # A floor under the residuals: data that a law fits exactly must not decide by rounding.
+        # A floor under the residuals, so that rounding does not decide between laws that fit exactly.
         mean_square = max(float(np.mean((x / fitted - 1) ** 2)), 1e-6)
         aicc = n * math.log(mean_square) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
     medians = [float(np.median(x[p == size])) for size in sizes]
@@ -235,7 +235,7 @@ def _solve(law: Law, p: np.ndarray, x: np.ndarray) -> Parameters:
     columns = [x / p, x, x * (p - 1)][: 3 if law == "usl" else 2]
     parallel, serial, *coherency = nnls(np.stack(columns, axis=1), np.ones_like(p))[0]
     one = parallel + serial
-    if one <= 0:  # all of it grows with the pairs: no law of this kind
+    if one <= 0:  # everything grows with the pairs: no law of this kind fits
         one = serial = 1e-12
     return float(1 / one), float(serial / one), float(coherency[0] / one) if coherency else 0.0
 

@@ -129,7 +129,7 @@ def differences(before: RunRecord, after: RunRecord) -> list[str]:
         for name in ("scene", "strategy", "layout")
         if getattr(a, name) != getattr(b, name)
     ]
-    if a.settings and b.settings:  # a log that states none has not changed any
+    if a.settings and b.settings:  # a log that states no settings shows no change
         flat_a, flat_b = _flat(a.settings), _flat(b.settings)
         if len(flat_a.keys() & flat_b.keys()) < min(len(flat_a), len(flat_b)) / 2:
             return [*changed, "another program"]  # a list of all settings of both would say less
@@ -249,7 +249,7 @@ def _same_hardware(a: RunRecord, b: RunRecord) -> bool:
 
 
 def _comparable(record: RunRecord) -> dict[str, Any]:
-    """Return the settings but for those that say how much was done and on how many ranks."""
+    """Return the settings except the amount of work and the number of ranks."""
     flat = _flat(record.run.settings)
     apart = {"scene", "strategy", "layout", "repeat", "seed", "train.steps", "parallel.ranks"}
     return {name: value for name, value in flat.items() if name not in apart}
@@ -261,7 +261,7 @@ def _size(attempt: Attempt) -> tuple[int, float, int]:
 
 
 def _ranks_used(record: RunRecord) -> int:
-    """Return ranks that did the work: of a degraded run those that are known to have."""
+    """Return the ranks that did the work; of a degraded run, those known to have worked."""
     return len(record.metrics.ranks) if record.status == "degraded" else record.world_size
 
 

@@ -5,11 +5,10 @@ Only runs with status `ok` count: a degraded run (4 GPUs allocated, 1 used) says
 One comparison, one definition. Points are compared within a scene where they computed the same thing on the same
 hardware with the same code (`conditions`). The baseline is the smallest layout of those that succeeded, whichever
 strategy ran it: on one rank, strategies that only share out the work differently are one program. The config's
-`baseline` names another. Where the
-baseline has a held-out quality, a point's gain is the ratio of the times to that quality, and a point that does not
-reach it has no gain (`missed_quality`); only where no quality is known is it the ratio of images per second, and
-where an imported log shows no rate the ratio of seconds per epoch. A gain
-or a loss is called so only beyond the joint spread of both sides' repeats.
+`baseline` names another. Where the baseline has a held-out quality, a point's gain is the ratio of the times to that
+quality, and a point that does not reach it has no gain (`missed_quality`); only where no quality is known is it the
+ratio of images per second, and where an imported log shows no rate the ratio of seconds per epoch. A gain or a loss
+is called so only beyond the joint spread of both sides' repeats.
 """
 
 import json

@@ -49,7 +49,7 @@ def data(study: Study) -> list[Row]:
         points = [p for p in study.points if p["scene"] == scene and p["n_ok"]]
         hardware = {p["hardware"] for p in points}
         part = [_row(p) | {"unit": units.get((scene, p["strategy"], p["layout"]), "rank")} for p in points]
-        for kind in hardware:  # other machines' hours are another currency
+        for kind in hardware:  # hours on different hardware are not comparable
             alike = [
                 r for r, p in zip(part, points, strict=True) if p["hardware"] == kind and r["status"] == "ok"
             ]

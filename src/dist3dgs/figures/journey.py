@@ -93,7 +93,7 @@ def _room(rows: Sequence[Row]) -> int:
 
 
 def _panel(page: Page, top: float, rows: list[Row]) -> None:
-    """Attempts whose cost is in one unit: those of a laptop's ranks cannot be seen beside those of GPUs."""
+    """Select attempts whose cost has one unit: CPU rank-hours would be invisible beside GPU-hours."""
     ax = page.axes(_NAME_MM, top, _BARS_MM, _ROW_MM * len(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_yticks([])
@@ -127,7 +127,7 @@ def _unit(largest: float, gpu: bool) -> tuple[float, str]:
 
 
 def _words(page: Page, y: float, row: Row, cost: float | None, unit: str) -> None:
-    """Left of the bar which run it was, right of it what came of it; each in two lines of the room there is."""
+    """Label the run on the left of its bar and the outcome on the right, in two lines each."""
     first, second = row["attempt"], row["last_attempt"]
     number = f"#{first}" if first == second else f"#{first}–{second}"
     x = EDGE_MM + max(style.width_mm(f"{number} ", _PT), 6.5)

@@ -99,7 +99,7 @@ class Cell:
     title: str
     rows: Sequence[Row]
     other_rows: Sequence[Row] = ()
-    """Drawn by the figure's own means."""
+    """Drawn by the figure itself."""
 
 
 #: Behind a mark whose ratio is 1 because it is compared with itself.
@@ -219,7 +219,7 @@ def _series(axes: Any, rows: Sequence[Row], name: str, ranks: Ranks) -> None:
     line = sorted((r for r in rows if r["status"] == "ok"), key=lambda r: (r["ranks"], r["nodes"]))
     look = style.series_style(name, ranks.series)
     joined = [r for i, r in enumerate(line) if i == 0 or line[i - 1]["ranks"] != r["ranks"]]
-    # The same number of ranks on more nodes: marked, but a line through both would say nothing.
+    # Equal ranks on more nodes get a mark but no line, which would mix two machines.
     others = [[r] for r in line if r not in joined]
     lost = {r["ranks"] for r in rows if r["status"] in ("failed", "degraded")} - {r["ranks"] for r in line}
     for part in [*_unbroken(joined, lost), *others]:

@@ -25,7 +25,7 @@ class Entry:
 
 
 class Page:
-    """A figure without any window system behind it, as high as its key, body and foot together."""
+    """Create a figure without a window system, as high as its key, body and foot together."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Page:
             self.text(EDGE_MM, foot_top + _FOOT_ROW_MM * (i + 0.5), line, size_pt=_FOOT_PT, color=colour)
 
     def axes(self, x_mm: float, y_mm: float, width_mm: float, height_mm: float) -> Any:
-        """Axes whose frame (ticks and words stand outside of it) has its top left corner there."""
+        """Add axes whose frame, without ticks and labels, has its top left corner there."""
         below = self.height_mm - y_mm - height_mm
         box = (x_mm / self.width_mm, below / self.height_mm)
         return self.figure.add_axes((*box, width_mm / self.width_mm, height_mm / self.height_mm))

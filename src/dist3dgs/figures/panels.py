@@ -107,7 +107,7 @@ def panel_width_mm(num_panels: int, columns: int) -> float:
 
 
 def num_columns(num_panels: int) -> int:
-    """Up to four abreast; of three and four the one that leaves fewer holes in the last row."""
+    """Choose up to four columns; of three and four, the one that leaves fewer holes in the last row."""
     return max(num_panels, 1) if num_panels <= 4 else min((4, 3), key=lambda n: -num_panels % n)
 
 

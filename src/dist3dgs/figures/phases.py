@@ -221,7 +221,7 @@ def _groups(page: Page, top: float, pitch: float, bars: Sequence[tuple[Any, ...]
 
 
 def _head(page: Page, x: float, y: float, phases: Sequence[str]) -> None:
-    """Over every column of numbers the look and the name of its phase."""
+    """Draw each phase's colour and name above its column of numbers."""
     from matplotlib.patches import Rectangle
 
     names = {"communication": "exposed comm."}
@@ -272,5 +272,5 @@ def _trouble(bars: Sequence[tuple[Any, ...]]) -> list[str]:
 
 
 def _seconds(value: float) -> str:
-    """To the second where there are many, so that all numbers of a column are told apart."""
+    """Round to whole seconds where there are many, so that the numbers of a column stay distinct."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}"

@@ -167,7 +167,7 @@ def phase_style(name: str) -> tuple[str, str]:
 
 
 def phase_look(name: str) -> dict[str, Any]:
-    """Of the patch that stands for a phase."""
+    """Return the properties of a phase's patch."""
     colour, hatch = phase_style(name)
     return {"facecolor": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.4}
 
@@ -180,7 +180,7 @@ def ink(colour: str) -> str:
     return matplotlib.colors.to_hex(colorsys.hls_to_rgb(hue, min(lightness, 0.33), saturation))
 
 
-#: File ending -> what matplotlib would write of itself and the hour.
+#: File ending -> metadata that matplotlib would add: its version, the date.
 _METADATA: dict[str, dict[str, str | None]] = {
     "svg": {"Date": None, "Creator": "dist3dgs"},
     "png": {"Software": None},

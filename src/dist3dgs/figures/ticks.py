@@ -14,7 +14,7 @@ def linear(height_mm: float) -> Any:
 
 
 def decimal(low: float, high: float, room_mm: float) -> list[float]:
-    """Of a logarithmic axis: 1-2-5, 1-3 or powers of ten; where the axis spans less than these, evenly spaced ones."""
+    """Choose ticks of a logarithmic axis: 1-2-5, 1-3 or powers of ten; evenly spaced where it spans less than these."""
     from matplotlib.ticker import MaxNLocator
 
     most = max(2, int(room_mm / _ROOM_MM))
@@ -31,7 +31,7 @@ def decimal(low: float, high: float, room_mm: float) -> list[float]:
 
 
 def binary(low: float, high: float, room_mm: float) -> list[float]:
-    """Of a logarithmic axis of ratios: powers of two around 1, with 0.75, 1.5 and 3 where few of them are seen."""
+    """Choose ticks of a logarithmic axis of ratios: powers of two, with 0.75, 1.5 and 3 where few of them are seen."""
     powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
     most = max(2, int(room_mm / _ROOM_MM))
     every = math.ceil(len(powers) / most)

@@ -34,7 +34,7 @@ class Shown:
         return sorted(v for v in found if (self.folder / f"{v}.photo.png").is_file())
 
     def psnr(self, view: str) -> float | None:
-        """Of one view, by the name of its picture: the photograph's with slashes replaced."""
+        """Return the files of one view by its picture's name: the photograph's, slashes replaced."""
         return next((v.psnr for v in self.record.metrics.views if v.name.replace("/", "_") == view), None)
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from ..config.workloads import Criteria, FigureOfMerit
 
-#: For all of a run's patterns together: one that backtracks without end must not hold a study up.
+#: Time limit for all patterns of a run together: a backtracking regex must not stall the study.
 TIME_LIMIT_S = 60.0
-#: Of one rank and figure at most so many numbers are kept, the last ones.
+#: At most this many numbers, the last ones, are kept per rank and figure.
 MAX_NUMBERS = 1_000_000
 
 _STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {

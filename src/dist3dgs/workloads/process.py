@@ -37,11 +37,11 @@ PORT = "DIST3DGS_WORKLOAD_PORT"
 GPUS = "DIST3DGS_WORKLOAD_GPUS"
 #: The folder {out}, in the point's.
 OUTPUT = "output"
-#: Of a program's output the first and the last so many bytes are kept, and as much goes into the attempt's log.
+#: This many bytes of the start and of the end of a program's output are kept, and as many go to the attempt's log.
 HEAD_BYTES, TAIL_BYTES = 32 << 20, 8 << 20
 #: A line without an end is cut into pieces of this size.
 LINE_BYTES = 1 << 16
-#: Between two signs of life while a program prints.
+#: Interval between heartbeats while a program prints.
 PULSE_S = 5.0
 #: After a request to stop: time for the program to end before it is killed; less than the launcher gives us.
 GRACE_S = 45.0
@@ -92,7 +92,7 @@ def values_of(spec: WorkloadSpec, out: Path, environ: Mapping[str, str]) -> dict
 def environment_of(
     spec: WorkloadSpec, values: Mapping[str, Any], environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the program's environment: of torchrun's variables those that it can use.
+    """Return the program's environment, with only those of torchrun's variables that it can use.
 
     A program that starts its own ranks must not take itself for one of torchrun's.
     """
@@ -102,7 +102,7 @@ def environment_of(
         ranks |= {"ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}
         kept = {k: v for k, v in kept.items() if k not in ranks and not k.startswith("TORCHELASTIC_")}
     given = {name: expand(text, values) for name, text in spec.train.environment.items()}
-    # An empty text takes a variable away: a program may look at torchrun's before its own.
+    # An empty value removes a variable: a program may read torchrun's before its own.
     result = {k: v for k, v in (kept | given).items() if v or k not in given}
     return result | ({"CUDA_VISIBLE_DEVICES": ""} if spec.hardware.device == "cpu" else {})
 
@@ -248,7 +248,7 @@ def run(spec: WorkloadSpec, out: Path, attempt: Path) -> int:
         if first:
             write("end", status="ok", step=None)
         return 0
-    if status < 0 and program.stop_at is None:  # killed: torchrun reports of us what befell it
+    if status < 0 and program.stop_at is None:  # killed: torchrun reports its end as this rank's
         signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
         os.kill(os.getpid(), -status)
     return 128 - status if status < 0 else status

@@ -26,7 +26,7 @@ class Ranks:
 
     @classmethod
     def join(cls) -> "Ranks":
-        """Meet the others at torchrun's rendezvous; alone without torchrun."""
+        """Join torchrun's rendezvous; a single rank without torchrun."""
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         cuda = torch.cuda.is_available()
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
@@ -135,7 +135,7 @@ def _pass(
     optimizer: torch.optim.Optimizer | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[float, float]:
-    """Go through the batches once, learning with an optimizer; mean loss and share of right answers."""
+    """Run through the batches once, training if an optimizer is given; return mean loss and accuracy."""
     loss_sum, right, seen = 0.0, 0, 0
     for inputs, labels in batches:
         inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
