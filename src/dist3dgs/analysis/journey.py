@@ -23,7 +23,7 @@ class Attempt:
     number: int
     record: RunRecord
     changes: list[str]
-    """What differs from the attempt before: `layout n1g1 → n1g4`, `train.steps 7000 → 30000`."""
+    """Settings that differ from the previous attempt: `layout n1g1 → n1g4`, `train.steps 7000 → 30000`."""
     rank_hours: float | None
 
 

@@ -51,6 +51,8 @@ def print_findings(args: argparse.Namespace, study: Any, site: Any, layouts: Seq
     for layout, findings in found.items():
         for finding in findings:
             print("\n".join(f"{layout}: {line}" for line in finding.lines(explain=args.explain)))
+    if machine is not None:
+        print(f"machine: {machine.accelerator}; another: --machine NAME")
     if unknown:
         print(f"GPU memory, time limit, allocation: not checked: {unknown}")
     return any(worst(findings) == "refuse" for findings in found.values())

@@ -142,7 +142,7 @@ class LearningRates(Settings):
 
 
 class Densification(Settings):
-    """When and how the number of Gaussians changes. Steps count optimiser steps."""
+    """Schedule and rule of densification. Steps count optimiser steps."""
 
     kind: Literal["default", "mcmc", "none"] = Field(
         "default",

@@ -104,7 +104,7 @@ class Success(Settings):
 
 
 class Criteria(Settings):
-    """What the output is read for. A change judges the runs again and runs none of them again."""
+    """Figures of merit and criteria of success. A change judges finished runs again, without running them."""
 
     unit_of_work: Literal["image", "sample", "token"] = "image"
     work_per_epoch: int | None = Field(
@@ -115,7 +115,7 @@ class Criteria(Settings):
 
 
 class Application(Settings):
-    """What is run."""
+    """The program and everything that decides its result."""
 
     application: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = Field(
         description="command line, a list of words or one line; {...} are variables"

@@ -198,7 +198,7 @@ def fewer_devices(events: RunEvents | None, launch: LaunchSummary) -> list[Evide
 
 
 class Place:
-    """Where a run of ours failed: phase, step, rank, node.
+    """Location of a failure of our own run: phase, step, rank, node.
 
     Args:
         root: the root cause; None if there is none.

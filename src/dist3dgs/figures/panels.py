@@ -23,7 +23,7 @@ class Sheet:
     """Name and second line of every panel, in reading order; ("", "") belongs to the one on its left."""
     columns: int
     headings: Sequence[str] = ()
-    """Of the columns."""
+    """Headings of the columns."""
     xlabel: str
     ylabel: str
     ticks_mm: float
@@ -31,7 +31,7 @@ class Sheet:
     band_mm: float = 0.0
     """Room between a panel and its name."""
     own_x: bool = False
-    """Whether every panel has its own x axis: otherwise numbers stand below the lowest of a column only."""
+    """True if every panel has its own x axis; otherwise only the lowest of a column has numbers below it."""
 
     @property
     def width_mm(self) -> float:

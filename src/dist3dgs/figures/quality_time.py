@@ -137,7 +137,7 @@ def _panel(ax: Any, rows: Sequence[Row], looks: dict[str, dict[str, Any]], log: 
 
 
 def _outcome(runs: Sequence[Row]) -> str:
-    """When a layout's successful runs got to the quality to reach; without one, how they ended."""
+    """Describe when a layout's successful runs reached the target quality; without any, how its runs ended."""
     succeeded = [r for r in runs if r["status"] == "ok"]
     if not succeeded:
         return f": {runs[0]['status']}"

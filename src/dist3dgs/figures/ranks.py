@@ -25,7 +25,7 @@ class Ranks:
     """(ranks, nodes, name) of every layout in the figure."""
     series: tuple[str, ...]
     width_mm: float
-    """Of a panel."""
+    """Width of a panel."""
 
     @classmethod
     def of(cls, rows: Sequence[dict[str, Any]], width_mm: float) -> "Ranks":
@@ -62,7 +62,7 @@ class Ranks:
 
     @property
     def height_mm(self) -> float:
-        """Of the labels below a panel."""
+        """Height of the labels below a panel."""
         if not self.upright:
             return _LINE_MM * (1 + max(map(len, self._names))) + 1.0
         return max(style.width_mm(label, _TICK_PT) for label in self._labels) + 1.0

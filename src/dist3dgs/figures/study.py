@@ -20,7 +20,7 @@ class Study:
     points: list[Row]
     records: list[RunRecord]
     paths: list[Path]
-    """Of the records, in their order; samples of resources lie beside them."""
+    """Files of the records, in their order; samples of resources lie beside them."""
     performance: list[Row]
     """Rows of performance_comparison.csv."""
 

@@ -60,7 +60,7 @@ VALIDATED_RANKS, VALIDATED_GAUSSIANS = 8, 6.3e6
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What one program needs for its work, in units that hardware has. Fitted."""
+    """Fitted cost of one program's work, in units of the hardware: FLOP, bytes, seconds."""
 
     pixel_flop: float
     """FLOP per pixel of an image, at the accelerator's peak rate."""

@@ -40,7 +40,7 @@ class Finding:
     text: str
     """The number against its threshold."""
     setting: str = ""
-    """What to change; empty where nothing is wrong."""
+    """Setting to change; empty if nothing is wrong."""
     arithmetic: tuple[str, ...] = ()
 
     def lines(self, *, explain: bool) -> list[str]:
@@ -216,14 +216,14 @@ def disk(folder: Path, spec: RunSpec, points: int) -> Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the site gives a job, and what other trainers' data workers take."""
+    """Limits that the site sets for a job, and the memory of data workers."""
 
     runtime_s: float
     longest_s: float
     mem_gib_per_rank: float | None
     """None: a job may use the whole node."""
     most_mem_gib: float
-    """Of one node."""
+    """Largest request per node."""
     base_mem_gib: float = 1.0
     process_gib: float | None = None
     """Host memory of a rank; None: as its records say, else an assumption."""
@@ -234,49 +234,47 @@ class Limits:
 def check_study(
     study: Study, layouts: Sequence[Layout], limits: Limits, machine: Machine | None
 ) -> dict[Layout, list[Finding]]:
-    """Check every scene and strategy on each layout; of each check the most severe finding stays, with its point.
+    """Check every point of the study on each layout; of each check the most severe finding stays, with its point.
 
     Without a machine there is nothing to compare accelerator memory, time and allocation with.
     """
     scenes = {name: scene_facts(study, name) for name in study.config.scenes}
     made = {n: predictor_of(study, machine, s) for n, s in scenes.items()} if machine is not None else {}
     measured = {name: _measured_process_gib(study, name) for name in scenes}
-    points = len(scenes) * len(study.config.strategies) * study.config.repeats * len(layouts)
-    found: dict[Layout, list[Finding]] = {}
-    for layout in layouts:
-        worst_of: dict[str, Finding] = {}
-        for name, scene in scenes.items():
-            for strategy in study.config.strategies:
-                spec = _spec(study, name, strategy, layout)
-                if isinstance(spec, Finding):
-                    every = [spec]
-                else:
-                    every = [
-                        _host(
-                            scene,
-                            layout,
-                            limits,
-                            machine,
-                            measured[name],
-                            on_cpu=spec.hardware.device == "cpu",
-                        ),
-                        batch_rule(spec),
-                        disk(Path(study.config.results), spec, points),
-                    ]
-                    if machine is not None:
-                        every += _on_machine(study, made[name], scene, spec, layout, limits)
-                for finding in every:
-                    before = worst_of.get(finding.check)
-                    if before is None or _severity(finding) > _severity(before):
-                        where = f"{finding.text} ({name}/{strategy})"
-                        worst_of[finding.check] = replace(finding, text=where)
-        found[layout] = list(worst_of.values())
-    return found
+    asked = [
+        Point(name, strategy, layout)
+        for layout in layouts
+        for name in scenes
+        for strategy in study.config.strategies
+    ]
+    asked = [point for point in asked if study.excluded(point) is None]
+    num_points = len(asked) * study.config.repeats
+    worst_of: dict[Layout, dict[str, Finding]] = {layout: {} for layout in layouts}
+    for point in asked:
+        spec, name = _spec(study, point), point.scene
+        if isinstance(spec, Finding):
+            every = [spec]
+        else:
+            on_cpu = spec.hardware.device == "cpu"
+            every = [
+                _host(scenes[name], point.layout, limits, machine, measured[name], on_cpu=on_cpu),
+                batch_rule(spec),
+                disk(Path(study.config.results), spec, num_points),
+            ]
+            if machine is not None:
+                every += _on_machine(study, made[name], scenes[name], spec, point.layout, limits)
+        found = worst_of[point.layout]
+        for finding in every:
+            before = found.get(finding.check)
+            if before is None or _severity(finding) > _severity(before):
+                where = f"{finding.text} ({name}/{point.strategy})"
+                found[finding.check] = replace(finding, text=where)
+    return {layout: list(found.values()) for layout, found in worst_of.items()}
 
 
-def _spec(study: Study, scene: str, strategy: str, layout: Layout) -> RunSpec | Finding:
+def _spec(study: Study, point: Point) -> RunSpec | Finding:
     try:
-        return study.train_spec(Point(scene, strategy, layout))
+        return study.train_spec(point)
     except UserError as e:
         return Finding(
             check="settings", status="refuse", text=str(e), setting="train.global_batch or the layout"

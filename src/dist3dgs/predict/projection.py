@@ -34,7 +34,7 @@ class RunProjection:
     left_s: Interval
     """From its last step to the end of its steps."""
     total_s: Interval
-    """Of this attempt, from its start."""
+    """Duration of this attempt, from its start."""
     rank_hours: Interval
     basis: str
 

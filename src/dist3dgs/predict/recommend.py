@@ -24,7 +24,7 @@ LEAST_SIZES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a point takes to do the work that all points of its scene are compared by."""
+    """Time and cost of a point for the work by which the points of its scene are compared."""
 
     row: Row
     time_s: float

@@ -28,7 +28,7 @@ class SceneFacts:
     size_known: bool
     held_out: int | None
     pack_bytes: int | None
-    """Of the packed scene, which every node reads; None before ingestion."""
+    """Size of the packed scene, which every node reads; None before ingestion."""
     gaussians: int | None = None
     """Final number in the records, else in published runs of the scene; None: only the settings' bound is known."""
     density: float = 1.0
@@ -84,13 +84,15 @@ def records_of(study: Study, scene: str) -> list[RunRecord]:
 def machine_of(
     study: Study, config: Path, name: str | None, network: str | None = None, gpu_type: str | None = None
 ) -> Machine:
-    """Find the machine to predict for: as named, else by the records' devices, the GPU type, or the config's device.
+    """Find the machine to predict for: as named, else by the config's device, the GPU type, or the records' devices.
 
     Raises:
         UserError: none of them says which it is.
     """
     if name is not None:
         return load_machine(name, config, network)
+    if study.config.hardware.device == "cpu":
+        return load_machine("cpu", config, network)
     devices = {
         d.lower() for s in study.config.scenes for r in records_of(study, s) for d in r.environment.devices
     }
@@ -98,8 +100,6 @@ def machine_of(
     of_records = [n for n, m in known.items() if m.accelerator.lower() in devices]
     if gpu_type:
         of_records = [n for n in known if n.split("-")[0] == gpu_type.lower()] or of_records
-    if not devices and not gpu_type and study.config.hardware.device == "cpu":
-        of_records = ["cpu"]
     if len(of_records) == 1:
         return known[of_records[0]]
     raise UserError(

@@ -81,7 +81,7 @@ class Validation:
     memories: list[Compared]
     own: list[Compared]
     speedups: list[Compared]
-    """Of two CPU ranks over one; `measured` is the median of a row's runs."""
+    """Speedups of two CPU ranks over one; `measured` is the median of a row's runs."""
     collectives: list[Compared]
     """All-reduces; `scene` is the payload."""
 

@@ -22,7 +22,7 @@ class Content:
     scaling: list[Row]
     over_scenes: list[Row]
     out_dir: Path
-    """Of the report."""
+    """Folder of the report."""
     figures_dir: Path
     tables_dir: Path
     ingests: list[tuple[str, dict[str, Any]]]

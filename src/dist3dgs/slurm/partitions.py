@@ -1,4 +1,4 @@
-"""What the cluster offers this user: its partitions, in each the nodes of one kind, and who may use them.
+"""List the partitions this user may submit to, by node type.
 
 From sinfo, scontrol and sacctmgr. Partitions are seldom uniform: two GPU nodes among a thousand others, several
 generations of GPUs, nodes that are down for repair.

@@ -37,7 +37,7 @@ _OVER_RANKS: dict[str, Callable[[Sequence[float]], float]] = {
 
 @dataclass
 class Found:
-    """What the output of a run says: numbers by name, and in words what is missing."""
+    """Numbers read from a run's output, by name, and a reason for each that is missing."""
 
     values: dict[str, float] = field(default_factory=dict)
     #: How many numbers rank 0 had for each figure, warm-up included.

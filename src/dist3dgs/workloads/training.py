@@ -1,4 +1,4 @@
-"""What the shipped applications share: ranks by torchrun, data-parallel training, one line per epoch.
+"""Shared parts of the shipped applications: ranks by torchrun, data-parallel training, one line per epoch.
 
 They know nothing of this package beyond this file: they are run as programs of others are.
 """

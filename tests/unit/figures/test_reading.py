@@ -206,7 +206,7 @@ def test_the_fitted_law_is_named(drawn):
 
 
 def below_panels(study):
-    """What stands below the panels of the quality over time."""
+    """Return the text below the panels of quality over time."""
     found = [t.get_text() for t in texts(study.picture("quality_time")) if t.get_gid() == "reached"]
     return " ".join(found).replace("\u00a0", " ")
 

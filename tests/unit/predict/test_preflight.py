@@ -21,6 +21,7 @@ from dist3dgs.predict.preflight import (
     time_limit,
     worst,
 )
+from dist3dgs.predict.study import machine_of
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,25 @@ def test_a_batch_that_ranks_cannot_share_is_refused(repository, tmp_path):
     limits = Limits(runtime_s=7200, longest_s=86400, mem_gib_per_rank=32, most_mem_gib=1024)
     (found,) = check_study(study, [Layout(1, 3)], limits, None).values()
     assert worst(found) == "refuse" and "multiple of the 3 ranks" in found[0].text
+
+
+def test_points_that_the_config_leaves_out_are_not_judged(repository, tmp_path, config):
+    overlay = tmp_path / "o.yaml"
+    overlay.write_text("layouts: [n1g1, n1g16]\nexclude: [{layout: n1g16, reason: no such machine}]\n")
+    study = load_study(config, [overlay])
+    limits = Limits(runtime_s=7200, longest_s=86400, mem_gib_per_rank=32, most_mem_gib=1024)
+    found = check_study(study, [Layout(1, 1), Layout(1, 16)], limits, load_machine("l40s-pcie", config))
+    assert found[Layout(1, 16)] == []
+    (room,) = [f.text for f in found[Layout(1, 1)] if f.check == "disk"]
+    assert "GB for 1;" in room
+
+
+def test_a_study_on_cpus_is_compared_with_cpus_whatever_gpus_the_site_has(repository, tmp_path):
+    overlay = tmp_path / "o.yaml"
+    overlay.write_text("hardware: {device: cpu}\n")
+    study = load_study(repository / "config", [overlay])
+    assert machine_of(study, repository / "config", None, gpu_type="a100").accelerator == "cpu"
+    assert machine_of(study, repository / "config", "h200-nvlink", gpu_type="a100").accelerator != "cpu"
 
 
 def test_the_verb_explains_without_slurm(repository, tmp_path, monkeypatch, capsys):

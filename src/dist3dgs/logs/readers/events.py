@@ -67,7 +67,7 @@ class RunEvents:
     """The last event before a rank was told to stop."""
     last_step: int = 0
     last_step_t: float | None = None
-    """Of the last step, or of a later sign that the run goes on."""
+    """Unix time of the last step, or of a later sign that the run continues."""
     last_step_line: Line | None = None
     last_step_s: float = 0.0
     """Seconds per step before the last `step` event."""

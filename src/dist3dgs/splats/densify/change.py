@@ -10,7 +10,7 @@ class Change:
     """New parameter tensors, and for each new row the old row whose optimizer state it keeps."""
 
     parameters: dict[str, Tensor]
-    """As in `gaussians.NAMES`, M rows each."""
+    """Tensors by name (`gaussians.NAMES`), M rows each."""
     origin: Tensor
     """int64 [M]: old row whose Adam moments go on, or -1 for fresh (zero) moments."""
     lineage: Tensor

@@ -235,7 +235,7 @@ def _with_no_rotation(quats: Tensor) -> Tensor:
 
 
 def _wait(tensor: Tensor) -> None:
-    """Where there are several ranks, wait here for what the GPU was given so far.
+    """Wait for the work queued on the GPU, if there are several ranks.
 
     gsplat waits for it in the next call, and there it keeps Python's lock: in a collective that never ends, no thread
     of this process could report the hang. This wait releases the lock.
