@@ -8,7 +8,7 @@ from typing import Any
 from ..config.naming import Layout
 from ..runs.record import Evidence, Metrics, RunRecord
 from .measures import rank_hours
-from .points import application, hardware
+from .points import application, conditions, hardware
 
 #: Seconds in these phases can be shared among ranks; all others are serial. Foreign logs call it stepping.
 PARALLEL_PHASES = ("step", "stepping")
@@ -198,7 +198,7 @@ def technical_challenges(journey: Sequence[Attempt]) -> list[Challenge]:
 
 
 def performance_comparison(journey: Sequence[Attempt], baseline: str | None = None) -> list[Performance]:
-    """Compare every attempt with the smallest successful one of its scene (same strategy if there is one).
+    """Compare every attempt with the smallest successful one of its scene that did the same work, if there is one.
 
     baseline: `strategy/layout` to compare with instead, where it succeeded.
     """
@@ -219,10 +219,11 @@ def performance_comparison(journey: Sequence[Attempt], baseline: str | None = No
 def _baseline(
     attempt: Attempt, alike: Sequence[Attempt], settings: Mapping[int, str], named: str | None
 ) -> Attempt | None:
-    """The smallest and shortest success of the scene: under the same settings, else of the same strategy, else any.
+    """Choose the smallest and shortest success: under the same settings, else of the same strategy, else of the scene.
 
-    It is of the same program and not of other hardware: another one's time says nothing of what to expect. Where
-    nothing succeeded, a run that finished on fewer ranks than it was given shows what those can do.
+    Strategies of our own that do the same work count as the same settings (`points.conditions`). The baseline is of the
+    same program and hardware: another one's time says nothing of what to expect. Where nothing succeeded, a run that
+    finished on fewer ranks than it was given shows what those can do.
 
     Args:
         alike: attempts of the same scene and program that took a known time.
@@ -234,7 +235,12 @@ def _baseline(
     ok = [a for a in done if a.record.status == "ok"]
     groups = (
         [a for a in ok if f"{a.record.run.strategy}/{a.record.run.layout}" == named],
-        [a for a in ok if settings[a.number] == settings[attempt.number]],
+        [
+            a
+            for a in ok
+            if settings[a.number] == settings[attempt.number]
+            or conditions(a.record) == conditions(attempt.record)
+        ],
         [a for a in ok if a.record.run.strategy == run.strategy],
         ok,
         [a for a in done if a.record.status == "degraded" and a.record.metrics.ranks],

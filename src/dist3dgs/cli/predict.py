@@ -154,7 +154,10 @@ def _compare(args: argparse.Namespace, study: Any) -> None:
         print(json.dumps(rows, indent=1))
         return
     if not rows:
-        raise UserError(f"{len(records)} records in {study.config.results}, none that the model can predict")
+        raise UserError(
+            f"{len(records)} records in {study.config.results}, none that the model can predict: it is fitted to the "
+            "steps between evaluations, and the smallest layout has fewer than two; set train.eval_every lower"
+        )
     for r in rows:
         measured, predicted = (f"{1e3 * r[name]:8.2f} ms" for name in ("measured_step_s", "predicted_step_s"))
         print(
@@ -298,8 +301,13 @@ def recommend(args: argparse.Namespace) -> None:
         if machine is not None and made is not None and scene is not None and kept:
             row = min(kept, key=lambda c: c.time_s).row
             layout = Layout.parse(row["layout"])
+            tried = {
+                (study.strategies[p["strategy"]].kind, Layout.parse(p["layout"]))
+                for p in points
+                if p["scene"] == name and p["strategy"] in study.strategies
+            }
             try:
-                others = alternatives(made, workload_at(study, scene, row["strategy"], layout), layout)
+                others = alternatives(made, workload_at(study, scene, row["strategy"], layout), layout, tried)
             except UserError:  # a strategy that the config does not have, or without a model
                 others = []
             said.append(describe_alternatives(others, "rank" if machine.accelerator == "cpu" else "GPU"))

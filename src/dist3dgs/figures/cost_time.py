@@ -83,7 +83,9 @@ def plot(rows: list[Row]) -> Any:
     """Return a panel per scene, each with its own axes."""
     drawn = [r for r in rows if r["status"] == "ok"]
     scenes = list(dict.fromkeys(r["scene"] for r in drawn))
-    series = sorted({r["strategy"] for r in drawn})
+    # Those of the rows that are not drawn too: a strategy has the same look in every figure.
+    series = sorted({r["strategy"] for r in rows})
+    shown = {r["strategy"] for r in drawn}
     hours = max(r["time_s"] for r in drawn) >= 3600
     unit, factor = ("h", 1 / 3600) if hours else ("min", 1 / 60)
     minutes = max(r["rank_hours"] for r in drawn) < 1
@@ -100,7 +102,7 @@ def plot(rows: list[Row]) -> Any:
     )
     figure, axes = sheet.draw(
         key=[
-            *(Entry(e.name, e.look | {"linestyle": "none"}) for e in series_key(series)),
+            *(Entry(e.name, e.look | {"linestyle": "none"}) for e in series_key(series) if e.name in shown),
             Entry("Pareto front; numbers: ranks", _FRONT),
         ],
         notes=_notes(rows),

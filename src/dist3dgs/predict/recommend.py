@@ -4,7 +4,7 @@
 time and cost. Both take the rows of `analysis.points.point_rows`; a prediction is added where one is given.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,8 +126,14 @@ def sentences(
     return said + (_doubts(own, every) if doubts else [])
 
 
-def alternatives(made: Predictor, workload: Workload, layout: Layout) -> list[Alternative]:
-    """Predict what else could be done on a layout: a larger batch, the other strategy, fewer ranks."""
+def alternatives(
+    made: Predictor, workload: Workload, layout: Layout, tried: Collection[tuple[str, Layout]] = ()
+) -> list[Alternative]:
+    """Predict what else could be done on a layout: a larger batch, the other strategy, fewer ranks.
+
+    Args:
+        tried: kinds of strategy and layouts that were measured; they are no alternatives to what was measured.
+    """
     per_rank = max(1, workload.global_batch(layout) // layout.world_size)
     other = "sharded" if workload.is_replica else "replicated"
     tries = [
@@ -150,6 +156,9 @@ def alternatives(made: Predictor, workload: Workload, layout: Layout) -> list[Al
         )
     found = []
     for what, changed, where in tries:
+        is_larger_batch = (changed.kind, where) == (workload.kind, layout)
+        if (changed.kind, where) in tried and not is_larger_batch:
+            continue
         try:
             found.append(Alternative(what=what, forecast=made.forecast(changed, where)))
         except UserError:

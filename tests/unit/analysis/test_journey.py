@@ -146,6 +146,15 @@ def test_the_named_baseline_is_what_runs_are_expected_from():
     assert last.baseline == "attempt 2 (n1g2)" and last.expected_s == pytest.approx(50.0)
 
 
+def test_strategies_that_do_the_same_work_have_one_baseline():
+    """As in the demo: sharded runs on two ranks alone, and what is expected of it comes from the run on one."""
+    train = {"parallel": {"kind": "replicated"}, "train": {"sh_degree": 3}}
+    one = make_record(settings=train)
+    two = make_record(strategy="sharded", layout="n1g2", settings=train | {"parallel": {"kind": "sharded"}})
+    _, found = performance_comparison(attempts([one, two]))
+    assert found.baseline == "attempt 1 (n1g1)" and found.expected_s == pytest.approx(one.metrics.total_s / 2)
+
+
 def test_unfinished_run_has_an_expectation_but_no_measurement(historic):
     crash = performance_comparison(attempts(historic))[2]
     assert crash.expected_s is not None and crash.measured_s is None and crash.best_possible_s is None

@@ -214,6 +214,13 @@ def test_points_that_miss_the_quality_are_named_below_cost_against_time(tmp_path
     assert {r["layout"]: r["status"] for r in study.rows("cost_time")}["n1g4"] == "not_drawn"
 
 
+def test_a_strategy_looks_the_same_where_another_is_not_drawn(tmp_path):
+    missed = make_record(strategy="hybrid", layout="n1g2", psnr=20.0)
+    study = Drawn(tmp_path, [make_record(), make_record(layout="n1g2"), missed])
+    looks = {artist.get_color() for artist in study.artists("cost_time", "point")}
+    assert looks == {style.series_style("replicated", ["hybrid", "replicated"])["color"]}
+
+
 def test_a_step_is_computation_overlap_and_exposed_communication(tmp_path):
     """Of 50 ms computation 5 ms run beside collectives; 20 more are waited for."""
     record = make_record(

@@ -103,6 +103,8 @@ def test_alternatives_are_a_batch_a_strategy_and_fewer_ranks(repository):
     assert str(fewer.forecast.layout) == "n1g4"
     text = describe_alternatives(found, "GPU")
     assert text.startswith("Predicted alternatives") and "does not fit in memory" in text
+    tried = {("sharded", Layout(1, 8)), ("replicated", Layout(1, 8)), ("sharded", Layout(1, 4))}
+    assert alternatives(made, workload, Layout(1, 8), tried) == [batch], "what was measured is no alternative"
     one = alternatives(made, workload, Layout(1, 1))
     assert [str(a.forecast.layout) for a in one] == ["n1g1", "n1g2"]
 
