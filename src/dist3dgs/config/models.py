@@ -370,21 +370,26 @@ class Config(Settings):
         return self
 
 
-class RunSpec(Settings):
-    """Everything one run depends on; its JSON form is the `--spec` of `dist3dgs launch`."""
+class PointSpec(Settings):
+    """Name of a run: one repeat of a point, with its seed."""
 
     scene: str
     strategy: str
     layout: str
     repeat: int
     seed: int
-    parallel: Strategy
-    train: TrainSettings
-    hardware: Hardware
 
     @property
     def point(self) -> Point:
         return Point(self.scene, self.strategy, Layout.parse(self.layout), self.repeat)
+
+
+class RunSpec(PointSpec):
+    """Everything one run depends on; its JSON form is the `--spec` of `dist3dgs launch`."""
+
+    parallel: Strategy
+    train: TrainSettings
+    hardware: Hardware
 
     @property
     def started(self) -> Layout:

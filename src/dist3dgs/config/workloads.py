@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from .models import Hardware, InputPath, Settings
-from .naming import Layout, Point
+from .models import Hardware, InputPath, PointSpec, Settings
+from .naming import Layout
 
 #: Variables of every template. Those of a rank have the rank's or, with `launch: node`, the node's values.
 VARIABLES = {
@@ -185,24 +185,16 @@ class Workload(Application, Criteria):
         return Criteria(**{name: getattr(self, name) for name in Criteria.model_fields})
 
 
-class WorkloadSpec(Settings):
+class WorkloadSpec(PointSpec):
     """Everything that one run of a workload depends on: for a workload what `RunSpec` is for a training of ours.
 
-    `train` has the settings of the application, where records of trainings have theirs.
+    `scene` is the workload and `strategy` its variant. `train` has the settings of the application, where records of
+    trainings have theirs.
     """
 
-    scene: str = Field(description="the workload")
-    strategy: str = Field(description="its variant")
-    layout: str
-    repeat: int
-    seed: int
     train: Application
     criteria: Criteria
     hardware: Hardware
-
-    @property
-    def point(self) -> Point:
-        return Point(self.scene, self.strategy, Layout.parse(self.layout), self.repeat)
 
     @property
     def started(self) -> Layout:

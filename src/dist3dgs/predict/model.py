@@ -506,6 +506,7 @@ def predictor(machine: Machine, program: str | None = None) -> Predictor:
         UserError: there are no rates of that program.
     """
     program = program or ("dist3dgs-cpu" if machine.accelerator == "cpu" else "gsplat")
+    fitted_to = "the reference records" if program == "dist3dgs-cpu" else "published points"
     known = fitted()
     if program not in known["rates"]:
         raise UserError(f"no rates of program {program!r}; known: {', '.join(known['rates'])}")
@@ -513,7 +514,7 @@ def predictor(machine: Machine, program: str | None = None) -> Predictor:
     return Predictor(
         rates=Rates(**known["rates"][program]),
         machine=machine,
-        source=f"rates of {program} fitted to published points (docs/benchmarks/prediction.md)",
+        source=f"rates of {program} fitted to {fitted_to} (docs/benchmarks/prediction.md)",
         error_one=errors["one_rank"],
         error_several=errors["several_ranks"],
         startup_s=STARTUP_S if machine.accelerator != "cpu" else 5.0,
