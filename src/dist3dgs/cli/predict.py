@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -183,9 +184,10 @@ def _sized(study: Any, name: str, size: str | None) -> Any:
 def _changes(args: argparse.Namespace, layout: Any) -> dict[str, Any]:
     """Return fields of the workload that the options replace."""
     given = {"gaussians": args.gaussians, "images": args.images, "visible": args.visible}
-    for name, value in (*given.items(), ("batch", args.global_batch), ("batch", args.batch_per_rank)):
-        if value is not None and value <= 0:
-            raise UserError(f"--{name}: expected more than 0, found {value:g}")
+    batches = {"global-batch": args.global_batch, "batch-per-rank": args.batch_per_rank}
+    for name, value in (given | batches).items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name}: expected a number above 0, found {value:g}")
     if args.batch_per_rank:
         given["batch"] = args.batch_per_rank * layout.world_size
     elif args.global_batch:

@@ -355,7 +355,10 @@ def load_record(path: Path) -> RunRecord:
         return RunRecord.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path}: no such record{how_to_make(path)}") from None
-    except (ValueError, ValidationError) as e:
+    except ValidationError as e:
+        wrong = [f"`{'.'.join(map(str, x['loc']))}`: {x['msg']}" for x in e.errors()[:3]]
+        raise UserError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {'; '.join(wrong)}") from None
+    except ValueError as e:
         raise UserError(f"{path}: not a run record of schema {SCHEMA_VERSION}: {e}") from None
 
 

@@ -126,6 +126,7 @@ def test_one_bad_record_is_a_row_with_its_reason(tmp_path, field, value):
     rows = {r["layout"]: r for r in read_table(tmp_path / "runs.csv")}
     assert rows["n1g1"]["status"] == "ok" and rows["n1g2"]["status"] == "unknown"
     assert field in rows["n1g2"]["evidence"] and rows["n1g2"]["images_per_s"] is None
+    assert "http" not in rows["n1g2"]["evidence"], "the reason in a line, not the validator's"
 
 
 def test_a_record_cut_in_half_is_a_row_too(tmp_path):

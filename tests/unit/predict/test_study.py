@@ -121,6 +121,8 @@ def test_segments_are_cut_at_evaluations(repository):
         (["--size", "big"], "WIDTHxHEIGHT"),
         (["n1g4", "--global-batch", "6"], "no multiple"),
         (["--gaussians", "-1"], "--gaussians"),
+        (["--gaussians", "nan"], "--gaussians"),
+        (["n1g2", "--global-batch", "0"], "--global-batch"),
         (["n1x4"], "layout"),
         (["--strategy", "shard"], "sharded"),
     ],
