@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from ..logs.readers.events import Placed, RunEvents, time_of
-from ..logs.samples import RankTrace
+from ..logs.samples import Collective, RankTrace
 from ..runs.record import Evidence, HungCollective, Straggler
 from .root_cause import OWN
 from .rules import Hit
@@ -111,7 +111,8 @@ def find_hang(traces: Mapping[int, RankTrace], world_size: int | None = None) ->
     """Find the first collective that ranks did not come to together; None if the dumps show none.
 
     Ranks run ahead of each other on GPUs, so it is the one after the last that every rank began. gloo does not record
-    which collectives ended: of ranks that all began the same ones it cannot tell that they hang.
+    which collectives ended: of ranks that all began the same ones only dumps of our own tell that they hang, and none
+    tells which rank stopped inside it.
 
     Args:
         world_size: ranks of the job, where a group's members are not recorded.
@@ -127,8 +128,24 @@ def find_hang(traces: Mapping[int, RankTrace], world_size: int | None = None) ->
     )
 
 
-def _hang_of(group: str, traces: Mapping[int, RankTrace], world_size: int | None) -> HungCollective | None:
+def _begun_in_time(group: str, traces: Mapping[int, RankTrace]) -> dict[int, dict[int, Collective]]:
+    """Return the collectives of a group by rank, without those begun after a rank that had begun them dumped.
+
+    A stopped rank that is woken once the others have timed out begins the collective that they waited in, and dumps.
+    """
     of_rank = {rank: t.groups[group] for rank, t in traces.items() if t.groups.get(group)}
+    dumped_ns: dict[int, int] = {}
+    for rank, of_seq in of_rank.items():
+        if (ns := traces[rank].dumped_ns) is not None:
+            dumped_ns |= {seq: min(ns, dumped_ns.get(seq, ns)) for seq in of_seq}
+    return {
+        rank: {seq: c for seq, c in of_seq.items() if seq not in dumped_ns or c.created_ns <= dumped_ns[seq]}
+        for rank, of_seq in of_rank.items()
+    }
+
+
+def _hang_of(group: str, traces: Mapping[int, RankTrace], world_size: int | None) -> HungCollective | None:
+    of_rank = _begun_in_time(group, traces)
     # gloo records the members of its last group, under no name; the default group is known to have all ranks.
     members = {rank for trace in traces.values() for rank in trace.members.get(group, ())} | of_rank.keys()
     if group in ("", "0"):
@@ -150,8 +167,10 @@ def _hang_of(group: str, traces: Mapping[int, RankTrace], world_size: int | None
         if len({c.op for c in last.values()}) > 1:
             ops = {rank: f"{c.op} {c.sizes}" for rank, c in last.items()}
         elif not silent:
-            known = any(c.done for cs in of_rank.values() for c in cs.values())
-            if not known or all(c.done for c in last.values()):
+            records_ends = any(c.done for cs in of_rank.values() for c in cs.values())
+            # Our ranks dump only when stuck.
+            stuck = all(traces[rank].dumped_ns is not None for rank in last)
+            if all(c.done for c in last.values()) or not (records_ends or stuck):
                 return None
     op = next((c.op for rank in waiting if (c := of_rank.get(rank, {}).get(seq)) is not None), "a collective")
     steps = [step for rank in waiting if (step := traces[rank].step) is not None]

@@ -123,5 +123,7 @@ class RankTrace:
     file: str
     rank: int
     step: int | None = None
+    dumped_ns: int | None = None
+    """Time of the dump by its node's clock; None if it does not state it, as those of NCCL."""
     groups: dict[str, dict[int, Collective]] = field(default_factory=dict)
     members: dict[str, list[int]] = field(default_factory=dict)

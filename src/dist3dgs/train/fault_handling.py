@@ -103,7 +103,7 @@ def dump_flight_recorder(folder: Path, rank: int, step: int | None) -> None:
             dump = getattr(torch._C._distributed_c10d, name, None)
             text = dump(includeCollectives=True, onlyActive=False).decode() if dump is not None else ""
             if text.startswith('{"') and '"entries":[' in text:
-                head = json.dumps({"rank": rank, "step": step})
+                head = json.dumps({"rank": rank, "step": step, "dumped_ns": time.time_ns()})
                 write_text(folder / f"{FLIGHT}{rank}.json", f"{head[:-1]}, {text[1:]}\n")
                 return
 

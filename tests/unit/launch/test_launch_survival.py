@@ -205,7 +205,8 @@ def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_all(tiny_scene, tmp_p
         stacks = text.split(f"stacks of rank {rank} when it hung:")[1]
         assert "loop.py" in stacks
     hang = record.failure.collective
-    assert hang is not None and (hang.culprits, hang.waiting) == ([1], [0]), hang
+    # Where the rank was stopped inside the collective, both are in it.
+    assert hang is not None and (hang.culprits, hang.waiting) in (([1], [0]), ([], [0, 1])), hang
     assert hang.op in record.failure.evidence[1].text
 
 

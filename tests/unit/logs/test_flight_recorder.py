@@ -118,6 +118,27 @@ def test_all_ranks_in_one_collective_that_does_not_end_accuses_nobody(tmp_path: 
     assert "does not end" in hang_words(hang)
 
 
+def test_a_rank_that_began_the_collective_after_another_had_dumped_was_missing_from_it(
+    tmp_path: Path,
+) -> None:
+    """A stopped rank is woken to take its stacks: it goes on, and dumps what it has begun by then."""
+    begun_s = {0: 7.0, 1: 15.0}  # gloo records no end of a collective
+    for rank, at_s in begun_s.items():
+        last = entry(7, "all_reduce", done=False, time_created_ns=int((1_700_000_000 + at_s) * 1e9))
+        dumped_ns = int((1_700_000_000 + at_s + 8 - 7.9 * rank) * 1e9)
+        content = dump([*reached(6, 0), last], world=2) | {"rank": rank, "step": 3, "dumped_ns": dumped_ns}
+        (tmp_path / f"{FLIGHT}{rank}.json").write_text(json.dumps(content))
+    hang = find_hang(traces_of(sorted(tmp_path.iterdir())))
+    # Rank 1 began it a tenth of a second before the first dump.
+    assert hang is not None and (hang.waiting, hang.culprits) == ([0, 1], [])
+
+    content = json.loads((tmp_path / f"{FLIGHT}1.json").read_text())
+    content["entries"][-1]["time_created_ns"] += int(0.2e9)
+    (tmp_path / f"{FLIGHT}1.json").write_text(json.dumps(content))
+    hang = find_hang(traces_of(sorted(tmp_path.iterdir())))
+    assert hang is not None and (hang.seq, hang.waiting, hang.missing) == (7, [0], [1])
+
+
 def test_dumps_of_ranks_that_did_not_hang_show_none(tmp_path: Path) -> None:
     paths = nccl_dumps(tmp_path, {r: reached(7, 7) for r in range(4)})
     assert find_hang(traces_of(paths)) is None and diagnose(paths).status == "unknown"

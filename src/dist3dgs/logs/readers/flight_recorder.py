@@ -76,7 +76,13 @@ def read(path: Path) -> RankTrace:
             raise NotADump("neither it nor its name states the rank")
         rank = int(named[1])
     step = content.get("step")
-    trace = RankTrace(str(path), rank, step if isinstance(step, int) else None)
+    dumped_ns = content.get("dumped_ns")
+    trace = RankTrace(
+        str(path),
+        rank,
+        step if isinstance(step, int) else None,
+        dumped_ns if isinstance(dumped_ns, int) else None,
+    )
     for entry in _mappings(content.get("entries")):
         _take(trace, entry)
     config = content.get("pg_config")
