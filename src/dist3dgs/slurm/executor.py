@@ -48,7 +48,7 @@ from .site import current_site, export, load_site, no_site
 QUICK_S, ENDING_S = 2.0, 30.0
 #: Seconds until a job that Slurm does not take at present is submitted again.
 RESUBMIT_S = 20.0
-#: A signal without effect but that the main thread's system call ends; Python goes on with it, and handles others first.
+#: A signal without effect but that the main thread's system call ends: Python handles all signals, and repeats the call.
 WAKE = signal.SIGURG
 #: Methods that are overridden here, or called, and the parameters that they are expected to have.
 METHODS = {
@@ -235,7 +235,7 @@ class Executor(SlurmExecutor):
 
     async def sleep(self) -> None:
         """Wait between two looks: until the run has ended, which a finished Snakemake would sit out, or until a job has
-        left its outputs and so is about to end. Wakes the main thread now and then, which handles signals when it wakes.
+        left its outputs and so is about to end. Wakes the main thread now and then: it handles signals when it wakes.
         """
         began, pause = time.monotonic(), self.next_seconds_between_status_checks
         while self.wait and (waited := time.monotonic() - began) < pause:
