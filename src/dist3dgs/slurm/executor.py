@@ -48,7 +48,7 @@ from .site import current_site, export, load_site, no_site
 QUICK_S, ENDING_S = 2.0, 30.0
 #: Seconds until a job that Slurm does not take at present is submitted again.
 RESUBMIT_S = 20.0
-#: A signal without effect but that the main thread's system call ends: Python handles all signals, and repeats the call.
+#: A signal without effect but that the main thread's system call ends: Python handles signals, and repeats the call.
 WAKE = signal.SIGURG
 #: Methods that are overridden here, or called, and the parameters that they are expected to have.
 METHODS = {
