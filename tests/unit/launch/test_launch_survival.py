@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist3dgs.config.models import Hardware
+from dist3dgs.config.models import Hardware, RunSpec
 from dist3dgs.records.build import verdict_of_run
+from dist3dgs.runs.events import read_events
 from tests.unit.helpers import tiny
+from tests.unit.helpers.ranks import run_ranks, train
 
 pytestmark = pytest.mark.slow
 #: Hours on this scene: a run for tests to interfere with. Counts are of images, two per step.
@@ -73,19 +75,24 @@ def test_a_killed_rank_costs_one_checkpoint_interval_where_restarts_are_allowed(
     assert reached - tiny.events(tmp_path, "resume")[0]["step"] <= 20 / 2
 
 
+def on_one_thread(run: RunSpec) -> RunSpec:
+    """As ranks without a launcher are, which the same bits are expected of."""
+    return run.model_copy(update={"hardware": run.hardware.model_copy(update={"threads_per_rank": 1})})
+
+
 @pytest.mark.parametrize(
     "kind, densify", [("replicated", "default"), ("sharded", "mcmc"), ("hybrid", "default")]
 )
 def test_stopped_and_resumed_ends_bit_identical(kind, densify, tiny_scene, tmp_path):
     """SIGTERM leaves a checkpoint at once; damaged, the one before is taken, loudly; the end is the same."""
-    run = tiny.spec(
+    run = on_one_thread(tiny.spec(
         "n1g2", strategy={"kind": kind} | ({"shard": 1} if kind == "hybrid" else {}),
         densify={"kind": densify, "start_step": 10, "every": 20, "stop_step": 90},
         **LONG | {"steps": 120},
-    )  # fmt: skip
+    ))  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert tiny.launch(run, tiny_scene, whole).status == "ok"
-    assert len(tiny.events(whole, "densify")) >= 3
+    run_ranks(2, train, run, tiny_scene, whole)
+    assert sum(e["event"] == "densify" for e in read_events(whole / "events.jsonl")) >= 3
 
     running = tiny.Running(run, tiny_scene, cut)
     running.wait_for("step", 23)
@@ -155,14 +162,14 @@ EVALUATED = {"steps": 60, "log_every": 2, "checkpoint_every": 20}
 def not_stopped(tiny_scene, tmp_path_factory) -> tuple[bytes, bytes]:
     """The end of a run of two ranks that evaluates little: what is evaluated has no influence on it."""
     out = tmp_path_factory.mktemp("not stopped")
-    assert tiny.launch(tiny.spec("n1g2", eval_every=1000, **EVALUATED), tiny_scene, out).status == "ok"
+    run_ranks(2, train, tiny.spec("n1g2", eval_every=1000, **EVALUATED), tiny_scene, out)
     return final_state(out)
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_stopped_in_an_evaluation_and_resumed_ends_bit_identical(last, not_stopped, many_held_out, tmp_path):
     """The evaluation is left for a checkpoint, and done by whoever resumes: in the middle of a run and at its end."""
-    run = tiny.spec("n1g2", timeout_s=60, eval_every=1000 if last else 30, **EVALUATED)
+    run = on_one_thread(tiny.spec("n1g2", timeout_s=60, eval_every=1000 if last else 30, **EVALUATED))
     scene, cut = many_held_out, tmp_path / "cut"
 
     running = tiny.Running(run, scene, cut)
