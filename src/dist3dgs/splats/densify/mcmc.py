@@ -71,7 +71,7 @@ def densify(
         for t in parameters.values():
             t[dead] = t[source[: len(dead)]]
         parameters = {name: torch.cat([t, t[source[len(dead) :]]]) for name, t in parameters.items()}
-        # Relocated Gaussians and those at their new places get fresh moments: the old ones belong to another loss surface.
+        # Relocated Gaussians and those at their new places get fresh moments: the old ones are of another loss surface.
         origin[hit], origin[dead] = -1, -1
         origin = torch.cat([origin, origin.new_full((num_added,), -1)])
         # Several may have one source: they are told apart by their number.
