@@ -19,7 +19,7 @@ from .workloads import Workload, WorkloadSpec
 #: Settings that change no result of a run: what is logged, and time limits.
 #: Snakemake trains nothing again for them, and attempts that differ in them belong to the same run.
 FREE_SETTINGS = {
-    "train": ("log_every", "tensorboard", "checkpoint_every", "keep_checkpoints"),
+    "train": ("log_every", "tensorboard", "checkpoint_every", "keep_checkpoints", "checkpoint", "resume"),
     "hardware": ("timeout_s", "join_timeout_s", "max_restarts"),
 }
 
@@ -153,6 +153,7 @@ class Study:
             try:
                 check_name(variant, "variant")
                 workload.application_of(variant)
+                workload.sizes_of(variant)
             except (UserError, ValueError) as e:
                 raise UserError(f"{where}: {name}.variants.{variant}: {e}") from None
 

@@ -95,6 +95,12 @@ def test_every_shipped_entry_can_be_asked_for_and_the_first_shows_every_setting(
         ({"figures_of_merit": {"loss": {"regx": "(a)"}}}, "did you mean `regex`"),
         ({"success": {"lines": ["("]}}, "regular expression"),
         ({"aplication": "x"}, "did you mean `application`"),
+        ({"loader_gib": "{sise}"}, r"loader_gib`: unknown variable \{sise\}"),
+        ({"process_gib": "much"}, "'much' is no number"),
+        ({"process_gib": -1}, "-1 is no size"),
+        ({"resume": "--resume {checkpoint}"}, "needs `checkpoint`"),
+        ({"checkpoint": "/x/*.pt"}, "below"),
+        ({"application": "prog {checkpoint}"}, r"unknown variable \{checkpoint\}"),
     ],
 )
 def test_each_mistake_is_named(repository: Path, change: dict[str, Any], words: str) -> None:
