@@ -1,7 +1,6 @@
 """A program on one rank or node: its variables, its environment, its output, and that nothing of it is left."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -33,12 +32,13 @@ def spec(application: list[str] | str, layout: str = "n1g1", **settings: Any) ->
     )  # fmt: skip
 
 
-def start(folder: Path, run: WorkloadSpec, **environ: str) -> "subprocess.Popen[str]":
+def start(folder: Path, run: WorkloadSpec, told: dict[str, Any] | None = None) -> "subprocess.Popen[str]":
+    """told: more fields of the attempt's summary."""
     attempt = folder / "attempts/000"
     attempt.mkdir(parents=True, exist_ok=True)
-    (attempt / "launch.json").write_text(json.dumps({"spec": run.model_dump(mode="json")}))
+    (attempt / "launch.json").write_text(json.dumps({"spec": run.model_dump(mode="json")} | (told or {})))
     argv = [sys.executable, "-c", SMALL, "--out", str(folder), "--events", str(attempt)]
-    return subprocess.Popen(argv, env=os.environ | environ, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
 
 
 def output(folder: Path, rank: int = 0) -> str:
@@ -87,6 +87,22 @@ def test_output_and_events(tmp_path: Path) -> None:
     )
     kinds = [e["event"] for e in events(tmp_path)]
     assert kinds == ["start", "leave", "enter", "leave", "memory", "end"]
+
+
+def test_the_words_of_resume_and_events_of_checkpoints(tmp_path: Path) -> None:
+    code = "import sys; print(sys.argv[1:]); open(sys.argv[1] + '/step-2.pt', 'w')"
+    words = ["{python}", "-c", code, "{out}", "{loader_workers}"]
+    run = spec(words, loader_workers=8, checkpoint="step-*.pt", resume="--resume {checkpoint} --strict")
+    assert process.newest_checkpoint(run, tmp_path / "output") is None
+    assert start(tmp_path, run, {"loader_workers": 4}).wait(30) == 0
+    out = str(tmp_path / "output")
+    assert output(tmp_path) == f"{[out, '4']}\n"
+    (saved,) = [e for e in events(tmp_path) if e["event"] == "checkpoint"]
+    newest = process.newest_checkpoint(run, tmp_path / "output")
+    assert saved["path"] == str(newest) == f"{out}/step-2.pt"
+    assert start(tmp_path, run, {"checkpoint": str(newest)}).wait(30) == 0
+    assert output(tmp_path) == f"{[out, '8', '--resume', str(newest), '--strict']}\n"
+    assert [e["path"] for e in events(tmp_path) if e["event"] == "resume"] == [str(newest)]
 
 
 def test_a_missing_program_is_named(tmp_path: Path) -> None:
