@@ -82,9 +82,9 @@ class Trainer:
         with self.clock.enter("step"):
             if not self.evaluated:
                 self._evaluate_and_save()
-            while self.step < self.schedule.num_steps and not self._told_to_stop():
+            while self.step < self.schedule.num_steps and not self.told_to_stop():
                 self.one_step(self.step + 1)
-                self._after_step()
+                self.after_step()
             if self.stopping:
                 self._save_checkpoint()
                 self._finish_saving()
@@ -178,7 +178,8 @@ class Trainer:
         clock.end_step()
         self.step, self.loss = step, loss.detach()
 
-    def _after_step(self) -> None:
+    def after_step(self) -> None:
+        """Densify, log, compare digests, evaluate and save a checkpoint, each where it is due."""
         step, s = self.step, self.schedule
         if self.saver.failed:
             self._finish_saving()
@@ -305,7 +306,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- checkpoints and stopping
 
-    def _told_to_stop(self) -> bool:
+    def told_to_stop(self) -> bool:
         if not self.stopping and self.poll.due(self.step):
             self.clock.drain()
             self.stopping = self.poll.agree(self.step, self.stop_requested is not None)

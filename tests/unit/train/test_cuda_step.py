@@ -9,6 +9,7 @@ from dist3dgs.splats.camera import Camera
 from dist3dgs.splats.densify.statistics import Statistics
 from dist3dgs.splats.gaussians import NAMES, Gaussians
 from dist3dgs.splats.render import RenderSettings, get_renderer
+from dist3dgs.train.fault_handling import StopPoll
 from tests.unit.helpers import gsplat_standin, operations
 from tests.unit.helpers.clouds import random_cloud, relative
 from tests.unit.helpers.ranks import run_ranks
@@ -34,17 +35,18 @@ def test_the_host_waits_at_named_intervals_alone() -> None:
     """For stop requests, the log, digests, evaluations and checkpoints; the first steps look at values and cameras."""
     due, waited = [], []
     with operations.cuda_trainer("default") as trainer:
+        # the same schedule on a slow machine
+        trainer.poll = StopPoll(trainer.comm, trainer.device, lambda: 0.001 * trainer.step)
         for step in range(1, 41):
             train = trainer.train
             intervals = (train.log_every, train.digest_every, train.eval_every, train.checkpoint_every)
             is_due = trainer.poll.due(trainer.step) or any(step % every == 0 for every in intervals)
-            trainer.poll._now = lambda: 0.001 * trainer.step  # the same schedule on a slow machine
             with operations.Operations() as counted, counted.transfers():
-                trainer._told_to_stop()
+                trainer.told_to_stop()
                 trainer.one_step(step)
                 if step == trainer.schedule.num_steps:
                     break  # the last step evaluates and exports
-                trainer._after_step()
+                trainer.after_step()
             if step > 4:
                 due += [step] * is_due
                 waited += [step] * bool(counted.waits)
