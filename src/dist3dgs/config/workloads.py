@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -61,6 +61,26 @@ def _inside(path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or not path:
         raise ValueError("must be a path below {out}, without ..")
     return path
+
+
+_PLACE = r"[-_]?(?:dir|directory|path|folder|file)"
+#: Options that usually say where a program writes. A checkpoint or a model without `dir` is as often what it reads.
+_WRITES_TO = re.compile(
+    rf"(?:--?)?(?:[\w.]+\.)?(?:o|(?:out|output|results?)(?:{_PLACE})?|(?:save|work|ckpts?|checkpoints?|run){_PLACE})",
+    re.IGNORECASE,
+)
+
+
+def _fixed_output(words: Sequence[str]) -> str | None:
+    """Find an option that names a place to write to which is the same for every point; None without any."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        value = value if equals else after
+        is_option = _WRITES_TO.fullmatch(name) and (equals or name.startswith("-"))
+        is_path = value and not value.startswith("-") and ("/" in value or "." in value)
+        if is_option and is_path and "{out}" not in value:
+            return f"{name} {value}"
+    return None
 
 
 Pattern = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_pattern)]
@@ -197,6 +217,11 @@ class Application(Settings):
                     )
                 if name == "data" and self.data is None:
                     raise ValueError(f"`{where}` has {{data}}, and there is no setting `data`")
+        if fixed := _fixed_output(self.application):
+            raise ValueError(
+                f"`application`: `{fixed}` is the same for every point, which would overwrite each other's output;"
+                " put it below {out}, the folder of the point"
+            )
         if taken := sorted((VARIABLES.keys() | {"checkpoint"}) & self.variables.keys()):
             raise ValueError(f"`variables` may not set {', '.join(taken)}: every template has it")
         if self.batch_per_rank and self.global_batch:

@@ -40,7 +40,7 @@ GPUS = "DIST3DGS_WORKLOAD_GPUS"
 OUTPUT = "output"
 #: This many bytes of the start and of the end of a program's output are kept, and as many go to the attempt's log.
 HEAD_BYTES, TAIL_BYTES = 32 << 20, 8 << 20
-#: A line without an end is cut into pieces of this size.
+#: Output is read in blocks of at most this size, and a line without an end is cut after it.
 LINE_BYTES = 1 << 16
 #: Interval between heartbeats while a program prints.
 PULSE_S = 5.0
@@ -163,8 +163,7 @@ class Program:
     ) -> None:
         self.write, self.output, self.saves = write, output, saves
         self.peak_rss_bytes = 0
-        self.lines = self.bytes = 0
-        self.last_line = ""
+        self.lines = 0
         # Whatever the program starts becomes our child when its parent ends, so that it can be found.
         _prctl(36, 1)
         self.process = subprocess.Popen(
@@ -203,27 +202,20 @@ class Program:
     def _copy(self) -> None:
         stream = self.process.stdout
         assert stream is not None
-        tail: deque[bytes] = deque()
-        tail_bytes, pulse = 0, time.monotonic()
+        kept, rest, pulse = _Kept(), b"", time.monotonic()
         with self.output.open("wb") as out:
-            while line := stream.readline(LINE_BYTES):
-                self.lines += 1
-                self.bytes += len(line)
-                self.last_line = line.decode("utf-8", "replace").strip() or self.last_line
-                if self.bytes <= HEAD_BYTES:
-                    _write(out, line)
-                else:
-                    tail.append(line)
-                    tail_bytes += len(line)
-                    while tail_bytes > TAIL_BYTES:
-                        tail_bytes -= len(tail.popleft())
+            while block := os.read(stream.fileno(), LINE_BYTES):
+                self.lines += block.count(b"\n")
+                # Whole lines, as those of all ranks meet in the attempt's log; one without an end is cut.
+                whole, end, rest = (rest + block).rpartition(b"\n")
+                piece = whole + end
+                if len(rest) >= LINE_BYTES:
+                    piece, rest = piece + rest, b""
+                _write(out, kept.take(piece))
                 if time.monotonic() - pulse > PULSE_S:
                     pulse = time.monotonic()
                     self.write("progress", phase="step", step=None, lines=self.lines)
-            if tail:
-                _write(out, f"\n... {self.bytes - HEAD_BYTES - tail_bytes} bytes left out ...\n".encode())
-                for line in tail:
-                    _write(out, line)
+            _write(out, kept.take(rest) + kept.end())
 
     def _measure(self) -> None:
         total = 0
@@ -241,11 +233,43 @@ class Program:
                 process.send_signal(number)
 
 
-def _write(out: IO[bytes], line: bytes) -> None:
-    out.write(line)
+class _Kept:
+    """Keeps the first `HEAD_BYTES` and the last `TAIL_BYTES` of an output, in little more memory than that."""
+
+    def __init__(self) -> None:
+        self._room = HEAD_BYTES
+        self._tail: deque[bytes] = deque()
+        self._tail_bytes = self._left_out = 0
+
+    def take(self, piece: bytes) -> bytes:
+        """Return what of the next piece belongs to the start; keep the rest of it for the end."""
+        head = piece if len(piece) <= self._room else piece[: piece.rfind(b"\n", 0, self._room) + 1]
+        self._room -= len(head)
+        if after := piece[len(head) :]:
+            self._room = 0
+            self._tail.append(after)
+            self._tail_bytes += len(after)
+            while self._tail_bytes - len(self._tail[0]) > TAIL_BYTES:
+                self._tail_bytes -= len(self._tail[0])
+                self._left_out += len(self._tail.popleft())
+        return head
+
+    def end(self) -> bytes:
+        """Return the end of the output, with the number of bytes that are left out before it."""
+        tail = b"".join(self._tail)
+        if len(tail) > TAIL_BYTES:
+            start = tail.find(b"\n", len(tail) - TAIL_BYTES) + 1 or len(tail) - TAIL_BYTES
+            self._left_out, tail = self._left_out + start, tail[start:]
+        return f"\n... {self._left_out} bytes left out ...\n".encode() + tail if self._left_out else tail
+
+
+def _write(out: IO[bytes], text: bytes) -> None:
+    if not text:
+        return
+    out.write(text)
     out.flush()
     # Also into the attempt's log, which torchrun passes on: the diagnosis reads it.
-    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.write(text)
     sys.stdout.buffer.flush()
 
 

@@ -1,5 +1,6 @@
 """Workloads through the launcher and torchrun: records as our own trainings have them."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dist3dgs.config.matrix import Study, spec_json
 from dist3dgs.config.models import Hardware
 from dist3dgs.config.naming import Point
 from dist3dgs.config.workloads import Criteria
+from dist3dgs.errors import UserError
 from dist3dgs.launch.launcher import launch
 from dist3dgs.records.build import judge
 from dist3dgs.runs.record import RunRecord
@@ -122,6 +124,16 @@ def test_gsplats_trainer_at_its_process_layout(repository: Path, tmp_path: Path)
     assert record.status == "ok", record.failure
     m = record.metrics
     assert (m.psnr, m.ssim, m.lpips, m.num_gaussians, m.train_s) == (25.125, 0.8123, 0.201, 2001, 11.5)
+
+
+def test_a_second_launcher_of_a_point_is_refused(repository: Path, tmp_path: Path) -> None:
+    spec = study(repository, entry(tmp_path, "print('rate 1')")).spec(Point.named("mine/default/n1g1"))
+    out = spec.point.folder(tmp_path)
+    out.mkdir(parents=True)
+    with (out / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another launcher is running this point.*fuser"):
+            launch(spec_json(spec), None, out)
 
 
 CRASH = """
