@@ -13,6 +13,8 @@ import pytest
 
 from dist3dgs.config.models import Hardware
 from dist3dgs.config.workloads import Application, Criteria, WorkloadSpec
+from dist3dgs.diagnosis import diagnose_attempt
+from dist3dgs.runs.attempts import Attempt
 from dist3dgs.runs.events import read_events
 from dist3dgs.workloads import process
 
@@ -110,6 +112,9 @@ def test_a_missing_program_is_named(tmp_path: Path) -> None:
     assert program.wait(30) == 127
     (error,) = [e for e in events(tmp_path) if e["event"] == "error"]
     assert "'no-such-program'" in error["message"] and "application" in error["message"]
+    attempt = Attempt(tmp_path / "attempts/000")
+    verdict = diagnose_attempt(attempt, attempt.summary().updated(status="failed", returncode=1))
+    assert verdict.cause == "environment" and "'no-such-program'" in verdict.evidence[0].text
 
 
 def test_of_much_output_the_first_and_the_last_are_kept(tmp_path: Path) -> None:
