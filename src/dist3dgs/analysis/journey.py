@@ -206,6 +206,8 @@ def performance_comparison(journey: Sequence[Attempt], baseline: str | None = No
     for a in journey:
         if a.record.metrics.total_s:
             by_program.setdefault((a.record.run.scene, application(a.record)), []).append(a)
+    for alike in by_program.values():
+        alike.sort(key=_size)
     settings = {a.number: json.dumps(_comparable(a.record), sort_keys=True, default=str) for a in journey}
     return [
         _performance(
@@ -226,26 +228,31 @@ def _baseline(
     finished on fewer ranks than it was given shows what those can do.
 
     Args:
-        alike: attempts of the same scene and program that took a known time.
+        alike: attempts of the same scene and program that took a known time, the smallest first.
         settings: what must be the same in two attempts, by their numbers.
         named: `strategy/layout` that comes first where it succeeded.
     """
-    run = attempt.record.run
-    done = [a for a in alike if _same_hardware(a.record, attempt.record)]
-    ok = [a for a in done if a.record.status == "ok"]
+    run, record = attempt.record.run, attempt.record
+
+    def is_named(other: Attempt) -> bool:
+        return f"{other.record.run.strategy}/{other.record.run.layout}" == named
+
+    def does_the_same(other: Attempt) -> bool:
+        return settings[other.number] == settings[attempt.number] or conditions(other.record) == conditions(
+            record
+        )
+
+    ok = [a for a in alike if a.record.status == "ok"]
     groups = (
-        [a for a in ok if f"{a.record.run.strategy}/{a.record.run.layout}" == named],
-        [
-            a
-            for a in ok
-            if settings[a.number] == settings[attempt.number]
-            or conditions(a.record) == conditions(attempt.record)
-        ],
-        [a for a in ok if a.record.run.strategy == run.strategy],
+        (a for a in ok if is_named(a)),
+        (a for a in ok if does_the_same(a)),
+        (a for a in ok if a.record.run.strategy == run.strategy),
         ok,
-        [a for a in done if a.record.status == "degraded" and a.record.metrics.ranks],
+        (a for a in alike if a.record.status == "degraded" and a.record.metrics.ranks),
     )
-    return min(next(filter(None, groups), []), key=_size, default=None)
+    # The smallest comes first, so little of a long list is looked at.
+    found = (next((a for a in group if _same_hardware(a.record, record)), None) for group in groups)
+    return next((a for a in found if a is not None), None)
 
 
 def _same_hardware(a: RunRecord, b: RunRecord) -> bool:

@@ -43,7 +43,12 @@ _WORDS_PT, _WORDS_MM = 6.0, 2.6
 
 
 def data(study: Study) -> list[Row]:
-    targets = {(p["scene"], p["strategy"]): p.get("target_psnr") for p in study.points}
+    # A point without a success has none.
+    targets = {
+        (p["scene"], p["strategy"]): p["target_psnr"]
+        for p in study.points
+        if p.get("target_psnr") is not None
+    }
     rows = []
     for record in study.records:
         run = record.run

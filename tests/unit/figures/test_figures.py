@@ -176,6 +176,13 @@ def test_a_strategy_that_shares_the_baseline_of_another_has_its_efficiency(tmp_p
         assert [(r["series"], r["layout"]) for r in drawn] == points
 
 
+def test_a_failed_layout_takes_the_quality_to_reach_from_no_other(tmp_path):
+    records = [make_record(), make_record(layout="n1g2"), make_record(layout="n1g4", status="failed")]
+    rows = Drawn(tmp_path, records).rows("quality_time")
+    assert {r["layout"] for r in rows} == {"n1g1", "n1g2", "n1g4"}
+    assert all(r["target_psnr"] for r in rows)
+
+
 def test_law_is_drawn_only_where_it_can_be_checked(tmp_path):
     three = [make_record(layout=f"n1g{p}", images_per_s=usl_rate(p)) for p in (1, 2, 4)]
     assert not [r for r in Drawn(tmp_path / "a", three).rows("speedup") if r["status"] == "fit"]
