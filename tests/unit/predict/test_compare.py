@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dist3dgs.analysis.tables import read_table, tabulate
 from dist3dgs.cli import main
 from dist3dgs.config.models import Strategy, TrainSettings
-from dist3dgs.analysis.tables import read_table, tabulate
 from dist3dgs.predict.compare import GOOD_ERROR, PREDICTED, compare_runs, machine_with, predicted_metrics
 from dist3dgs.runs.record import QualityPoint, load_record
 from tests.unit.helpers.drawn import Drawn
@@ -91,7 +91,8 @@ def test_the_verb_prints_them_side_by_side(repository, tmp_path, monkeypatch, ca
 
 def test_the_tables_have_each_run_s_prediction_beside_its_measurement(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(repository)
-    records = [run("n1g1", 0.02), run("n1g2", 0.021), make_record("garden", layout="n1g4", gpu=True)]
+    failed = run("n1g4", 0.02).model_copy(update={"status": "failed"})
+    records = [run("n1g1", 0.02), run("n1g2", 0.021), failed]
     paths = [tmp_path / f"{i}/record.json" for i in range(len(records))]
     for path, record in zip(paths, records, strict=True):
         path.parent.mkdir()
