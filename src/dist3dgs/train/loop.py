@@ -22,6 +22,7 @@ from ..splats.loss import l1_ssim_loss
 from . import checkpoint
 from .checkpoint import Header
 from .data import SceneCameras, ViewSampler
+from .densification import decide
 from .evaluate import evaluate
 from .fault_handling import StopPoll
 from .model import LINEAGE, Model
@@ -56,7 +57,7 @@ class Trainer:
         self.comm.stage = clock.stage
         self.train = spec.train
         self.schedule = Schedule(spec)
-        self.rule = AdamRule(spec.global_batch)
+        self.rule = AdamRule(spec.global_batch, spec.train.optimizer == "selective")
         self.cameras = SceneCameras(scene, device)
         self.order = ViewSampler(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
         self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
@@ -215,21 +216,10 @@ class Trainer:
         return self.parallel.share(g) * (d.opacity_reg * opacity + d.scale_reg * scale)
 
     def _densify(self) -> None:
-        started, d, gaussians = time.perf_counter(), self.train.densify, self.model.gaussians
+        started = time.perf_counter()
         self.model.synchronise()
-        room = max(0, d.max_gaussians - self.parallel.total_gaussians)
-        change = densify.decide(
-            gaussians,
-            self.model.lineage,
-            self.parallel.reduce_statistics(self.model.statistics),
-            d,
-            extent=self.scene.extent,
-            prune_large=self.step > self.schedule.steps(d.reset_every),
-            choose=lambda pull, wanted: self.parallel.global_topk(pull, wanted, room),
-            max_gaussians=self.parallel.limit(gaussians, d.max_gaussians),
-            seed=self.spec.seed,
-            step=self.step,
-            generator=generator(self.spec.seed, self.step, "densify", self.parallel.stream),
+        change = decide(
+            self.spec, self.scene, self.schedule, self.parallel, self.model, self.cameras, self.step
         )
         self.model.densify(change)
         counts = self.parallel.sum_counts(change.counts)
