@@ -2,7 +2,7 @@
 
     python -m dist3dgs.bench.quality --scene data/builtin/scene.safetensors --images 1500 --out quality.json
     python -m dist3dgs.bench.quality --layouts n1g2 --strategies replicated,bf16,powersgd
-    python -m dist3dgs.bench.quality --layouts n1g1 --global-batch 1 --densify default,budget --max-gaussians 10000,20000
+    python -m dist3dgs.bench.quality --layouts n1g1 --densify default,budget --max-gaussians 10000,20000
 
 Each run goes through the launcher and leaves a record; PSNR and bytes are read from it. `--scene` defaults to a small
 cloud. The global batch is the same for all (default 4), so what differs between numbers of ranks is rounding and, with
