@@ -1,6 +1,7 @@
 """Training loop of one rank."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..splats import densify
 from ..splats.densify.lineage import founders
 from ..splats.export import write_ply
 from ..splats.gaussians import canonical_order, initial_gaussians, thinned
+from ..splats.host_copy import HostCopy
 from ..splats.loss import l1_ssim_loss
 from . import checkpoint
 from .checkpoint import Header
@@ -34,6 +36,17 @@ from .timing import Clock
 
 class Diverged(RuntimeError):
     """The loss is NaN or infinite."""
+
+
+@dataclass
+class _Logging:
+    """A step's line of the log, whose loss is on its way to the host."""
+
+    step: int
+    loss: HostCopy
+    num_gaussians: int
+    step_s: float
+    """Mean since the line before, seconds."""
 
 
 class Trainer:
@@ -69,6 +82,9 @@ class Trainer:
         self.stop_requested: str | None = None
         self.poll, self.stopping = StopPoll(self.comm, device), False
         self.step, self.evaluated = 0, True
+        #: On a GPU losses and stop requests are read a step later: the host then waits for nothing.
+        self.defers = device.type == "cuda"
+        self._logging: _Logging | None = None
         if not len(scene.train_ids) or not len(scene.test_ids):
             raise UserError(
                 f"scene {scene.name}: {scene.num_views} views leave none to train on or none to hold out"
@@ -86,6 +102,7 @@ class Trainer:
             while self.step < self.schedule.num_steps and not self._told_to_stop():
                 self.one_step(self.step + 1)
                 self._after_step()
+            self._finish_log()
             if self.stopping:
                 self._save_checkpoint()
                 self._finish_saving()
@@ -181,6 +198,7 @@ class Trainer:
 
     def _after_step(self) -> None:
         step, s = self.step, self.schedule
+        self._finish_log()
         if self.saver.failed:
             self._finish_saving()
         if s.densifies(step):
@@ -195,6 +213,7 @@ class Trainer:
         if last or s.every(self.train.log_every, step):
             self._log()
         if last or s.every(self.train.digest_every, step):
+            self._finish_log()
             self._compare_digests()
         self._evaluate_and_save()
 
@@ -203,9 +222,11 @@ class Trainer:
         step, s = self.step, self.schedule
         last = step == s.num_steps
         if last or s.every(self.train.eval_every, step):
+            self._finish_log()
             with self.clock.enter("evaluate"):
                 self.evaluated = self._evaluate(last)
         if not self.stopping and (last or s.every(self.train.checkpoint_every, step)):
+            self._finish_log()
             self._save_checkpoint()
 
     # ---------------------------------------------------------------- parts of the training
@@ -263,20 +284,31 @@ class Trainer:
         return self.stopping
 
     def _log(self) -> None:
-        self.clock.drain()
+        """Begin to log the step's loss, summed over the ranks; `_finish_log` ends it. Collective."""
+        if not self.defers:
+            self.clock.drain()
         loss = self.loss.clone()
         self.comm.all_reduce(loss, name="all_reduce(loss)")
-        value = float(loss)
+        recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
+        self._logging = _Logging(
+            self.step, HostCopy(loss), self.parallel.total_gaussians, float(np.mean(recent))
+        )
+        if not self.defers:
+            self._finish_log()
+
+    def _finish_log(self) -> None:
+        """Log the loss of which the copy to the host was begun. Raises `Diverged` if it is not finite."""
+        if self._logging is None:
+            return
+        log, self._logging = self._logging, None
+        (value,) = log.loss.read()
         if not np.isfinite(value):
-            raise Diverged(f"loss is {value} at step {self.step}; lower the learning rates (`train.lr`)")
-        n = self.parallel.total_gaussians
+            raise Diverged(f"loss is {value} at step {log.step}; lower the learning rates (`train.lr`)")
         if self.comm.rank == 0:
-            recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
-            images = self.step * self.spec.global_batch
-            degree = self.schedule.sh_degree(self.step)
-            fields = {"num_gaussians": n, "images": images, "sh_degree": degree}
-            self.events("step", step=self.step, loss=value, step_s=float(np.mean(recent)), **fields)
-            self.progress.stepped(self.step, value, n, float(np.mean(recent)))
+            images, degree = log.step * self.spec.global_batch, self.schedule.sh_degree(log.step)
+            fields = {"num_gaussians": log.num_gaussians, "images": images, "sh_degree": degree}
+            self.events("step", step=log.step, loss=value, step_s=log.step_s, **fields)
+            self.progress.stepped(log.step, value, log.num_gaussians, log.step_s)
 
     def _compare_digests(self) -> None:
         self.clock.drain()
@@ -296,9 +328,16 @@ class Trainer:
     # ---------------------------------------------------------------- checkpoints and stopping
 
     def _told_to_stop(self) -> bool:
+        """Return True if any rank was told to stop. Collective where the poll is due."""
+        if not self.stopping:
+            self.stopping = self.poll.answer()
         if not self.stopping and self.poll.due(self.step):
-            self.clock.drain()
-            self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
+            waits = not self.defers or self.poll.slow
+            if waits:
+                self.clock.drain()
+            self.poll.ask(self.step, self.stop_requested is not None)
+            if waits:
+                self.stopping = self.poll.answer()
         return self.stopping
 
     def _save_checkpoint(self) -> None:
