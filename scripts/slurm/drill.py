@@ -50,6 +50,8 @@ class Outcome:
     done_s: float | None = None
     steps_lost: int | None = None
     exit_code: int | None = None
+    #: When the controller was away, from and until, by the clock of `time.time`.
+    away: tuple[float, float] | None = None
 
     @property
     def record(self) -> dict[str, Any]:
@@ -358,10 +360,12 @@ class Drills:
             held = Held(study, "n1g1", BREAK_AT)
             outcome = Outcome("controller away for 20 s", study, "n1g1", time.time())
             self.cluster.stop_controller()
+            stopped_at = time.time()
             try:
                 held.release()
                 time.sleep(20)
             finally:
+                outcome.away = stopped_at, time.time()
                 self.cluster.start_controller()
             outcome.exit_code = snakemake.wait(900)
         return outcome.measure()

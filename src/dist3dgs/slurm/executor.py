@@ -90,8 +90,8 @@ class Listener(Protocol):
 _listener: Listener | None = None
 
 
-def register(listener: Listener) -> None:
-    """Let `listener` decide about the jobs of this process. The Snakefile calls it."""
+def register(listener: Listener | None) -> None:
+    """Let `listener`, or nobody, decide about the jobs of this process. The Snakefile calls it."""
     global _listener
     _listener = listener
 

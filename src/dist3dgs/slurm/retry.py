@@ -89,7 +89,7 @@ def take_turn(point: Path, spec_digest: str, allocation: Allocation, site: Site)
             print(f"Slurm does not answer ({e.text}); asking again", file=sys.stderr, flush=True)
             time.sleep(WAIT_POLL_S)
             continue
-        if decision.action == "train" and (why := _too_small(point, allocation, site)):
+        if decision.action == "train" and (why := too_small(point, allocation, site)):
             # Submitted to wait for another job of the point, which has left the training to be done.
             print(f"Slurm job {allocation.job_id}: {why}; to be submitted anew", file=sys.stderr, flush=True)
             sys.exit(EX_TEMPFAIL)
@@ -166,7 +166,7 @@ def stuck(failed: list[AttemptState]) -> bool:
     return (failed[-1].step or 0) <= (failed[-2].step or 0)
 
 
-def _too_small(point: Path, allocation: Allocation, site: Site) -> str | None:
+def too_small(point: Path, allocation: Allocation, site: Site) -> str | None:
     """Return why a job that was submitted to wait (`resources.small_resources`) cannot train, or None."""
     layout = Layout.parse(Path(point).parent.name)
     has, needs = allocation.cpus_per_node or SMALL_CPUS + 1, site.cpus_per_gpu * layout.workers_per_node

@@ -32,7 +32,7 @@ def l1_ssim_loss(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Ten
         raise UserError(f"ssim_weight is {ssim_weight}: expected a number from 0 to 1")
     if image.device.type == "cpu":
         return _CpuLoss.apply(image, target, float(ssim_weight))
-    return _for_gpu(image).apply(image, target, float(ssim_weight))
+    return gpu_loss(image).apply(image, target, float(ssim_weight))
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     image: [H,W,3] float. target: [H,W,3] uint8 or float.
     """
     _check(image, target)
-    loss = _CpuLoss if image.device.type == "cpu" else _for_gpu(image)
+    loss = _CpuLoss if image.device.type == "cpu" else gpu_loss(image)
     return 1 - loss.apply(image, target, 1.0)
 
 
@@ -70,15 +70,17 @@ def ssim_reference(image: Tensor, target: Tensor) -> Tensor:
     return (numerator / ((mean_x * mean_x + mean_y * mean_y + C1) * spread)).mean()
 
 
-def _for_gpu(image: Tensor) -> Any:
-    """Return the Triton loss, or that in plain torch for float64, for extremely large images and without Triton."""
+def gpu_loss(image: Tensor) -> Any:
+    """Choose the loss for an image [H,W,3] on a GPU: in Triton kernels, or in plain torch for float64, for extremely
+    large images and where Triton is missing.
+    """
     large = 12 * image.shape[0] * image.shape[1] >= 1 << 31  # the kernels count in int32
-    return TorchLoss if large or image.dtype != torch.float32 else _fused(image.device) or TorchLoss
+    return TorchLoss if large or image.dtype != torch.float32 else triton_loss(image.device) or TorchLoss
 
 
 @functools.cache
-def _fused(device: torch.device) -> Any:
-    """The loss in Triton kernels; None where Triton is missing or cannot compile: it needs a C compiler on the node."""
+def triton_loss(device: torch.device) -> Any:
+    """Return the loss in Triton kernels; None where Triton is missing or cannot compile: it needs a C compiler."""
     try:
         from dist3dgs.splats.loss_triton import TritonLoss
 

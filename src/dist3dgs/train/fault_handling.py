@@ -49,9 +49,11 @@ class Stacks:
     On SIGUSR1, and when `progress` was not called for too long; both work while Python itself hangs.
     """
 
-    def __init__(self, folder: Path, rank: int, timeout_s: float) -> None:
+    def __init__(
+        self, folder: Path, rank: int, timeout_s: float, now: Callable[[], float] = time.monotonic
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.timeout_s = timeout_s
+        self.timeout_s, self._now = timeout_s, now
         self._closed = threading.Event()
         self._file = Path(folder, f"stacks.rank{rank}.txt").open("w", encoding="utf-8")  # noqa: SIM115
         faulthandler.register(signal.SIGUSR1, file=self._file, all_threads=True, chain=False)
@@ -59,7 +61,7 @@ class Stacks:
 
     def progress(self) -> None:
         """Restart the timeout: the rank made progress."""
-        self._since = time.monotonic()
+        self._since = self._now()
         faulthandler.dump_traceback_later(STACKS_AFTER * self.timeout_s, file=self._file)
 
     def report_hang(
@@ -75,12 +77,12 @@ class Stacks:
         def watch() -> None:
             dumped_at = -math.inf
             while not self._closed.wait(self.timeout_s / 100):
-                silent_s = time.monotonic() - self._since
+                silent_s = self._now() - self._since
                 if silent_s <= REPORT_AFTER * self.timeout_s:
                     continue
                 if dumped_at < self._since:
                     dump()
-                    dumped_at = time.monotonic()
+                    dumped_at = self._now()
                 if waits():
                     report(silent_s)
                     return

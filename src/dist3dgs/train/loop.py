@@ -99,10 +99,10 @@ class Trainer:
         with self.clock.enter("step"):
             if not self.evaluated:
                 self._evaluate_and_save()
-            while self.step < self.schedule.num_steps and not self._told_to_stop():
+            while self.step < self.schedule.num_steps and not self.told_to_stop():
                 self.one_step(self.step + 1)
-                self._after_step()
-            self._finish_log()
+                self.after_step()
+            self.finish_log()
             if self.stopping:
                 self._save_checkpoint()
                 self._finish_saving()
@@ -196,9 +196,10 @@ class Trainer:
         clock.end_step()
         self.step, self.loss = step, loss.detach()
 
-    def _after_step(self) -> None:
+    def after_step(self) -> None:
+        """Densify, log, compare digests, evaluate and save a checkpoint, each where it is due."""
         step, s = self.step, self.schedule
-        self._finish_log()
+        self.finish_log()
         if self.saver.failed:
             self._finish_saving()
         if s.densifies(step):
@@ -211,9 +212,9 @@ class Trainer:
             )
         last = step == s.num_steps
         if last or s.every(self.train.log_every, step):
-            self._log()
+            self.log()
         if last or s.every(self.train.digest_every, step):
-            self._finish_log()
+            self.finish_log()
             self._compare_digests()
         self._evaluate_and_save()
 
@@ -222,11 +223,11 @@ class Trainer:
         step, s = self.step, self.schedule
         last = step == s.num_steps
         if last or s.every(self.train.eval_every, step):
-            self._finish_log()
+            self.finish_log()
             with self.clock.enter("evaluate"):
                 self.evaluated = self._evaluate(last)
         if not self.stopping and (last or s.every(self.train.checkpoint_every, step)):
-            self._finish_log()
+            self.finish_log()
             self._save_checkpoint()
 
     # ---------------------------------------------------------------- parts of the training
@@ -283,8 +284,8 @@ class Trainer:
         self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
         return self.stopping
 
-    def _log(self) -> None:
-        """Begin to log the step's loss, summed over the ranks; `_finish_log` ends it. Collective."""
+    def log(self) -> None:
+        """Begin to log the step's loss, summed over the ranks; `finish_log` ends it. Collective."""
         if not self.defers:
             self.clock.drain()
         loss = self.loss.clone()
@@ -294,9 +295,9 @@ class Trainer:
             self.step, HostCopy(loss), self.parallel.total_gaussians, float(np.mean(recent))
         )
         if not self.defers:
-            self._finish_log()
+            self.finish_log()
 
-    def _finish_log(self) -> None:
+    def finish_log(self) -> None:
         """Log the loss of which the copy to the host was begun. Raises `Diverged` if it is not finite."""
         if self._logging is None:
             return
@@ -327,7 +328,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- checkpoints and stopping
 
-    def _told_to_stop(self) -> bool:
+    def told_to_stop(self) -> bool:
         """Return True if any rank was told to stop. Collective where the poll is due."""
         if not self.stopping:
             self.stopping = self.poll.answer()

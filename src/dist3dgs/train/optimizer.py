@@ -35,6 +35,8 @@ class Optimizer:
     def __init__(self, gaussians: Gaussians, rule: AdamRule) -> None:
         self.gaussians, self.rule = gaussians, rule
         self._states: dict[str, _State] = {}
+        #: Selective updates by gsplat's kernel and a mask; else by rows, whose number the host has to know.
+        self.by_mask = gaussians.device.type == "cuda"
 
     @torch.no_grad()
     def step(self, rates: Mapping[str, float], ready: Iterable[str]) -> None:
@@ -49,7 +51,7 @@ class Optimizer:
         if self.rule.selective:
             ready = list(ready)  # the centres' gradient decides about all the others
             seen = self.gaussians["means"].grad.any(1)  # type: ignore[union-attr]
-            rows = None if seen.is_cuda else seen.nonzero()[:, 0]
+            rows = None if self.by_mask else seen.nonzero()[:, 0]
         for name in ready:
             p, grad = self.gaussians[name], self.gaussians[name].grad
             assert grad is not None

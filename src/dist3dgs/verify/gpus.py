@@ -107,7 +107,9 @@ def check_compiler(s: Setup) -> Iterator[Result]:
     status: Status = "warn" if s.elsewhere else "fail"
     home, path = gsplat_build.toolkit(), gsplat_build.environment()["PATH"]  # as the build will see them
     missing = [] if home else ["CUDA toolkit (nvcc and cuda_runtime.h)"]
-    missing += [name for name in (os.environ.get("CXX") or "g++", "ninja") if not shutil.which(name, path=path)]
+    missing += [
+        name for name in (os.environ.get("CXX") or "g++", "ninja") if not shutil.which(name, path=path)
+    ]
     where = "; or do it on a node: dist3dgs verify --on-node" if s.elsewhere else ""
     if missing:
         fix = "module load cuda gcc (or set CUDA_HOME), then: python -m dist3dgs.launch.gsplat_build" + where

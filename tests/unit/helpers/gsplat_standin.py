@@ -292,7 +292,7 @@ def install() -> None:
         CameraModelType=SimpleNamespace(PINHOLE="PINHOLE"), PINHOLE="PINHOLE", __file__=__file__,
     )  # fmt: skip
     sys.modules[COMPILED] = extension  # type: ignore[assignment]
-    cuda._check_device = lambda tensor: None  # type: ignore[assignment]
+    cuda.check_device = lambda tensor: None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -300,9 +300,9 @@ def installed() -> Iterator[None]:
     """`install`, undone at the end. gsplat's Python remembers the first extension that it saw: this one."""
     from dist3dgs.splats.render import cuda
 
-    check = cuda._check_device
+    check = cuda.check_device
     install()
     try:
         yield
     finally:
-        cuda._check_device = check  # type: ignore[assignment]
+        cuda.check_device = check  # type: ignore[assignment]

@@ -175,10 +175,10 @@ def test_the_toolkit_is_compared_with_pytorch(tmp_path, monkeypatch, torchs, arc
     monkeypatch.setenv("CUDA_HOME", str(home))
     monkeypatch.setattr("torch.version.cuda", torchs)
     if says is None:
-        gsplat_build._check_toolkit(architectures)
+        gsplat_build.check_toolkit(architectures)
     else:
         with pytest.raises(UserError, match=says):
-            gsplat_build._check_toolkit(architectures)
+            gsplat_build.check_toolkit(architectures)
 
 
 def test_a_build_is_for_the_gpus_it_has_code_for(tmp_path, monkeypatch):
@@ -186,7 +186,7 @@ def test_a_build_is_for_the_gpus_it_has_code_for(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     library = tmp_path / "gsplat_cuda.so"
     library.touch()
-    note = tmp_path / f"{gsplat_build._prefix()}-8.0.ready"
+    note = tmp_path / f"{gsplat_build.build_prefix()}-8.0.ready"
     note.write_text(json.dumps({"library": str(library), "architectures": ["8.0"]}))
     gpus = [GpuIdentity(0, "GPU-a", "8.6"), GpuIdentity(1, "GPU-b", "9.0")]
     monkeypatch.setattr(gsplat_build, "identities", lambda: gpus)

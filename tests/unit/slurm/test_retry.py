@@ -10,7 +10,7 @@ from dist3dgs.runs.events import EventWriter, events_path
 from dist3dgs.runs.launch_summary import LaunchSummary, SlurmJob
 from dist3dgs.slurm import outcome
 from dist3dgs.slurm.allocation import Allocation, Node
-from dist3dgs.slurm.retry import MAX_FAILED, _too_small, decide, next_action
+from dist3dgs.slurm.retry import MAX_FAILED, decide, next_action, too_small
 from dist3dgs.slurm.site import VARIABLE, read_site
 
 
@@ -133,12 +133,12 @@ def given(nodes: int = 1, gpus: int = 0, cpus: int | None = 1) -> Allocation:
 )
 def test_small_jobs_do_not_train(monkeypatch, layout, has, site, small):
     monkeypatch.setenv(VARIABLE, "{}")
-    assert bool(_too_small(Path(f"results/s/t/{layout}/r0"), has, read_site(site))) == small
+    assert bool(too_small(Path(f"results/s/t/{layout}/r0"), has, read_site(site))) == small
 
 
 def test_by_hand_any_allocation_trains(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert _too_small(Path("results/s/t/n1g4/r0"), given(), read_site({})) is None
+    assert too_small(Path("results/s/t/n1g4/r0"), given(), read_site({})) is None
 
 
 def test_the_next_action_waits_for_a_job_that_runs_elsewhere(tmp_path, monkeypatch):

@@ -67,12 +67,12 @@ class CudaRenderer(Renderer):
         checks.check_settings(settings)
         checks.check_gaussians(means, quats, scales, opacities, colors, settings.sh_degree)
         self._check_camera(viewmat, K)
-        _check_device(means)
+        check_device(means)
         if len(means) == 0:
             return _nothing(means, scales, opacities, colors)  # gsplat 1.5.3 divides by their number
         self._look(means, quats, scales, opacities)
         gsplat_build.load()
-        _wait(means)
+        wait_for_gpu(means)
         from gsplat import fully_fused_projection
 
         viewmat, K = viewmat.to(means), K.to(means)
@@ -108,6 +108,8 @@ class CudaRenderer(Renderer):
     def _check_camera(self, viewmat: Tensor, K: Tensor) -> None:
         """Call `checks.check_camera` once per camera: its values are on the GPU."""
         known, *versions = self._cameras.get(viewmat, (lambda: None,))
+        # PyTorch counts the writes to a tensor (its notes on autograd, "In-place correctness checks") and has no public
+        # name for the count. Comparing the values instead would wait for the GPU at every view.
         if known() is not K or versions != [viewmat._version, K._version]:
             checks.check_camera(viewmat, K)
             self._cameras[viewmat] = (weakref.ref(K), viewmat._version, K._version)
@@ -124,11 +126,11 @@ class CudaRenderer(Renderer):
         checks.check_size(width, height)
         checks.check_background(background)
         p = projection
-        _check_device(p.means2d)
+        check_device(p.means2d)
         if len(p.ids) == 0:
             return _empty(p, width, height, background, settings)
         gsplat_build.load()
-        _wait(p.means2d)
+        wait_for_gpu(p.means2d)
         from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels
 
         columns, rows = math.ceil(width / TILE_PX), math.ceil(height / TILE_PX)
@@ -247,8 +249,8 @@ def _with_no_rotation(quats: Tensor) -> Tensor:
     return torch.where(turned, quats, no_rotation)
 
 
-def _wait(tensor: Tensor) -> None:
-    """Wait for the work queued on the GPU, if there are several ranks.
+def wait_for_gpu(tensor: Tensor) -> None:
+    """Wait for the work queued on the GPU of a tensor [...] of any dtype, if there are several ranks.
 
     gsplat waits for it in the next call, and there it keeps Python's lock: in a collective that never ends, no thread
     of this process could report the hang. This wait releases the lock.
@@ -257,7 +259,8 @@ def _wait(tensor: Tensor) -> None:
         torch.cuda.current_stream(tensor.device).synchronize()
 
 
-def _check_device(tensor: Tensor) -> None:
+def check_device(tensor: Tensor) -> None:
+    """Raise `UserError` unless a tensor [...] of Gaussians is float32 on a CUDA device."""
     if tensor.device.type != "cuda":
         raise UserError(
             f"Gaussians are on {tensor.device}: the renderer 'cuda' draws only those on a CUDA device"
