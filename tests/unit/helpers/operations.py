@@ -30,12 +30,13 @@ from dist3dgs.train import loop
 from dist3dgs.train.timing import Clock
 from tests.unit.helpers import gsplat_standin, tiny
 
-#: Name -> settings of the strategy and of densification.
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "default": ({}, {}),
-    "absgrad": ({}, {"absgrad": True}),
-    "mcmc": ({}, {"kind": "mcmc"}),
-    "sharded": ({"kind": "sharded"}, {}),
+#: Name -> settings of the strategy, of densification and of the training.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}, {}),
+    "absgrad": ({}, {"absgrad": True}, {}),
+    "mcmc": ({}, {"kind": "mcmc"}, {}),
+    "sharded": ({"kind": "sharded"}, {}, {}),
+    "selective": ({}, {"kind": "budget"}, {"optimizer": "selective"}),
 }
 #: The host waits for the device in these: their result, or its size, is needed to go on.
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2", "bincount"}
@@ -104,7 +105,7 @@ class Operations(TorchDispatchMode):
 @contextmanager
 def cuda_trainer(case: str) -> Iterator[loop.Trainer]:
     """A trainer whose renderer is `cuda` over the stand-in, and whose loss is that of a GPU, on CPU tensors."""
-    strategy, densify = CASES[case]
+    strategy, densify, train = CASES[case]
     gsplat_standin.install()
     set_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -112,6 +113,7 @@ def cuda_trainer(case: str) -> Iterator[loop.Trainer]:
         spec = tiny.spec(
             strategy=strategy, steps=40, sh_every=1, log_every=20,
             densify={"start_step": 10_000, "stop_step": 20_000, "reset_every": 1_000, **densify},
+            **train,
         )  # fmt: skip
         device, events = torch.device("cpu"), EventWriter(Path(folder, "events.jsonl"), 0)
         parallel = make_parallel(spec, Communicator(), get_renderer("cuda"), device)
@@ -120,7 +122,8 @@ def cuda_trainer(case: str) -> Iterator[loop.Trainer]:
         )
         with mock.patch.object(loop, "l1_ssim_loss", loss.TorchLoss.apply):
             trainer.start()
-            trainer.defers, trainer.poll.slow = True, False  # as on a GPU, after the first steps
+            # As on a GPU, after the first steps.
+            trainer.defers, trainer.poll.slow, trainer.model.optimizer.by_mask = True, False, True
             yield trainer
 
 

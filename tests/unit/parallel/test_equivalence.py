@@ -32,6 +32,7 @@ STRATEGIES = {
     "hybrid": {"kind": "hybrid"},
     "hybrid-1": {"kind": "hybrid", "shard": 1},
     "hybrid-2": {"kind": "hybrid", "shard": 2},
+    "local": {"kind": "local", "sync_every": 1},
 }
 #: Strategies and numbers of ranks; hybrid as 2 x 1, 1 x 2 and 2 x 2 (groups x ranks of a group).
 ONE_RANK = [("replicated", 1), ("sharded", 1), ("hybrid", 1)]
@@ -249,11 +250,11 @@ def scored(comm: Communicator, kind: str) -> dict[str, torch.Tensor]:
     return seen | {"after": change.lineage} | {f"new {k}": t for k, t in change.parameters.items()}
 
 
-@pytest.mark.parametrize("kind", ["replicated", "sharded", "space", "hybrid-1", "hybrid-2"])
+@pytest.mark.parametrize("kind", ["replicated", "local", "sharded", "space", "hybrid-1", "hybrid-2"])
 def test_a_budget_is_decided_as_by_one_process(kind):
     want, ranks = scored(Communicator(), "replicated"), run_ranks(2, scored, kind)
     assert len(want["after"]) == NUM_GAUSSIANS + 20 and int(want["error"].min()) >= 0
-    if kind in ("replicated", "hybrid-1"):
+    if kind in ("replicated", "local", "hybrid-1"):
         assert all(torch.equal(rank[name], t) for rank in ranks for name, t in want.items())
         return
     got = {name: torch.cat([rank[name] for rank in ranks]) for name in want}
