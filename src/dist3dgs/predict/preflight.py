@@ -221,7 +221,7 @@ class Limits:
     """Limits that the site sets for a job, and the memory of data workers."""
 
     runtime_s: float
-    """Of a first attempt that no records predict (site.runtime_min)."""
+    """Limit of a first attempt that no records predict (site.runtime_min)."""
     longest_s: float
     mem_gib_per_rank: float | None
     """None: a job may use the whole node."""
