@@ -36,6 +36,8 @@ STRATEGIES = {
     "hybrid-2": Strategy(kind="hybrid", shard=2),
     "sharded-space": Strategy(kind="sharded", placement="space"),
     "local-plain": Strategy(kind="local", average="plain"),
+    "blocks": Strategy(kind="blocks"),
+    "blocks-finish": Strategy(kind="blocks", finish_share=0.1),
     **{f"local-{k}": Strategy(kind="local", sync_every=k) for k in (1, 4, 16, 64)},
 }
 
