@@ -64,15 +64,19 @@ class Planner:
         *,
         on_cluster: bool = True,
         in_job: bool = False,
+        refusal: Callable[[Point], str | None] = lambda point: None,
     ) -> None:
         """Args:
         on_cluster: False where the profile describes no cluster: nothing is asked of Slurm then.
         in_job: this is the Snakemake that the plugin starts within a job. A user's own, which may as well run
             inside of a job (salloc), is not.
+        refusal: why a point cannot run, known before its first job is submitted; None if it can.
         """
         self.on_cluster = on_cluster
         self.results, self.site, self.queue = Path(results), site, queue or Queue(results=results)
         self.own_job = job_id() if in_job else None
+        self._refusal = refusal
+        self._refused: set[tuple[Point, int]] = set()
         self._chosen: dict[Layout, tuple[Offer | None, float]] = {}
         self._first: dict[Layout, Resources] = {}
         self._known: dict[tuple[Point, int], Resources] = {}
@@ -96,8 +100,12 @@ class Planner:
         reason = self._to_finish.get((point, attempt))
         if reason is None:
             return False
-        say(f"{point}: {reason}")
         folder, digest = point.folder(self.results), run_digest(spec_text)
+        if (point, attempt) in self._refused:
+            say(f"{point} cannot be submitted: {reason}")
+            record_refusal(folder, spec_text, reason)
+        else:
+            say(f"{point}: {reason}")
         if _outlive_launcher(folder):
             with contextlib.suppress(SlurmError):
                 # Its last write has replaced what Slurm had said about its end.
@@ -198,6 +206,9 @@ class Planner:
             say(f"{point}: Slurm job {others[0]} already trains it; the new job waits for that one")
             return small_resources(self.site, after=others)
         folder = point.folder(self.results)
+        if attempt == 1 and self.own_job is None and (why := self._refusal(point)):
+            self._refused.add((point, attempt))
+            return self._to_close(point, attempt, why)
         if attempt == 1 and not (folder / ATTEMPTS).is_dir():
             return self._of_layout(point.layout, site)
         decision = self._decide(folder, spec_text)

@@ -28,8 +28,8 @@ from dist3dgs.splats.render.api import (
 )
 
 TILE_PX = 16
-#: Gaussians are looked at for NaN, and for quaternions that are no rotation, at the first projection and then every so
-#: many, as each look waits for the GPU. In between, a NaN makes the loss NaN, which ends the training too, and no
+#: Gaussians are checked for NaN, and for quaternions too short to be a rotation, at the first projection and then every
+#: so many, as each check waits for the GPU. In between, a NaN makes the loss NaN, which ends the training too, and no
 #: quaternion becomes short: its gradient is perpendicular to it, so that each update makes it longer.
 FINITE_EVERY = 100
 
@@ -221,7 +221,7 @@ def _check_values(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tenso
         total = torch.stack([t.sum() for t in tensors]).sum()
         shortest = quats.norm(dim=-1).amin()
         finite, length = torch.stack([torch.isfinite(total).to(shortest), shortest]).tolist()
-        if not finite:  # only a sum that is not finite is looked into
+        if not finite:  # look for the rows only where the sum is not finite
             bad = torch.stack([~torch.isfinite(t).reshape(len(t), -1).all(1) for t in tensors]).any(0)
             if bool(bad.any()):
                 raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
