@@ -25,6 +25,7 @@ from ..files import write_json
 from ..launch.launcher import launch
 from ..records.build import judge
 from ..runs.attempts import attempts
+from ..train.evaluate_checkpoint import evaluate_checkpoint
 from .cloud import write_cloud
 from .machine import describe_machine
 
@@ -38,6 +39,8 @@ STRATEGIES = {
     "hybrid-2": Strategy(kind="hybrid", shard=2),
     "sharded-space": Strategy(kind="sharded", placement="space"),
     "local-plain": Strategy(kind="local", average="plain"),
+    "blocks": Strategy(kind="blocks"),
+    "blocks-finish": Strategy(kind="blocks", finish_share=0.1),
     **{f"local-{k}": Strategy(kind="local", sync_every=k) for k in (1, 4, 16, 64)},
 }
 
@@ -91,6 +94,12 @@ def one_run(
         train=validate(TrainSettings, train, "the command line"), hardware=Hardware(device=args.device),
     )  # fmt: skip
     launch(spec_json(spec), scene, out)
+    newest = max((out / "checkpoints").glob("*.safetensors"), default=None)
+    unparted = max(out.parent.glob(f"replicated-{layout}/checkpoints/*.safetensors"), default=None)
+    seams = {}
+    if strategy.startswith("blocks") and newest and unparted:
+        along = evaluate_checkpoint(unparted, scene, seams_of=newest)
+        seams = {"seam_psnr_replicated": along.get("seam_psnr"), "seam_share": along.get("seam_share")}
     record = judge(out / "launch.json")
     if record.status != "ok":
         raise UserError(f"{strategy} {layout}: {record.failure}; see {out}")
@@ -109,6 +118,10 @@ def one_run(
         "steps": m.steps,
         "train_s": m.phases_s["step"],
         "densify_s": m.phases_s.get("densify"),
+        "peak_rss_gib": m.peak_rss_gib,
+        "seam_psnr": m.seam_psnr,
+        **seams,
+        "blocks": [(r.block_gaussians, r.block_views) for r in m.ranks if r.block_views is not None],
         "bytes_per_step": sent / m.timed_steps if m.timed_steps else None,
         **cost,
     }

@@ -43,6 +43,7 @@ def measure(run: RunEvidence) -> tuple[Metrics, dict[str, str]]:
         "psnr": final.get("psnr"),
         "ssim": final.get("ssim"),
         "lpips": final.get("lpips"),
+        "seam_psnr": final.get("seam_psnr"),
         "num_gaussians": final.get("num_gaussians"),
         "peak_host_gib": run.summary.peak_pss_gib,
     }
@@ -201,6 +202,10 @@ def _ranks(
 ) -> list[RankMetrics]:
     digests = [e["digests"] for e in run.of_kind("digest")]
     memory = {e["rank"]: e for e in run.of_kind("memory")}
+    blocks: dict[str, list[int]] = {}
+    for e in run.events_of_attempts:
+        if e["event"] == "blocks":
+            blocks |= {k: e[k] for k in ("gaussians", "views") if k in e}
     ranks = []
     for e in sorted(run.of_kind("start"), key=lambda e: e["rank"]):
         r = e["rank"]
@@ -216,6 +221,7 @@ def _ranks(
                 peak_rss_gib=memory.get(r, {}).get("peak_rss_gib"),
                 peak_gpu_gib=memory.get(r, {}).get("peak_gpu_gib"),
                 parameter_digest=digests[-1][r] if digests and r < len(digests[-1]) else None,
+                **{f"block_{k}": numbers[r] for k, numbers in blocks.items() if r < len(numbers)},
             )
         )
     return ranks

@@ -73,7 +73,7 @@ def decide(
         d,
         extent=scene.extent,
         prune_large=step > schedule.steps(d.reset_every),
-        choose=lambda pull, wanted: parallel.global_topk(pull, wanted, room),
+        choose=lambda pull, wanted: parallel.global_topk(pull, parallel.may_grow(gaussians, wanted), room),
         seed=spec.seed,
         step=step,
     )

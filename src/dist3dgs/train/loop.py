@@ -1,6 +1,7 @@
 """Training loop of one rank."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..runs import resume
 from ..runs.events import EventWriter
 from ..scenes.pack import PackedScene
 from ..splats import densify
+from ..splats.camera import Camera
 from ..splats.densify.lineage import founders
 from ..splats.export import write_ply
 from ..splats.gaussians import canonical_order, initial_gaussians, thinned
@@ -73,6 +75,7 @@ class Trainer:
         self.rule = AdamRule(spec.global_batch, spec.train.optimizer == "selective")
         self.cameras = SceneCameras(scene, device)
         self.order = ViewSampler(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
+        self.own_order: ViewSampler | None = None
         self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
         self.saver = checkpoint.Saver(self.out, self.identity, self.train.keep_checkpoints)
         self.progress = ProgressReporter(
@@ -89,6 +92,7 @@ class Trainer:
             raise UserError(
                 f"scene {scene.name}: {scene.num_views} views leave none to train on or none to hold out"
             )
+        parallel.check_scene(len(scene.points), len(scene.train_ids))
 
     # ---------------------------------------------------------------- the run
 
@@ -100,6 +104,7 @@ class Trainer:
             if not self.evaluated:
                 self._evaluate_and_save()
             while self.step < self.schedule.num_steps and not self.told_to_stop():
+                self._advance(self.step + 1)
                 self.one_step(self.step + 1)
                 self.after_step()
             self.finish_log()
@@ -119,12 +124,62 @@ class Trainer:
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
         self._agree_on_lpips()
+        self._begin(header, found.state if found else {})
         rows = self.parallel.distribute((lambda: found.rows) if found else self._initial, header.shards)
         self.model = Model(self.parallel, self.rule, rows, header.adam_steps)
         self.step, self.clock.train_s, self.evaluated = header.step, header.elapsed_s, header.evaluated
         if header.step and self.comm.rank == 0:
             self.events("resume", step=header.step)
+        self._sample_own_views()
         self._compare_digests()
+
+    def _begin(self, header: Header, state: dict[str, Tensor]) -> None:
+        """Take up the strategy's phase where the checkpoint left it."""
+        last = header.step == self.schedule.num_steps
+        if not self.parallel.begin(self.schedule.phase(header.step + last), state) and self.comm.rank == 0:
+            self._warn(
+                f"the checkpoint of step {header.step} was not made by {self.comm.world_size} ranks in this phase: "
+                "blocks are cut anew from its model, and the run is not the one that it was stopped in"
+            )
+
+    def _advance(self, step: int) -> None:
+        """Go on to the phase of the strategy that the step is in."""
+        phase = self.schedule.phase(step)
+        if phase == self.parallel.phase:
+            return
+        with self.clock.enter("densify"):
+            started = time.perf_counter()
+            facts = self.model.advance(phase, self._training_cameras(), self.train.densify.max_gaussians)
+            self._sample_own_views()
+            if self.comm.rank != 0:
+                return
+            elapsed = round(time.perf_counter() - started, 6)
+            self.events("blocks", step=self.step, phase=phase, s=elapsed, **facts)
+            for rank, views in enumerate(facts.get("views", [])):
+                if not views:
+                    self._warn(
+                        f"no training view sees enough of block {rank} (`parallel.view_threshold`): its "
+                        f"{facts['gaussians'][rank]:,} Gaussians stay as the coarse model has them"
+                    )
+
+    def _training_cameras(self) -> Iterator[Camera]:
+        for view in self.scene.train_ids:
+            self.clock.pulse(step=self.step)
+            yield self.cameras.get(int(view), photo=False)
+
+    def _sample_own_views(self) -> None:
+        """Sample this rank's batches from the views of its block, if the strategy gives it one."""
+        views, self.own_order = self.parallel.views, None
+        if views is not None:
+            per_rank = self.spec.global_batch // self.comm.world_size
+            self.own_order = ViewSampler(self.scene.train_ids[views], self.spec.seed, 1, per_rank)
+
+    def _batch(self, step: int) -> list[list[int]]:
+        """Return the views of a step by rank; where ranks train on views of their own, this rank's alone."""
+        if self.own_order is None:
+            return self.order.batch(step)
+        mine = self.own_order.batch(step)[0] if len(self.own_order.train_ids) else []
+        return [mine if r == self.comm.rank else [] for r in range(self.comm.world_size)]
 
     def _initial(self) -> dict[str, Tensor]:
         points = torch.from_numpy(np.array(self.scene.points, dtype=np.float32))
@@ -154,10 +209,9 @@ class Trainer:
         degree = self.schedule.sh_degree(step)
         mine = self.comm.rank
         cameras = [
-            [self.cameras.get(v, photo=r == mine) for v in part]
-            for r, part in enumerate(self.order.batch(step))
+            [self.cameras.get(v, photo=r == mine) for v in part] for r, part in enumerate(self._batch(step))
         ]
-        self.cameras.prefetch(self.order.batch(step + 1)[mine])
+        self.cameras.prefetch(self._batch(step + 1)[mine])
         behind = background(self.spec, step, self.device)
         clock.part("data")
         track = self.schedule.tracks(step)
@@ -205,12 +259,14 @@ class Trainer:
         if s.densifies(step):
             with self.clock.enter("densify"):
                 self._densify()
-        if s.resets_opacity(step):
+        if s.resets_opacity(step) and not self.parallel.idle:
             self.model.synchronise()
             self.model.alter(
                 densify.reset_opacities(self.model.gaussians, self.model.lineage, self.train.densify)
             )
         last = step == s.num_steps
+        if last:
+            self._advance(step + 1)
         if last or s.every(self.train.log_every, step):
             self.log()
         if last or s.every(self.train.digest_every, step):
@@ -243,6 +299,8 @@ class Trainer:
         change = decide(
             self.spec, self.scene, self.schedule, self.parallel, self.model, self.cameras, self.step
         )
+        if self.parallel.idle:
+            change = densify.Change.none(self.model.gaussians, self.model.lineage)
         self.model.densify(change)
         counts = self.parallel.sum_counts(change.counts)
         if self.comm.rank == 0:
@@ -269,6 +327,7 @@ class Trainer:
             lpips=self.lpips,
             renders=self.out / "renders" if last else None,
             abandon=self._leave_evaluation,
+            along_seams=last,
         )
         if quality is None:
             return False
@@ -347,7 +406,7 @@ class Trainer:
             started, step = time.perf_counter(), self.step
             self.parallel.reset_error_feedback()
             self.model.synchronise()
-            rows = self.model.whole()
+            rows, state = self.model.whole(), self.parallel.state(self.model.rows())
             if rows is None:
                 return
             header = Header(
@@ -362,7 +421,7 @@ class Trainer:
                 elapsed = round(time.perf_counter() - started, 6)
                 self.events("checkpoint", step=step, path=path.name, s=elapsed)
 
-            self.saver.start(checkpoint.Checkpoint(header, rows), written)
+            self.saver.start(checkpoint.Checkpoint(header, rows, state), written)
 
     def _finish_saving(self) -> None:
         """Wait for the checkpoint that is being written. Raises its error. Collective where it does not raise."""

@@ -80,6 +80,16 @@ class Schedule:
         """Return the degree of the spherical harmonics in use at 1-based step `step`."""
         return min(self.spec.train.sh_degree, (step - 1) // self.steps(self.spec.train.sh_every))
 
+    def phase(self, step: int) -> str:
+        """Return the phase that a strategy of blocks is in at 1-based step `step`; that of others is empty.
+
+        After the last step it is `merged`.
+        """
+        if self.spec.parallel.kind != "blocks":
+            return ""
+        alone = self.spec.block_steps
+        return "coarse" if step < alone.start else "blocks" if step in alone else "merged"
+
     def densifies(self, step: int) -> bool:
         d = self.spec.train.densify
         inside = self.steps(d.start_step) < step <= min(self.steps(d.stop_step), self.num_steps - 1)
