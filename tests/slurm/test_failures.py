@@ -116,7 +116,7 @@ def check_refused(o: Outcome, reason: str, said: str) -> None:
     """The record gives the reason in our words with sbatch's own line, after one submission; no job has run."""
     assert o.exit_code == 0, o.study.log()[-3000:]
     log = o.study.log()
-    assert log.count("cannot be submitted") == 1 and "asking again" not in log
+    assert log.count("cannot be submitted") == 1 and "is not taken yet" not in log
     failure = o.record["failure"]
     assert failure["cause"] == "submission_rejected"
     text = failure["evidence"][0]["text"]
