@@ -22,7 +22,7 @@ from .evidence import RunEvidence
 Phases = dict[str, float]
 
 #: Measured from outside, whatever a program says of itself.
-_OURS = {"total_s", "peak_rss_gib", "peak_host_gib"}
+_OURS = {"total_s", "peak_rss_gib", "peak_host_gib", "lost_s", "lost_gpu_hours", "loader_workers"}
 #: Parts of a rank's time in steps.
 _SHARES = ("compute_s", "comm_s", "exposed_comm_s")
 
@@ -69,7 +69,10 @@ def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str,
         }
     }
     values |= {name: value for name, value in found.values.items() if name in METRICS.keys() - _OURS}
+    values["loader_workers"] = run.summary.loader_workers
     reasons = dict(found.missing)
+    if run.summary.loader_workers_reason is not None:
+        reasons["loader_workers"] = run.summary.loader_workers_reason
     if values.get("images_per_s") is None and values.get("epoch_s") and criteria.get("work_per_epoch"):
         values["images_per_s"] = criteria["work_per_epoch"] / values["epoch_s"]
         reasons["images_per_s"] = f"{criteria['unit_of_work']}s per second, of work_per_epoch and epoch_s"

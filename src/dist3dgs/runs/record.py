@@ -215,6 +215,20 @@ class Metrics(Model):
         "computation / communication", description="compute_s / comm_s, on each of the ranks"
     )
     collectives: list[Collective] = []
+    lost_s: float | None = metric(
+        "lost in earlier attempts",
+        "s",
+        description="of the attempts before it, the sum of `earlier[].lost_s`",
+    )
+    lost_gpu_hours: float | None = metric(
+        "lost in earlier attempts", "GPU-hours", description="lost_s on all ranks, GPUs or CPU ranks"
+    )
+    loader_workers: int | None = metric(
+        "loader workers",
+        over_repeats=None,
+        description="of workloads: data-loading processes of each rank in the last attempt; fewer than in its settings "
+        "after one that ran out of host memory, see `reasons`",
+    )
     peak_rss_gib: float | None = metric(
         "host memory per rank", "GiB", event="memory", description="largest resident set of any rank"
     )
@@ -326,6 +340,13 @@ class EarlierAttempt(Model):
     started_at: float | None = Field(None, description="Unix seconds")
     finished_at: float | None = None
     failure: Failure | None = Field(None, description="null if it succeeded and was asked for again")
+    lost_s: float | None = Field(
+        None,
+        ge=0,
+        description="seconds of it that no later attempt went on from: after its last checkpoint, or all of it; 0 if "
+        "it succeeded, null if its times are not known",
+    )
+    lost_gpu_hours: float | None = Field(None, ge=0, description="lost_s on all its ranks")
 
 
 class RunRecord(Model):

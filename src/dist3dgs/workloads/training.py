@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -63,18 +64,29 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return p
 
 
+#: Scores and labels of a batch to the loss, a scalar, and the number of samples that are right.
+Judge = Callable[[Tensor, Tensor], tuple[Tensor, int]]
+
+
+def classification(scores: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """Cross-entropy of scores (N, classes) with labels (N,) int64, and how many have the highest score."""
+    return nn.functional.cross_entropy(scores, labels), int((scores.argmax(1) == labels).sum())
+
+
 def train(
     ranks: Ranks,
     model: nn.Module,
-    training: Dataset[tuple[Tensor, Tensor]],
-    validation: Dataset[tuple[Tensor, Tensor]],
+    training: Dataset[Any],
+    validation: Dataset[Any],
     args: argparse.Namespace,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer],
     unit: str,
+    judge: Judge = classification,
 ) -> None:
     """Train and validate for `args.epochs` epochs; rank 0 prints a line for each.
 
     Args:
+        training, validation: of (inputs, labels); inputs are a tensor or a list of tensors.
         unit: of the throughput, e.g. img/s.
     """
     device = ranks.device
@@ -83,7 +95,7 @@ def train(
         model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     size = sum(p.numel() for p in model.parameters())
     ranks.say(f"{size} parameters on {ranks.world_size} ranks, {device.type}")
-    sampler: DistributedSampler[tuple[Tensor, Tensor]] = DistributedSampler(
+    sampler: DistributedSampler[Any] = DistributedSampler(
         training, ranks.world_size, ranks.rank, seed=args.seed, drop_last=True
     )
     common = {
@@ -105,14 +117,14 @@ def train(
         sampler.set_epoch(epoch)
         model.train()
         lr, started = optimise.param_groups[0]["lr"], time.perf_counter()
-        loss, accuracy = _pass(model, batches, device, optimise, scaler)
+        loss, accuracy = _pass(model, batches, device, judge, optimise, scaler)
         if device.type == "cuda":
             torch.cuda.synchronize()
         # The slowest rank's: the others wait for it in their next all-reduce.
         seconds = time.perf_counter() - started
         model.eval()
         with torch.no_grad():
-            val_loss, val_accuracy = _pass(model, held_out, device)
+            val_loss, val_accuracy = _pass(model, held_out, device, judge)
         schedule.step()
         loss, accuracy, val_loss, val_accuracy, seconds = ranks.mean(
             loss, accuracy, val_loss, val_accuracy, seconds
@@ -130,24 +142,31 @@ def train(
 
 def _pass(
     model: nn.Module,
-    batches: DataLoader[tuple[Tensor, Tensor]],
+    batches: DataLoader[Any],
     device: torch.device,
+    judge: Judge,
     optimizer: torch.optim.Optimizer | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[float, float]:
     """Run through the batches once, training if an optimizer is given; return mean loss and accuracy."""
     loss_sum, right, seen = 0.0, 0, 0
     for inputs, labels in batches:
-        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        inputs, labels = _to(inputs, device), _to(labels, device)
         with torch.autocast(device.type, enabled=device.type == "cuda"):
-            scores = model(inputs)
-            loss = nn.functional.cross_entropy(scores, labels)
+            loss, num_right = judge(model(inputs), labels)
         if optimizer is not None and scaler is not None:
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
         loss_sum += loss.item() * len(labels)
-        right += int((scores.argmax(1) == labels).sum())
+        right += num_right
         seen += len(labels)
     return loss_sum / max(1, seen), right / max(1, seen)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    """Move a tensor, or a list of tensors, to the device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return [_to(part, device) for part in value]
