@@ -29,8 +29,8 @@ from dist3dgs.splats.render.api import (
 )
 
 TILE_PX = 16
-#: Gaussians are looked at for NaN, and for quaternions that are no rotation, at the first projection and then every so
-#: many; the result is read a projection later, when the GPU has it. In between, a NaN makes the loss NaN, which ends
+#: Gaussians are checked for NaN, and for quaternions too short to be a rotation, at the first projection and then every
+#: so many; the result is read a projection later, when the GPU has it. In between, a NaN makes the loss NaN, which ends
 #: the training too, and no quaternion becomes short: its gradient is perpendicular to it, so that each update makes it
 #: longer.
 FINITE_EVERY = 100
