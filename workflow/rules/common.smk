@@ -54,11 +54,11 @@ try:
     from dist3dgs.scenes.listing import not_a_folder, scene_files
     from dist3dgs.slurm.planner import Planner, TrainJobs
     from dist3dgs.slurm.resources import (
+        MemoryCheck,
         contradiction,
         ingest_resources,
         rule_resources,
         sfm_limits,
-        workload_refusal,
     )
     from dist3dgs.slurm.site import current_site, former_place, on_cluster
     from dist3dgs.slurm.submission import check_partitions
@@ -89,10 +89,13 @@ FIGURE_KINDS = ("svg", "png", "pdf", "csv")
 FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
 
 
+CHECK_MEMORY = MemoryCheck(STUDY, SITE)
+
+
 def refusal_of(point):
-    """Why the job of a point cannot hold its ranks and loaders; None if it may."""
+    """Why memory cannot hold the point's job; None if it may."""
     try:
-        return workload_refusal(STUDY, point, SITE)
+        return CHECK_MEMORY(point)
     except UserError as error:
         stop(error)
 

@@ -80,6 +80,9 @@ class Site(Settings):
         description="where they do: time limit over the upper end of the predicted run time; 0: always runtime_min",
     )
     max_runtime_min: int = Field(60 * 24, ge=1, description="the partition's longest time limit")
+    check_memory: bool = Field(
+        True, description="refuse points that memory cannot hold by the models of `dist3dgs preflight`"
+    )
     retry_gpu_hours: float = Field(
         24, ge=0, description="GPU-hours that failed attempts of one point may lose before it is given up"
     )
