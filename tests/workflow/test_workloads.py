@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.unit.helpers.tiny import write_tiny
 from tests.workflow.test_graph import job_table, snakemake
 
 pytestmark = pytest.mark.slow
@@ -15,13 +16,14 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys
 ranks = int(sys.argv[1])
-print("started at", sys.argv[2])
+print("started at", sys.argv[2], "with", len(open(sys.argv[3] + "/views.csv").readlines()) - 1, "views")
 for epoch in range(3):
     print(f"epoch {epoch}: {8 / ranks + (epoch == 0):.2f} s")
 print("done")
 """
 ENTRY: dict[str, Any] = {
-    "application": "{python} program.py {ranks} {out}",
+    "application": "{python} program.py {ranks} {out} {data}",
+    "scene": "tiny",
     "batch_per_rank": 4,
     "work_per_epoch": 16,
     "inputs": ["program.py"],
@@ -34,7 +36,15 @@ FLAGS = ("--profile", "profiles/local", "--configfile", "mine.yaml")
 def write_config(folder: Path, **changes: Any) -> None:
     entry = ENTRY | changes
     config = {"scenes": [], "workloads": ["mine"], "layouts": ["n1g1", "n1g2"], "hardware": {"device": "cpu"}}
-    (folder / "mine.yaml").write_text(yaml.safe_dump(config | {"workload_library": {"mine": entry}}))
+    libraries = {"workload_library": {"mine": entry}, "scene_library": {"tiny": {"builtin": {}}}}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(config | libraries))
+
+
+def pack(folder: Path, num_points: int) -> None:
+    """A scene that was packed by hand: it stays as it is."""
+    write_tiny(folder / "data/tiny/scene.safetensors", num_points)
+    for name in ("source.json", "ingest.json"):
+        (folder / "data/tiny" / name).write_text("{}")
 
 
 def planned(folder: Path) -> dict[str, int]:
@@ -49,6 +59,7 @@ def study(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(repository / name)
     (folder / "program.py").write_text(PROGRAM)
     write_config(folder)
+    pack(folder, 400)
     (folder / "terminal.txt").write_text(snakemake(folder, *FLAGS, "--", "all"))
     return folder
 
@@ -74,6 +85,11 @@ def test_what_a_change_makes_again(study: Path) -> None:
     (study / "program.py").write_text(PROGRAM + "\n")
     assert planned(study)["train"] == 2
     (study / "program.py").write_text(PROGRAM)
+    pack(study, 300)
+    table = planned(study)
+    assert table["export_scene"] == 1 and table["train"] == 2 and "ingest" not in table
+    pack(study, 400)
+    assert not {"train", "export_scene"} & set(planned(study))
 
 
 def test_a_point_off_the_matrix_by_its_file(study: Path) -> None:
@@ -81,4 +97,8 @@ def test_a_point_off_the_matrix_by_its_file(study: Path) -> None:
     snakemake(study, *FLAGS, "--", target)
     record = json.loads((study / target).read_text())
     assert record["status"] == "ok" and record["metrics"]["epoch_s"] == 2.0
-    assert record["run"]["seed"] == 43 and record["provenance"]["scene_digest"]
+    assert record["run"]["seed"] == 43
+    exported = json.loads((study / "data/tiny/colmap/export.json").read_text())
+    assert record["provenance"]["scene_digest"] == exported["digest"]
+    output = next((study / target).parent.glob("attempts/*/output.rank0.log")).read_text()
+    assert f"with {exported['num_views']} views" in output

@@ -5,6 +5,7 @@ rule train:
     """One scaling point. Its output is there whether the run succeeded or failed."""
     input:
         scene=scene_input,
+        data=exported_input,
     output:
         "{results}/{scene}/{strategy}/{layout}/{repeat}/launch.json",
     log:

@@ -47,6 +47,17 @@ def ingest(args: argparse.Namespace) -> None:
 
 
 @verb(
+    "write a packed scene as the COLMAP folder that other trainers read",
+    option("--scene", required=True, type=Path, help="packed scene"),
+    option("--out", required=True, type=Path, help="export.json to write, in the folder"),
+)
+def export_scene(args: argparse.Namespace) -> None:
+    from ..scenes.export import export_colmap
+
+    export_colmap(args.scene, args.out)
+
+
+@verb(
     "download the LPIPS weights; needs the internet",
     option("--out", type=Path, default=Path("data/weights/lpips-alex.safetensors")),
     option("--lock", type=Path, default=Path("config/scenes.lock.yaml")),

@@ -327,7 +327,10 @@ class _Run:
 
 def _forget_finished(out: Path, digest: str) -> None:
     """Remove what is left of a finished run that is asked for again: its checkpoints must not shorten it."""
-    same = [s for a in attempts(out) if (s := a.summary()).spec_digest == digest]
+    every = [a.summary() for a in attempts(out)]
+    if every and every[-1].spec_digest != digest:  # other settings': a program's old files would pass for new
+        shutil.rmtree(out / workload_process.OUTPUT, ignore_errors=True)
+    same = [s for s in every if s.spec_digest == digest]
     if same and same[-1].status == "ok":
         for folder in ("checkpoints", workload_process.OUTPUT):
             shutil.rmtree(out / folder, ignore_errors=True)

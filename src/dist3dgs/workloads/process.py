@@ -8,6 +8,7 @@ events, and sees that nothing of it is left when it ends.
 import argparse
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ from typing import IO, Any
 import psutil
 
 from ..config.matrix import read_spec
-from ..config.workloads import WorkloadSpec, expand
+from ..config.workloads import Application, WorkloadSpec, expand
 from ..errors import UserError
 from ..monitoring.sampler import GIB
 from ..runs.attempts import Attempt
@@ -35,6 +36,8 @@ from ..runs.provenance import content_digest
 PORT = "DIST3DGS_WORKLOAD_PORT"
 #: Set by the launcher where the ranks have GPUs.
 GPUS = "DIST3DGS_WORKLOAD_GPUS"
+#: In a COLMAP folder that a packed scene was exported to; written last.
+EXPORT_FILE = "export.json"
 #: The folder {out}, in the point's.
 OUTPUT = "output"
 #: This many bytes of the start and of the end of a program's output are kept, and as many go to the attempt's log.
@@ -80,8 +83,11 @@ def values_of(spec: WorkloadSpec, out: Path, environ: Mapping[str, str]) -> dict
         "master_port": environ.get(PORT) or environ.get("MASTER_PORT", "29500"),
         "batch_per_rank": spec.global_batch // layout.world_size,
         "global_batch": spec.global_batch,
-        "steps": app.steps,
+        "steps": spec.num_steps,
+        "images": app.images or spec.num_steps * spec.global_batch,
+        "steps_scaler": 1 / spec.global_batch,
         "data": app.data,
+        "test_every": app.test_every,
         "out": out,
         "seed": spec.seed,
         "loader_workers": app.loader_workers,
@@ -111,9 +117,14 @@ class Program:
     """One run of the program, with everything that it starts."""
 
     def __init__(
-        self, argv: list[str], environment: dict[str, str], write: EventWriter, output: Path
+        self,
+        argv: list[str],
+        environment: dict[str, str],
+        write: EventWriter,
+        output: Path,
+        phase: str = "step",
     ) -> None:
-        self.write, self.output = write, output
+        self.write, self.output, self.phase = write, output, phase
         self.peak_rss_bytes = 0
         self.lines = self.bytes = 0
         self.last_line = ""
@@ -153,7 +164,7 @@ class Program:
         assert stream is not None
         tail: deque[bytes] = deque()
         tail_bytes, pulse = 0, time.monotonic()
-        with self.output.open("wb") as out:
+        with self.output.open("wb" if self.phase == "step" else "ab") as out:
             while line := stream.readline(LINE_BYTES):
                 self.lines += 1
                 self.bytes += len(line)
@@ -167,7 +178,7 @@ class Program:
                         tail_bytes -= len(tail.popleft())
                 if time.monotonic() - pulse > PULSE_S:
                     pulse = time.monotonic()
-                    self.write("progress", phase="step", step=None, lines=self.lines)
+                    self.write("progress", phase=self.phase, step=None, lines=self.lines)
             if tail:
                 _write(out, f"\n... {self.bytes - HEAD_BYTES - tail_bytes} bytes left out ...\n".encode())
                 for line in tail:
@@ -221,29 +232,34 @@ def run(spec: WorkloadSpec, out: Path, attempt: Path) -> int:
             "device": _device(each, values),
         }
         EventWriter(events_path(attempt, node), each)("start", **fields, device_name=None, versions={})
-    if first and spec.train.inputs:
-        write("scene", digest=inputs_digest(spec.train.inputs, attempt / "inputs.json"))
-    argv = [expand(word, values) for word in spec.train.application]
+    if first and (digest := data_digest(spec.train, attempt / "inputs.json")):
+        write("scene", digest=digest)
+    commands = {"step": spec.train.application}
+    if first and spec.train.evaluation:
+        commands["evaluate"] = spec.train.evaluation
     environment = environment_of(spec, values, os.environ)
     out.mkdir(parents=True, exist_ok=True)
-    if shutil.which(argv[0], path=environment.get("PATH")) is None:
-        message = (
-            f"executable file not found in $PATH: {argv[0]!r}; fix `application` of the workload {spec.scene}"
-        )
-        write("error", type="FileNotFoundError", message=message, traceback="", phase="startup", step=0)
-        return 127
-    started = time.time()
+    for words in commands.values():
+        executable = expand(words[0], values)
+        if shutil.which(executable, path=environment.get("PATH")) is None:
+            setting = "application" if words is spec.train.application else "evaluation"
+            message = f"executable file not found in $PATH: {executable!r}; fix `{setting}` of {spec.scene}"
+            write("error", type="FileNotFoundError", message=message, traceback="", phase="startup", step=0)
+            return 127
     write("leave", phase="startup", s=0.0)
-    write("enter", phase="step")
-    program = Program(argv, environment, write, output_path(attempt, rank))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, frame: _stop(program, write, n))
-    # The launcher asks a rank that hangs for its stacks, and kills it next; nothing of the program must outlive it.
-    signal.signal(signal.SIGUSR1, lambda n, frame: program.signal_all(signal.SIGKILL))
-    status = program.wait()
-    seconds = time.time() - started
-    write("leave", phase="step", s=seconds)
-    write("memory", peak_rss_gib=program.peak_rss_bytes / GIB, peak_gpu_gib=None)
+    status, peak_rss_bytes = 0, 0
+    for phase, words in commands.items():
+        started = time.time()
+        write("enter", phase=phase)
+        program = Program(
+            [expand(word, values) for word in words], environment, write, output_path(attempt, rank), phase
+        )
+        status = _wait(program, write)
+        peak_rss_bytes = max(peak_rss_bytes, program.peak_rss_bytes)
+        write("leave", phase=phase, s=time.time() - started)
+        if status != 0:
+            break
+    write("memory", peak_rss_gib=peak_rss_bytes / GIB, peak_gpu_gib=None)
     if status == 0:
         if first:
             write("end", status="ok", step=None)
@@ -254,6 +270,15 @@ def run(spec: WorkloadSpec, out: Path, attempt: Path) -> int:
     return 128 - status if status < 0 else status
 
 
+def _wait(program: Program, write: EventWriter) -> int:
+    """Return the program's exit status; what asks us to stop asks it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, frame: _stop(program, write, n))
+    # The launcher asks a rank that hangs for its stacks, and kills it next; nothing of the program must outlive it.
+    signal.signal(signal.SIGUSR1, lambda n, frame: program.signal_all(signal.SIGKILL))
+    return program.wait()
+
+
 def _stop(program: Program, write: EventWriter, number: int) -> None:
     write("signal", signal=signal.Signals(number).name)
     program.request_stop()
@@ -262,6 +287,17 @@ def _stop(program: Program, write: EventWriter, number: int) -> None:
 def _device(rank: int, values: Mapping[str, Any]) -> str:
     """Name the device of a rank: its GPU where the launcher found any, else the processor."""
     return f"cuda:{rank % values['ranks_per_node']}" if os.environ.get(GPUS) else "cpu"
+
+
+def data_digest(app: Application, cache: Path) -> str | None:
+    """Digest of what a workload trains on: that of its packed scene, or of its input files; None if it has neither."""
+    if app.scene is None:
+        return inputs_digest(app.inputs, cache) if app.inputs else None
+    path = Path(str(app.data), EXPORT_FILE)
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: no exported scene; make it with `snakemake {path}`") from None
 
 
 def inputs_digest(inputs: Iterable[str], cache: Path) -> str:
