@@ -143,7 +143,10 @@ def decides(wildcards):
     if STUDY.is_workload(point):
         parts += [f"inputs {workload_inputs(point.scene)}"]
     if scene is not None:
-        parts += [f"made from {scene_settings(scene)}", f"scene {packed_digest(scene) or trained_scene(point)}"]
+        parts += [
+            f"made from {scene_settings(scene)}",
+            f"scene {packed_digest(scene) or trained_scene(point)}",
+        ]
     # One string for all repeats of a big study.
     return sys.intern(", ".join(parts))
 
