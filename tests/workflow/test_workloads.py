@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,20 @@ for epoch in range(3):
     print(f"epoch {epoch}: {8 / ranks + (epoch == 0):.2f} s")
 print("done")
 """
+#: A new user's: it takes the flags of the manual's command line.
+TRAIN = """
+import argparse
+parser = argparse.ArgumentParser()
+for name in ("--epochs", "--batch", "--out"):
+    parser.add_argument(name, required=True)
+for epoch in range(int(parser.parse_args().epochs)):
+    print("epoch time", 9.0 if epoch == 0 else 2.0)
+print("done")
+"""
 ENTRY: dict[str, Any] = {
     "application": "{python} program.py {ranks} {out} {data}",
     "scene": "tiny",
+    "setup": {"command": ["{python}", "-c", "open('ready', 'a').write('x')"], "creates": ["ready"]},
     "batch_per_rank": 4,
     "work_per_epoch": 16,
     "inputs": ["program.py"],
@@ -71,6 +83,12 @@ def test_its_points_are_in_the_tables_and_the_report(study: Path) -> None:
     assert float(rows["n1g1"]["images_per_s"]) == 2.0 and float(rows["n1g2"]["images_per_s"]) == 4.0
     assert float(rows["n1g2"]["speedup"]) == 2.0 and rows["n1g2"]["scaling"] == "throughput"
     assert "mine" in (study / "results/report/report.html").read_text()
+    assert (study / "ready").read_text() == "x", "set up once for all points"
+    record = json.loads((study / "results/mine/default/n1g2/r0/record.json").read_text())
+    exported = json.loads((study / "data/tiny/colmap/export.json").read_text())
+    assert record["provenance"]["scene_digest"] == exported["digest"]
+    output = next((study / "results/mine/default/n1g2/r0").glob("attempts/*/output.rank0.log")).read_text()
+    assert f"with {exported['num_views']} views" in output
     assert "2 points: 2 ok" in (study / "terminal.txt").read_text()
 
 
@@ -80,7 +98,11 @@ def test_what_a_change_makes_again(study: Path) -> None:
     table = planned(study)
     assert table["record"] == 2 and "train" not in table
     write_config(study, variables={"size": 2})
-    assert planned(study)["train"] == 2
+    table = planned(study)
+    assert table["train"] == 2 and "setup_workload" not in table
+    write_config(study, setup={"command": "true"})
+    table = planned(study)
+    assert table["train"] == 2 and table["setup_workload"] == 1
     write_config(study)
     (study / "program.py").write_text(PROGRAM + "\n")
     assert planned(study)["train"] == 2
@@ -92,13 +114,16 @@ def test_what_a_change_makes_again(study: Path) -> None:
     assert not {"train", "export_scene"} & set(planned(study))
 
 
-def test_a_point_off_the_matrix_by_its_file(study: Path) -> None:
-    target = "results/mine/default/n1g4/r1/record.json"
-    snakemake(study, *FLAGS, "--", target)
+def test_the_ten_lines_of_the_manual(study: Path, repository: Path) -> None:
+    """As a new user: one's own program, the lines of config/README.md as they are, one point by its file."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (repository / "config/README.md").read_text(), re.DOTALL)
+    (lines,) = [b for b in blocks if b.startswith("# config/workloads.yaml")]
+    assert "/home/me/train.py" in lines
+    (study / "train.py").write_text(TRAIN)
+    settings = "results: results/manual\nhardware: {device: cpu}\n"
+    (study / "manual.yaml").write_text(settings + lines.replace("/home/me/", ""))
+    target = "results/manual/mine/default/n1g4/r1/record.json"
+    snakemake(study, "--profile", "profiles/local", "--configfile", "manual.yaml", "--", target)
     record = json.loads((study / target).read_text())
     assert record["status"] == "ok" and record["metrics"]["epoch_s"] == 2.0
-    assert record["run"]["seed"] == 43
-    exported = json.loads((study / "data/tiny/colmap/export.json").read_text())
-    assert record["provenance"]["scene_digest"] == exported["digest"]
-    output = next((study / target).parent.glob("attempts/*/output.rank0.log")).read_text()
-    assert f"with {exported['num_views']} views" in output
+    assert record["metrics"]["images_per_s"] == 25000.0 and record["run"]["seed"] == 43

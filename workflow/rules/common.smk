@@ -56,7 +56,7 @@ try:
     from dist3dgs.slurm.resources import contradiction, ingest_resources, rule_resources, sfm_limits
     from dist3dgs.slurm.site import current_site, former_place, on_cluster
     from dist3dgs.slurm.submission import check_partitions
-    from dist3dgs.workloads.process import EXPORT_FILE, inputs_digest
+    from dist3dgs.workloads.process import EXPORT_FILE, inputs_digest, setup_digest
 
     # The cluster, from a file that the profile names: no part of the study, so that moving to another one trains
     # nothing again. The executor's settings have read it.
@@ -192,6 +192,39 @@ def exported_input(wildcards):
         return []
     scene = scene_read(point_of(wildcards))
     return [] if scene is None else exported(scene)
+
+
+def setup_input(wildcards):
+    """What says that a workload's program is ready; counts as new only where its set-up is about to run."""
+    if wildcards.scene not in STUDY.workloads or STUDY.workload(wildcards.scene).setup is None:
+        return []
+    return ready(wildcards.scene)
+
+
+@cache
+def ready(workload):
+    path = f"{DATA}/setup/{workload}.json"
+    setup = STUDY.workload(workload)
+    try:
+        current = json.loads(Path(path).read_text(encoding="utf-8"))["digest"] == setup_digest(setup)
+    except (OSError, ValueError, KeyError, TypeError):
+        current = False
+    forced = "setup_workload" in (workflow.dag_settings.forcerun or ())
+    return ancient(path) if current and not forced else path
+
+
+@cache
+def workload_setup(name):
+    """The settings that a workload's set-up needs, as one line of JSON: no other change runs it again."""
+    try:
+        workload = STUDY.workload(name)
+        if workload.setup is None:
+            raise UserError(f"the workload {name} has no `setup`")
+    except UserError as error:
+        stop(error)
+    used = workload.setup_variables()
+    settings = {"application": "-", "setup": workload.setup.model_dump(mode="json"), "variables": used}
+    return json.dumps(settings, sort_keys=True)
 
 
 @cache

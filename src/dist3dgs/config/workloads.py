@@ -146,12 +146,22 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+class Setup(Settings):
+    """What makes a program ready, once, where the workflow runs: builds it, fetches its data."""
+
+    command: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = Field(
+        description="command line, as `application`; of the variables {python} and the workload's own"
+    )
+    creates: list[InputPath] = Field([], description="files or folders that are there afterwards")
+
+
 class Application(Settings):
     """The program and everything that decides its result."""
 
     application: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = Field(
         description="command line, a list of words or one line; {...} are variables"
     )
+    setup: Setup | None = Field(None, exclude_if=_is_none, description="run once, before the first point")
     launch: Literal["rank", "node"] = Field(
         "rank",
         description="rank: torchrun starts it once per rank; node: once per node, for programs that start their own",
@@ -187,6 +197,12 @@ class Application(Settings):
     global_batch: int | None = Field(None, ge=1, description="fixed: divided among the ranks")
     loader_workers: int = Field(0, ge=0, le=1024)
 
+    def setup_variables(self) -> dict[str, Value]:
+        """Return the workload's own variables that its set-up has."""
+        words = self.setup.command if self.setup else ()
+        used = {name for word in words for name in template_variables(word)}
+        return {name: value for name, value in self.variables.items() if name in used}
+
     def templates(self) -> Iterable[tuple[str, str]]:
         """Name and text of each template."""
         yield from ((f"application.{i}", word) for i, word in enumerate(self.application))
@@ -206,6 +222,13 @@ class Application(Settings):
                     raise ValueError(f"`{where}` has {{data}}, and there is no setting `data` or `scene`")
                 if name == "test_every" and self.test_every is None and self.scene is None:
                     raise ValueError(f"`{where}` has {{test_every}}, and there is no setting of that name")
+        for i, word in enumerate(self.setup.command if self.setup else ()):
+            for name in template_variables(word, f"setup.command.{i}"):
+                if name not in {"python", *self.variables}:
+                    raise ValueError(
+                        f"`setup.command.{i}`: {{{name}}} is not known before a point; known: "
+                        + ", ".join(sorted({"python", *self.variables}))
+                    )
         if taken := sorted(VARIABLES.keys() & self.variables.keys()):
             raise ValueError(f"`variables` may not set {', '.join(taken)}: every template has it")
         if self.batch_per_rank and self.global_batch:

@@ -8,6 +8,7 @@ events, and sees that nothing of it is left when it ends.
 import argparse
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ import psutil
 from ..config.matrix import read_spec
 from ..config.workloads import Application, WorkloadSpec, expand
 from ..errors import UserError
+from ..files import write_json
 from ..monitoring.sampler import GIB
 from ..runs.attempts import Attempt
 from ..runs.events import EventWriter, events_path
@@ -298,6 +300,46 @@ def data_digest(app: Application, cache: Path) -> str | None:
         return str(json.loads(path.read_text(encoding="utf-8"))["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: no exported scene; make it with `snakemake {path}`") from None
+
+
+def run_setup(name: str, app: Application, out: Path, log: Path | None) -> None:
+    """Run a workload's set-up and write `out`, which says what was run. Raises `UserError` where it fails."""
+    setup = app.setup
+    if setup is None:
+        raise UserError(f"the workload {name} has no `setup`")
+    out.unlink(missing_ok=True)
+    values = app.variables | {"python": sys.executable}
+    argv = [expand(word, values) for word in setup.command]
+    where = f"; its output is in {log}" if log else ""
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise UserError(f"setup of the workload {name}: {argv[0]}: {error.strerror}") from None
+    last = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        last = line.strip() or last
+    if status := process.wait():
+        raise UserError(f"setup of the workload {name} ended with status {status}: {last[:200]}{where}")
+    if missing := [path for path in setup.creates if not Path(path).exists()]:
+        raise UserError(f"setup of the workload {name} has not made {', '.join(missing)}{where}")
+    write_json(out, {"workload": name, "digest": setup_digest(app)})
+
+
+def setup_digest(app: Application) -> str:
+    """Digest of what a workload's set-up depends on: its command and the variables that the command has."""
+    setup = app.setup
+    assert setup is not None
+    text = json.dumps([setup.model_dump(mode="json"), app.setup_variables()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def inputs_digest(inputs: Iterable[str], cache: Path) -> str:

@@ -84,6 +84,8 @@ def test_every_shipped_entry_can_be_asked_for_and_the_first_shows_every_setting(
         ({"scene": "builtin", "data": "x"}, "`scene` or `data`"),
         ({"images": 9, "steps": 2}, "`images` or `steps`"),
         ({"scene": "bultin"}, "did you mean 'builtin'"),
+        ({"setup": {"command": "make {out}"}}, r"setup\.command\.1.*\{out\}"),
+        ({"setup": {"comand": "make"}}, "did you mean `command`"),
         ({"evaluation": "prog {otu}"}, r"evaluation\.1.*\{otu\}"),
         (
             {"figures_of_merit": {"loss": {"json_file": "x", "json_path": "a", "over_ranks": "sum"}}},
@@ -131,7 +133,7 @@ def test_a_scene_gives_the_exported_folder_and_the_split(repository: Path) -> No
 
 def test_new_settings_that_are_not_set_change_no_earlier_digest(repository: Path) -> None:
     train = json.loads(spec_json(study(repository, ENTRY).spec(Point.named("mine/small/n1g1"))))["train"]
-    assert not {"scene", "test_every", "images", "evaluation"} & set(train)
+    assert not {"scene", "test_every", "images", "evaluation", "setup"} & set(train)
 
 
 def test_a_name_of_a_scene_is_refused(repository: Path) -> None:
