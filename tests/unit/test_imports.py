@@ -47,7 +47,12 @@ ANALYSIS = tuple(name for name in ORDER if name not in COMPUTING)
 #: Modules of the analysis side with one function that computes, called in a process of its own.
 LAZILY = ("launch/gsplat_build.py",)
 #: Programs of the shipped workloads, run as programs of others are.
-APPLICATIONS = ("workloads/training.py", "workloads/resnet.py", "workloads/transformer.py")
+APPLICATIONS = (
+    "workloads/training.py",
+    "workloads/resnet.py",
+    "workloads/transformer.py",
+    "workloads/planner.py",
+)
 
 
 def test_the_analysis_side_never_imports_torch() -> None:

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
+from dist3dgs.cli import main
 from tests.unit.helpers.tiny import write_tiny
 from tests.workflow.test_graph import job_table, snakemake
 
 pytestmark = pytest.mark.slow
 
 PROGRAM = """
-import sys
+import os, sys
+if os.path.exists("broken"):
+    raise ValueError("broken")
 ranks = int(sys.argv[1])
 print("started at", sys.argv[2], "with", len(open(sys.argv[3] + "/views.csv").readlines()) - 1, "views")
 for epoch in range(3):
@@ -112,6 +115,24 @@ def test_what_a_change_makes_again(study: Path) -> None:
     assert table["export_scene"] == 1 and table["train"] == 2 and "ingest" not in table
     pack(study, 400)
     assert not {"train", "export_scene"} & set(planned(study))
+
+
+def test_a_point_off_the_matrix_by_its_file_and_again_by_retry(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    target = "results/mine/default/n1g4/r1/record.json"
+    (study / "broken").touch()
+    snakemake(study, *FLAGS, "--", target)
+    failure = json.loads((study / target).read_text())["failure"]
+    assert failure["cause"] == "code_error" and "ValueError: broken" in failure["evidence"][0]["text"]
+    (study / "broken").unlink()
+    monkeypatch.chdir(study)
+    assert main(["retry", "--configfile", "mine.yaml"]) == 0
+    assert "mine/default/n1g4/r1: its record is ok" in capfd.readouterr().out
+    record = json.loads((study / target).read_text())
+    assert record["provenance"]["attempt"] == 1
+    assert record["status"] == "ok" and record["metrics"]["epoch_s"] == 2.0
+    assert record["run"]["seed"] == 43 and record["provenance"]["scene_digest"]
 
 
 def test_the_ten_lines_of_the_manual(study: Path, repository: Path) -> None:

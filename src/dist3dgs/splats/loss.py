@@ -117,8 +117,8 @@ class TorchLoss(torch.autograd.Function):
     """(1 - w) L1 + w (1 - SSIM) of image [H,W,3] float and target [H,W,3] uint8 or float, in plain torch on any device.
 
     Written for few launches and little memory: mean(x^2) and mean(y^2) are only needed as their sum, and the gradient
-    is written down, not recorded. With a = mean(x) mean(y) + C1/2, c = cov(x, y) + C2/2, b = mean(x)^2 + mean(y)^2 + C1
-    and d = var(x) + var(y) + C2, SSIM is 4 a c / (b d).
+    is computed in the forward pass, not recorded. With a = mean(x) mean(y) + C1/2, c = cov(x, y) + C2/2,
+    b = mean(x)^2 + mean(y)^2 + C1 and d = var(x) + var(y) + C2, SSIM is 4 a c / (b d).
     """
 
     @staticmethod

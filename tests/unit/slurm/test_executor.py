@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -73,6 +75,7 @@ def make(monkeypatch):
 
     yield made
     module.register(None)
+    signal.signal(module.WAKE, signal.SIG_DFL)
 
 
 def looked_at(executor: Executor, *numbers: int) -> list[str]:
@@ -167,6 +170,29 @@ def test_the_wait_ends_early_but_not_at_once(make, monkeypatch):
     executor.poll_s = executor.next_seconds_between_status_checks = 1e6
     asyncio.run(executor.sleep())
     assert slept_s == module.QUICK_S
+
+
+def test_an_interrupt_that_does_not_wake_the_main_thread_is_noticed(make):
+    """One that another thread was given: the main thread, in a lock, does not see it by itself."""
+    executor, lock, given_up = make(Listener({})), threading.Semaphore(0), threading.Event()
+    executor.poll_s = executor.next_seconds_between_status_checks = 1e6
+
+    def wait_between_looks():
+        time.sleep(0.2)  # the main thread waits for the lock
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        try:
+            asyncio.run(asyncio.wait_for(executor.sleep(), 10))
+        except TimeoutError:
+            given_up.set()
+            lock.release()
+
+    thread = threading.Thread(target=wait_between_looks)
+    with pytest.raises(KeyboardInterrupt):
+        thread.start()
+        lock.acquire()
+    executor.wait = False
+    thread.join()
+    assert not given_up.is_set()
 
 
 def test_looks_at_the_queue_stay_regular(make):

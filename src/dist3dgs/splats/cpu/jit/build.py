@@ -66,7 +66,7 @@ def target_cpu() -> tuple[str, str]:
         return name, os.environ.get(FEATURES_VARIABLE, "")
     try:
         return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    except RuntimeError:  # LLVM does not know this processor: the plainest of its kind will do
+    except RuntimeError:  # LLVM does not know this processor: take the baseline of its architecture
         return "generic", ""
 
 
