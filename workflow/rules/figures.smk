@@ -18,6 +18,7 @@ rule tabulate:
         performance=f"{RESULTS}/tables/performance_comparison.csv",
         resources=f"{RESULTS}/tables/resources.csv",
         scaling=[f"{RESULTS}/tables/scaling.{kind}" for kind in ("csv", "md", "tex")],
+        trainers=[f"{RESULTS}/tables/trainers.{kind}" for kind in ("csv", "md", "tex")],
         over_scenes=[f"{RESULTS}/tables/over_scenes.{kind}" for kind in ("csv", "md", "tex")],
     log:
         f"{RESULTS}/logs/tabulate.log",

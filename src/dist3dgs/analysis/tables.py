@@ -37,6 +37,8 @@ from .scaling_tables import (
     scaling_rows,
     write_typeset,
 )
+from .trainers import TRAINERS_COLUMNS, trainers_rows
+from .trainers import caption as trainers_caption
 
 Row = dict[str, Any]
 
@@ -63,6 +65,7 @@ TEXTS = {
     *("source", "record", "record_sha256", "baseline_layout", "baseline_strategy", "baseline_is", "scaling"),
     *("reason", "negative_scaling", "git_dirty", "hardware", "left_out", "outcome", "gain_of"),
     *("run", "baseline", "attempts", "evidence_file", "memory_of", "one_node_layout", "scenes"),
+    *("trainer", "differs", "differences"),
 }
 
 RUN_COLUMNS = (
@@ -123,6 +126,9 @@ def tabulate(
     over_scenes = over_scenes_rows(points, scaling)
     write_table(beside("over_scenes.csv"), over_scenes, OVER_SCENES_COLUMNS)
     write_typeset(beside("over_scenes"), over_scenes, OVER_SCENES_COLUMNS, OVER_SCENES_CAPTION)
+    trainers = trainers_rows(points, records)
+    write_table(beside("trainers.csv"), trainers, TRAINERS_COLUMNS)
+    write_typeset(beside("trainers"), trainers, TRAINERS_COLUMNS, trainers_caption(trainers))
 
 
 def run_columns(metrics: Mapping[str, Metric], phases: Iterable[str] = ()) -> list[str]:

@@ -47,6 +47,32 @@ def ingest(args: argparse.Namespace) -> None:
 
 
 @verb(
+    "write a packed scene as the COLMAP folder that other trainers read",
+    option("--scene", required=True, type=Path, help="packed scene"),
+    option("--out", required=True, type=Path, help="export.json to write, in the folder"),
+)
+def export_scene(args: argparse.Namespace) -> None:
+    from ..scenes.export import export_colmap
+
+    export_colmap(args.scene, args.out)
+
+
+@verb(
+    "make a workload's program ready: run its `setup`",
+    option("name", help="the workload"),
+    option("--application", required=True, help="its settings as JSON"),
+    option("--out", required=True, type=Path, help="file to write when it has succeeded"),
+)
+def setup_workload(args: argparse.Namespace) -> None:
+    from ..config.models import validate
+    from ..config.workloads import Application
+    from ..workloads.process import run_setup
+
+    app = validate(Application, json_of(args.application, "--application"), "--application")
+    run_setup(args.name, app, args.out, args.log)
+
+
+@verb(
     "download the LPIPS weights; needs the internet",
     option("--out", type=Path, default=Path("data/weights/lpips-alex.safetensors")),
     option("--lock", type=Path, default=Path("config/scenes.lock.yaml")),

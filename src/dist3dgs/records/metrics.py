@@ -3,6 +3,8 @@
 from collections import defaultdict
 from typing import Any
 
+from ..config.models import validate
+from ..config.workloads import WorkloadSpec
 from ..runs.attempts import Attempt
 from ..runs.metrics import added
 from ..runs.record import (
@@ -77,6 +79,8 @@ def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str,
     if values.get("images_per_s") is None and values.get("epoch_s") and criteria.get("work_per_epoch"):
         values["images_per_s"] = criteria["work_per_epoch"] / values["epoch_s"]
         reasons["images_per_s"] = f"{criteria['unit_of_work']}s per second, of work_per_epoch and epoch_s"
+    elif values.get("images_per_s") is None and (more := _rate(run, found)):
+        values["images_per_s"], reasons["images_per_s"] = more
     elif values.get("images_per_s") is None:
         reasons["images_per_s"] = (
             "the workload has no figure of merit `images_per_s`, nor `epoch_s` with work_per_epoch"
@@ -89,6 +93,16 @@ def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str,
         if values.get(name) is None:
             reasons.setdefault(name, "a program of others; it has no figure of merit of this name")
     return values, reasons
+
+
+def _rate(run: RunEvidence, found: Found) -> tuple[float, str] | None:
+    """Return the rate of a workload that prints seconds per step, or the seconds of a run of known size; its source."""
+    spec = validate(WorkloadSpec, run.spec, "spec")
+    if seconds := found.values.get("iteration_s"):
+        return spec.global_batch / seconds, "global batch / iteration_s"
+    if spec.train.images is not None and (seconds := found.values.get("train_s")):
+        return spec.num_steps * spec.global_batch / seconds, "images that it was asked for / train_s"
+    return None
 
 
 def _added(run: RunEvidence) -> tuple[dict[str, float], dict[str, str]]:
