@@ -54,12 +54,14 @@ def _mark(point: Row, panel: str, definition: str) -> Row:
 
 
 def _measured(points: Sequence[Row], definition: str) -> list[Row]:
-    """Return the points of every strategy for which this definition compares at least two sizes."""
+    """Return the points that this definition compares with a baseline, of any strategy, and those baselines."""
     known = [p for p in points if p.get(f"efficiency_{definition}") is not None]
-    sizes: dict[str, set[str]] = {}
-    for p in known:
-        sizes.setdefault(p["strategy"], set()).add(p["layout"])
-    return [p for p in known if len(sizes[p["strategy"]]) > 1]
+    compared = {_baseline(p) for p in known if p["outcome"] != "baseline"}
+    return [p for p in known if _baseline(p) in compared]
+
+
+def _baseline(point: Row) -> tuple[Any, ...]:
+    return tuple(point[name] for name in ("scene", "baseline_strategy", "baseline_layout", "hardware"))
 
 
 def _why_empty(points: Sequence[Row], definition: str) -> str:

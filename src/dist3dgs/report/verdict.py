@@ -219,6 +219,8 @@ def _gains(point: Row) -> str:
     if point.get("speedup_time_to_quality") is not None:
         value, q = point["speedup_time_to_quality"], point["target_psnr"]
         sooner = f"{value:.2f} times sooner" if value >= 1 else f"{1 / value:.2f} times later"
+        if f"{max(value, 1 / value):.2f}" == "1.00":
+            sooner = "at the same time"
         reached = point.get("n_reached")
         some = "" if reached in (None, point["n_ok"]) else f" ({reached} of {point['n_ok']} runs reached it)"
         parts.append(f"the quality of {_baseline_name(point)} ({q:.2f} dB) {sooner}{some}")

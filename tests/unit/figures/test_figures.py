@@ -167,6 +167,15 @@ def test_efficiency_says_why_a_definition_is_not_measured(tmp_path):
     assert all("second layout" in n for n in notes.values())
 
 
+def test_a_strategy_that_shares_the_baseline_of_another_has_its_efficiency(tmp_path):
+    """The demo's: one rank of replicated, two ranks of both strategies."""
+    points = [("replicated", "n1g1"), ("replicated", "n1g2"), ("sharded", "n1g2")]
+    study = Drawn(tmp_path, [make_record(strategy=s, layout=x) for s, x in points])
+    for definition in ("throughput", "time_to_quality"):
+        drawn = [r for r in study.rows("efficiency") if r["definition"] == definition]
+        assert [(r["series"], r["layout"]) for r in drawn] == points
+
+
 def test_law_is_drawn_only_where_it_can_be_checked(tmp_path):
     three = [make_record(layout=f"n1g{p}", images_per_s=usl_rate(p)) for p in (1, 2, 4)]
     assert not [r for r in Drawn(tmp_path / "a", three).rows("speedup") if r["status"] == "fit"]
