@@ -144,9 +144,10 @@ class LearningRates(Settings):
 class Densification(Settings):
     """Schedule and rule of densification. Steps count optimiser steps."""
 
-    kind: Literal["default", "mcmc", "none"] = Field(
+    kind: Literal["default", "mcmc", "budget", "none"] = Field(
         "default",
-        description="default: clone/split/prune (Kerbl et al. 2023); mcmc: relocation (Kheradmand et al. 2024)",
+        description="default: clone/split/prune (Kerbl et al. 2023); mcmc: relocation (Kheradmand et al. 2024); "
+        "budget: grows to max_gaussians where several views have errors (Mallick et al. 2024, Ren et al. 2025)",
     )
     start_step: int = Field(500, ge=0)
     stop_step: int = Field(15_000, ge=0)
@@ -169,6 +170,15 @@ class Densification(Settings):
         5_000_000,
         ge=1,
         description="the whole model never has more; of more initial points a random part is taken",
+    )
+    score_views: int = Field(
+        10, ge=1, description="budget: training views whose errors decide at each densification"
+    )
+    prune_share: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="budget: share of the Gaussians that goes at each densification, those that images need least",
     )
     noise_lr: float = Field(5e5, ge=0, description="mcmc: strength of the position noise")
     opacity_reg: float = Field(0.01, ge=0, description="mcmc: weight of the opacity penalty")
@@ -208,6 +218,11 @@ class TrainSettings(Settings):
     antialiased: bool = False
     near: float = Field(0.01, gt=0)
     far: float = Field(1e10, gt=0)
+    optimizer: Literal["adam", "selective"] = Field(
+        "adam",
+        description="adam: every Gaussian in every step; selective: those that a view of the step draws, the others "
+        "keep their values and moments (not the same results)",
+    )
     lr: LearningRates = LearningRates()
     densify: Densification = Densification()
     eval_every: int = Field(
@@ -473,11 +488,12 @@ class RunSpec(PointSpec):
                 f"parallel.coarse_share = {p.coarse_share:g} and finish_share = {p.finish_share:g} leave none of the "
                 f"{self.num_steps} steps of the run for the blocks to train apart; set smaller ones"
             )
-        if self.train.densify.kind == "mcmc":
-            raise ValueError(
-                "kind: blocks needs train.densify.kind: default or none: mcmc's penalties make Gaussians fade that no "
-                "view of a block sees"
-            )
+        why = {
+            "mcmc": "mcmc's penalties make Gaussians fade that no view of a block sees",
+            "budget": "budget's curve is of the whole model, which ranks that train apart do not know",
+        }.get(self.train.densify.kind)
+        if why:
+            raise ValueError(f"kind: blocks needs train.densify.kind: default or none: {why}")
         return self
 
     @model_validator(mode="after")

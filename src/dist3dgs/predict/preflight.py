@@ -18,6 +18,7 @@ from ..config.workloads import WorkloadSpec
 from ..errors import UserError
 from .machine import Machine
 from .model import PARAMETER_BYTES, Forecast, Predictor, Workload
+from .run_time import limit_min
 from .study import SceneFacts, predictor_of, records_of, scene_facts, workload_at
 
 Status = Literal["ok", "warn", "refuse"]
@@ -220,11 +221,14 @@ class Limits:
     """Limits that the site sets for a job, and the memory of data workers."""
 
     runtime_s: float
+    """Limit of a first attempt that no records predict (site.runtime_min)."""
     longest_s: float
     mem_gib_per_rank: float | None
     """None: a job may use the whole node."""
     most_mem_gib: float
     """Largest request per node."""
+    runtime_margin: float = 0.0
+    """Limit over the upper end of what records predict; 0: `runtime_s` always."""
     base_mem_gib: float = 1.0
     process_gib: float | None = None
     """Host memory of a rank; None: as its records say, else an assumption."""
@@ -320,7 +324,10 @@ def _on_machine(
     steps = max(1, round(every / spec.global_batch)) if spec.train.keep == "images" else every
     if made.machine.accelerator != "cpu":  # a rank's memory there is the host's
         found.append(accelerator_memory(made, forecast))
-    return [*found, time_limit(forecast, limits.runtime_s, limits.longest_s, min(steps, forecast.num_steps))]
+    limit_s = limits.runtime_s
+    if limits.runtime_margin and records_of(study, scene.name):
+        limit_s = 60.0 * limit_min(forecast.total_s.high, limits.runtime_margin, int(limits.longest_s // 60))
+    return [*found, time_limit(forecast, limit_s, limits.longest_s, min(steps, forecast.num_steps))]
 
 
 def _host(

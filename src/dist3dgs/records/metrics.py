@@ -83,6 +83,8 @@ def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str,
         )
     elif criteria["unit_of_work"] != "image":
         reasons["images_per_s"] = f"{criteria['unit_of_work']}s per second"
+    if values.get("compute_s") is not None and values.get("comm_s"):
+        values["compute_to_comm"] = values["compute_s"] / values["comm_s"]
     for name in ("train_s", "step_s", "comm_s", "compute_to_comm"):
         if values.get(name) is None:
             reasons.setdefault(name, "a program of others; it has no figure of merit of this name")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from ..splats.camera import Camera
 from ..splats.densify.lineage import founders
 from ..splats.export import write_ply
 from ..splats.gaussians import canonical_order, initial_gaussians, thinned
+from ..splats.host_copy import HostCopy
 from ..splats.loss import l1_ssim_loss
 from . import checkpoint
 from .checkpoint import Header
 from .data import SceneCameras, ViewSampler
+from .densification import decide
 from .evaluate import evaluate
 from .fault_handling import StopPoll
 from .model import LINEAGE, Model
@@ -35,6 +38,17 @@ from .timing import Clock
 
 class Diverged(RuntimeError):
     """The loss is NaN or infinite."""
+
+
+@dataclass
+class _Logging:
+    """A step's line of the log, whose loss is on its way to the host."""
+
+    step: int
+    loss: HostCopy
+    num_gaussians: int
+    step_s: float
+    """Mean since the line before, seconds."""
 
 
 class Trainer:
@@ -58,7 +72,7 @@ class Trainer:
         self.comm.stage = clock.stage
         self.train = spec.train
         self.schedule = Schedule(spec)
-        self.rule = AdamRule(spec.global_batch)
+        self.rule = AdamRule(spec.global_batch, spec.train.optimizer == "selective")
         self.cameras = SceneCameras(scene, device)
         self.order = ViewSampler(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
         self.own_order: ViewSampler | None = None
@@ -71,6 +85,9 @@ class Trainer:
         self.stop_requested: str | None = None
         self.poll, self.stopping = StopPoll(self.comm, device), False
         self.step, self.evaluated = 0, True
+        #: On a GPU losses and stop requests are read a step later: the host then waits for nothing.
+        self.defers = device.type == "cuda"
+        self._logging: _Logging | None = None
         if not len(scene.train_ids) or not len(scene.test_ids):
             raise UserError(
                 f"scene {scene.name}: {scene.num_views} views leave none to train on or none to hold out"
@@ -90,6 +107,7 @@ class Trainer:
                 self._advance(self.step + 1)
                 self.one_step(self.step + 1)
                 self.after_step()
+            self.finish_log()
             if self.stopping:
                 self._save_checkpoint()
                 self._finish_saving()
@@ -235,6 +253,7 @@ class Trainer:
     def after_step(self) -> None:
         """Densify, log, compare digests, evaluate and save a checkpoint, each where it is due."""
         step, s = self.step, self.schedule
+        self.finish_log()
         if self.saver.failed:
             self._finish_saving()
         if s.densifies(step):
@@ -249,8 +268,9 @@ class Trainer:
         if last:
             self._advance(step + 1)
         if last or s.every(self.train.log_every, step):
-            self._log()
+            self.log()
         if last or s.every(self.train.digest_every, step):
+            self.finish_log()
             self._compare_digests()
         self._evaluate_and_save()
 
@@ -259,9 +279,11 @@ class Trainer:
         step, s = self.step, self.schedule
         last = step == s.num_steps
         if last or s.every(self.train.eval_every, step):
+            self.finish_log()
             with self.clock.enter("evaluate"):
                 self.evaluated = self._evaluate(last)
         if not self.stopping and (last or s.every(self.train.checkpoint_every, step)):
+            self.finish_log()
             self._save_checkpoint()
 
     # ---------------------------------------------------------------- parts of the training
@@ -272,27 +294,13 @@ class Trainer:
         return self.parallel.share(g) * (d.opacity_reg * opacity + d.scale_reg * scale)
 
     def _densify(self) -> None:
-        started, d, gaussians = time.perf_counter(), self.train.densify, self.model.gaussians
+        started = time.perf_counter()
         self.model.synchronise()
-        room = max(0, d.max_gaussians - self.parallel.total_gaussians)
-        choose = lambda pull, wanted: self.parallel.global_topk(  # noqa: E731
-            pull, self.parallel.may_grow(gaussians, wanted), room
-        )
-        change = densify.decide(
-            gaussians,
-            self.model.lineage,
-            self.parallel.reduce_statistics(self.model.statistics),
-            d,
-            extent=self.scene.extent,
-            prune_large=self.step > self.schedule.steps(d.reset_every),
-            choose=choose,
-            max_gaussians=self.parallel.limit(gaussians, d.max_gaussians),
-            seed=self.spec.seed,
-            step=self.step,
-            generator=generator(self.spec.seed, self.step, "densify", self.parallel.stream),
+        change = decide(
+            self.spec, self.scene, self.schedule, self.parallel, self.model, self.cameras, self.step
         )
         if self.parallel.idle:
-            change = densify.Change.none(gaussians, self.model.lineage)
+            change = densify.Change.none(self.model.gaussians, self.model.lineage)
         self.model.densify(change)
         counts = self.parallel.sum_counts(change.counts)
         if self.comm.rank == 0:
@@ -335,21 +343,32 @@ class Trainer:
         self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
         return self.stopping
 
-    def _log(self) -> None:
-        self.clock.drain()
+    def log(self) -> None:
+        """Begin to log the step's loss, summed over the ranks; `finish_log` ends it. Collective."""
+        if not self.defers:
+            self.clock.drain()
         loss = self.loss.clone()
         self.comm.all_reduce(loss, name="all_reduce(loss)")
-        value = float(loss)
+        recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
+        self._logging = _Logging(
+            self.step, HostCopy(loss), self.parallel.total_gaussians, float(np.mean(recent))
+        )
+        if not self.defers:
+            self.finish_log()
+
+    def finish_log(self) -> None:
+        """Log the loss of which the copy to the host was begun. Raises `Diverged` if it is not finite."""
+        if self._logging is None:
+            return
+        log, self._logging = self._logging, None
+        (value,) = log.loss.read()
         if not np.isfinite(value):
-            raise Diverged(f"loss is {value} at step {self.step}; lower the learning rates (`train.lr`)")
-        n = self.parallel.total_gaussians
+            raise Diverged(f"loss is {value} at step {log.step}; lower the learning rates (`train.lr`)")
         if self.comm.rank == 0:
-            recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
-            images = self.step * self.spec.global_batch
-            degree = self.schedule.sh_degree(self.step)
-            fields = {"num_gaussians": n, "images": images, "sh_degree": degree}
-            self.events("step", step=self.step, loss=value, step_s=float(np.mean(recent)), **fields)
-            self.progress.stepped(self.step, value, n, float(np.mean(recent)))
+            images, degree = log.step * self.spec.global_batch, self.schedule.sh_degree(log.step)
+            fields = {"num_gaussians": log.num_gaussians, "images": images, "sh_degree": degree}
+            self.events("step", step=log.step, loss=value, step_s=log.step_s, **fields)
+            self.progress.stepped(log.step, value, log.num_gaussians, log.step_s)
 
     def _compare_digests(self) -> None:
         self.clock.drain()
@@ -369,9 +388,16 @@ class Trainer:
     # ---------------------------------------------------------------- checkpoints and stopping
 
     def told_to_stop(self) -> bool:
+        """Return True if any rank was told to stop. Collective where the poll is due."""
+        if not self.stopping:
+            self.stopping = self.poll.answer()
         if not self.stopping and self.poll.due(self.step):
-            self.clock.drain()
-            self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
+            waits = not self.defers or self.poll.slow
+            if waits:
+                self.clock.drain()
+            self.poll.ask(self.step, self.stop_requested is not None)
+            if waits:
+                self.stopping = self.poll.answer()
         return self.stopping
 
     def _save_checkpoint(self) -> None:

@@ -44,6 +44,8 @@ HEAD_BYTES, TAIL_BYTES = 32 << 20, 8 << 20
 LINE_BYTES = 1 << 16
 #: Interval between heartbeats while a program prints.
 PULSE_S = 5.0
+#: Interval between looks at a program's memory: each reads what the kernel has on every process of the node.
+MEASURE_S = 1.0
 #: After a request to stop: time for the program to end before it is killed; less than the launcher gives us.
 GRACE_S = 45.0
 
@@ -182,9 +184,12 @@ class Program:
         """Return the program's exit status once it has ended and nothing of it is left."""
         reader = threading.Thread(target=self._copy, daemon=True)
         reader.start()
+        due = time.monotonic()
         while self.process.poll() is None:
             time.sleep(0.1)
-            self._measure()
+            if time.monotonic() >= due:
+                due = time.monotonic() + MEASURE_S
+                self._measure()
             if self.saves is not None:
                 self.saves.look()
             if self.stop_at is not None and time.monotonic() > self.stop_at:
