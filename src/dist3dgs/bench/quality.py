@@ -95,7 +95,8 @@ def one_run(
     )  # fmt: skip
     launch(spec_json(spec), scene, out)
     newest = max((out / "checkpoints").glob("*.safetensors"), default=None)
-    unparted = max(out.parent.glob(f"replicated-{layout}/checkpoints/*.safetensors"), default=None)
+    unparted_run = out.with_name("-".join((*case[:-2], "replicated", layout)))
+    unparted = max(unparted_run.glob("checkpoints/*.safetensors"), default=None)
     seams = {}
     if strategy.startswith("blocks") and newest and unparted:
         along = evaluate_checkpoint(unparted, scene, seams_of=newest)
