@@ -51,6 +51,10 @@ class Hybrid(Parallel):
         return self.sharded.shards
 
     @property
+    def holders(self) -> int:
+        return self.group_size
+
+    @property
     def stream(self) -> int:
         return self.inside.rank
 
@@ -96,6 +100,7 @@ class Hybrid(Parallel):
 
     def rebalance(self, rows: Rows) -> Rows | None:
         self.gradients.reset_error_feedback()
+        self.sharded.max_rows = self.max_rows
         return self.sharded.rebalance(rows)
 
     def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:

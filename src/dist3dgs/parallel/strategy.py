@@ -10,6 +10,7 @@ from torch import Tensor
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
+from ..splats.loss import Strip
 from ..splats.render import Image, Projection, Renderer, RenderSettings
 from .collectives import Communicator
 
@@ -23,6 +24,12 @@ class View:
 
     image: Image
     camera: Camera
+    strip: Strip | None = None
+    """Rows of the camera's image that this rank rendered; `image.colors` has neighbours' rows as well. None: all."""
+
+    def crop(self, photo: Tensor) -> Tensor:
+        """Return the rows of the camera's photograph, uint8 [H, W, 3], that `image.colors` has."""
+        return photo if self.strip is None else photo[self.strip.top :][: len(self.image.colors)]
 
 
 @dataclass
@@ -47,11 +54,18 @@ class Parallel(ABC):
 
     def __init__(self, comm: Communicator, renderer: Renderer, settings: RenderSettings) -> None:
         self.comm, self.renderer, self.settings = comm, renderer, settings
+        #: Most Gaussians that this rank has room for (`hardware.max_gaussians_per_rank`).
+        self.max_rows: int | None = None
 
     @property
     @abstractmethod
     def shards(self) -> list[int]:
         """Current rows per rank; a checkpoint keeps them, for the same number of ranks to resume with."""
+
+    @property
+    def holders(self) -> int:
+        """Number of ranks that hold the model together."""
+        return 1 if self.replicates else self.comm.world_size
 
     @property
     def stream(self) -> int:

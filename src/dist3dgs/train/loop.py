@@ -97,7 +97,12 @@ class Trainer:
         return True
 
     def start(self) -> None:
-        """Start from the newest good checkpoint, else from the scene's points."""
+        """Start from the newest good checkpoint, else from the scene's points.
+
+        Raises:
+            UserError: the model may need more Gaussians per rank than there is room for.
+        """
+        self._check_room()
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
         self._agree_on_lpips()
@@ -107,6 +112,19 @@ class Trainer:
         if header.step and self.comm.rank == 0:
             self.events("resume", step=header.step)
         self._compare_digests()
+
+    def _check_room(self) -> None:
+        d, room, holders = self.train.densify, self.parallel.max_rows, self.parallel.holders
+        most = min(len(self.scene.points), d.max_gaussians) if d.kind == "none" else d.max_gaussians
+        needed = -(-most // holders)
+        if room is None or needed <= room:
+            return
+        among = f"each of {holders} ranks that share them" if holders > 1 else "a rank that holds all of them"
+        raise UserError(
+            f"hardware.max_gaussians_per_rank is {room:,}, but {most:,} Gaussians need {needed:,} on {among} "
+            f"(kind: {self.spec.parallel.kind}); use a strategy of kind sharded on {-(-most // room)} ranks or more, "
+            "or lower train.densify.max_gaussians"
+        )
 
     def _initial(self) -> dict[str, Tensor]:
         points = torch.from_numpy(np.array(self.scene.points, dtype=np.float32))
@@ -150,7 +168,9 @@ class Trainer:
             photo = view.camera.photo
             if photo is None:  # the strategy gave this rank another's view
                 photo = self.cameras.photo_of(view.camera)
-            loss = loss + l1_ssim_loss(view.image.colors, photo, self.train.ssim_weight) / n
+            strip = () if view.strip is None else (view.strip,)
+            part = l1_ssim_loss(view.image.colors, view.crop(photo), self.train.ssim_weight, *strip)
+            loss = loss + part / n
         total = loss + self._regularisation() if self.train.densify.kind == "mcmc" else loss
         clock.part("loss")
         total.backward()

@@ -25,19 +25,21 @@ STRATEGIES = {
     "all-rows": {"kind": "replicated", "gradient_rows": "all"},
     "sharded": {"kind": "sharded"},
     "space": {"kind": "sharded", "placement": "space"},
+    "pixels": {"kind": "sharded", "split": "pixels"},
+    "pixels-space": {"kind": "sharded", "split": "pixels", "placement": "space"},
     "hybrid": {"kind": "hybrid"},
     "hybrid-1": {"kind": "hybrid", "shard": 1},
     "hybrid-2": {"kind": "hybrid", "shard": 2},
 }
 #: Strategies and numbers of ranks; hybrid as 2 x 1, 1 x 2 and 2 x 2 (groups x ranks of a group).
-ONE_RANK = [("replicated", 1), ("sharded", 1), ("hybrid", 1)]
+ONE_RANK = [("replicated", 1), ("sharded", 1), ("pixels", 1), ("hybrid", 1)]
 SEVERAL_RANKS = [
-    *((name, 2) for name in ("replicated", "sharded", "space", "hybrid-1", "hybrid-2")),
+    *((name, 2) for name in ("replicated", "sharded", "space", "pixels", "hybrid-1", "hybrid-2")),
     *(
         pytest.param(name, ranks, marks=pytest.mark.slow)
         for name, ranks in [
-            *((name, ranks) for name in ("replicated", "sharded", "space") for ranks in (3, 4)),
-            *(("hybrid-1", 3), ("hybrid-2", 4)),
+            *((name, ranks) for name in ("replicated", "sharded", "space", "pixels") for ranks in (3, 4)),
+            *(("pixels-space", 2), ("hybrid-1", 3), ("hybrid-2", 4)),
         ]
     ),
 ]
@@ -97,10 +99,10 @@ def one_step(
     cameras = batch(dtype, comm.world_size) if cameras is None else cameras
     n = sum(len(part) for part in cameras)
     rendered = parallel.render(gaussians, cameras, sh_degree=sh_degree, background=None, track=True)
-    loss = rendered.anchor
+    loss, photos = rendered.anchor, {camera.name: camera.photo for part in cameras for camera in part}
     for view in rendered.views:
-        assert view.camera.photo is not None
-        loss = loss + l1_ssim_loss(view.image.colors, view.camera.photo, 0.2) / n
+        photo = photos[view.camera.name]
+        loss = loss + l1_ssim_loss(view.image.colors, view.crop(photo), 0.2, view.strip) / n
     loss.backward()
     assert set(parallel.reduce_gradients(gaussians, sh_degree)) == {
         k for k in NAMES if sh_degree or k != "shN"
@@ -191,8 +193,10 @@ def test_penalties_and_background_are_those_of_one_process(kind, world_size, tin
     want = trainer_step(Communicator(), "replicated", tiny_scene, tmp_path / "one")
     got = run_ranks(world_size, trainer_step, kind, tiny_scene, tmp_path / "many")[0]
     assert set(got) == set(want) and len(got) == len(NAMES)  # no shN yet
+    # Round Gaussians have no gradient of their rotation, only its rounding.
+    rounding = 1e-7 * want["adam/means.exp_avg"].norm()
     for name, tensor in got.items():
-        assert (tensor - want[name]).norm() < TOLERANCE[torch.float32] * want[name].norm(), name
+        assert (tensor - want[name]).norm() < TOLERANCE[torch.float32] * want[name].norm() + rounding, name
 
 
 def blind_step(comm: Communicator, kind: str) -> dict[str, torch.Tensor] | None:
