@@ -89,9 +89,6 @@ class Hybrid(Parallel):
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
         return sum_statistics(self.across, statistics)
 
-    def share(self, gaussians: Gaussians) -> float:
-        return self.sharded.share(gaussians) / self.across.world_size
-
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         return self.sharded.global_topk(pull, wanted, count)
 

@@ -243,9 +243,6 @@ class Sharded(Parallel):
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
         return statistics
 
-    def share(self, gaussians: Gaussians) -> float:
-        return 1.0 / self.total_gaussians
-
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         # Every rank gets all candidates and makes the same choice; shorter shards are padded with unwanted rows.
         length = max(self._shards)

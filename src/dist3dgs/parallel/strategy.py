@@ -131,10 +131,6 @@ class Parallel(ABC):
         """Sum densification statistics over all views of all ranks, for the Gaussians this rank holds. Collective."""
 
     @abstractmethod
-    def share(self, gaussians: Gaussians) -> float:
-        """Return the weight of this rank's sum over its Gaussians in the mean over all Gaussians, summed over ranks."""
-
-    @abstractmethod
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         """Choose the `count` candidates with the largest values among all ranks' Gaussians. Collective.
 

@@ -1,6 +1,7 @@
 """Training loop of one rank."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +172,14 @@ class Trainer:
             strip = () if view.strip is None else (view.strip,)
             part = l1_ssim_loss(view.image.colors, view.crop(photo), self.train.ssim_weight, *strip)
             loss = loss + part / n
-        total = loss + self._regularisation() if self.train.densify.kind == "mcmc" else loss
         clock.part("loss")
-        total.backward()
+        loss.backward()
         clock.part("backward")
         rates = learning_rates(self.train.lr, self.scene.extent, self.rule, step / self.schedule.num_steps)
-        ready = clock.between(self.parallel.reduce_gradients(gaussians, degree), "communicate", "optimise")
+        reduced = self.parallel.reduce_gradients(gaussians, degree)
+        if self.train.densify.kind == "mcmc":
+            reduced = self._with_penalties(reduced)
+        ready = clock.between(reduced, "communicate", "optimise")
         self.model.optimizer.step(rates, ready)
         clock.part("optimise")
         if track:
@@ -229,10 +232,22 @@ class Trainer:
 
     # ---------------------------------------------------------------- parts of the training
 
-    def _regularisation(self) -> Tensor:
-        d, g = self.train.densify, self.model.gaussians
-        opacity, scale = torch.sigmoid(g["opacities"]).sum(), torch.exp(g["scales"]).sum() / 3
-        return self.parallel.share(g) * (d.opacity_reg * opacity + d.scale_reg * scale)
+    @torch.no_grad()
+    def _with_penalties(self, reduced: Iterator[str]) -> Iterator[str]:
+        """Add the gradients of MCMC's penalties, means over all Gaussians, to the sums over ranks.
+
+        Not before: a share of each rank's would be rounded with its views' gradients, differently on each number of
+        ranks.
+        """
+        d, n = self.train.densify, self.parallel.total_gaussians
+        for name in reduced:
+            parameter = self.model.gaussians[name]
+            if name == "opacities":
+                opacity = torch.sigmoid(parameter)
+                parameter.grad.add_(opacity * (1 - opacity), alpha=d.opacity_reg / n)  # type: ignore[union-attr]
+            elif name == "scales":
+                parameter.grad.add_(torch.exp(parameter), alpha=d.scale_reg / (3 * n))  # type: ignore[union-attr]
+            yield name
 
     def _densify(self) -> None:
         started, d, gaussians = time.perf_counter(), self.train.densify, self.model.gaussians
