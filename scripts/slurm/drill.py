@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/slurm"))
 
+import yaml
 from cluster import Cluster
 from study import Study
 
@@ -50,6 +51,8 @@ class Outcome:
     done_s: float | None = None
     steps_lost: int | None = None
     exit_code: int | None = None
+    #: When the controller was away, from and until, by the clock of `time.time`.
+    away: tuple[float, float] | None = None
 
     @property
     def record(self) -> dict[str, Any]:
@@ -279,6 +282,23 @@ class Drills:
             "host out of memory", study, "n1g3", study.attempts("n1g3")[0]["started_at"], exit_code=code
         ).measure()
 
+    def loaders_out_of_memory(self) -> Outcome:
+        """More data loaders than the job's memory holds: killed, submitted again with half as many."""
+        study = self._study("loaders", "n1g1", gpu_request="none", mem_gib_per_gpu=1.5)
+        study.pair = "planner/small"
+        entry = {
+            "loader_workers": 4,
+            "variants": {"small": {"loader_gib": 0.2}},
+            "process_gib": None,
+            "loader_gib": None,
+        }
+        value = {"workload_library": {"planner": entry}}
+        (study.folder / "loaders.yaml").write_text(yaml.safe_dump(value))
+        # Without stated sizes, by which it would be refused before it is submitted.
+        code = study.run("--configfile", "loaders.yaml", "--", study.target("n1g1"), timeout=900)
+        began = study.attempts("n1g1")[0]["started_at"]
+        return Outcome("loaders out of memory", study, "n1g1", began, exit_code=code).measure()
+
     def refused(self) -> Outcome:
         """Two nodes of a partition of one: refused, recorded with the reason; the other point goes on."""
         name = "too many nodes"
@@ -358,10 +378,12 @@ class Drills:
             held = Held(study, "n1g1", BREAK_AT)
             outcome = Outcome("controller away for 20 s", study, "n1g1", time.time())
             self.cluster.stop_controller()
+            stopped_at = time.time()
             try:
                 held.release()
                 time.sleep(20)
             finally:
+                outcome.away = stopped_at, time.time()
                 self.cluster.start_controller()
             outcome.exit_code = snakemake.wait(900)
         return outcome.measure()
@@ -370,6 +392,7 @@ class Drills:
 NAMES = (
     "time_limit",
     "out_of_memory",
+    "loaders_out_of_memory",
     "node_lost",
     "preempted",
     "rank_killed",

@@ -113,9 +113,9 @@ def test_views_do_not_wait_for_the_gpu() -> None:
 
 def test_loss_is_the_same_on_both_devices() -> None:
     """In Triton kernels, in plain torch, and in those of the CPU."""
-    from dist3dgs.splats.loss import TorchLoss, _fused, l1_ssim_loss
+    from dist3dgs.splats.loss import TorchLoss, l1_ssim_loss, triton_loss
 
-    assert _fused(torch.device("cuda", 0)) is not None, "Triton came with PyTorch"
+    assert triton_loss(torch.device("cuda", 0)) is not None, "Triton came with PyTorch"
     photo, found = (torch.rand(50, 60, 3) * 255).to(torch.uint8), []
     image = torch.rand(50, 60, 3)
     for function, device in ((l1_ssim_loss, "cpu"), (l1_ssim_loss, "cuda"), (TorchLoss.apply, "cuda")):

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from dist3dgs.monitoring.nvml import Nvml
-from dist3dgs.monitoring.sampler import _QUERY, _parse_gpu
+from dist3dgs.monitoring.sampler import SMI_QUERY, parse_gpu
 
 pytestmark = pytest.mark.gpu
 
@@ -15,9 +15,9 @@ def test_nvml_and_nvidia_smi_agree() -> None:
         nvml = Nvml()
     except OSError as e:
         pytest.skip(f"no NVIDIA driver ({e})")
-    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--query-gpu={SMI_QUERY}", "--format=csv,noheader,nounits"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    shown = {row["gpu_index"]: row for line in text.splitlines() if (row := _parse_gpu(line))}
+    shown = {row["gpu_index"]: row for line in text.splitlines() if (row := parse_gpu(line))}
     states = {gpu.index: gpu for gpu in nvml.gpus()}
     version = nvml.driver_version()
     nvml.close()

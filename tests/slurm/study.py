@@ -63,6 +63,8 @@ class Study:
     def __init__(self, folder: Path, cluster: Cluster, *, layouts: list[str], **options: Any) -> None:
         """options: train={}, site={}, profile={}, repeats=1: laid over the settings above."""
         self.folder, self.cluster = folder, cluster
+        #: Scene and strategy, or workload and variant, that `point` and all that looks at one means.
+        self.pair = "tiny/replicated"
         for name in ("Snakefile", "workflow", "config"):
             source = REPOSITORY / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
@@ -129,7 +131,7 @@ class Study:
     # -- looking
 
     def point(self, layout: str, repeat: int = 0) -> Path:
-        return self.folder / f"results/tiny/replicated/{layout}/r{repeat}"
+        return self.folder / f"results/{self.pair}/{layout}/r{repeat}"
 
     def target(self, layout: str, repeat: int = 0) -> str:
         return str((self.point(layout, repeat) / "record.json").relative_to(self.folder))

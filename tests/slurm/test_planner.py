@@ -3,15 +3,19 @@
 import json
 import os
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
+from dist3dgs.config.matrix import load_study, spec_json
 from dist3dgs.config.naming import Point
+from dist3dgs.runs.launch_summary import LaunchSummary
 from dist3dgs.slurm import planner as module
 from dist3dgs.slurm.client import SlurmError
 from dist3dgs.slurm.planner import Planner, TrainJobs
 from dist3dgs.slurm.queue import Job, Queue, comment_of
+from dist3dgs.slurm.resources import workload_refusal
 from dist3dgs.slurm.site import read_site
 
 POINT = Point.parse("garden", "sharded", "n1g4")
@@ -53,6 +57,29 @@ def test_a_refusal_for_good_is_written_down_at_once(made, caplog):
     assert "account 'lab' is not known" in caplog.text
     assert made.finish(POINT, 2, "{}")  # the next attempt is the outcome, without a job
     assert json.loads((POINT.folder(made.results) / "launch.json").read_text())["published"]
+
+
+def test_a_point_that_cannot_fit_is_refused_with_the_setting_and_costs_no_job(
+    repository, tmp_path, jobs, caplog
+):
+    """16 ranks with 8 loaders each of 8 GiB on 4 nodes; with 2 loaders each they are submitted."""
+    site = read_site({"mem_gib_per_gpu": 60, "max_mem_gib": 256})
+    overlay = tmp_path / "eight.yaml"
+    overlay.write_text("{scenes: [], workloads: [planner], workload_library: {planner: {loader_workers: 8}}}")
+    point = Point.named("planner/full/n4g4")
+    for overlays, fits in (([overlay], False), ([], True)):
+        study = load_study(repository / "config", overlays)
+        planner = Planner(
+            tmp_path / str(fits), site, Queue(tmp_path), refusal=partial(workload_refusal, study, site=site)
+        )
+        planner.queue.jobs = lambda: jobs
+        assert planner.finish(point, 1, spec_json(study.spec(point))) is not fits
+        asked = planner.resources(point, 1, "{}")
+        assert (asked["nodes"], asked["mem_mb"] > 200_000) == ((4, True) if fits else (1, False))
+    summary = LaunchSummary.load(point.folder(tmp_path / "False") / "launch.json")
+    assert summary.published and summary.ended.cause == "submission_rejected"
+    assert "4 ranks x (6.0 GiB + 8 workers x 8.0 GiB)" in summary.ended.note
+    assert "at most 6 workers per rank fit" in summary.ended.note and "cannot be submitted" in caplog.text
 
 
 def test_a_refusal_that_passes_is_waited_for_and_said_once_a_minute(made, caplog):

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
+from dist3dgs.cli import main
 from tests.workflow.test_graph import job_table, snakemake
 
 pytestmark = pytest.mark.slow
 
 PROGRAM = """
-import sys
+import os, sys
+if os.path.exists("broken"):
+    raise ValueError("broken")
 ranks = int(sys.argv[1])
 print("started at", sys.argv[2])
 for epoch in range(3):
@@ -76,9 +79,19 @@ def test_what_a_change_makes_again(study: Path) -> None:
     (study / "program.py").write_text(PROGRAM)
 
 
-def test_a_point_off_the_matrix_by_its_file(study: Path) -> None:
+def test_a_point_off_the_matrix_by_its_file_and_again_by_retry(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     target = "results/mine/default/n1g4/r1/record.json"
+    (study / "broken").touch()
     snakemake(study, *FLAGS, "--", target)
+    failure = json.loads((study / target).read_text())["failure"]
+    assert failure["cause"] == "code_error" and "ValueError: broken" in failure["evidence"][0]["text"]
+    (study / "broken").unlink()
+    monkeypatch.chdir(study)
+    assert main(["retry", "--configfile", "mine.yaml"]) == 0
+    assert "mine/default/n1g4/r1: its record is ok" in capfd.readouterr().out
     record = json.loads((study / target).read_text())
+    assert record["provenance"]["attempt"] == 1
     assert record["status"] == "ok" and record["metrics"]["epoch_s"] == 2.0
     assert record["run"]["seed"] == 43 and record["provenance"]["scene_digest"]

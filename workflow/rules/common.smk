@@ -53,7 +53,13 @@ try:
     )
     from dist3dgs.scenes.listing import not_a_folder, scene_files
     from dist3dgs.slurm.planner import Planner, TrainJobs
-    from dist3dgs.slurm.resources import contradiction, ingest_resources, rule_resources, sfm_limits
+    from dist3dgs.slurm.resources import (
+        contradiction,
+        ingest_resources,
+        rule_resources,
+        sfm_limits,
+        workload_refusal,
+    )
     from dist3dgs.slurm.site import current_site, former_place, on_cluster
     from dist3dgs.slurm.submission import check_partitions
     from dist3dgs.workloads.process import inputs_digest
@@ -83,7 +89,17 @@ FIGURE_KINDS = ("svg", "png", "pdf", "csv")
 FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
 
 
-PLANNER = Planner(Path(RESULTS), SITE, on_cluster=ON_CLUSTER, in_job=not workflow.is_main_process)
+def refusal_of(point):
+    """Why the job of a point cannot hold its ranks and loaders; None if it may."""
+    try:
+        return workload_refusal(STUDY, point, SITE)
+    except UserError as error:
+        stop(error)
+
+
+PLANNER = Planner(
+    Path(RESULTS), SITE, on_cluster=ON_CLUSTER, in_job=not workflow.is_main_process, refusal=refusal_of
+)
 
 
 wildcard_constraints:

@@ -29,7 +29,7 @@ rule tabulate:
     params:
         others=OTHER_RECORDS,
         contents=other_records,
-        code=lambda wildcards: code_of("analysis.tables"),
+        code=lambda wildcards: code_of("analysis.tables", "predict.compare"),
         baseline=f"--baseline {STUDY.config.baseline}" if STUDY.config.baseline else "",
     shell:
         "dist3dgs --log {log:q} tabulate --runs {output.runs:q} --points {output.points:q} {params.baseline}"

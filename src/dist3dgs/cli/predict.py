@@ -17,9 +17,24 @@ MACHINE = (
 #: Options of the models behind `preflight`.
 PREFLIGHT = (
     *MACHINE,
-    option("--workers", type=int, default=0, metavar="N", help="data-loading processes of each rank"),
-    option("--worker-gib", type=float, default=0.0, metavar="GIB", help="resident size of one of them"),
-    option("--process-gib", type=float, metavar="GIB", help="resident size of a rank; default: its records'"),
+    option(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="data-loading processes of each rank; default: none, of a workload its loader_workers",
+    ),
+    option(
+        "--worker-gib",
+        type=float,
+        metavar="GIB",
+        help="resident size of one; default: a workload's loader_gib",
+    ),
+    option(
+        "--process-gib",
+        type=float,
+        metavar="GIB",
+        help="resident size of a rank; default: a workload's process_gib, its records'",
+    ),
     option("--explain", action="store_true", help="the arithmetic behind each finding"),
     option("--no-slurm", action="store_true", help="the models alone, against whole nodes; runs anywhere"),
 )
@@ -42,6 +57,7 @@ def print_findings(args: argparse.Namespace, study: Any, site: Any, layouts: Seq
     limits = Limits(
         runtime_s=site.runtime_min * 60.0,
         longest_s=site.max_runtime_min * 60.0,
+        runtime_margin=site.runtime_margin,
         mem_gib_per_rank=None if args.no_slurm else site.mem_gib_per_gpu,
         most_mem_gib=site.max_mem_gib,
         process_gib=args.process_gib,

@@ -112,6 +112,7 @@ def record(args: argparse.Namespace) -> None:
 )
 def tabulate(args: argparse.Namespace) -> None:
     from ..analysis.tables import tabulate
+    from ..predict.compare import PREDICTED, predicted_metrics
 
     if not args.records:
         raise UserError(
@@ -119,7 +120,7 @@ def tabulate(args: argparse.Namespace) -> None:
             f"{snakemake('results/builtin/replicated/n1g1/r0/record.json')}, or from the logs of a job that ran "
             "elsewhere: dist3dgs import --help"
         )
-    tabulate(args.records, args.runs, args.points, args.baseline)
+    tabulate(args.records, args.runs, args.points, args.baseline, more=PREDICTED, values_of=predicted_metrics)
 
 
 @verb(

@@ -22,6 +22,8 @@ FREE_SETTINGS = {
     "train": ("log_every", "tensorboard", "checkpoint_every", "keep_checkpoints"),
     "hardware": ("timeout_s", "join_timeout_s", "max_restarts"),
 }
+#: The same of a workload's application: how an attempt goes on from an earlier one.
+FREE_OF_WORKLOADS = ("checkpoint", "resume")
 
 AnySpec = RunSpec | WorkloadSpec
 
@@ -153,6 +155,7 @@ class Study:
             try:
                 check_name(variant, "variant")
                 workload.application_of(variant)
+                workload.sizes_of(variant)
             except (UserError, ValueError) as e:
                 raise UserError(f"{where}: {name}.variants.{variant}: {e}") from None
 
@@ -279,9 +282,11 @@ def spec_json(spec: AnySpec) -> str:
 
 
 def run_digest(spec_text: str) -> str:
-    """Return a short digest of what decides the result of a run: its spec without `FREE_SETTINGS` and `criteria`."""
+    """Return a short digest of what decides the result of a run: its spec without free settings and `criteria`."""
     value = json.loads(spec_text)
-    value.pop("criteria", None)
+    if value.pop("criteria", None) is not None:
+        for name in FREE_OF_WORKLOADS:
+            value.get("train", {}).pop(name, None)
     for part, names in FREE_SETTINGS.items():
         for name in names:
             value.get(part, {}).pop(name, None)

@@ -4,10 +4,11 @@ In a point's path the workload takes the place of the scene and its variant that
 `results/{workload}/{variant}/{layout}/{repeat}/`.
 """
 
+import math
 import re
 import shlex
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -62,6 +63,26 @@ def _inside(path: str) -> str:
     return path
 
 
+_PLACE = r"[-_]?(?:dir|directory|path|folder|file)"
+#: Options that usually say where a program writes. A checkpoint or a model without `dir` is as often what it reads.
+_WRITES_TO = re.compile(
+    rf"(?:--?)?(?:[\w.]+\.)?(?:o|(?:out|output|results?)(?:{_PLACE})?|(?:save|work|ckpts?|checkpoints?|run){_PLACE})",
+    re.IGNORECASE,
+)
+
+
+def _fixed_output(words: Sequence[str]) -> str | None:
+    """Find an option that names a place to write to which is the same for every point; None without any."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        value = value if equals else after
+        is_option = _WRITES_TO.fullmatch(name) and (equals or name.startswith("-"))
+        is_path = value and not value.startswith("-") and ("/" in value or "." in value)
+        if is_option and is_path and "{out}" not in value:
+            return f"{name} {value}"
+    return None
+
+
 Pattern = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_pattern)]
 FileInOut = Annotated[str, AfterValidator(_inside)]
 
@@ -114,6 +135,40 @@ class Criteria(Settings):
     success: Success = Success()
 
 
+class Footprint(Settings):
+    """Host memory that the program needs, for `dist3dgs preflight`. It decides no result."""
+
+    process_gib: float | str | None = Field(
+        None, description="of a rank without its loaders, GiB; a number, or a template of `variables`"
+    )
+    loader_gib: float | str | None = Field(
+        None, description="of one of its `loader_workers`, GiB; a number, or a template of `variables`"
+    )
+
+    def sizes(self, variables: Mapping[str, Value]) -> tuple[float | None, float | None]:
+        """Return (of a rank, of a loader) in GiB, None where not stated. Raises `ValueError` for what is no size."""
+        found: list[float | None] = []
+        for name in Footprint.model_fields:
+            text = getattr(self, name)
+            if text is None:
+                found.append(None)
+                continue
+            for used in template_variables(str(text), name):
+                if used not in variables:
+                    raise ValueError(
+                        f"`{name}`: unknown variable {{{used}}}; known: {', '.join(variables) or 'none'}"
+                    )
+            value = expand(str(text), variables)
+            try:
+                size = float(value)
+            except ValueError:
+                raise ValueError(f"`{name}`: {value!r} is no number of GiB") from None
+            if not 0 <= size < math.inf:
+                raise ValueError(f"`{name}`: {size:g} is no size; expected GiB, 0 or more")
+            found.append(size)
+        return found[0], found[1]
+
+
 class Application(Settings):
     """The program and everything that decides its result."""
 
@@ -133,17 +188,28 @@ class Application(Settings):
     steps: int = Field(1, ge=1)
     batch_per_rank: int | None = Field(None, ge=1, description="the global batch grows with the ranks")
     global_batch: int | None = Field(None, ge=1, description="fixed: divided among the ranks")
-    loader_workers: int = Field(0, ge=0, le=1024)
+    loader_workers: int = Field(0, ge=0, le=1024, description="processes that load data, of each rank")
+    checkpoint: FileInOut | None = Field(
+        None, description="pattern of the checkpoints below {out}, e.g. ckpts/*.pt; the newest counts"
+    )
+    resume: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        (), description="words that follow the command line where there is a {checkpoint}"
+    )
 
     def templates(self) -> Iterable[tuple[str, str]]:
         """Name and text of each template."""
         yield from ((f"application.{i}", word) for i, word in enumerate(self.application))
+        yield from ((f"resume.{i}", word) for i, word in enumerate(self.resume))
         yield from ((f"environment.{name}", text) for name, text in self.environment.items())
 
     @model_validator(mode="after")
     def _known_variables(self) -> Self:
-        known = VARIABLES | self.variables
+        if self.resume and self.checkpoint is None:
+            raise ValueError("`resume` needs `checkpoint`, the pattern of the files to go on from")
         for where, text in self.templates():
+            known = VARIABLES | self.variables
+            if where.startswith("resume."):
+                known = known | {"checkpoint": "path of the newest checkpoint"}
             for name in template_variables(text, where):
                 if name not in known:
                     raise ValueError(
@@ -151,14 +217,19 @@ class Application(Settings):
                     )
                 if name == "data" and self.data is None:
                     raise ValueError(f"`{where}` has {{data}}, and there is no setting `data`")
-        if taken := sorted(VARIABLES.keys() & self.variables.keys()):
+        if fixed := _fixed_output(self.application):
+            raise ValueError(
+                f"`application`: `{fixed}` is the same for every point, which would overwrite each other's output;"
+                " put it below {out}, the folder of the point"
+            )
+        if taken := sorted((VARIABLES.keys() | {"checkpoint"}) & self.variables.keys()):
             raise ValueError(f"`variables` may not set {', '.join(taken)}: every template has it")
         if self.batch_per_rank and self.global_batch:
             raise ValueError("give `batch_per_rank` or `global_batch`, not both")
         return self
 
 
-class Workload(Application, Criteria):
+class Workload(Application, Criteria, Footprint):
     """One entry of `config/workloads.yaml`."""
 
     variants: dict[str, dict[str, Value]] = Field(
@@ -179,6 +250,10 @@ class Workload(Application, Criteria):
         """Return what is run of a variant."""
         mine = {name: getattr(self, name) for name in Application.model_fields}
         return Application(**mine | {"variables": self.variables | self.variants[variant]})
+
+    def sizes_of(self, variant: str) -> tuple[float | None, float | None]:
+        """Return the host memory of a rank and of one of its loaders in GiB; None where it is not stated."""
+        return self.sizes(self.variables | self.variants[variant])
 
     @property
     def criteria(self) -> Criteria:

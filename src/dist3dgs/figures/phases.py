@@ -171,7 +171,7 @@ def _small(rows: Sequence[Row], phases: Sequence[str], columns: int) -> set[str]
 
 
 def _axes(page: Page, box: tuple[float, float, float, float], longest: float) -> Any:
-    """Place bars at millimetres from the top, as the words beside them do."""
+    """Place bars at millimetres from the top, like the text beside them."""
     ax = page.axes(*box)
     ax.set_ylim(box[3], 0)
     ax.set_xlim(0, 1.04 * longest or 1.0)

@@ -1,7 +1,7 @@
 """The one style of all figures.
 
 Widths are those of journals: 85 mm for one column, 180 mm for two. Colours are Okabe and Ito's (2008), which people
-with any common colour blindness tell apart; markers, line styles and hatches say the same again in grey. The font is
+with any common colour blindness tell apart; markers, line styles and hatches tell series apart in grey. The font is
 the DejaVu Sans that comes with matplotlib, never one of the machine, so that a figure is the same bytes everywhere.
 """
 
@@ -22,7 +22,7 @@ DPI = 300
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 
-#: Vermillion is kept for what failed.
+#: Vermillion marks failures only.
 FAILED = VERMILLION
 INK, GREY, LIGHT_GREY = "#333333", "#6B6B6B", "#C9C9C9"
 SERIES_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK, "#8A8A00")

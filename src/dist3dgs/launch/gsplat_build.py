@@ -61,7 +61,7 @@ def library() -> Path | None:
     Imports neither torch nor gsplat. Where the GPUs cannot be told, any build of these versions will do.
     """
     try:
-        notes = sorted(folder().glob(f"{_prefix()}-*.ready"))
+        notes = sorted(folder().glob(f"{build_prefix()}-*.ready"))
     except (OSError, PackageNotFoundError):
         return None
     capabilities = gpu_capabilities()
@@ -174,7 +174,7 @@ def prepare() -> Path:
         path = Path(module.__file__)
         with contextlib.suppress(OSError):
             note = json.dumps({"library": str(path), "architectures": architectures})
-            write_text(folder() / f"{_prefix()}-{_tag(architectures)}.ready", note + "\n")
+            write_text(folder() / f"{build_prefix()}-{_tag(architectures)}.ready", note + "\n")
         return path
 
 
@@ -239,10 +239,10 @@ def _compile() -> tuple[Any, list[str]]:
     named = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     architectures = [word for word in re.split(r"[ ;]+", named.strip()) if word]
     if any(path.suffix == ".cu" for path in sources):
-        _check_toolkit(architectures)
+        check_toolkit(architectures)
     from torch.utils import cpp_extension
 
-    build = folder() / f"{_prefix()}-{_tag(architectures)}"
+    build = folder() / f"{build_prefix()}-{_tag(architectures)}"
     build.mkdir(parents=True, exist_ok=True)
     # PyTorch's own lock: a process that was killed leaves it, and the next would wait for it for ever. Ours is held.
     (build / "lock").unlink(missing_ok=True)
@@ -255,7 +255,7 @@ def _compile() -> tuple[Any, list[str]]:
     return module, architectures
 
 
-def _check_toolkit(architectures: Sequence[str]) -> None:
+def check_toolkit(architectures: Sequence[str]) -> None:
     """Raise `UserError` unless there is a CUDA toolkit of PyTorch's major version and a GPU to compile for."""
     import torch
 
@@ -289,7 +289,8 @@ def _import(path: Path) -> Any:
     return module
 
 
-def _prefix() -> str:
+def build_prefix() -> str:
+    """Return the start of the names of a build's folder and note: what the extension is compiled against."""
     versions = f"{version('gsplat')}-torch-{version('torch')}-py{platform.python_version()}"
     return f"dist3dgs-gsplat-{versions}"
 

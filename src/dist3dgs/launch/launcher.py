@@ -33,13 +33,13 @@ from ..monitoring.nvml import driver_version
 from ..monitoring.sampler import Monitor, peak_pss_gib, resources_path
 from ..records.build import cause_of
 from ..runs import resume
-from ..runs.attempts import Attempt, attempts, new_attempt, publish
+from ..runs.attempts import Attempt, attempts, new_attempt, open_attempts, publish, read_state
 from ..runs.causes import retries_after
 from ..runs.launch_summary import FILE, Ended, LaunchStatus, LaunchSummary, SlurmJob
 from ..runs.provenance import code_digest, git_state
 from ..slurm import allocation as slurm_allocation
 from ..slurm.allocation import GPUS_PER_NODE, Allocation, CoTenancy, limit_gpus, node_name
-from ..slurm.retry import EX_TEMPFAIL, next_action, take_turn
+from ..slurm.retry import EX_TEMPFAIL, next_action, next_loader_workers, take_turn
 from ..slurm.site import Site, current_site
 from ..workloads import process as workload_process
 from . import commands, gsplat_build, node
@@ -96,6 +96,8 @@ def launch(
             return 0
     with _lock(out, wait_s=0.0 if here is None else LOCK_WAIT_S):
         _forget_finished(out, digest)
+        if isinstance(spec, WorkloadSpec):
+            _forget_other_settings(out, digest)
         _remove_leftovers(out)
         (out / FILE).unlink(missing_ok=True)
         try:
@@ -140,6 +142,7 @@ class _Run:
             slurm=_slurm_job(self.allocation),
             scene_file=str(scene) if scene is not None else None,
             argv=[],
+            **(_start_of_workload(spec, out, digest) if isinstance(spec, WorkloadSpec) else {}),
         )
 
     def execute(self) -> int:
@@ -297,8 +300,9 @@ class _Run:
         ended = self.summary.ended is not None
         if status != "ok" and (ended or status != "stopped"):
             self._update(cause=cause_of(self.summary, self.attempt))
-        # Ended by the scheduler or for want of memory: a restart here would end the same way.
-        self.restarts = self.may_restart and not ended and retries_after(self.summary.cause) > 0
+        # Ended by the scheduler or for want of memory: a restart here ends the same way, unless with fewer loaders.
+        fewer = self.summary.cause == "host_oom" and bool(self.summary.loader_workers)
+        self.restarts = self.may_restart and (fewer or not ended) and retries_after(self.summary.cause) > 0
         self._save()
         if self.restarts:
             print(f"{self.spec.point}: {self.summary.cause}; again from the last checkpoint", file=sys.stderr)
@@ -331,6 +335,26 @@ def _forget_finished(out: Path, digest: str) -> None:
     if same and same[-1].status == "ok":
         for folder in ("checkpoints", workload_process.OUTPUT):
             shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def _forget_other_settings(out: Path, digest: str) -> None:
+    """Remove what a workload wrote under other settings: its program must not go on from those checkpoints."""
+    if (tried := attempts(out)) and tried[-1].summary().spec_digest not in (None, digest):
+        shutil.rmtree(out / workload_process.OUTPUT, ignore_errors=True)
+
+
+def _start_of_workload(spec: WorkloadSpec, out: Path, digest: str) -> dict[str, Any]:
+    """Return the loader workers of a workload's next attempt and the checkpoint it goes on from, for its summary."""
+    before = [state for a in open_attempts(out, digest) if not (state := read_state(a)).running]
+    workers, why = next_loader_workers(before)
+    if workers is not None:
+        print(f"{spec.point}: {why}", file=sys.stderr, flush=True)
+    checkpoint = workload_process.newest_checkpoint(spec, out / workload_process.OUTPUT)
+    return {
+        "loader_workers": spec.train.loader_workers if workers is None else workers,
+        "loader_workers_reason": why,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+    }
 
 
 def _remove_leftovers(out: Path) -> None:

@@ -26,6 +26,8 @@ REPORT_EVERY_S = 15.0
 STALL_FACTOR = 2.0
 #: Seconds between asking hung ranks for their stacks and killing them.
 DUMP_S = 3.0
+#: Seconds to wait for killed ranks to be gone; one in a system call that does not end is left behind.
+GONE_S = 30.0
 
 
 class Watch:
@@ -70,7 +72,11 @@ class Watch:
         self._display.update(self._new_events())
         self._display.close()
         self._signal(signal.SIGKILL)
-        self._signal_ranks(signal.SIGKILL)  # ranks that outlived torchrun: they are in sessions of their own
+        # Ranks that outlived torchrun: they are in sessions of their own. A killed process is not gone at once, and the
+        # next attempt needs its memory.
+        end = time.monotonic() + GONE_S
+        while self._signal_ranks(signal.SIGKILL) and time.monotonic() < end:
+            time.sleep(0.02)
         self._collect_stacks()
 
     def _new_events(self) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ COLUMNS = (
 REST = 100
 #: nvidia-smi starts a process for every sample, which NVML does not.
 SMI_EVERY_S = 10.0
-_QUERY = "index,memory.used,utilization.gpu,power.draw"
+#: Fields that nvidia-smi is asked for.
+SMI_QUERY = "index,memory.used,utilization.gpu,power.draw"
 
 
 class Monitor:
@@ -48,7 +49,9 @@ class Monitor:
             tuple[int, float], tuple[int, int]
         ] = {}  # process -> bytes read, written, when last seen
         self._gpus = gpu_sampler()
-        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+        self._thread = threading.Thread(
+            target=self.write_samples, args=[self._stop.wait], name="monitor", daemon=True
+        )
 
     def start(self) -> "Monitor":
         self._thread.start()
@@ -58,7 +61,8 @@ class Monitor:
         self._stop.set()
         self._thread.join(timeout=10)
 
-    def _run(self) -> None:
+    def write_samples(self, wait: Callable[[float], bool]) -> None:
+        """Write samples to `path` until `wait`, which is given the seconds to the next one, returns True."""
         with self.path.open("w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, COLUMNS)
             writer.writeheader()
@@ -67,7 +71,7 @@ class Monitor:
                 for row in self.sample():
                     writer.writerow(row)
                 f.flush()
-                if self._stop.wait(max(self.interval_s, REST * (time.thread_time() - before_s))):
+                if wait(max(self.interval_s, REST * (time.thread_time() - before_s))):
                     return
 
     def sample(self) -> list[dict[str, Any]]:
@@ -186,7 +190,7 @@ class NvidiaSmi:
         if time.monotonic() < self._next:
             return []
         before_s = _children_s()
-        command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+        command = ["nvidia-smi", f"--query-gpu={SMI_QUERY}", "--format=csv,noheader,nounits"]
         try:
             text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
         except (OSError, subprocess.SubprocessError):
@@ -194,7 +198,7 @@ class NvidiaSmi:
             return []
         # Its CPU time is a child's, and counts towards the same one percent.
         self._next = time.monotonic() + max(SMI_EVERY_S, REST * (_children_s() - before_s))
-        return [gpu for line in text.splitlines() if (gpu := _parse_gpu(line))]
+        return [gpu for line in text.splitlines() if (gpu := parse_gpu(line))]
 
 
 def resources_path(attempt: Path, node: str) -> Path:
@@ -240,7 +244,8 @@ def main() -> None:
     monitor.stop()
 
 
-def _parse_gpu(line: str) -> dict[str, Any] | None:
+def parse_gpu(line: str) -> dict[str, Any] | None:
+    """Parse a row of nvidia-smi that answers `SMI_QUERY`; None for anything else."""
     parts = [p.strip() for p in line.split(",")]
     if len(parts) != 4 or not parts[0].isdigit():
         return None

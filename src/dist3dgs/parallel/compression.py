@@ -138,12 +138,12 @@ class PowerSgd(Exchange):
         else:
             generator = torch.Generator().manual_seed(_SEED)
             right = torch.randn(m, self.rank, generator=generator).to(matrix)
-        left = matrix @ _orthogonal(right)
+        left = matrix @ orthonormalise(right)
         handle = self.comm.start_all_reduce(left, name="all_reduce(low-rank gradients)")
 
         def finish() -> Tensor:
             handle.wait()
-            basis = _orthogonal(left)
+            basis = orthonormalise(left)
             mine = matrix.T @ basis
             self._error[name] = matrix - basis @ mine.T
             self.comm.all_reduce(mine, name="all_reduce(low-rank gradients)")
@@ -168,8 +168,8 @@ def _tree_sum(rows: Tensor) -> Tensor:
     return rows[0]
 
 
-def _orthogonal(columns: Tensor) -> Tensor:
-    """Orthonormalise columns (modified Gram-Schmidt); one that depends on the others becomes zero."""
+def orthonormalise(columns: Tensor) -> Tensor:
+    """Orthonormalise the columns of a float [N,R] (modified Gram-Schmidt); one that depends on others becomes zero."""
     basis: list[Tensor] = []
     for column in columns.unbind(1):
         length = column.norm()

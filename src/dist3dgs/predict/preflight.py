@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..config.matrix import Study
+from ..config.matrix import AnySpec, Study
 from ..config.models import RunSpec
 from ..config.naming import Layout, Point
+from ..config.workloads import WorkloadSpec
 from ..errors import UserError
 from .machine import Machine
 from .model import PARAMETER_BYTES, Forecast, Predictor, Workload
+from .run_time import limit_min
 from .study import SceneFacts, predictor_of, records_of, scene_facts, workload_at
 
 Status = Literal["ok", "warn", "refuse"]
@@ -146,7 +148,7 @@ def time_limit(forecast: Forecast, limit_s: float, longest_s: float, checkpoint_
     return Finding(check="time limit", status="warn", text=text, setting=fix, arithmetic=arithmetic)
 
 
-def allocation(spec: RunSpec, layout: Layout, machine: Machine) -> Finding:
+def allocation(spec: AnySpec, layout: Layout, machine: Machine) -> Finding:
     """Compare a layout with the node and with the ranks that the strategy starts."""
     have, want = machine.workers_per_node, layout.workers_per_node
     started = spec.started.world_size
@@ -219,16 +221,21 @@ class Limits:
     """Limits that the site sets for a job, and the memory of data workers."""
 
     runtime_s: float
+    """Limit of a first attempt that no records predict (site.runtime_min)."""
     longest_s: float
     mem_gib_per_rank: float | None
     """None: a job may use the whole node."""
     most_mem_gib: float
     """Largest request per node."""
+    runtime_margin: float = 0.0
+    """Limit over the upper end of what records predict; 0: `runtime_s` always."""
     base_mem_gib: float = 1.0
     process_gib: float | None = None
     """Host memory of a rank; None: as its records say, else an assumption."""
-    workers: int = 0
-    worker_gib: float = 0.0
+    workers: int | None = None
+    """Data workers of each rank; None: a workload's `loader_workers`, none of our own training."""
+    worker_gib: float | None = None
+    """Resident size of one of them; None: as the workload says."""
 
 
 def check_study(
@@ -241,23 +248,29 @@ def check_study(
     scenes = {name: scene_facts(study, name) for name in study.config.scenes}
     made = {n: predictor_of(study, machine, s) for n, s in scenes.items()} if machine is not None else {}
     measured = {name: _measured_process_gib(study, name) for name in scenes}
-    asked = [
-        Point(name, strategy, layout)
-        for layout in layouts
-        for name in scenes
-        for strategy in study.config.strategies
-    ]
+    pairs = [(name, strategy) for name in scenes for strategy in study.config.strategies]
+    pairs += [(name, variant) for name in study.config.workloads for variant in study.workload(name).variants]
+    asked = [Point(*pair, layout) for layout in layouts for pair in pairs]
     asked = [point for point in asked if study.excluded(point) is None]
-    num_points = len(asked) * study.config.repeats
+    num_points = sum(not study.is_workload(point) for point in asked) * study.config.repeats
     worst_of: dict[Layout, dict[str, Finding]] = {layout: {} for layout in layouts}
     for point in asked:
         spec, name = _spec(study, point), point.scene
         if isinstance(spec, Finding):
             every = [spec]
+        elif isinstance(spec, WorkloadSpec):
+            every = check_workload(study, point, limits, machine)
         else:
             on_cpu = spec.hardware.device == "cpu"
             every = [
-                _host(scenes[name], point.layout, limits, machine, measured[name], on_cpu=on_cpu),
+                _host(
+                    (scenes[name].pack_bytes or 0) / 2**30,
+                    point.layout,
+                    limits,
+                    machine,
+                    measured[name],
+                    on_cpu=on_cpu,
+                ),
                 batch_rule(spec),
                 disk(Path(study.config.results), spec, num_points),
             ]
@@ -272,13 +285,31 @@ def check_study(
     return {layout: list(found.values()) for layout, found in worst_of.items()}
 
 
-def _spec(study: Study, point: Point) -> RunSpec | Finding:
+def _spec(study: Study, point: Point) -> AnySpec | Finding:
     try:
-        return study.train_spec(point)
+        return study.spec(point)
     except UserError as e:
-        return Finding(
-            check="settings", status="refuse", text=str(e), setting="train.global_batch or the layout"
-        )
+        name = "global_batch of the workload" if study.is_workload(point) else "train.global_batch"
+        return Finding(check="settings", status="refuse", text=str(e), setting=f"{name} or the layout")
+
+
+def check_workload(study: Study, point: Point, limits: Limits, machine: Machine | None) -> list[Finding]:
+    """Check a program of others: its ranks and their loaders against the node's memory, its layout against the node.
+
+    Sizes that neither the limits nor the workload state are those of its records, where there are any.
+    """
+    spec = study.spec(point)
+    assert isinstance(spec, WorkloadSpec)
+    process, loader = study.workload(point.scene).sizes_of(point.strategy)
+    process = limits.process_gib or process
+    loader = loader if limits.worker_gib is None else limits.worker_gib
+    workers = spec.train.loader_workers if limits.workers is None else limits.workers
+    if process is None and loader is None:
+        # The measured size of a rank has its loaders in it.
+        process, workers = _measured_process_gib(study, point.scene, point.strategy), 0
+    told = replace(limits, process_gib=process, workers=workers, worker_gib=loader or 0.0)
+    found = [_host(0.0, point.layout, told, machine, None, on_cpu=spec.hardware.device == "cpu")]
+    return found if machine is None else [*found, allocation(spec, point.layout, machine)]
 
 
 def _on_machine(
@@ -293,11 +324,14 @@ def _on_machine(
     steps = max(1, round(every / spec.global_batch)) if spec.train.keep == "images" else every
     if made.machine.accelerator != "cpu":  # a rank's memory there is the host's
         found.append(accelerator_memory(made, forecast))
-    return [*found, time_limit(forecast, limits.runtime_s, limits.longest_s, min(steps, forecast.num_steps))]
+    limit_s = limits.runtime_s
+    if limits.runtime_margin and records_of(study, scene.name):
+        limit_s = 60.0 * limit_min(forecast.total_s.high, limits.runtime_margin, int(limits.longest_s // 60))
+    return [*found, time_limit(forecast, limit_s, limits.longest_s, min(steps, forecast.num_steps))]
 
 
 def _host(
-    scene: SceneFacts,
+    scene_gib: float,
     layout: Layout,
     limits: Limits,
     machine: Machine | None,
@@ -316,19 +350,18 @@ def _host(
         ranks_per_node=ranks,
         process_gib=process or (CPU_PROCESS_GIB if on_cpu else GPU_PROCESS_GIB),
         node_gib=node if of_node and node is not None else requested,
-        workers=limits.workers,
-        worker_gib=limits.worker_gib,
-        scene_gib=(scene.pack_bytes or 0) / 2**30,
+        workers=limits.workers or 0,
+        worker_gib=limits.worker_gib or 0.0,
+        scene_gib=scene_gib,
         what="the node" if of_node else "the job's request per node",
         assumed=process is None and not limits.workers,
     )
 
 
-def _measured_process_gib(study: Study, scene: str) -> float | None:
-    """Return largest resident set of a rank in the scene's records, None without any."""
-    return max(
-        (r.metrics.peak_rss_gib for r in records_of(study, scene) if r.metrics.peak_rss_gib), default=None
-    )
+def _measured_process_gib(study: Study, scene: str, strategy: str | None = None) -> float | None:
+    """Return the largest resident set of a rank in a scene's, or a variant's, records; None without any."""
+    records = [r for r in records_of(study, scene) if strategy in (None, r.run.strategy)]
+    return max((r.metrics.peak_rss_gib for r in records if r.metrics.peak_rss_gib), default=None)
 
 
 def _severity(finding: Finding) -> int:

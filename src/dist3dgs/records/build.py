@@ -9,12 +9,13 @@ from typing import Any
 from ..diagnosis import Diagnosis, diagnose_attempt
 from ..diagnosis.rules import all_rules
 from ..files import sha256
-from ..runs.attempts import ATTEMPTS, Attempt
+from ..runs.attempts import ATTEMPTS, Attempt, last_save
 from ..runs.causes import Cause
 from ..runs.launch_summary import LaunchSummary, SharedNodes
 from ..runs.record import (
     EarlierAttempt,
     Environment,
+    Metrics,
     Provenance,
     Run,
     RunRecord,
@@ -32,6 +33,9 @@ def judge(launch_json: Path, criteria: dict[str, Any] | None = None) -> RunRecor
     """
     run = RunEvidence.of(launch_json, criteria)
     metrics, reasons = measure(run)
+    earlier = [_earlier(run, attempt) for attempt in run.earlier]
+    metrics, why_lost = _with_losses(metrics, earlier)
+    reasons |= why_lost
     shared, neighbours, why = _co_tenancy(run)
     if shared is None:
         reasons["nodes_shared"] = why
@@ -44,7 +48,7 @@ def judge(launch_json: Path, criteria: dict[str, Any] | None = None) -> RunRecor
         stragglers=verdict.stragglers,
         metrics=metrics,
         reasons=reasons,
-        earlier=[_earlier(run, attempt) for attempt in run.earlier],
+        earlier=earlier,
         environment=_environment(run).model_copy(update={"nodes_shared": shared, "neighbours": neighbours}),
         provenance=_provenance(run),
     )
@@ -82,12 +86,41 @@ def _earlier(run: RunEvidence, attempt: Attempt) -> EarlierAttempt:
     summary = attempt.summary()
     alone = RunEvidence(summary, run.spec, [attempt])
     last_t = max((e["t"] for e in alone.events if isinstance(e.get("t"), int | float)), default=None)
+    start, end, lost_s = summary.started_at, summary.end_time or last_t, None
+    if summary.status == "ok":
+        lost_s = 0.0
+    elif start is not None and end is not None:
+        # What a checkpoint keeps is lost all the same if a later attempt began from zero.
+        kept_until = last_save(attempt) if attempt in run.attempts else None
+        lost_s = max(0.0, end - max(start, kept_until or start))
     return EarlierAttempt(
         attempt=attempt.number,
-        started_at=summary.started_at,
-        finished_at=summary.end_time or last_t,
+        started_at=start,
+        finished_at=end,
         failure=None if summary.status == "ok" else alone.diagnose().failure(),
+        lost_s=lost_s,
+        lost_gpu_hours=None if lost_s is None else lost_s / 3600 * run.world_size,
     )
+
+
+def _with_losses(metrics: Metrics, earlier: list[EarlierAttempt]) -> tuple[Metrics, dict[str, str]]:
+    """Add what the earlier attempts lost, and a sentence that says of which; 0 without any."""
+    seconds = [e.lost_s for e in earlier if e.lost_s is not None]
+    hours = [e.lost_gpu_hours for e in earlier if e.lost_gpu_hours is not None]
+    if len(seconds) < len(earlier):
+        return metrics, {"lost_s": "start or end of an earlier attempt is not known"}
+    metrics = metrics.model_copy(update={"lost_s": sum(seconds), "lost_gpu_hours": sum(hours)})
+    parts = [
+        f"attempt {e.attempt} ({e.failure.cause}): {e.lost_s:.1f} s"
+        + (
+            ", all of it"
+            if e.started_at is not None and e.lost_s == (e.finished_at or 0) - e.started_at
+            else ""
+        )
+        for e in earlier
+        if e.failure is not None and e.lost_s
+    ]
+    return metrics, {"lost_s": "; ".join(parts)} if parts else {}
 
 
 def _co_tenancy(run: RunEvidence) -> tuple[bool | None, dict[str, list[str]], str]:

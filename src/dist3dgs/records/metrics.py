@@ -22,7 +22,7 @@ from .evidence import RunEvidence
 Phases = dict[str, float]
 
 #: Measured from outside, whatever a program says of itself.
-_OURS = {"total_s", "peak_rss_gib", "peak_host_gib"}
+_OURS = {"total_s", "peak_rss_gib", "peak_host_gib", "lost_s", "lost_gpu_hours", "loader_workers"}
 #: Parts of a rank's time in steps.
 _SHARES = ("compute_s", "comm_s", "exposed_comm_s")
 
@@ -43,6 +43,7 @@ def measure(run: RunEvidence) -> tuple[Metrics, dict[str, str]]:
         "psnr": final.get("psnr"),
         "ssim": final.get("ssim"),
         "lpips": final.get("lpips"),
+        "seam_psnr": final.get("seam_psnr"),
         "num_gaussians": final.get("num_gaussians"),
         "peak_host_gib": run.summary.peak_pss_gib,
     }
@@ -69,7 +70,10 @@ def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str,
         }
     }
     values |= {name: value for name, value in found.values.items() if name in METRICS.keys() - _OURS}
+    values["loader_workers"] = run.summary.loader_workers
     reasons = dict(found.missing)
+    if run.summary.loader_workers_reason is not None:
+        reasons["loader_workers"] = run.summary.loader_workers_reason
     if values.get("images_per_s") is None and values.get("epoch_s") and criteria.get("work_per_epoch"):
         values["images_per_s"] = criteria["work_per_epoch"] / values["epoch_s"]
         reasons["images_per_s"] = f"{criteria['unit_of_work']}s per second, of work_per_epoch and epoch_s"
@@ -79,6 +83,8 @@ def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str,
         )
     elif criteria["unit_of_work"] != "image":
         reasons["images_per_s"] = f"{criteria['unit_of_work']}s per second"
+    if values.get("compute_s") is not None and values.get("comm_s"):
+        values["compute_to_comm"] = values["compute_s"] / values["comm_s"]
     for name in ("train_s", "step_s", "comm_s", "compute_to_comm"):
         if values.get(name) is None:
             reasons.setdefault(name, "a program of others; it has no figure of merit of this name")
@@ -198,6 +204,10 @@ def _ranks(
 ) -> list[RankMetrics]:
     digests = [e["digests"] for e in run.of_kind("digest")]
     memory = {e["rank"]: e for e in run.of_kind("memory")}
+    blocks: dict[str, list[int]] = {}
+    for e in run.events_of_attempts:
+        if e["event"] == "blocks":
+            blocks |= {k: e[k] for k in ("gaussians", "views") if k in e}
     ranks = []
     for e in sorted(run.of_kind("start"), key=lambda e: e["rank"]):
         r = e["rank"]
@@ -213,6 +223,7 @@ def _ranks(
                 peak_rss_gib=memory.get(r, {}).get("peak_rss_gib"),
                 peak_gpu_gib=memory.get(r, {}).get("peak_gpu_gib"),
                 parameter_digest=digests[-1][r] if digests and r < len(digests[-1]) else None,
+                **{f"block_{k}": numbers[r] for k, numbers in blocks.items() if r < len(numbers)},
             )
         )
     return ranks

@@ -120,5 +120,5 @@ def _performance(content: Content) -> Html:
 
 
 def _folded(content: Html, num_rows: int) -> Html:
-    """Long tables are folded away."""
+    """Collapse a long table."""
     return content if num_rows <= 16 else tag("details", tag("summary", f"{num_rows} runs"), content)

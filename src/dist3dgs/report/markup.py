@@ -23,7 +23,7 @@ def escape(value: object) -> Html:
 
 
 def seen(text: str) -> str:
-    """Return `text` with every character that a reader would not see as such shown as a replacement mark."""
+    """Replace every character that is invisible or changes the reading direction by a visible mark."""
     return _UNSEEN.sub("\ufffd", text)
 
 

@@ -1,4 +1,4 @@
-"""The page: the answer first, then what it stands on."""
+"""The page: the answer first, then the evidence."""
 
 import platform
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def _top(content: Content) -> Html:
 
 
 def _verdict(paragraphs: list[str]) -> Html:
-    """Return all of it in the box, or the first and its details below where there are many scenes and strategies."""
+    """Return the whole verdict in a box, or its first sentence, the details below, where there are many series."""
     texts = [tag("p", text) for text in paragraphs]
     if len(texts) <= 5:
         return tag("div", *texts, class_="verdict")

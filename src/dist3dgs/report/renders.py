@@ -115,7 +115,7 @@ def _encode(image: Any) -> bytes:
 
 
 def _jpeg(path: Path) -> bytes | str:
-    """Return the picture for the page, or words that say why it is not there."""
+    """Return the picture for the page, or the reason why it is missing."""
     try:
         return _encode(_open(path))
     except Exception as e:  # a picture that cannot be read must not cost the report

@@ -80,7 +80,7 @@ def numbers_section(content: Content) -> Html:
 
 
 def _workshop(content: Content) -> Html | None:
-    """Show the tables of a scaling workshop, which are also files; one that is long is folded away."""
+    """Show the tables of a scaling workshop, which are also files; long ones are collapsed."""
     parts = []
     for title, rows, columns, caption in (
         ("Versus one GPU and one node", content.scaling, SCALING_COLUMNS, CAPTION),
@@ -210,7 +210,7 @@ def figures_section(content: Content) -> Html:
 
 
 def figure(content: Content, name: str) -> Html:
-    """Return one figure with the caption that defines it, or words that it is missing."""
+    """Return one figure with the caption that defines it, or the note that it is missing."""
     path = content.figures_dir / f"{name}.svg"
     title, caption = figures.title(name), figures.caption(name)
     image = picture(path, f"{title}. {caption}")

@@ -11,7 +11,7 @@ from .markup import Html, tag
 
 class StudyFacts(Settings):
     """flags: of the Snakemake command that made the page, before the targets. licences: by scene.
-    code_digest: of the present training code; runs of another are called so."""
+    code_digest: of the present training code; runs of another are marked."""
 
     flags: tuple[str, ...] = ()
     exclusions: tuple[Exclusion, ...] = ()
@@ -23,7 +23,7 @@ SPLATTING = "3D Gaussian Splatting"
 
 
 def program(record: RunRecord) -> str:
-    """Name what a record's program does, or of an import of another kind the program."""
+    """Name what a record's program does; for an import of another kind, name the program."""
     settings, run = record.run.settings, record.run
     splats = settings.get("trainer") == "gsplat" or str(settings.get("method") or "").startswith("splat")
     if record.provenance.source == "dist3dgs" or splats or record.metrics.num_gaussians is not None:

@@ -76,7 +76,10 @@ class AttemptState:
     note: str | None = None
     step: int | None = None
     gpu_hours: float = 0.0
-    lost: float = 1.0  # share of its steps that no checkpoint keeps
+    lost: float = (
+        1.0  # share of its steps, or of its time where steps are not known, that no checkpoint keeps
+    )
+    loader_workers: int | None = None
     slurm_job_id: int | None = None
 
     @property
@@ -137,7 +140,12 @@ def is_collected(point_folder: Path, summary: LaunchSummary) -> bool:
 def read_state(attempt: Attempt, summary: LaunchSummary | None = None) -> AttemptState:
     """Read an attempt's state from its files. summary: if it has been read already."""
     summary = attempt.summary() if summary is None else summary
-    first, last, saved = _steps(attempt) if summary.status != "ok" else (0, None, 0)
+    lost, last = 1.0, None
+    if summary.status != "ok":
+        first, last, saved = _steps(attempt)
+        lost = _lost_time(attempt, summary)
+        if last is not None and last > first:
+            lost = 1.0 - max(0, saved - first) / (last - first)
     return AttemptState(
         number=attempt.number,
         status=summary.status or "running",
@@ -145,7 +153,8 @@ def read_state(attempt: Attempt, summary: LaunchSummary | None = None) -> Attemp
         note=summary.ended.note if summary.ended else None,
         step=last,
         gpu_hours=_gpu_hours(summary),
-        lost=1.0 - max(0, saved - first) / (last - first) if last is not None and last > first else 1.0,
+        lost=lost,
+        loader_workers=summary.loader_workers,
         slurm_job_id=summary.job_id,
     )
 
@@ -188,6 +197,20 @@ def _steps(attempt: Attempt) -> tuple[int, int | None, int]:
     of_kind = {kind: [e["step"] for e in events if e["event"] == kind] for kind in ("resume", "checkpoint")}
     first = max(of_kind["resume"], default=0)
     return first, max((e["step"] for e in events), default=None), max(of_kind["checkpoint"], default=first)
+
+
+def last_save(attempt: Attempt) -> float | None:
+    """Return when the attempt's last checkpoint was there, in Unix seconds; None without any."""
+    times = [e.get("t") for e in attempt.events() if e["event"] == "checkpoint"]
+    return max((t for t in times if isinstance(t, int | float)), default=None)
+
+
+def _lost_time(attempt: Attempt, summary: LaunchSummary) -> float:
+    """Return the share of an attempt's time after its last checkpoint; 1 without any."""
+    saved, start, end = last_save(attempt), summary.started_at, summary.end_time
+    if saved is None or start is None or end is None or end <= start:
+        return 1.0
+    return min(1.0, max(0.0, end - saved) / (end - start))
 
 
 def _gpu_hours(summary: LaunchSummary) -> float:

@@ -96,6 +96,9 @@ class LaunchSummary(_Part):
     argv: list[str] = []
     world: dict[str, Any] | None = Field(None, description="ranks and devices as each layer sees them")
     world_warning: str | None = None
+    loader_workers: int | None = Field(None, description="of a workload: data-loading processes of each rank")
+    loader_workers_reason: str | None = Field(None, description="why they are fewer than the settings say")
+    checkpoint: str | None = Field(None, description="of a workload: the file that it was told to go on from")
 
     returncode: int | None = None
     refused: str | None = Field(None, description="message of the world check that refused the start")

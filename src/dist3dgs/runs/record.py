@@ -153,6 +153,8 @@ class RankMetrics(Model):
     peak_rss_gib: float | None = None
     peak_gpu_gib: float | None = None
     parameter_digest: str | None = None
+    block_gaussians: int | None = Field(None, description="of strategies of blocks: Gaussians at the merge")
+    block_views: int | None = Field(None, description="of strategies of blocks: training views of its block")
 
 
 class FigureOfMerit(Model):
@@ -215,6 +217,20 @@ class Metrics(Model):
         "computation / communication", description="compute_s / comm_s, on each of the ranks"
     )
     collectives: list[Collective] = []
+    lost_s: float | None = metric(
+        "lost in earlier attempts",
+        "s",
+        description="of the attempts before it, the sum of `earlier[].lost_s`",
+    )
+    lost_gpu_hours: float | None = metric(
+        "lost in earlier attempts", "GPU-hours", description="lost_s on all ranks, GPUs or CPU ranks"
+    )
+    loader_workers: int | None = metric(
+        "loader workers",
+        over_repeats=None,
+        description="of workloads: data-loading processes of each rank in the last attempt; fewer than in its settings "
+        "after one that ran out of host memory, see `reasons`",
+    )
     peak_rss_gib: float | None = metric(
         "host memory per rank", "GiB", event="memory", description="largest resident set of any rank"
     )
@@ -228,6 +244,13 @@ class Metrics(Model):
     psnr: float | None = metric("PSNR", "dB", low=None, description="mean over held-out views")
     ssim: float | None = metric("SSIM", low=None, description="mean over held-out views")
     lpips: float | None = metric("LPIPS", low=None, description="mean over held-out views")
+    seam_psnr: float | None = metric(
+        "PSNR along seams",
+        "dB",
+        low=None,
+        over_repeats=None,
+        description="of blocks that were trained apart: over the held-out pixels along their cuts",
+    )
     loss: float | None = metric(
         "loss", low=None, description="of imported runs: the last training loss that the log shows"
     )
@@ -326,6 +349,13 @@ class EarlierAttempt(Model):
     started_at: float | None = Field(None, description="Unix seconds")
     finished_at: float | None = None
     failure: Failure | None = Field(None, description="null if it succeeded and was asked for again")
+    lost_s: float | None = Field(
+        None,
+        ge=0,
+        description="seconds of it that no later attempt went on from: after its last checkpoint, or all of it; 0 if "
+        "it succeeded, null if its times are not known",
+    )
+    lost_gpu_hours: float | None = Field(None, ge=0, description="lost_s on all its ranks")
 
 
 class RunRecord(Model):

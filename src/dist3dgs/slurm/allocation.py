@@ -170,7 +170,7 @@ def read(job: int, patience_s: float = 0.0) -> Allocation:
         tasks=int(tasks) if tasks.isdigit() else None,
         partition=partition,
         time_left_s=parse_duration_s(left, bare_s=60),
-        cpus_per_node=_cpus_per_node(details, len(nodes)),
+        cpus_per_node=node_cpus(details, len(nodes)),
         exclusive=details.get("OverSubscribe") == "NO",
         restarts=int(details.get("Restarts", "0") or 0),
         log=details.get("StdOut"),
@@ -186,7 +186,8 @@ def _gpus_per_node(details: dict[str, str], gres: str, num_nodes: int) -> int:
     return math.ceil((total.get("") or sum(total.values())) / num_nodes)
 
 
-def _cpus_per_node(details: dict[str, str], num_nodes: int) -> int | None:
+def node_cpus(details: dict[str, str], num_nodes: int) -> int | None:
+    """Return the CPUs of each of the job's nodes by the fields of `scontrol show job`; None where none tells."""
     per_task = details.get("CPUs/Task", "")
     if per_task.isdigit() and int(per_task) > 1:
         tasks = details.get("NumTasks", "")

@@ -9,6 +9,8 @@ Adds what a study needs and the plugin lacks (docs/decisions/0063-executor-plugi
   queue, a refused submission and a job that dies before its launcher starts are tried again until the retries are used
   up without a word about why, and a job that is gone (preempted where Slurm cancels such jobs) is waited for for ever.
 * No job is lost: where squeue has failed five times in a row the plugin forgets all the jobs it asked about.
+* Ctrl-C is heeded: while other threads start programs, as the plugin's do, CPython now and then does not notice a
+  SIGINT in a main thread that waits for a lock, where Snakemake's is all the time.
 * One Snakemake per job: it runs the rule in the batch step. The plugin starts a second one by `srun`, through a shell
   that dies of the SIGTERM that both outlive, and with it the run's last checkpoint.
 
@@ -20,6 +22,7 @@ import asyncio
 import inspect
 import re
 import shlex
+import signal
 import sys
 import threading
 import time
@@ -45,6 +48,8 @@ from .site import current_site, export, load_site, no_site
 QUICK_S, ENDING_S = 2.0, 30.0
 #: Seconds until a job that Slurm does not take at present is submitted again.
 RESUBMIT_S = 20.0
+#: A signal without effect but that the main thread's system call ends: Python handles signals, and repeats the call.
+WAKE = signal.SIGURG
 #: Methods that are overridden here, or called, and the parameters that they are expected to have.
 METHODS = {
     "__init__": ("self", "workflow", "logger"),
@@ -90,8 +95,8 @@ class Listener(Protocol):
 _listener: Listener | None = None
 
 
-def register(listener: Listener) -> None:
-    """Let `listener` decide about the jobs of this process. The Snakefile calls it."""
+def register(listener: Listener | None) -> None:
+    """Let `listener`, or nobody, decide about the jobs of this process. The Snakefile calls it."""
     global _listener
     _listener = listener
 
@@ -147,6 +152,8 @@ class Executor(SlurmExecutor):
         self.main_loop: asyncio.AbstractEventLoop | None = None
         self.reported = set[int]()
         self.seen_since = dict[str, float]()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(WAKE, lambda number, frame: None)
         super().__init__(workflow, logger)
 
     # -- the command line of a job
@@ -228,9 +235,12 @@ class Executor(SlurmExecutor):
 
     async def sleep(self) -> None:
         """Wait between two looks: until the run has ended, which a finished Snakemake would sit out, or until a job has
-        left its outputs and so is about to end."""
+        left its outputs and so is about to end. Wakes the main thread now and then: it handles signals when it wakes.
+        """
         began, pause = time.monotonic(), self.next_seconds_between_status_checks
         while self.wait and (waited := time.monotonic() - began) < pause:
+            if (main := threading.main_thread().ident) is not None:
+                signal.pthread_kill(main, WAKE)
             if waited >= QUICK_S and any(
                 [has_outputs(info, self.seen_since) for info in list(self.active_jobs)]
             ):

@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..config.matrix import Study
 from ..config.models import Scene
-from ..config.naming import Layout
+from ..config.naming import Layout, Point
 from .retry import Decision
 from .site import Site
 
@@ -81,6 +82,24 @@ def layout_resources(layout: Layout, site: Site, decision: Decision | None = Non
         "slurm_extra": " ".join(extra),
         **qos(site),
     }
+
+
+def workload_refusal(study: Study, point: Point, site: Site) -> str | None:
+    """Return why the job of a workload's point cannot hold its ranks and loaders; None if it may, or if it is none."""
+    if not study.is_workload(point):
+        return None
+    from ..predict.preflight import Limits, check_workload  # not needed by studies without workloads
+
+    limits = Limits(
+        runtime_s=site.runtime_min * 60.0,
+        longest_s=site.max_runtime_min * 60.0,
+        mem_gib_per_rank=site.mem_gib_per_gpu,
+        most_mem_gib=site.max_mem_gib,
+    )
+    for finding in check_workload(study, point, limits, None):
+        if finding.status == "refuse":
+            return f"{finding.check}: {finding.text}. {finding.arithmetic[0]}. {finding.setting}"
+    return None
 
 
 def small_resources(site: Site, after: Sequence[int] = ()) -> Resources:

@@ -44,6 +44,7 @@ class Decision:
     cause: Cause | None = None
     mem_factor: float = 1.0
     runtime_factor: float = 1.0
+    loader_workers: int | None = None  # of each rank of a workload; None: as its settings say
     after: tuple[int, ...] = ()  # Slurm jobs to wait for
 
 
@@ -89,7 +90,7 @@ def take_turn(point: Path, spec_digest: str, allocation: Allocation, site: Site)
             print(f"Slurm does not answer ({e.text}); asking again", file=sys.stderr, flush=True)
             time.sleep(WAIT_POLL_S)
             continue
-        if decision.action == "train" and (why := _too_small(point, allocation, site)):
+        if decision.action == "train" and (why := too_small(point, allocation, site)):
             # Submitted to wait for another job of the point, which has left the training to be done.
             print(f"Slurm job {allocation.job_id}: {why}; to be submitted anew", file=sys.stderr, flush=True)
             sys.exit(EX_TEMPFAIL)
@@ -124,13 +125,35 @@ def decide(states: Sequence[AttemptState], *, retry_gpu_hours: float = 24.0) -> 
         return Decision(
             action="close", reason=f"attempt {last.number} ended with {cause}: {why}", cause=cause
         )
+    workers, why = next_loader_workers(states)
     return Decision(
         action="train",
-        reason=f"attempt {last.number} ended with {cause}",
+        reason=f"attempt {last.number} ended with {cause}{f': {why}' if why else ''}",
         cause=cause,
-        mem_factor=math.prod(_policy(s).mem_factor for s in failed),
+        # Where loaders used the memory up, fewer of them are the answer.
+        mem_factor=math.prod(_policy(s).mem_factor for s in failed if not _has_loaders_to_spare(s)),
         runtime_factor=math.prod(_policy(s).runtime_factor for s in failed),
+        loader_workers=workers,
     )
+
+
+def next_loader_workers(states: Sequence[AttemptState]) -> tuple[int | None, str | None]:
+    """Return the loader workers of each rank of a workload's next attempt, and why they are fewer than in its settings.
+
+    None for both where its settings decide. A rank's loaders are halved after each attempt that ran out of host memory.
+    """
+    failed = [s for s in states if s.failed]
+    short = [s for s in failed if _has_loaders_to_spare(s)]
+    if not short:
+        return None, None
+    last = short[-1]
+    had = last.loader_workers or 0
+    why = f"{had // 2} loader workers per rank instead of {had}, as attempt {last.number} ran out of host memory"
+    return had // 2, why
+
+
+def _has_loaders_to_spare(state: AttemptState) -> bool:
+    return state.cause == "host_oom" and bool(state.loader_workers)
 
 
 def _policy(failed: AttemptState) -> CauseOfFailure:
@@ -163,10 +186,12 @@ def stuck(failed: list[AttemptState]) -> bool:
     """Return True if the last two attempts met the time limit and the second got no further than the first."""
     if len(failed) < 2 or failed[-1].cause != "time_limit" or failed[-2].cause != "time_limit":
         return False
+    if failed[-1].step is None and failed[-1].lost < 1.0:  # a program of others that has left a checkpoint
+        return False
     return (failed[-1].step or 0) <= (failed[-2].step or 0)
 
 
-def _too_small(point: Path, allocation: Allocation, site: Site) -> str | None:
+def too_small(point: Path, allocation: Allocation, site: Site) -> str | None:
     """Return why a job that was submitted to wait (`resources.small_resources`) cannot train, or None."""
     layout = Layout.parse(Path(point).parent.name)
     has, needs = allocation.cpus_per_node or SMALL_CPUS + 1, site.cpus_per_gpu * layout.workers_per_node

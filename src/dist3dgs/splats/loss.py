@@ -57,7 +57,7 @@ def l1_ssim_loss(
         return _CpuLoss.apply(image, target, float(ssim_weight), strip)
     if strip is not None:  # the Triton kernels compute whole images
         return TorchLoss.apply(image, target, float(ssim_weight), strip)
-    return _for_gpu(image).apply(image, target, float(ssim_weight))
+    return gpu_loss(image).apply(image, target, float(ssim_weight))
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     image: [H,W,3] float. target: [H,W,3] uint8 or float.
     """
     _check(image, target)
-    loss = _CpuLoss if image.device.type == "cpu" else _for_gpu(image)
+    loss = _CpuLoss if image.device.type == "cpu" else gpu_loss(image)
     return 1 - loss.apply(image, target, 1.0)
 
 
@@ -95,15 +95,17 @@ def ssim_reference(image: Tensor, target: Tensor) -> Tensor:
     return (numerator / ((mean_x * mean_x + mean_y * mean_y + C1) * spread)).mean()
 
 
-def _for_gpu(image: Tensor) -> Any:
-    """Return the Triton loss, or that in plain torch for float64, for extremely large images and without Triton."""
+def gpu_loss(image: Tensor) -> Any:
+    """Choose the loss for an image [H,W,3] on a GPU: in Triton kernels, or in plain torch for float64, for extremely
+    large images and where Triton is missing.
+    """
     large = 12 * image.shape[0] * image.shape[1] >= 1 << 31  # the kernels count in int32
-    return TorchLoss if large or image.dtype != torch.float32 else _fused(image.device) or TorchLoss
+    return TorchLoss if large or image.dtype != torch.float32 else triton_loss(image.device) or TorchLoss
 
 
 @functools.cache
-def _fused(device: torch.device) -> Any:
-    """The loss in Triton kernels; None where Triton is missing or cannot compile: it needs a C compiler on the node."""
+def triton_loss(device: torch.device) -> Any:
+    """Return the loss in Triton kernels; None where Triton is missing or cannot compile: it needs a C compiler."""
     try:
         from dist3dgs.splats.loss_triton import TritonLoss
 
@@ -140,8 +142,8 @@ class TorchLoss(torch.autograd.Function):
     """(1 - w) L1 + w (1 - SSIM) of image [H,W,3] float and target [H,W,3] uint8 or float, in plain torch on any device.
 
     Written for few launches and little memory: mean(x^2) and mean(y^2) are only needed as their sum, and the gradient
-    is written down, not recorded. With a = mean(x) mean(y) + C1/2, c = cov(x, y) + C2/2, b = mean(x)^2 + mean(y)^2 + C1
-    and d = var(x) + var(y) + C2, SSIM is 4 a c / (b d).
+    is computed in the forward pass, not recorded. With a = mean(x) mean(y) + C1/2, c = cov(x, y) + C2/2,
+    b = mean(x)^2 + mean(y)^2 + C1 and d = var(x) + var(y) + C2, SSIM is 4 a c / (b d).
     """
 
     @staticmethod

@@ -29,7 +29,7 @@ def _target(target, place, mask):
 
 
 @triton.jit
-def _blur_down(image, target, weights, out, height, length, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def blur_down_kernel(image, target, weights, out, height, length, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """out [4,H,L]: x, y, x^2 + y^2 and x y, each blurred down."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
@@ -56,7 +56,7 @@ def _blur_down(image, target, weights, out, height, length, ROWS: tl.constexpr, 
 
 
 @triton.jit
-def _compare(
+def compare_kernel(
     image, target, weights, blurred, maps, totals, height, length, WANTED: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -99,7 +99,7 @@ def _compare(
 
 
 @triton.jit
-def _blur_maps_down(maps, weights, out, height, length, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def blur_maps_down_kernel(maps, weights, out, height, length, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """out [3,H,L]: the maps blurred down; one map a program."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
@@ -113,7 +113,7 @@ def _blur_maps_down(maps, weights, out, height, length, ROWS: tl.constexpr, COLU
 
 
 @triton.jit
-def _gradient(
+def gradient_kernel(
     image, target, weights, blurred, gradient, height, length, l1_factor, ssim_factor, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -153,13 +153,15 @@ class TritonLoss(torch.autograd.Function):
         maps = image.new_empty(3 if wanted else 0, height, length)
         totals = image.new_empty(grid[0] * grid[1], 2)
         size = {"ROWS": ROWS, "COLUMNS": COLUMNS}
-        _blur_down[grid](image, target, weights, blurred, height, length, **size)
-        _compare[grid](image, target, weights, blurred, maps, totals, height, length, WANTED=wanted, **size)
+        blur_down_kernel[grid](image, target, weights, blurred, height, length, **size)
+        compare_kernel[grid](
+            image, target, weights, blurred, maps, totals, height, length, WANTED=wanted, **size
+        )
         if wanted:
             gradient = torch.empty_like(image)
-            _blur_maps_down[(*grid, 3)](maps, weights, blurred, height, length, **size)
+            blur_maps_down_kernel[(*grid, 3)](maps, weights, blurred, height, length, **size)
             factors = (1 - weight) / n, -4 * weight / n
-            _gradient[grid](image, target, weights, blurred, gradient, height, length, *factors, **size)
+            gradient_kernel[grid](image, target, weights, blurred, gradient, height, length, *factors, **size)
             ctx.save_for_backward(gradient)
         l1, quarter = totals.sum(0)
         return l1.mul((1 - weight) / n).add_(weight).sub_(quarter, alpha=4 * weight / n)

@@ -69,11 +69,12 @@ class SceneCameras:
     `prefetch` for those that come next.
     """
 
-    def __init__(self, scene: PackedScene, device: torch.device) -> None:
+    def __init__(self, scene: PackedScene, device: torch.device, keep: bool | None = None) -> None:
+        """keep: photographs once used; None for where they fit."""
         self.scene, self.device = scene, device
         self._cache: dict[tuple[int, bool], Camera] = {}
         self._views = {name: view for view, name in enumerate(scene.view_names)}
-        self._keeps = device.type == "cpu" or self._fits(device)
+        self._keeps = (device.type == "cpu" or self._fits(device)) if keep is None else keep
         self._reader = ThreadPoolExecutor(1, "photographs")
         self._coming: dict[int, Future[tuple[Tensor, torch.cuda.Event | None]]] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None

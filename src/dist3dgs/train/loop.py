@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from ..runs import resume
 from ..runs.events import EventWriter
 from ..scenes.pack import PackedScene
 from ..splats import densify
+from ..splats.camera import Camera
 from ..splats.densify.lineage import founders
 from ..splats.export import write_ply
 from ..splats.gaussians import canonical_order, initial_gaussians, thinned
+from ..splats.host_copy import HostCopy
 from ..splats.loss import l1_ssim_loss
 from . import checkpoint
 from .checkpoint import Header
 from .data import SceneCameras, ViewSampler
+from .densification import decide
 from .evaluate import evaluate
 from .fault_handling import StopPoll
 from .model import LINEAGE, Model
@@ -34,6 +38,17 @@ from .timing import Clock
 
 class Diverged(RuntimeError):
     """The loss is NaN or infinite."""
+
+
+@dataclass
+class _Logging:
+    """A step's line of the log, whose loss is on its way to the host."""
+
+    step: int
+    loss: HostCopy
+    num_gaussians: int
+    step_s: float
+    """Mean since the line before, seconds."""
 
 
 class Trainer:
@@ -57,9 +72,10 @@ class Trainer:
         self.comm.stage = clock.stage
         self.train = spec.train
         self.schedule = Schedule(spec)
-        self.rule = AdamRule(spec.global_batch)
+        self.rule = AdamRule(spec.global_batch, spec.train.optimizer == "selective")
         self.cameras = SceneCameras(scene, device)
         self.order = ViewSampler(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
+        self.own_order: ViewSampler | None = None
         self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
         self.saver = checkpoint.Saver(self.out, self.identity, self.train.keep_checkpoints)
         self.progress = ProgressReporter(
@@ -69,10 +85,14 @@ class Trainer:
         self.stop_requested: str | None = None
         self.poll, self.stopping = StopPoll(self.comm, device), False
         self.step, self.evaluated = 0, True
+        #: On a GPU losses and stop requests are read a step later: the host then waits for nothing.
+        self.defers = device.type == "cuda"
+        self._logging: _Logging | None = None
         if not len(scene.train_ids) or not len(scene.test_ids):
             raise UserError(
                 f"scene {scene.name}: {scene.num_views} views leave none to train on or none to hold out"
             )
+        parallel.check_scene(len(scene.points), len(scene.train_ids))
 
     # ---------------------------------------------------------------- the run
 
@@ -83,9 +103,11 @@ class Trainer:
         with self.clock.enter("step"):
             if not self.evaluated:
                 self._evaluate_and_save()
-            while self.step < self.schedule.num_steps and not self._told_to_stop():
+            while self.step < self.schedule.num_steps and not self.told_to_stop():
+                self._advance(self.step + 1)
                 self.one_step(self.step + 1)
-                self._after_step()
+                self.after_step()
+            self.finish_log()
             if self.stopping:
                 self._save_checkpoint()
                 self._finish_saving()
@@ -107,11 +129,13 @@ class Trainer:
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
         self._agree_on_lpips()
+        self._begin(header, found.state if found else {})
         rows = self.parallel.distribute((lambda: found.rows) if found else self._initial, header.shards)
         self.model = Model(self.parallel, self.rule, rows, header.adam_steps)
         self.step, self.clock.train_s, self.evaluated = header.step, header.elapsed_s, header.evaluated
         if header.step and self.comm.rank == 0:
             self.events("resume", step=header.step)
+        self._sample_own_views()
         self._compare_digests()
 
     def _check_room(self) -> None:
@@ -126,6 +150,54 @@ class Trainer:
             f"(kind: {self.spec.parallel.kind}); use a strategy of kind sharded on {-(-most // room)} ranks or more, "
             "or lower train.densify.max_gaussians"
         )
+
+    def _begin(self, header: Header, state: dict[str, Tensor]) -> None:
+        """Take up the strategy's phase where the checkpoint left it."""
+        last = header.step == self.schedule.num_steps
+        if not self.parallel.begin(self.schedule.phase(header.step + last), state) and self.comm.rank == 0:
+            self._warn(
+                f"the checkpoint of step {header.step} was not made by {self.comm.world_size} ranks in this phase: "
+                "blocks are cut anew from its model, and the run is not the one that it was stopped in"
+            )
+
+    def _advance(self, step: int) -> None:
+        """Go on to the phase of the strategy that the step is in."""
+        phase = self.schedule.phase(step)
+        if phase == self.parallel.phase:
+            return
+        with self.clock.enter("densify"):
+            started = time.perf_counter()
+            facts = self.model.advance(phase, self._training_cameras(), self.train.densify.max_gaussians)
+            self._sample_own_views()
+            if self.comm.rank != 0:
+                return
+            elapsed = round(time.perf_counter() - started, 6)
+            self.events("blocks", step=self.step, phase=phase, s=elapsed, **facts)
+            for rank, views in enumerate(facts.get("views", [])):
+                if not views:
+                    self._warn(
+                        f"no training view sees enough of block {rank} (`parallel.view_threshold`): its "
+                        f"{facts['gaussians'][rank]:,} Gaussians stay as the coarse model has them"
+                    )
+
+    def _training_cameras(self) -> Iterator[Camera]:
+        for view in self.scene.train_ids:
+            self.clock.pulse(step=self.step)
+            yield self.cameras.get(int(view), photo=False)
+
+    def _sample_own_views(self) -> None:
+        """Sample this rank's batches from the views of its block, if the strategy gives it one."""
+        views, self.own_order = self.parallel.views, None
+        if views is not None:
+            per_rank = self.spec.global_batch // self.comm.world_size
+            self.own_order = ViewSampler(self.scene.train_ids[views], self.spec.seed, 1, per_rank)
+
+    def _batch(self, step: int) -> list[list[int]]:
+        """Return the views of a step by rank; where ranks train on views of their own, this rank's alone."""
+        if self.own_order is None:
+            return self.order.batch(step)
+        mine = self.own_order.batch(step)[0] if len(self.own_order.train_ids) else []
+        return [mine if r == self.comm.rank else [] for r in range(self.comm.world_size)]
 
     def _initial(self) -> dict[str, Tensor]:
         points = torch.from_numpy(np.array(self.scene.points, dtype=np.float32))
@@ -155,10 +227,9 @@ class Trainer:
         degree = self.schedule.sh_degree(step)
         mine = self.comm.rank
         cameras = [
-            [self.cameras.get(v, photo=r == mine) for v in part]
-            for r, part in enumerate(self.order.batch(step))
+            [self.cameras.get(v, photo=r == mine) for v in part] for r, part in enumerate(self._batch(step))
         ]
-        self.cameras.prefetch(self.order.batch(step + 1)[mine])
+        self.cameras.prefetch(self._batch(step + 1)[mine])
         behind = background(self.spec, step, self.device)
         clock.part("data")
         track = self.schedule.tracks(step)
@@ -201,22 +272,27 @@ class Trainer:
         clock.end_step()
         self.step, self.loss = step, loss.detach()
 
-    def _after_step(self) -> None:
+    def after_step(self) -> None:
+        """Densify, log, compare digests, evaluate and save a checkpoint, each where it is due."""
         step, s = self.step, self.schedule
+        self.finish_log()
         if self.saver.failed:
             self._finish_saving()
         if s.densifies(step):
             with self.clock.enter("densify"):
                 self._densify()
-        if s.resets_opacity(step):
+        if s.resets_opacity(step) and not self.parallel.idle:
             self.model.synchronise()
             self.model.alter(
                 densify.reset_opacities(self.model.gaussians, self.model.lineage, self.train.densify)
             )
         last = step == s.num_steps
+        if last:
+            self._advance(step + 1)
         if last or s.every(self.train.log_every, step):
-            self._log()
+            self.log()
         if last or s.every(self.train.digest_every, step):
+            self.finish_log()
             self._compare_digests()
         self._evaluate_and_save()
 
@@ -225,9 +301,11 @@ class Trainer:
         step, s = self.step, self.schedule
         last = step == s.num_steps
         if last or s.every(self.train.eval_every, step):
+            self.finish_log()
             with self.clock.enter("evaluate"):
                 self.evaluated = self._evaluate(last)
         if not self.stopping and (last or s.every(self.train.checkpoint_every, step)):
+            self.finish_log()
             self._save_checkpoint()
 
     # ---------------------------------------------------------------- parts of the training
@@ -239,7 +317,7 @@ class Trainer:
         Not before: a share of each rank's would be rounded with its views' gradients, differently on each number of
         ranks.
         """
-        d, n = self.train.densify, self.parallel.total_gaussians
+        d, n = self.train.densify, self.parallel.penalised_gaussians
         for name in reduced:
             parameter = self.model.gaussians[name]
             if name == "opacities":
@@ -250,22 +328,13 @@ class Trainer:
             yield name
 
     def _densify(self) -> None:
-        started, d, gaussians = time.perf_counter(), self.train.densify, self.model.gaussians
+        started = time.perf_counter()
         self.model.synchronise()
-        room = max(0, d.max_gaussians - self.parallel.total_gaussians)
-        change = densify.decide(
-            gaussians,
-            self.model.lineage,
-            self.parallel.reduce_statistics(self.model.statistics),
-            d,
-            extent=self.scene.extent,
-            prune_large=self.step > self.schedule.steps(d.reset_every),
-            choose=lambda pull, wanted: self.parallel.global_topk(pull, wanted, room),
-            max_gaussians=self.parallel.limit(gaussians, d.max_gaussians),
-            seed=self.spec.seed,
-            step=self.step,
-            generator=generator(self.spec.seed, self.step, "densify", self.parallel.stream),
+        change = decide(
+            self.spec, self.scene, self.schedule, self.parallel, self.model, self.cameras, self.step
         )
+        if self.parallel.idle:
+            change = densify.Change.none(self.model.gaussians, self.model.lineage)
         self.model.densify(change)
         counts = self.parallel.sum_counts(change.counts)
         if self.comm.rank == 0:
@@ -292,6 +361,7 @@ class Trainer:
             lpips=self.lpips,
             renders=self.out / "renders" if last else None,
             abandon=self._leave_evaluation,
+            along_seams=last,
         )
         if quality is None:
             return False
@@ -307,21 +377,32 @@ class Trainer:
         self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
         return self.stopping
 
-    def _log(self) -> None:
-        self.clock.drain()
+    def log(self) -> None:
+        """Begin to log the step's loss, summed over the ranks; `finish_log` ends it. Collective."""
+        if not self.defers:
+            self.clock.drain()
         loss = self.loss.clone()
         self.comm.all_reduce(loss, name="all_reduce(loss)")
-        value = float(loss)
+        recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
+        self._logging = _Logging(
+            self.step, HostCopy(loss), self.parallel.total_gaussians, float(np.mean(recent))
+        )
+        if not self.defers:
+            self.finish_log()
+
+    def finish_log(self) -> None:
+        """Log the loss of which the copy to the host was begun. Raises `Diverged` if it is not finite."""
+        if self._logging is None:
+            return
+        log, self._logging = self._logging, None
+        (value,) = log.loss.read()
         if not np.isfinite(value):
-            raise Diverged(f"loss is {value} at step {self.step}; lower the learning rates (`train.lr`)")
-        n = self.parallel.total_gaussians
+            raise Diverged(f"loss is {value} at step {log.step}; lower the learning rates (`train.lr`)")
         if self.comm.rank == 0:
-            recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
-            images = self.step * self.spec.global_batch
-            degree = self.schedule.sh_degree(self.step)
-            fields = {"num_gaussians": n, "images": images, "sh_degree": degree}
-            self.events("step", step=self.step, loss=value, step_s=float(np.mean(recent)), **fields)
-            self.progress.stepped(self.step, value, n, float(np.mean(recent)))
+            images, degree = log.step * self.spec.global_batch, self.schedule.sh_degree(log.step)
+            fields = {"num_gaussians": log.num_gaussians, "images": images, "sh_degree": degree}
+            self.events("step", step=log.step, loss=value, step_s=log.step_s, **fields)
+            self.progress.stepped(log.step, value, log.num_gaussians, log.step_s)
 
     def _compare_digests(self) -> None:
         self.clock.drain()
@@ -340,10 +421,17 @@ class Trainer:
 
     # ---------------------------------------------------------------- checkpoints and stopping
 
-    def _told_to_stop(self) -> bool:
+    def told_to_stop(self) -> bool:
+        """Return True if any rank was told to stop. Collective where the poll is due."""
+        if not self.stopping:
+            self.stopping = self.poll.answer()
         if not self.stopping and self.poll.due(self.step):
-            self.clock.drain()
-            self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
+            waits = not self.defers or self.poll.slow
+            if waits:
+                self.clock.drain()
+            self.poll.ask(self.step, self.stop_requested is not None)
+            if waits:
+                self.stopping = self.poll.answer()
         return self.stopping
 
     def _save_checkpoint(self) -> None:
@@ -352,7 +440,7 @@ class Trainer:
             started, step = time.perf_counter(), self.step
             self.parallel.reset_error_feedback()
             self.model.synchronise()
-            rows = self.model.whole()
+            rows, state = self.model.whole(), self.parallel.state(self.model.rows())
             if rows is None:
                 return
             header = Header(
@@ -367,7 +455,7 @@ class Trainer:
                 elapsed = round(time.perf_counter() - started, 6)
                 self.events("checkpoint", step=step, path=path.name, s=elapsed)
 
-            self.saver.start(checkpoint.Checkpoint(header, rows), written)
+            self.saver.start(checkpoint.Checkpoint(header, rows, state), written)
 
     def _finish_saving(self) -> None:
         """Wait for the checkpoint that is being written. Raises its error. Collective where it does not raise."""

@@ -6,6 +6,7 @@ import re
 import signal
 import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from typing import Any
 
 from ..config.workloads import Criteria, FigureOfMerit
 
-#: Time limit for all patterns of a run together: a backtracking regex must not stall the study.
+#: Processor time for all patterns of a run together: a backtracking regex must not stall the study.
 TIME_LIMIT_S = 60.0
+#: Share of it that each pattern has, however long those before it took: one bad pattern takes no other figure away.
+LEAST_SHARE = 0.1
 #: At most this many numbers, the last ones, are kept per rank and figure.
 MAX_NUMBERS = 1_000_000
 
@@ -56,20 +59,27 @@ def find(criteria: Criteria, outputs: Sequence[Path], out: Path, limit_s: float 
     Args:
         outputs: what the ranks printed, rank 0 first.
         out: the folder {out} of the run.
-        limit_s: seconds for all patterns together; those that are left are missing, with the reason.
+        limit_s: seconds of processor time for all patterns together, of which each has a tenth in any case; what a
+            slower one would find is missing, with the reason.
     """
-    found = Found()
+    found, deadline = Found(), time.process_time() + limit_s
+
+    def left_s() -> float:
+        return max(deadline - time.process_time(), LEAST_SHARE * limit_s)
+
     for name, figure in criteria.figures_of_merit.items():
+        allowed_s = left_s()
         try:
-            with _bounded(limit_s):
+            with _bounded(allowed_s):
                 _read(name, figure, outputs, out, found)
         except TooSlow:
-            found.missing[name] = f"its regex took longer than {limit_s:g} s: {figure.regex}"
+            found.missing[name] = f"its regex took longer than {allowed_s:.3g} s: {figure.regex}"
+    allowed_s = left_s()
     try:
-        with _bounded(limit_s):
+        with _bounded(allowed_s):
             found.unmet += _unmet(criteria, outputs, out)
     except TooSlow:
-        found.unmet.append(f"the patterns of `success.lines` took longer than {limit_s:g} s")
+        found.unmet.append(f"the patterns of `success.lines` took longer than {allowed_s:.3g} s")
     return found
 
 
@@ -150,7 +160,7 @@ def _unmet(criteria: Criteria, outputs: Sequence[Path], out: Path) -> list[str]:
 
 @contextmanager
 def _bounded(seconds: float) -> Iterator[None]:
-    """Raise `TooSlow` within the block after so many seconds. Only the main thread can be interrupted."""
+    """Raise `TooSlow` within the block after so many seconds of processor time. Only the main thread is interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -158,10 +168,10 @@ def _bounded(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TooSlow
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

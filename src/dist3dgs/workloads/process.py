@@ -29,6 +29,7 @@ from ..errors import UserError
 from ..monitoring.sampler import GIB
 from ..runs.attempts import Attempt
 from ..runs.events import EventWriter, events_path
+from ..runs.launch_summary import LaunchSummary
 from ..runs.provenance import content_digest
 
 #: A port on the node of rank 0, set by the launcher, that nothing of ours listens on.
@@ -39,10 +40,12 @@ GPUS = "DIST3DGS_WORKLOAD_GPUS"
 OUTPUT = "output"
 #: This many bytes of the start and of the end of a program's output are kept, and as many go to the attempt's log.
 HEAD_BYTES, TAIL_BYTES = 32 << 20, 8 << 20
-#: A line without an end is cut into pieces of this size.
+#: Output is read in blocks of at most this size, and a line without an end is cut after it.
 LINE_BYTES = 1 << 16
 #: Interval between heartbeats while a program prints.
 PULSE_S = 5.0
+#: Interval between looks at a program's memory: each reads what the kernel has on every process of the node.
+MEASURE_S = 1.0
 #: After a request to stop: time for the program to end before it is killed; less than the launcher gives us.
 GRACE_S = 45.0
 
@@ -59,11 +62,30 @@ def output_paths(attempt: Path) -> list[Path]:
     )
 
 
-def values_of(spec: WorkloadSpec, out: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+def newest_checkpoint(spec: WorkloadSpec, out: Path) -> Path | None:
+    """Return the newest file or folder below {out} that the workload's `checkpoint` matches; None without any."""
+    if spec.train.checkpoint is None:
+        return None
+    found = _by_time(spec.train.checkpoint, out)
+    return max(found)[1] if found else None
+
+
+def _by_time(pattern: str, out: Path) -> list[tuple[int, Path]]:
+    found = []
+    for path in out.glob(pattern):
+        with contextlib.suppress(OSError):
+            found.append((path.stat().st_mtime_ns, path))
+    return found
+
+
+def values_of(
+    spec: WorkloadSpec, out: Path, environ: Mapping[str, str], loader_workers: int | None = None
+) -> dict[str, Any]:
     """Return the templates' variables on this rank.
 
     Args:
         environ: torchrun's variables; where one process stands for a node, its ranks are the nodes.
+        loader_workers: instead of those of the settings.
     """
     layout, app = spec.started, spec.train
     number, local = int(environ.get("RANK", 0)), int(environ.get("LOCAL_RANK", 0))
@@ -84,7 +106,7 @@ def values_of(spec: WorkloadSpec, out: Path, environ: Mapping[str, str]) -> dict
         "data": app.data,
         "out": out,
         "seed": spec.seed,
-        "loader_workers": app.loader_workers,
+        "loader_workers": app.loader_workers if loader_workers is None else loader_workers,
         "python": sys.executable,
     }
 
@@ -107,16 +129,43 @@ def environment_of(
     return result | ({"CUDA_VISIBLE_DEVICES": ""} if spec.hardware.device == "cpu" else {})
 
 
+class Checkpoints:
+    """Writes an event for each new checkpoint of a program: what a later attempt can go on from.
+
+    Args:
+        pattern: of the files below `out`.
+    """
+
+    def __init__(self, pattern: str, out: Path, write: EventWriter) -> None:
+        self.pattern, self.out, self.write = pattern, out, write
+        self._newest = max(_by_time(pattern, out), default=None)
+        self._due = time.monotonic() + PULSE_S
+
+    def look(self, at_once: bool = False) -> None:
+        """Look for a new one every `PULSE_S`, or at once."""
+        if not at_once and time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + PULSE_S
+        newest = max(_by_time(self.pattern, self.out), default=None)
+        if newest is not None and newest != self._newest:
+            self._newest = newest
+            self.write("checkpoint", step=None, path=str(newest[1]), s=None)
+
+
 class Program:
     """One run of the program, with everything that it starts."""
 
     def __init__(
-        self, argv: list[str], environment: dict[str, str], write: EventWriter, output: Path
+        self,
+        argv: list[str],
+        environment: dict[str, str],
+        write: EventWriter,
+        output: Path,
+        saves: Checkpoints | None = None,
     ) -> None:
-        self.write, self.output = write, output
+        self.write, self.output, self.saves = write, output, saves
         self.peak_rss_bytes = 0
-        self.lines = self.bytes = 0
-        self.last_line = ""
+        self.lines = 0
         # Whatever the program starts becomes our child when its parent ends, so that it can be found.
         _prctl(36, 1)
         self.process = subprocess.Popen(
@@ -135,13 +184,20 @@ class Program:
         """Return the program's exit status once it has ended and nothing of it is left."""
         reader = threading.Thread(target=self._copy, daemon=True)
         reader.start()
+        due = time.monotonic()
         while self.process.poll() is None:
             time.sleep(0.1)
-            self._measure()
+            if time.monotonic() >= due:
+                due = time.monotonic() + MEASURE_S
+                self._measure()
+            if self.saves is not None:
+                self.saves.look()
             if self.stop_at is not None and time.monotonic() > self.stop_at:
                 self.signal_all(signal.SIGKILL)
         # A child that it left behind may hold the pipe open.
         reader.join(1.0)
+        if self.saves is not None:
+            self.saves.look(at_once=True)
         left = self._family()
         self.signal_all(signal.SIGKILL)
         psutil.wait_procs(left, timeout=5.0)
@@ -151,27 +207,20 @@ class Program:
     def _copy(self) -> None:
         stream = self.process.stdout
         assert stream is not None
-        tail: deque[bytes] = deque()
-        tail_bytes, pulse = 0, time.monotonic()
+        kept, rest, pulse = _Kept(), b"", time.monotonic()
         with self.output.open("wb") as out:
-            while line := stream.readline(LINE_BYTES):
-                self.lines += 1
-                self.bytes += len(line)
-                self.last_line = line.decode("utf-8", "replace").strip() or self.last_line
-                if self.bytes <= HEAD_BYTES:
-                    _write(out, line)
-                else:
-                    tail.append(line)
-                    tail_bytes += len(line)
-                    while tail_bytes > TAIL_BYTES:
-                        tail_bytes -= len(tail.popleft())
+            while block := os.read(stream.fileno(), LINE_BYTES):
+                self.lines += block.count(b"\n")
+                # Whole lines, as those of all ranks meet in the attempt's log; one without an end is cut.
+                whole, end, rest = (rest + block).rpartition(b"\n")
+                piece = whole + end
+                if len(rest) >= LINE_BYTES:
+                    piece, rest = piece + rest, b""
+                _write(out, kept.take(piece))
                 if time.monotonic() - pulse > PULSE_S:
                     pulse = time.monotonic()
                     self.write("progress", phase="step", step=None, lines=self.lines)
-            if tail:
-                _write(out, f"\n... {self.bytes - HEAD_BYTES - tail_bytes} bytes left out ...\n".encode())
-                for line in tail:
-                    _write(out, line)
+            _write(out, kept.take(rest) + kept.end())
 
     def _measure(self) -> None:
         total = 0
@@ -189,11 +238,43 @@ class Program:
                 process.send_signal(number)
 
 
-def _write(out: IO[bytes], line: bytes) -> None:
-    out.write(line)
+class _Kept:
+    """Keeps the first `HEAD_BYTES` and the last `TAIL_BYTES` of an output, in little more memory than that."""
+
+    def __init__(self) -> None:
+        self._room = HEAD_BYTES
+        self._tail: deque[bytes] = deque()
+        self._tail_bytes = self._left_out = 0
+
+    def take(self, piece: bytes) -> bytes:
+        """Return what of the next piece belongs to the start; keep the rest of it for the end."""
+        head = piece if len(piece) <= self._room else piece[: piece.rfind(b"\n", 0, self._room) + 1]
+        self._room -= len(head)
+        if after := piece[len(head) :]:
+            self._room = 0
+            self._tail.append(after)
+            self._tail_bytes += len(after)
+            while self._tail_bytes - len(self._tail[0]) > TAIL_BYTES:
+                self._tail_bytes -= len(self._tail[0])
+                self._left_out += len(self._tail.popleft())
+        return head
+
+    def end(self) -> bytes:
+        """Return the end of the output, with the number of bytes that are left out before it."""
+        tail = b"".join(self._tail)
+        if len(tail) > TAIL_BYTES:
+            start = tail.find(b"\n", len(tail) - TAIL_BYTES) + 1 or len(tail) - TAIL_BYTES
+            self._left_out, tail = self._left_out + start, tail[start:]
+        return f"\n... {self._left_out} bytes left out ...\n".encode() + tail if self._left_out else tail
+
+
+def _write(out: IO[bytes], text: bytes) -> None:
+    if not text:
+        return
+    out.write(text)
     out.flush()
     # Also into the attempt's log, which torchrun passes on: the diagnosis reads it.
-    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.write(text)
     sys.stdout.buffer.flush()
 
 
@@ -206,9 +287,12 @@ def _end_with_parent() -> None:
     _prctl(1, signal.SIGKILL)
 
 
-def run(spec: WorkloadSpec, out: Path, attempt: Path) -> int:
-    """Run the program of this rank to its end; the exit status for torchrun."""
-    values = values_of(spec, out, os.environ)
+def run(spec: WorkloadSpec, out: Path, attempt: Path, summary: LaunchSummary) -> int:
+    """Run the program of this rank to its end; the exit status for torchrun.
+
+    summary: of the attempt; the same for all ranks, as the launcher has written it before it started them.
+    """
+    values = values_of(spec, out, os.environ, summary.loader_workers)
     rank, first = values["rank"], values["rank"] == 0
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     write = EventWriter(events_path(attempt, node), rank)
@@ -224,6 +308,10 @@ def run(spec: WorkloadSpec, out: Path, attempt: Path) -> int:
     if first and spec.train.inputs:
         write("scene", digest=inputs_digest(spec.train.inputs, attempt / "inputs.json"))
     argv = [expand(word, values) for word in spec.train.application]
+    if summary.checkpoint is not None:
+        argv += [expand(word, values | {"checkpoint": summary.checkpoint}) for word in spec.train.resume]
+        if first:
+            write("resume", step=None, path=summary.checkpoint)
     environment = environment_of(spec, values, os.environ)
     out.mkdir(parents=True, exist_ok=True)
     if shutil.which(argv[0], path=environment.get("PATH")) is None:
@@ -235,7 +323,9 @@ def run(spec: WorkloadSpec, out: Path, attempt: Path) -> int:
     started = time.time()
     write("leave", phase="startup", s=0.0)
     write("enter", phase="step")
-    program = Program(argv, environment, write, output_path(attempt, rank))
+    pattern = spec.train.checkpoint
+    saves = Checkpoints(pattern, out, write) if first and pattern is not None else None
+    program = Program(argv, environment, write, output_path(attempt, rank), saves)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, frame: _stop(program, write, n))
     # The launcher asks a rank that hangs for its stacks, and kills it next; nothing of the program must outlive it.
@@ -283,10 +373,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--events", type=Path, required=True)
     args = parser.parse_args()
-    spec = read_spec(Attempt(args.events).summary().spec, str(args.events / "launch.json"))
+    summary = Attempt(args.events).summary()
+    spec = read_spec(summary.spec, str(args.events / "launch.json"))
     if not isinstance(spec, WorkloadSpec):
         sys.exit("this runs workloads; a training is started by `dist3dgs launch`")
-    sys.exit(run(spec, args.out / OUTPUT, args.events))
+    sys.exit(run(spec, args.out / OUTPUT, args.events, summary))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def main() -> None:
     training, validation = datasets(args)
     ranks.say(f"data: {args.data or 'generated'}")
     train(
-        ranks, Classifier(*SIZES[args.size], args.length), training, validation, args,  # type: ignore[arg-type]
+        ranks, Classifier(*SIZES[args.size], args.length), training, validation, args,
         lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3), "samples/s",
     )  # fmt: skip
 

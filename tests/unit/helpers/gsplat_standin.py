@@ -258,9 +258,20 @@ def spherical_harmonics_bwd(K, degrees_to_use, dirs, coeffs, masks, v_colors, co
     return v_coeffs, v_dirs if compute_v_dirs else None
 
 
+def adam(param, param_grad, exp_avg, exp_avg_sq, valid, lr, b1, b2, eps):
+    _require(param.dtype, param=param, param_grad=param_grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+    _require(torch.bool, valid=valid)
+    assert len(valid) == len(param)
+    first = b1 * exp_avg[valid] + (1 - b1) * param_grad[valid]
+    second = b2 * exp_avg_sq[valid] + (1 - b2) * param_grad[valid] ** 2
+    param[valid] += -lr * first / (second.sqrt() + eps)
+    exp_avg[valid], exp_avg_sq[valid] = first, second
+
+
 FUNCTIONS = (
     projection_ewa_3dgs_packed_fwd, projection_ewa_3dgs_packed_bwd, intersect_tile, intersect_offset,
     rasterize_to_pixels_3dgs_fwd, rasterize_to_pixels_3dgs_bwd, spherical_harmonics_fwd, spherical_harmonics_bwd,
+    adam,
 )  # fmt: skip
 
 
@@ -281,7 +292,7 @@ def install() -> None:
         CameraModelType=SimpleNamespace(PINHOLE="PINHOLE"), PINHOLE="PINHOLE", __file__=__file__,
     )  # fmt: skip
     sys.modules[COMPILED] = extension  # type: ignore[assignment]
-    cuda._check_device = lambda tensor: None  # type: ignore[assignment]
+    cuda.check_device = lambda tensor: None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -289,9 +300,9 @@ def installed() -> Iterator[None]:
     """`install`, undone at the end. gsplat's Python remembers the first extension that it saw: this one."""
     from dist3dgs.splats.render import cuda
 
-    check = cuda._check_device
+    check = cuda.check_device
     install()
     try:
         yield
     finally:
-        cuda._check_device = check  # type: ignore[assignment]
+        cuda.check_device = check  # type: ignore[assignment]

@@ -14,7 +14,7 @@ from dist3dgs.launch import world_check
 from dist3dgs.launch.world_check import check_world, layers_of, refusal, visible_gpus
 from dist3dgs.monitoring.nvml import GpuIdentity
 from dist3dgs.runs.events import read_events
-from dist3dgs.slurm.allocation import Allocation, Node, Step, _cpus_per_node, step
+from dist3dgs.slurm.allocation import Allocation, Node, Step, node_cpus, step
 from tests.unit.helpers import tiny
 
 
@@ -145,9 +145,9 @@ def test_the_step_is_sruns_not_the_jobs():
 
 
 def test_cpus_of_a_node_are_those_of_all_its_tasks():
-    assert _cpus_per_node({"CPUs/Task": "8", "NumTasks": "4", "NumCPUs": "32"}, 1) == 32
-    assert _cpus_per_node({"CPUs/Task": "8", "NumTasks": "2", "NumCPUs": "16"}, 2) == 8
-    assert _cpus_per_node({"CPUs/Task": "1", "NumTasks": "1", "NumCPUs": "6"}, 1) == 6
+    assert node_cpus({"CPUs/Task": "8", "NumTasks": "4", "NumCPUs": "32"}, 1) == 32
+    assert node_cpus({"CPUs/Task": "8", "NumTasks": "2", "NumCPUs": "16"}, 2) == 8
+    assert node_cpus({"CPUs/Task": "1", "NumTasks": "1", "NumCPUs": "6"}, 1) == 6
 
 
 def test_the_ranks_go_on_with_the_launchers_table(tmp_path):
@@ -165,7 +165,7 @@ def test_the_ranks_go_on_with_the_launchers_table(tmp_path):
     )
 
 
-def test_a_refused_launch_leaves_a_record_in_seconds(gpus, tmp_path):
+def test_a_refused_launch_leaves_a_record_without_a_rank(gpus, tmp_path):
     """More GPUs than workers: nothing is started, and the point's record says why."""
     gpus(4)
     scene = tiny.write_tiny(tmp_path / "scene.safetensors")
@@ -174,7 +174,6 @@ def test_a_refused_launch_leaves_a_record_in_seconds(gpus, tmp_path):
     assert (record.failure.cause, record.failure.phase) == ("allocation_mismatch", "startup")
     launch = tiny.summary(tmp_path / "out")
     assert launch["world"]["visible GPUs"] == "4 on this node" and launch["argv"] == []
-    assert launch["finished_at"] - launch["started_at"] < 5
     assert tiny.log(tmp_path / "out").startswith("allocation mismatch: 4 GPU(s) are visible")
 
 

@@ -1,21 +1,25 @@
 """One step of any strategy on any number of ranks gives the gradients of one process with the same global batch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dist3dgs.bench.cloud import intrinsics, ring_of_cameras
-from dist3dgs.config.models import Strategy
+from dist3dgs.config.models import Densification, Strategy
 from dist3dgs.parallel import gradients as gradients_module
 from dist3dgs.parallel.collectives import Communicator
 from dist3dgs.parallel.gradients import GradientSum
 from dist3dgs.parallel.registry import make_parallel
 from dist3dgs.splats.camera import Camera
+from dist3dgs.splats.densify import budget
+from dist3dgs.splats.densify.lineage import founders
 from dist3dgs.splats.densify.statistics import Statistics
 from dist3dgs.splats.gaussians import NAMES, Gaussians
 from dist3dgs.splats.loss import l1_ssim_loss
 from dist3dgs.splats.render import get_renderer
+from dist3dgs.train.densification import score
 from tests.unit.helpers import tiny
 from tests.unit.helpers.ranks import make_trainer, run_ranks
 from tests.unit.helpers.tiny import HEIGHT, WIDTH
@@ -30,6 +34,7 @@ STRATEGIES = {
     "hybrid": {"kind": "hybrid"},
     "hybrid-1": {"kind": "hybrid", "shard": 1},
     "hybrid-2": {"kind": "hybrid", "shard": 2},
+    "local": {"kind": "local", "sync_every": 1},
 }
 #: Strategies and numbers of ranks; hybrid as 2 x 1, 1 x 2 and 2 x 2 (groups x ranks of a group).
 ONE_RANK = [("replicated", 1), ("sharded", 1), ("pixels", 1), ("hybrid", 1)]
@@ -214,6 +219,55 @@ def test_a_rank_that_sees_nothing_neither_hangs_nor_fails(kind):
     got = run_ranks(2, blind_step, kind)[0]
     assert int(got["count"].max()) == 1
     assert all(torch.isfinite(t).all() for t in got.values())
+
+
+class Views:
+    """Cameras by view, as `SceneCameras` gives them."""
+
+    def __init__(self) -> None:
+        self.cameras = batch(torch.float32, 1)[0]
+
+    def get(self, view: int, *, photo: bool = True) -> Camera:
+        return self.cameras[view] if photo else replace(self.cameras[view], photo=None)
+
+    def photo_of(self, camera: Camera) -> torch.Tensor:
+        photo = self.cameras[int(camera.name)].photo
+        assert photo is not None
+        return photo
+
+
+def scored(comm: Communicator, kind: str) -> dict[str, torch.Tensor]:
+    """A densification to a budget from scores over 5 views: what this rank holds afterwards, by name."""
+    run = tiny.spec(f"n1g{comm.world_size}", strategy=STRATEGIES[kind])
+    parallel = make_parallel(run, comm, get_renderer("cpu"), torch.device("cpu"))
+    rows = parallel.distribute(
+        lambda: some_gaussians(torch.float32) | {"lineage": founders(NUM_GAUSSIANS, torch.device("cpu"))}
+    )
+    lineage, gaussians = rows.pop("lineage"), Gaussians(rows)
+    scores = score(parallel, gaussians, Views(), [3, 1, 4, 8, 5], sh_degree=3, background=None)
+    assert all(t.grad is None for t in gaussians.values())
+    change = budget.densify(
+        gaussians, lineage, scores, Densification(kind="budget", prune_share=0.1), target=NUM_GAUSSIANS + 20,
+        total=lambda n: parallel.sum_counts({"n": n})["n"], choose=parallel.global_topk, step=3,
+    )  # fmt: skip
+    seen = {"lineage": lineage, "error": scores.error, "weight": scores.weight}
+    return seen | {"after": change.lineage} | {f"new {k}": t for k, t in change.parameters.items()}
+
+
+@pytest.mark.parametrize("kind", ["replicated", "local", "sharded", "space", "hybrid-1", "hybrid-2"])
+def test_a_budget_is_decided_as_by_one_process(kind):
+    want, ranks = scored(Communicator(), "replicated"), run_ranks(2, scored, kind)
+    assert len(want["after"]) == NUM_GAUSSIANS + 20 and int(want["error"].min()) >= 0
+    if kind in ("replicated", "local", "hybrid-1"):
+        assert all(torch.equal(rank[name], t) for rank in ranks for name, t in want.items())
+        return
+    got = {name: torch.cat([rank[name] for rank in ranks]) for name in want}
+    for before, names in (("lineage", ("error", "weight")), ("after", [n for n in want if n[:3] == "new"])):
+        ours, theirs = (torch.argsort(t[before]) for t in (got, want))
+        assert torch.equal(got[before][ours], want[before][theirs])
+        for name in names:
+            difference = (got[name][ours] - want[name][theirs]).double().norm()
+            assert difference <= 1e-5 * want[name].double().norm(), name
 
 
 def some_gradients(rank: int) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from dist3dgs.config.models import Strategy
 from dist3dgs.config.naming import Layout
 from dist3dgs.errors import UserError
 from dist3dgs.parallel.collectives import Communicator
-from dist3dgs.parallel.compression import PowerSgd, _orthogonal
+from dist3dgs.parallel.compression import PowerSgd, orthonormalise
 from dist3dgs.parallel.digests import ReplicasDiffer, checksum, rows_checksum
 from dist3dgs.parallel.rendezvous import Member, WorldMismatch, check_members
 from dist3dgs.parallel.sharded import Sharded, even, plan_moves, strided
@@ -188,7 +188,7 @@ def test_the_checksum_made_on_a_gpu_sees_every_change():
 def test_columns_become_orthonormal_or_zero():
     columns = torch.randn(50, 3)
     columns[:, 2] = 2 * columns[:, 0]
-    basis = _orthogonal(columns)
+    basis = orthonormalise(columns)
     assert torch.allclose(basis.T @ basis, torch.diag(torch.tensor([1.0, 1.0, 0.0])), atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """Findings about requests: the historic cases, thresholds, and what each tells to change."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -188,3 +189,37 @@ def test_the_verb_explains_without_slurm(repository, tmp_path, monkeypatch, caps
     assert "refuse  host memory" in text and "at most 7 workers per rank fit" in text and "256.0 GiB" in text
     assert main([*job, "--workers", "2", "--worker-gib", "8"]) == 0
     assert "refuse" not in capsys.readouterr().out
+
+
+def test_a_workload_states_its_own_sizes(repository, tmp_path, monkeypatch, capsys):
+    """The planner's job from its settings alone: 8 loaders on each of 16 ranks are refused, 2 accepted."""
+    shutil.copytree(repository / "config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    overlay = tmp_path / "planner.yaml"
+    overlay.write_text(
+        "{scenes: [], workloads: [planner], layouts: [n4g4], workload_library: {planner: {loader_workers: 8}}}"
+    )
+    job = ["preflight", "--no-slurm", "--machine", "l40s-pcie", "--configfile", str(overlay)]
+    assert main(job) == 2
+    text = capsys.readouterr().out
+    assert "(planner/full)" in text
+    assert "refuse  host memory        280.0 GiB of 256.0 GiB" in text
+    assert "at most 7 workers per rank fit" in text
+    assert main([*job, "--workers", "2"]) == 0
+    overlay.write_text("{scenes: [], workloads: [planner], layouts: [n4g4]}")
+    assert main(job) == 0, "2 are what the shipped entry has"
+
+
+def test_of_a_workload_without_sizes_the_records_tell(repository, tmp_path, config, monkeypatch):
+    overlay = tmp_path / "o.yaml"
+    overlay.write_text("{scenes: [], workloads: [resnet50], layouts: [n1g4]}")
+    study = load_study(config, [overlay])
+    limits = Limits(runtime_s=7200, longest_s=86400, mem_gib_per_rank=4, most_mem_gib=1024)
+    (found,) = check_study(study, [Layout(1, 4)], limits, None)[Layout(1, 4)]
+    assert "assumed" in found.text and found.status != "refuse"
+    measured = SimpleNamespace(
+        run=SimpleNamespace(strategy="default"), metrics=SimpleNamespace(peak_rss_gib=5.0)
+    )
+    monkeypatch.setattr("dist3dgs.predict.preflight.records_of", lambda study, name: [measured])
+    (found,) = check_study(study, [Layout(1, 4)], limits, None)[Layout(1, 4)]
+    assert found.status == "refuse" and "20.0 GiB" in found.text

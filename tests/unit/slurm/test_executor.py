@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -61,18 +63,19 @@ def make(monkeypatch):
     monkeypatch.setattr(SlurmExecutor, "run_job", lambda self, job: told.append(("submitted", job)))
 
     def made(listener: Listener) -> Executor:
-        monkeypatch.setattr(module, "_listener", None)
         module.register(listener)
         executor = Executor(SimpleNamespace(group_settings=GroupSettings()), None)
         executor.told, executor.wait, executor.active_jobs = told, True, []
-        executor._next_seconds_between_status_checks = None
+        executor.next_seconds_between_status_checks = None
         executor.workflow = SimpleNamespace(
             remote_execution_settings=SimpleNamespace(seconds_between_status_checks=10),
             scheduler=SimpleNamespace(submit_callback=lambda job: told.append(("begun", job))),
         )
         return executor
 
-    return made
+    yield made
+    module.register(None)
+    signal.signal(module.WAKE, signal.SIG_DFL)
 
 
 def looked_at(executor: Executor, *numbers: int) -> list[str]:
@@ -153,14 +156,43 @@ def test_a_look_at_the_queue_is_early_where_a_job_has_left_its_outputs(tmp_path)
 
 
 def test_the_wait_ends_early_but_not_at_once(make, monkeypatch):
-    monkeypatch.setattr(module, "QUICK_S", 0.2)
+    slept_s = 0.0
+
+    async def sleep(seconds):
+        nonlocal slept_s
+        slept_s += seconds
+
+    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(module.time, "monotonic", lambda: slept_s)
     monkeypatch.setattr(module, "has_outputs", lambda info, since: True)
     executor = make(Listener({}))
     executor.active_jobs = ["a job"]
     executor.poll_s = executor.next_seconds_between_status_checks = 1e6
-    began = time.monotonic()
-    asyncio.run(asyncio.wait_for(executor.sleep(), 60))
-    assert time.monotonic() - began >= 0.2
+    asyncio.run(executor.sleep())
+    assert slept_s == module.QUICK_S
+
+
+def test_an_interrupt_that_does_not_wake_the_main_thread_is_noticed(make):
+    """One that another thread was given: the main thread, in a lock, does not see it by itself."""
+    executor, lock, given_up = make(Listener({})), threading.Semaphore(0), threading.Event()
+    executor.poll_s = executor.next_seconds_between_status_checks = 1e6
+
+    def wait_between_looks():
+        time.sleep(0.2)  # the main thread waits for the lock
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        try:
+            asyncio.run(asyncio.wait_for(executor.sleep(), 10))
+        except TimeoutError:
+            given_up.set()
+            lock.release()
+
+    thread = threading.Thread(target=wait_between_looks)
+    with pytest.raises(KeyboardInterrupt):
+        thread.start()
+        lock.acquire()
+    executor.wait = False
+    thread.join()
+    assert not given_up.is_set()
 
 
 def test_looks_at_the_queue_stay_regular(make):
@@ -179,21 +211,24 @@ def test_a_job_is_one_snakemake_by_a_path_that_may_have_a_space(make, monkeypatc
     assert executor.get_python_executable() == "'/my work/bin/python'"
 
 
-def test_another_workflow_is_told_that_nobody_plans_its_jobs(monkeypatch):
+def test_another_workflow_is_told_that_nobody_plans_its_jobs():
     from snakemake_interface_common.exceptions import WorkflowError
 
-    monkeypatch.setattr(module, "_listener", None)
+    module.register(None)
     with pytest.raises(WorkflowError, match=r"workflow of dist3dgs alone.*--executor slurm"):
         Executor(None, None)
 
 
-def test_groups_are_refused(monkeypatch):
+def test_groups_are_refused():
     from snakemake_interface_common.exceptions import WorkflowError
 
     grouped = SimpleNamespace(group_settings=GroupSettings(overwrite_groups={"train": "small"}))
-    monkeypatch.setattr(module, "_listener", SimpleNamespace())
-    with pytest.raises(WorkflowError, match=r"--groups.*lower `jobs`"):
-        Executor(grouped, None)
+    module.register(SimpleNamespace())
+    try:
+        with pytest.raises(WorkflowError, match=r"--groups.*lower `jobs`"):
+            Executor(grouped, None)
+    finally:
+        module.register(None)
 
 
 def test_the_installed_interface_is_the_tested_one():

@@ -1,5 +1,7 @@
 """Retry by reason: which failures are followed by another attempt, and with what."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from dist3dgs.runs.events import EventWriter, events_path
 from dist3dgs.runs.launch_summary import LaunchSummary, SlurmJob
 from dist3dgs.slurm import outcome
 from dist3dgs.slurm.allocation import Allocation, Node
-from dist3dgs.slurm.retry import MAX_FAILED, _too_small, decide, next_action
+from dist3dgs.slurm.retry import MAX_FAILED, decide, next_action, too_small
 from dist3dgs.slurm.site import VARIABLE, read_site
 
 
@@ -54,6 +56,26 @@ def test_resources_grow_with_the_reason():
     assert decide(failed("node_failure")).mem_factor == 1.0
 
 
+def loading(*workers: int, causes: str = "host_oom") -> list[AttemptState]:
+    return [
+        replace(s, loader_workers=w) for s, w in zip(failed(*[causes] * len(workers)), workers, strict=True)
+    ]
+
+
+def test_loaders_that_used_up_the_memory_are_halved_and_the_memory_stays():
+    decision = decide(loading(8))
+    assert (decision.action, decision.loader_workers, decision.mem_factor) == ("train", 4, 1.0)
+    assert "4 loader workers per rank instead of 8, as attempt 0 ran out" in decision.reason
+    assert [decide(loading(*w)).loader_workers for w in ((8, 4), (8, 4, 2), (1,))] == [2, 1, 0]
+    # Without any left the ranks themselves need more.
+    assert decide(loading(1, 0)).mem_factor == 1.5 and decide(loading(1, 0)).loader_workers == 0
+    assert decide(loading(8, 4, 2, 1)).action == "close"
+    # A lost node afterwards does not bring them back.
+    assert decide([*loading(8), replace(failed("killed")[0], number=1, loader_workers=4)]).loader_workers == 4
+    assert decide(loading(8, causes="killed")).loader_workers is None
+    assert decide(failed("host_oom")).loader_workers is None
+
+
 def test_the_budget_of_gpu_hours_ends_it():
     assert decide(failed("node_failure", hours=3), retry_gpu_hours=4).action == "train"
     decision = decide(failed("node_failure", "node_failure", hours=3), retry_gpu_hours=4)
@@ -86,6 +108,21 @@ def test_what_is_lost_is_read_from_the_diary(tmp_path):
     tried = read_state(attempt, LaunchSummary(status="stopped"))
     assert (tried.step, tried.lost) == (300, 0.25)
     assert read_state(Attempt(tmp_path / "001"), LaunchSummary(status="failed")).lost == 1.0
+
+
+def test_of_a_program_without_steps_the_time_since_its_checkpoint_is_lost(tmp_path):
+    attempt = Attempt(tmp_path / "000")
+    say = EventWriter(events_path(attempt.folder, "n1"), 0)
+    say("start")
+    now = time.time()
+    times = LaunchSummary(status="failed", cause="time_limit", started_at=now - 75, finished_at=now + 25)
+    before = read_state(attempt, times)
+    assert (before.step, before.lost) == (None, 1.0)
+    say("checkpoint", step=None, path="a.pt")
+    after = read_state(attempt, times)
+    assert after.lost == pytest.approx(0.25, abs=0.02)
+    # Each attempt that leaves a checkpoint got further; two that leave none did not.
+    assert decide([after, after]).action == "train" and decide([before, before]).action == "close"
 
 
 def test_a_time_limit_without_progress_is_a_loop():
@@ -133,12 +170,12 @@ def given(nodes: int = 1, gpus: int = 0, cpus: int | None = 1) -> Allocation:
 )
 def test_small_jobs_do_not_train(monkeypatch, layout, has, site, small):
     monkeypatch.setenv(VARIABLE, "{}")
-    assert bool(_too_small(Path(f"results/s/t/{layout}/r0"), has, read_site(site))) == small
+    assert bool(too_small(Path(f"results/s/t/{layout}/r0"), has, read_site(site))) == small
 
 
 def test_by_hand_any_allocation_trains(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert _too_small(Path("results/s/t/n1g4/r0"), given(), read_site({})) is None
+    assert too_small(Path("results/s/t/n1g4/r0"), given(), read_site({})) is None
 
 
 def test_the_next_action_waits_for_a_job_that_runs_elsewhere(tmp_path, monkeypatch):

@@ -1,12 +1,12 @@
 """Initial sizes from the distances of neighbours, wherever the points lie."""
 
 import resource
-import time
 
 import pytest
 import torch
 
 from dist3dgs.splats.gaussians import mean_neighbour_distance
+from tests.unit.helpers.bounded import ends_within
 
 
 def by_definition(points: torch.Tensor, k: int = 3) -> torch.Tensor:
@@ -39,15 +39,14 @@ def test_the_order_of_the_points_does_not_matter():
 
 
 @pytest.mark.slow
-def test_a_million_points_take_seconds_and_little_memory():
-    """All pairs would be half an hour and 8 GB for 2,048 rows at a time; a tree takes 4 s and 0.1 GB."""
-    points = torch.randn(1_000_000, 3, generator=torch.Generator().manual_seed(0))
+def test_many_points_are_not_compared_in_pairs():
+    """All pairs of a million would be half an hour and 8 GB for 2,048 rows at a time; a tree takes 4 s and 0.1 GB."""
+    points = torch.randn(300_000, 3, generator=torch.Generator().manual_seed(0))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.process_time()
-    distances = mean_neighbour_distance(points)
-    assert time.process_time() - started < 60
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20 < 1.0
-    some = torch.arange(0, 1_000_000, 50_000)
+    with ends_within(cpu_s=60):
+        distances = mean_neighbour_distance(points)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20 < 0.3
+    some = torch.arange(0, 300_000, 15_000)
     pairs = (points[some, None].double() - points[None].double()).square().sum(-1)
     want = pairs.topk(4, largest=False).values[:, 1:].mean(1).sqrt()
     assert torch.allclose(distances[some].double(), want, rtol=1e-6)

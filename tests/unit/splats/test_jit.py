@@ -27,7 +27,7 @@ def compiled(write, real: ir.Type):
     k = Kernel(module, "test", real)
     write(k, k.pointer(I64))
     k.finish()
-    address = build._load_object(compile_object(str(module), *target_cpu()))("test")
+    address = build.load_object(compile_object(str(module), *target_cpu()))("test")
     return lambda *args: threads.run(address, *args)
 
 
@@ -81,7 +81,7 @@ def test_every_task_runs_once_on_any_number_of_threads(monkeypatch: pytest.Monke
     run, before = compiled(write, F32), torch.get_num_threads()
     for openmp in (True, False):  # torch's threads, and Python's where torch has no OpenMP
         if not openmp:
-            monkeypatch.setattr(threads, "_openmp", lambda: None)
+            monkeypatch.setattr(threads, "openmp", lambda: None)
         for n in (1, 2, 5):
             torch.set_num_threads(n)
             done = torch.zeros(1000, dtype=torch.int32)
@@ -129,7 +129,7 @@ def test_code_and_constants_may_lie_anywhere(name, writer, sources, real, monkey
     """Every address has 64 bits: beside a CUDA build of PyTorch sections lie over 2 GiB apart, and LLVM aborted."""
     if not llvm.get_process_triple().startswith("x86_64"):
         pytest.skip("relocations of x86-64")
-    monkeypatch.setattr(build, "_load_object", lambda code: code)
+    monkeypatch.setattr(build, "load_object", lambda code: code)
     code = load_kernels(name, writer, real, sources)
     kinds = [
         struct.unpack_from("<QQq", data, at)[1] & 0xFFFFFFFF

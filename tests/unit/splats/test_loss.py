@@ -120,9 +120,9 @@ def test_bad_input(bad) -> None:
 def test_without_triton_a_gpu_computes_the_loss_in_plain_torch(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "dist3dgs.splats.loss_triton", raising=False)
-    losses._fused.cache_clear()
+    losses.triton_loss.cache_clear()
     image = torch.zeros(4, 4, 3)
     with pytest.warns(UserWarning, match="plain torch"):
-        assert losses._for_gpu(image) is TorchLoss
-    assert losses._for_gpu(image.double()) is TorchLoss
-    losses._fused.cache_clear()
+        assert losses.gpu_loss(image) is TorchLoss
+    assert losses.gpu_loss(image.double()) is TorchLoss
+    losses.triton_loss.cache_clear()

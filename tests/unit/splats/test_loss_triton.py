@@ -41,10 +41,10 @@ size = {"height": "i32", "length": "i32"}
 images = {"image": "*fp32", "target": "*u8", "weights": "*fp32"}
 factors = {"l1_factor": "fp32", "ssim_factor": "fp32"}
 for kernel, arguments, fixed in (
-    (kernels._blur_down, images | {"out": "*fp32"} | size, {}),
-    (kernels._compare, images | dict.fromkeys(("blurred", "maps", "totals"), "*fp32") | size, {"WANTED": True}),
-    (kernels._blur_maps_down, dict.fromkeys(("maps", "weights", "out"), "*fp32") | size, {}),
-    (kernels._gradient, images | dict.fromkeys(("blurred", "gradient"), "*fp32") | size | factors, {}),
+    (kernels.blur_down_kernel, images | {"out": "*fp32"} | size, {}),
+    (kernels.compare_kernel, images | dict.fromkeys(("blurred", "maps", "totals"), "*fp32") | size, {"WANTED": True}),
+    (kernels.blur_maps_down_kernel, dict.fromkeys(("maps", "weights", "out"), "*fp32") | size, {}),
+    (kernels.gradient_kernel, images | dict.fromkeys(("blurred", "gradient"), "*fp32") | size | factors, {}),
 ):
     fixed |= {"ROWS": kernels.ROWS, "COLUMNS": kernels.COLUMNS}
     source = ASTSource(fn=kernel, signature=arguments | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
@@ -73,7 +73,7 @@ def test_all_kernels_compile_for_an_h100(repository: Path, tmp_path: Path) -> No
 def test_without_a_driver_the_loss_runs_in_plain_torch() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a driver")
-    loss._fused.cache_clear()
+    loss.triton_loss.cache_clear()
     with pytest.warns(UserWarning, match="plain torch"):
-        assert loss._fused(torch.device("cuda")) is None
-    loss._fused.cache_clear()
+        assert loss.triton_loss(torch.device("cuda")) is None
+    loss.triton_loss.cache_clear()

@@ -11,6 +11,7 @@ import torch
 from dist3dgs.errors import UserError
 from dist3dgs.splats.precision import full_precision
 from dist3dgs.splats.render import RenderSettings, checks, cuda, get_renderer, render
+from tests.unit.helpers import gsplat_standin
 
 
 def leaves(n: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -24,11 +25,15 @@ def test_no_gaussians_are_projected_with_a_graph(joined: bool) -> None:
     means, _, scales, opacities = leaves(0)
     sh0, shn = torch.zeros(0, 1, 3, requires_grad=True), torch.zeros(0, 15, 3, requires_grad=True)
     colors = torch.cat([sh0, shn], 1) if joined else (sh0, shn)
-    p = cuda._nothing(means, scales, opacities, colors)
+    with gsplat_standin.installed():
+        r, quats = cuda.CudaRenderer(), torch.zeros(0, 4)
+        settings = RenderSettings(sh_degree=3, absgrad=True, render_depth=True)
+        p = r.project(means, quats, scales, opacities, colors, torch.eye(4), torch.eye(3), 5, 4, settings)
     shapes = [tuple(t.shape) for t in (p.ids, p.means2d, p.conics, p.depths, p.radii, p.colors, p.opacities)]
     assert shapes == [(0,), (0, 2), (0, 3), (0,), (0, 2), (0, 3), (0,)]
     p.means2d.retain_grad()
-    image = cuda._empty(p, 5, 4, torch.ones(3), RenderSettings(absgrad=True, render_depth=True))
+    with gsplat_standin.installed():
+        image = r.rasterize(p, 5, 4, settings, background=torch.ones(3))
     image.colors.sum().backward()
     assert p.means2d.absgrad.shape == (0, 2) and image.depths is not None
     assert image.colors.min() == 1 and means.grad is not None and sh0.grad is not None
@@ -47,17 +52,23 @@ def test_the_other_renderers_draw_no_gaussians(name: str) -> None:
     assert out.colors.min() == 1 and out.alphas.max() == 0 and means.grad is not None
 
 
+def project_nothing(r: cuda.CudaRenderer, viewmat: torch.Tensor, K: torch.Tensor) -> None:
+    means, quats, scales, opacities = leaves(0)
+    r.project(means, quats, scales, opacities, torch.zeros(0, 3), viewmat, K, 8, 8)
+
+
 def test_a_camera_is_looked_at_once_and_again_when_it_was_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
     monkeypatch.setattr(checks, "check_camera", lambda viewmat, K: looked.append(1))
     r, view, K = cuda.CudaRenderer(), torch.eye(4), torch.eye(3)
-    for _ in range(3):
-        r._check_camera(view, K)
-    assert len(looked) == 1
-    view[0, 3] = 1.0
-    r._check_camera(view, K)
-    r._check_camera(view, K.clone())
-    r._check_camera(torch.eye(4), K)
+    with gsplat_standin.installed():
+        for _ in range(3):
+            project_nothing(r, view, K)
+        assert len(looked) == 1
+        view[0, 3] = 1.0
+        project_nothing(r, view, K)
+        project_nothing(r, view, K.clone())
+        project_nothing(r, torch.eye(4), K)
     assert len(looked) == 4
 
 
@@ -65,7 +76,7 @@ def test_a_bad_camera_is_refused_each_time() -> None:
     r = cuda.CudaRenderer()
     for _ in range(2):
         with pytest.raises(UserError, match="viewmat"):
-            r._check_camera(torch.zeros(4, 4), torch.eye(3))
+            project_nothing(r, torch.zeros(4, 4), torch.eye(3))
 
 
 @pytest.mark.parametrize(("world", "waits"), [(1, 0), (2, 1)])
@@ -76,7 +87,7 @@ def test_ranks_wait_for_each_other_outside_of_gsplat(monkeypatch, world, waits) 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(cuda.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(cuda.dist, "get_world_size", lambda: world)
-    cuda._wait(SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
+    cuda.wait_for_gpu(SimpleNamespace(is_cuda=True, device=torch.device("cuda")))
     assert len(waited) == waits
 
 

@@ -68,8 +68,8 @@ def test_a_batch_of_more_views_than_there_are_takes_them_in_turn():
 
 def test_photographs_that_do_not_fit_are_read_ahead_by_a_thread(tmp_path: Path, monkeypatch) -> None:
     scene = PackedScene.open(tiny.write_tiny(tmp_path / "scene.safetensors"))
-    cameras, readers, read = SceneCameras(scene, torch.device("cpu")), [], scene.image
-    cameras._keeps = False  # as on a GPU that is too small for the scene
+    # as on a GPU that is too small for the scene
+    cameras, readers, read = SceneCameras(scene, torch.device("cpu"), keep=False), [], scene.image
 
     def image(view: int) -> np.ndarray:
         readers.append((view, threading.current_thread() is threading.main_thread()))
@@ -84,6 +84,5 @@ def test_photographs_that_do_not_fit_are_read_ahead_by_a_thread(tmp_path: Path, 
     in_thread = {view for view, main in readers if not main}
     assert {2, 3} <= in_thread and readers.count((2, False)) == 1
     assert [view for view, main in readers if main] == [1]
-    cameras._keeps = True
-    cameras.prefetch([4])
+    SceneCameras(scene, torch.device("cpu"), keep=True).prefetch([4])
     assert 4 not in {view for view, _ in readers}, "what is kept is read once, when it is used"

@@ -46,26 +46,46 @@ def test_ranks_of_different_speed_ask_after_the_same_steps_and_agree():
     assert one == two and one[-1] == 21 and one[-2] >= 19
 
 
+class WatchedClock:
+    """A clock that is set by hand and counts how often it is looked at."""
+
+    def __init__(self) -> None:
+        self.now, self.looks = 100.0, 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return self.now
+
+    def wait_for_looks(self, until=lambda: False) -> None:
+        """Wait until the thread has looked three times at the time as it is set, or `until` holds."""
+        wanted, end = self.looks + 3, time.monotonic() + 60
+        while self.looks < wanted and not until():
+            assert time.monotonic() < end, "the thread does not look"
+            time.sleep(0.005)
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_rank_that_waits_says_so_before_nccl_ends_it_and_one_that_hangs_does_not(waits, tmp_path):
-    told, dumps = [], []
-    stacks = Stacks(tmp_path, 0, timeout_s=0.5)
+    told, dumps, clock = [], [], WatchedClock()
+    stacks = Stacks(tmp_path, 0, timeout_s=1.0, now=clock)
     stacks.report_hang(lambda: waits, told.append, lambda: dumps.append(1))
-    end = time.monotonic() + (30 if waits else 1)
-    while time.monotonic() < end and not told:
-        time.sleep(0.01)
+    clock.now = 100.89
+    clock.wait_for_looks()
+    assert not told and not dumps
+    clock.now = 100.91
+    clock.wait_for_looks(lambda: bool(told))
     stacks.close()
-    assert len(told) == waits and all(s > 0.45 for s in told)
+    assert told == [pytest.approx(0.91)] * waits
     assert dumps == [1], "its collectives, once, whether it waits or hangs by itself"
 
 
 def test_a_rank_that_gets_on_does_not_report(tmp_path):
-    told = []
-    stacks = Stacks(tmp_path, 0, timeout_s=30)
-    stacks._since = -1000.0  # as if it had been silent for long, and then
+    told, clock = [], WatchedClock()
+    stacks = Stacks(tmp_path, 0, timeout_s=1.0, now=clock)
+    clock.now = 1000.0  # silent for long, and then
     stacks.progress()
     stacks.report_hang(lambda: True, told.append, lambda: told.append(0.0))
-    time.sleep(0.7)  # the thread looked twice
+    clock.wait_for_looks()
     stacks.close()
     assert not told
 

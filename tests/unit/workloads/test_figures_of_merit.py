@@ -88,9 +88,16 @@ def test_from_a_json_file(tmp_path: Path, content: Any, value: float | None, why
     assert found.values.get("x") == value and why in found.missing.get("x", "")
 
 
-def test_a_regex_that_backtracks_without_end_is_stopped(tmp_path: Path) -> None:
-    found = read(tmp_path, {"regex": "(a+)+b"}, "a" * 60 + "\n", limit_s=0.2)
-    assert "longer than 0.2 s" in found.missing["x"]
+def test_a_regex_that_backtracks_without_end_is_stopped_and_takes_no_other_figure_away(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "output.rank0.log"
+    path.write_text("a" * 60 + "\nb=7\n")
+    figures = {"x": {"regex": "(a+)+b$"}, "y": {"regex": "b=(\\d)"}}
+    criteria = Criteria.model_validate({"figures_of_merit": figures, "success": {"lines": ["(a+)+c"]}})
+    found = find(criteria, [path], tmp_path, limit_s=0.2)
+    assert "longer than 0.2 s" in found.missing["x"] and found.values == {"y": 7.0}
+    assert "took longer" in found.unmet[0]
 
 
 def test_signs_of_success_must_all_be_there(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A program on one rank or node: its variables, its environment, its output, and that nothing of it is left."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import pytest
 
 from dist3dgs.config.models import Hardware
 from dist3dgs.config.workloads import Application, Criteria, WorkloadSpec
+from dist3dgs.diagnosis import diagnose_attempt
+from dist3dgs.runs.attempts import Attempt
 from dist3dgs.runs.events import read_events
 from dist3dgs.workloads import process
 
@@ -33,12 +34,13 @@ def spec(application: list[str] | str, layout: str = "n1g1", **settings: Any) ->
     )  # fmt: skip
 
 
-def start(folder: Path, run: WorkloadSpec, **environ: str) -> "subprocess.Popen[str]":
+def start(folder: Path, run: WorkloadSpec, told: dict[str, Any] | None = None) -> "subprocess.Popen[str]":
+    """told: more fields of the attempt's summary."""
     attempt = folder / "attempts/000"
     attempt.mkdir(parents=True, exist_ok=True)
-    (attempt / "launch.json").write_text(json.dumps({"spec": run.model_dump(mode="json")}))
+    (attempt / "launch.json").write_text(json.dumps({"spec": run.model_dump(mode="json")} | (told or {})))
     argv = [sys.executable, "-c", SMALL, "--out", str(folder), "--events", str(attempt)]
-    return subprocess.Popen(argv, env=os.environ | environ, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
 
 
 def output(folder: Path, rank: int = 0) -> str:
@@ -89,11 +91,30 @@ def test_output_and_events(tmp_path: Path) -> None:
     assert kinds == ["start", "leave", "enter", "leave", "memory", "end"]
 
 
+def test_the_words_of_resume_and_events_of_checkpoints(tmp_path: Path) -> None:
+    code = "import sys; print(sys.argv[1:]); open(sys.argv[1] + '/step-2.pt', 'w')"
+    words = ["{python}", "-c", code, "{out}", "{loader_workers}"]
+    run = spec(words, loader_workers=8, checkpoint="step-*.pt", resume="--resume {checkpoint} --strict")
+    assert process.newest_checkpoint(run, tmp_path / "output") is None
+    assert start(tmp_path, run, {"loader_workers": 4}).wait(30) == 0
+    out = str(tmp_path / "output")
+    assert output(tmp_path) == f"{[out, '4']}\n"
+    (saved,) = [e for e in events(tmp_path) if e["event"] == "checkpoint"]
+    newest = process.newest_checkpoint(run, tmp_path / "output")
+    assert saved["path"] == str(newest) == f"{out}/step-2.pt"
+    assert start(tmp_path, run, {"checkpoint": str(newest)}).wait(30) == 0
+    assert output(tmp_path) == f"{[out, '8', '--resume', str(newest), '--strict']}\n"
+    assert [e["path"] for e in events(tmp_path) if e["event"] == "resume"] == [str(newest)]
+
+
 def test_a_missing_program_is_named(tmp_path: Path) -> None:
     program = start(tmp_path, spec("no-such-program --x"))
     assert program.wait(30) == 127
     (error,) = [e for e in events(tmp_path) if e["event"] == "error"]
     assert "'no-such-program'" in error["message"] and "application" in error["message"]
+    attempt = Attempt(tmp_path / "attempts/000")
+    verdict = diagnose_attempt(attempt, attempt.summary().updated(status="failed", returncode=1))
+    assert verdict.cause == "environment" and "'no-such-program'" in verdict.evidence[0].text
 
 
 def test_of_much_output_the_first_and_the_last_are_kept(tmp_path: Path) -> None:

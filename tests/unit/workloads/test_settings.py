@@ -95,11 +95,28 @@ def test_every_shipped_entry_can_be_asked_for_and_the_first_shows_every_setting(
         ({"figures_of_merit": {"loss": {"regx": "(a)"}}}, "did you mean `regex`"),
         ({"success": {"lines": ["("]}}, "regular expression"),
         ({"aplication": "x"}, "did you mean `application`"),
+        ({"application": "prog --output-dir /scratch/mine"}, r"--output-dir /scratch/mine.*\{out\}"),
+        ({"application": "prog --results=run.json"}, "same for every point"),
+        ({"application": "prog trainer.save_dir={size}/a"}, "same for every point"),
+        ({"loader_gib": "{sise}"}, r"loader_gib`: unknown variable \{sise\}"),
+        ({"process_gib": "much"}, "'much' is no number"),
+        ({"process_gib": -1}, "-1 is no size"),
+        ({"resume": "--resume {checkpoint}"}, "needs `checkpoint`"),
+        ({"checkpoint": "/x/*.pt"}, "below"),
+        ({"application": "prog {checkpoint}"}, r"unknown variable \{checkpoint\}"),
     ],
 )
 def test_each_mistake_is_named(repository: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=rf"(?s){words}"):
         study(repository, ENTRY | change)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--out {out}", "--result_dir={out}/a", "--output-format x/y", "--checkpoint a/b.pt", "-o --log a/b"],
+)
+def test_what_names_no_shared_output_is_taken(repository: Path, words: str) -> None:
+    assert study(repository, ENTRY | {"application": f"prog {words}"}).workloads["mine"]
 
 
 def test_a_name_of_a_scene_is_refused(repository: Path) -> None:

@@ -30,11 +30,11 @@ def densify(
     seed: int,
     step: int,
 ) -> Change:
-    """Clone small and split large Gaussians that the loss pulls; prune faint (and, on demand, huge) ones.
+    """Clone small and split large Gaussians of large screen-space gradient; prune faint (and, on demand, huge) ones.
 
     lineage: int64 [N], names of the Gaussians. statistics: over all views of all ranks. extent: scene radius, world
-    units. choose: given [N] float pulls and [N] bool who would grow, who may; called exactly once. seed, step: of the
-    run, for the noise of splits.
+    units. choose: given [N] float gradients and [N] bool candidates, returns the [N] bool that may grow; called exactly
+    once. seed, step: of the run, for the noise of splits.
     """
     grads = statistics.mean_gradient()
     largest = gaussians["scales"].amax(-1).exp()

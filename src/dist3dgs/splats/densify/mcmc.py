@@ -71,7 +71,7 @@ def densify(
         for t in parameters.values():
             t[dead] = t[source[: len(dead)]]
         parameters = {name: torch.cat([t, t[source[len(dead) :]]]) for name, t in parameters.items()}
-        # Relocated Gaussians and those they were put on start afresh: their moments belong to another loss surface.
+        # Relocated Gaussians and those at their new places get fresh moments: the old ones are of another loss surface.
         origin[hit], origin[dead] = -1, -1
         origin = torch.cat([origin, origin.new_full((num_added,), -1)])
         # Several may have one source: they are told apart by their number.
@@ -84,7 +84,7 @@ def densify(
 def add_noise(
     gaussians: Gaussians, lineage: Tensor, lr_means: float, settings: Densification, *, seed: int, step: int
 ) -> None:
-    """Perturb the means in place along their own covariance, the more the more transparent (eq. 8).
+    """Perturb the means in place along their own covariance, more strongly where more transparent (eq. 8).
 
     lineage: int64 [N], names of the Gaussians: the noise is drawn by them, hence the same on any number of ranks. seed,
     step: of the run.

@@ -131,7 +131,7 @@ class Renderer(Protocol):
             colors: [N,3] RGB when `settings.sh_degree` is None. Else spherical harmonics coefficients [N,K,3] with
                 K >= (sh_degree+1)^2, or the pair (sh0 [N,1,3], shN [N,K-1,3]), which spares a copy of both per step.
                 Coefficients beyond `sh_degree` are not read; their gradient is zero, and that of `shN` at degree 0
-                is None, so that nobody sends or applies it.
+                is None, so that it is neither sent nor applied.
             viewmat: [4,4] world to camera, rigid, OpenCV axes.
             K: [3,3] intrinsics, px: fx, fy > 0, no skew.
             width, height: image size, px, 1..32768.
@@ -142,7 +142,7 @@ class Renderer(Protocol):
             projection is not representable in the dtype (a scale of 1e9 in float32, say).
 
         Raises:
-            UserError: wrong shape, dtype or device; NaN or infinite parameters; a camera that is no camera.
+            UserError: wrong shape, dtype or device; NaN or infinite parameters; an invalid camera.
         """
         ...
 

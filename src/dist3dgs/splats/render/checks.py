@@ -1,4 +1,4 @@
-"""Refuse what no renderer can draw, with a message; shared by all renderers."""
+"""Reject input that no renderer can draw, with a message; shared by all renderers."""
 
 import math
 

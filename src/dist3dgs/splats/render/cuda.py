@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dist3dgs.errors import UserError
 from dist3dgs.launch import gsplat_build
+from dist3dgs.splats.host_copy import HostCopy
 from dist3dgs.splats.render import checks
 from dist3dgs.splats.render.api import (
     DEFAULTS,
@@ -29,8 +30,9 @@ from dist3dgs.splats.render.api import (
 
 TILE_PX = 16
 #: Gaussians are looked at for NaN, and for quaternions that are no rotation, at the first projection and then every so
-#: many, as each look waits for the GPU. In between, a NaN makes the loss NaN, which ends the training too, and no
-#: quaternion becomes short: its gradient is perpendicular to it, so that each update makes it longer.
+#: many; the result is read a projection later, when the GPU has it. In between, a NaN makes the loss NaN, which ends
+#: the training too, and no quaternion becomes short: its gradient is perpendicular to it, so that each update makes it
+#: longer.
 FINITE_EVERY = 100
 
 
@@ -38,13 +40,14 @@ class CudaRenderer(Renderer):
     """See `dist3dgs.splats.render.api.Renderer`. Float32 on a CUDA device; also differentiable in `viewmat`.
 
     Nothing here waits for the GPU from view to view: a camera's values are checked when it is first seen or has been
-    written to, Gaussians at the first and then every `FINITE_EVERY`-th projection, backgrounds by shape alone.
+    written to, Gaussians as `FINITE_EVERY` says, backgrounds by shape alone.
     """
 
     name = "cuda"
 
     def __init__(self) -> None:
         self._projections, self._some_short = 0, True
+        self._looking: HostCopy | None = None
         self._cameras: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def project(
@@ -64,14 +67,12 @@ class CudaRenderer(Renderer):
         checks.check_settings(settings)
         checks.check_gaussians(means, quats, scales, opacities, colors, settings.sh_degree)
         self._check_camera(viewmat, K)
-        _check_device(means)
+        check_device(means)
         if len(means) == 0:
             return _nothing(means, scales, opacities, colors)  # gsplat 1.5.3 divides by their number
-        if self._projections % FINITE_EVERY == 0:
-            self._some_short = _check_values(means, quats, scales, opacities)
-        self._projections += 1
+        self._look(means, quats, scales, opacities)
         gsplat_build.load()
-        _wait(means)
+        wait_for_gpu(means)
         from gsplat import fully_fused_projection
 
         viewmat, K = viewmat.to(means), K.to(means)
@@ -91,9 +92,24 @@ class CudaRenderer(Renderer):
             colors=_colors(means, colors, ids, viewmat, settings.sh_degree), opacities=opacities,
         )  # fmt: skip
 
+    def _look(self, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor) -> None:
+        """Look at the values at the first projection, then every `FINITE_EVERY` and read a projection later."""
+        looked, self._looking = self._looking, None
+        if self._projections % FINITE_EVERY == 0:
+            looking = HostCopy(_measures(means, quats, scales, opacities))
+            looked, self._looking = (looking, None) if self._projections == 0 else (looked, looking)
+        self._projections += 1
+        if looked is not None:
+            finite, shortest = looked.read()
+            if not finite:
+                _raise_if_nonfinite(means, quats, scales, opacities)
+            self._some_short = not shortest >= QUATERNION_MIN
+
     def _check_camera(self, viewmat: Tensor, K: Tensor) -> None:
         """Call `checks.check_camera` once per camera: its values are on the GPU."""
         known, *versions = self._cameras.get(viewmat, (lambda: None,))
+        # PyTorch counts the writes to a tensor (its notes on autograd, "In-place correctness checks") and has no public
+        # name for the count. Comparing the values instead would wait for the GPU at every view.
         if known() is not K or versions != [viewmat._version, K._version]:
             checks.check_camera(viewmat, K)
             self._cameras[viewmat] = (weakref.ref(K), viewmat._version, K._version)
@@ -110,11 +126,11 @@ class CudaRenderer(Renderer):
         checks.check_size(width, height)
         checks.check_background(background)
         p = projection
-        _check_device(p.means2d)
+        check_device(p.means2d)
         if len(p.ids) == 0:
             return _empty(p, width, height, background, settings)
         gsplat_build.load()
-        _wait(p.means2d)
+        wait_for_gpu(p.means2d)
         from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels
 
         columns, rows = math.ceil(width / TILE_PX), math.ceil(height / TILE_PX)
@@ -209,21 +225,20 @@ def _empty(
     return Image(colors=colors, alphas=alphas, depths=alphas.clone() if settings.render_depth else None)
 
 
-def _check_values(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor) -> bool:
-    """Raise `UserError` for values that are not finite; return True if some quaternion is too short to be a rotation.
+@torch.no_grad()
+def _measures(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor) -> Tensor:
+    """Return [2]: 1 if the sum of all values is finite, else 0; the length of the shortest quaternion."""
+    total = torch.stack([t.sum() for t in (means, quats, scales, opacities)]).sum()
+    shortest = quats.norm(dim=-1).amin()
+    return torch.stack([torch.isfinite(total).to(shortest), shortest])
 
-    One transfer to the host, unless there is something to raise.
-    """
-    with torch.no_grad():
-        tensors = (means, quats, scales, opacities)
-        total = torch.stack([t.sum() for t in tensors]).sum()
-        shortest = quats.norm(dim=-1).amin()
-        finite, length = torch.stack([torch.isfinite(total).to(shortest), shortest]).tolist()
-        if not finite:  # only a sum that is not finite is looked into
-            bad = torch.stack([~torch.isfinite(t).reshape(len(t), -1).all(1) for t in tensors]).any(0)
-            if bool(bad.any()):
-                raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
-        return not length >= QUATERNION_MIN
+
+@torch.no_grad()
+def _raise_if_nonfinite(*tensors: Tensor) -> None:
+    """Raise `UserError` if any value is not finite. A sum may overflow where no value does."""
+    bad = torch.stack([~torch.isfinite(t).reshape(len(t), -1).all(1) for t in tensors]).any(0)
+    if bool(bad.any()):
+        raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
 
 
 def _with_no_rotation(quats: Tensor) -> Tensor:
@@ -234,8 +249,8 @@ def _with_no_rotation(quats: Tensor) -> Tensor:
     return torch.where(turned, quats, no_rotation)
 
 
-def _wait(tensor: Tensor) -> None:
-    """Wait for the work queued on the GPU, if there are several ranks.
+def wait_for_gpu(tensor: Tensor) -> None:
+    """Wait for the work queued on the GPU of a tensor [...] of any dtype, if there are several ranks.
 
     gsplat waits for it in the next call, and there it keeps Python's lock: in a collective that never ends, no thread
     of this process could report the hang. This wait releases the lock.
@@ -244,7 +259,8 @@ def _wait(tensor: Tensor) -> None:
         torch.cuda.current_stream(tensor.device).synchronize()
 
 
-def _check_device(tensor: Tensor) -> None:
+def check_device(tensor: Tensor) -> None:
+    """Raise `UserError` unless a tensor [...] of Gaussians is float32 on a CUDA device."""
     if tensor.device.type != "cuda":
         raise UserError(
             f"Gaussians are on {tensor.device}: the renderer 'cuda' draws only those on a CUDA device"

@@ -57,7 +57,7 @@ def load_kernels(name: str, writer: Writer, real: ir.Type, sources: list[Path]) 
         writer(module, real)
         return compile_object(str(module), cpu, features)
 
-    return _load_object(_cached(file_name, build))
+    return load_object(_cached(file_name, build))
 
 
 def target_cpu() -> tuple[str, str]:
@@ -66,7 +66,7 @@ def target_cpu() -> tuple[str, str]:
         return name, os.environ.get(FEATURES_VARIABLE, "")
     try:
         return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    except RuntimeError:  # LLVM does not know this processor: the plainest of its kind will do
+    except RuntimeError:  # LLVM does not know this processor: take the baseline of its architecture
         return "generic", ""
 
 
@@ -147,7 +147,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _load_object(code: bytes) -> Callable[[str], int]:
+def load_object(code: bytes) -> Callable[[str], int]:
+    """Load an object file into this process; return kernel name -> address, which raises `KeyError` for others."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(**ADDRESSES)

@@ -1,4 +1,4 @@
-"""A small language for numerical kernels: Python expressions over LLVM values, scalars and vectors of 16 lanes alike.
+"""A small language for numerical kernels: Python expressions over LLVM values, scalars or vectors of 16 lanes.
 
 LLVM lowers a 16-lane vector to whatever the machine has: one AVX-512 register, two AVX2, four NEON. A kernel is a C
 function `void name(int64_t *args)`; the parameters are read from `args` in the order in which they are declared.

@@ -41,7 +41,7 @@ def run(address: int, *args: Any, num_tasks: int | None = None) -> None:
         threads = max(1, min(threads, num_tasks))
     if threads == 1:
         _body(address)(packed)
-    elif (parallel := _openmp()) is not None:
+    elif (parallel := openmp()) is not None:
         parallel(address, packed, threads, 0)
     else:
         _run_in_python_threads(address, packed, threads)
@@ -60,9 +60,11 @@ def _body(address: int) -> Callable[[bytes], None]:
 
 
 @functools.cache
-def _openmp() -> Callable[[int, bytes, int, int], None] | None:
-    """GOMP_parallel(function, data, num_threads, flags) of the OpenMP runtime that torch has loaded (GNU's; LLVM's and
-    Intel's have it too)."""
+def openmp() -> Callable[[int, bytes, int, int], None] | None:
+    """Return GOMP_parallel(function, data, num_threads, flags) of the OpenMP runtime that torch has loaded, or None.
+
+    It is GNU's; LLVM's and Intel's runtimes have it too.
+    """
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
