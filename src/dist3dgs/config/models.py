@@ -307,6 +307,11 @@ class Strategy(Settings):
         description="sharded, hybrid: neighbours on different ranks, or near Gaussians on one rank and views on the "
         "rank that holds most of what they see",
     )
+    split: Literal["images", "pixels"] = Field(
+        "images",
+        description="sharded: a step's images are dealt to the ranks, or each image is cut into strips that the ranks "
+        "share, for batches smaller than the number of ranks and large images",
+    )
     sync_every: int = Field(16, ge=1, description="local: optimizer steps from one average to the next")
     average: Literal["seen", "plain"] = Field(
         "seen",
@@ -349,6 +354,8 @@ class Strategy(Settings):
             raise ValueError(f"a {self.kind} strategy needs init: broadcast and compression: none")
         if self.kind == "hybrid" and self.init != "broadcast":
             raise ValueError("a hybrid strategy needs init: broadcast")
+        if self.split == "pixels" and self.kind in STRATEGIES and self.kind != "sharded":
+            raise ValueError(f"split: pixels is a setting of kind: sharded, not of {self.kind}")
         if self.shard is not None and self.kind in STRATEGIES and self.kind != "hybrid":
             raise ValueError(f"shard: {self.shard} is a setting of kind: hybrid, not of {self.kind}")
         return self
@@ -367,6 +374,12 @@ class Hardware(Settings):
         300, ge=1, description="a node or rank that has not joined the others after this ends the run"
     )
     max_restarts: int = Field(0, ge=0, le=100, description="restarts from the last checkpoint within one job")
+    max_gaussians_per_rank: int | None = Field(
+        None,
+        ge=1,
+        description="trainings: Gaussians that a rank has room for; a run whose model may grow beyond that is refused "
+        "when it starts; null: no limit",
+    )
 
 
 class Exclusion(Settings):
@@ -499,9 +512,10 @@ class RunSpec(PointSpec):
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         world = self.started.world_size
-        if self.global_batch % world:
+        if self.global_batch % world and self.parallel.split == "images":
             raise ValueError(
-                f"train.global_batch = {self.global_batch} is no multiple of the {world} ranks of {self.started}"
+                f"train.global_batch = {self.global_batch} is no multiple of the {world} ranks of {self.started}; a "
+                "sharded strategy with split: pixels shares any batch"
             )
         return self
 

@@ -327,8 +327,10 @@ class Blocks(Parallel):
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
         return statistics if self.phase == "blocks" else self._now.reduce_statistics(statistics)
 
-    def share(self, gaussians: Gaussians) -> float:
-        return self._now.share(gaussians)
+    @property
+    def penalised_gaussians(self) -> float:
+        # A block is trained as if it were the whole.
+        return self.total_gaussians / (self.comm.world_size if self.phase == "blocks" else 1)
 
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         if self.phase != "blocks":

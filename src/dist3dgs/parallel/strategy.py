@@ -11,6 +11,7 @@ from torch import Tensor
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
+from ..splats.loss import Strip
 from ..splats.render import Image, Projection, Renderer, RenderSettings
 from .collectives import Communicator
 
@@ -24,6 +25,12 @@ class View:
 
     image: Image
     camera: Camera
+    strip: Strip | None = None
+    """Rows of the camera's image that this rank rendered; `image.colors` has neighbours' rows as well. None: all."""
+
+    def crop(self, photo: Tensor) -> Tensor:
+        """Return the rows of the camera's photograph, uint8 [H, W, 3], that `image.colors` has."""
+        return photo if self.strip is None else photo[self.strip.top :][: len(self.image.colors)]
 
 
 @dataclass
@@ -50,11 +57,18 @@ class Parallel(ABC):
 
     def __init__(self, comm: Communicator, renderer: Renderer, settings: RenderSettings) -> None:
         self.comm, self.renderer, self.settings = comm, renderer, settings
+        #: Most Gaussians that this rank has room for (`hardware.max_gaussians_per_rank`).
+        self.max_rows: int | None = None
 
     @property
     @abstractmethod
     def shards(self) -> list[int]:
         """Current rows per rank; a checkpoint keeps them, for the same number of ranks to resume with."""
+
+    @property
+    def holders(self) -> int:
+        """Number of ranks that hold the model together."""
+        return 1 if self.replicates else self.comm.world_size
 
     @property
     def stream(self) -> int:
@@ -181,10 +195,6 @@ class Parallel(ABC):
         """Sum densification statistics over all views of all ranks, for the Gaussians this rank holds. Collective."""
 
     @abstractmethod
-    def share(self, gaussians: Gaussians) -> float:
-        """Return the weight of this rank's sum over its Gaussians in the mean over all Gaussians, summed over ranks."""
-
-    @abstractmethod
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         """Choose the `count` candidates with the largest values among all ranks' Gaussians. Collective.
 
@@ -222,6 +232,11 @@ class Parallel(ABC):
     def total_gaussians(self) -> int:
         """Number of Gaussians of the whole model."""
         return self.shards[0] if self.replicates else sum(self.shards)
+
+    @property
+    def penalised_gaussians(self) -> float:
+        """Number of Gaussians that MCMC's penalties are means over."""
+        return self.total_gaussians
 
     def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:
         """Sum what densification counted over the ranks that hold different Gaussians. Collective."""

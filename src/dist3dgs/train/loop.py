@@ -120,7 +120,12 @@ class Trainer:
         return True
 
     def start(self) -> None:
-        """Start from the newest good checkpoint, else from the scene's points."""
+        """Start from the newest good checkpoint, else from the scene's points.
+
+        Raises:
+            UserError: the model may need more Gaussians per rank than there is room for.
+        """
+        self._check_room()
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
         self._agree_on_lpips()
@@ -132,6 +137,19 @@ class Trainer:
             self.events("resume", step=header.step)
         self._sample_own_views()
         self._compare_digests()
+
+    def _check_room(self) -> None:
+        d, room, holders = self.train.densify, self.parallel.max_rows, self.parallel.holders
+        most = min(len(self.scene.points), d.max_gaussians) if d.kind == "none" else d.max_gaussians
+        needed = -(-most // holders)
+        if room is None or needed <= room:
+            return
+        among = f"each of {holders} ranks that share them" if holders > 1 else "a rank that holds all of them"
+        raise UserError(
+            f"hardware.max_gaussians_per_rank is {room:,}, but {most:,} Gaussians need {needed:,} on {among} "
+            f"(kind: {self.spec.parallel.kind}); use a strategy of kind sharded on {-(-most // room)} ranks or more, "
+            "or lower train.densify.max_gaussians"
+        )
 
     def _begin(self, header: Header, state: dict[str, Tensor]) -> None:
         """Take up the strategy's phase where the checkpoint left it."""
@@ -222,13 +240,17 @@ class Trainer:
             photo = view.camera.photo
             if photo is None:  # the strategy gave this rank another's view
                 photo = self.cameras.photo_of(view.camera)
-            loss = loss + l1_ssim_loss(view.image.colors, photo, self.train.ssim_weight) / n
-        total = loss + self._regularisation() if self.train.densify.kind == "mcmc" else loss
+            strip = () if view.strip is None else (view.strip,)
+            part = l1_ssim_loss(view.image.colors, view.crop(photo), self.train.ssim_weight, *strip)
+            loss = loss + part / n
         clock.part("loss")
-        total.backward()
+        loss.backward()
         clock.part("backward")
         rates = learning_rates(self.train.lr, self.scene.extent, self.rule, step / self.schedule.num_steps)
-        ready = clock.between(self.parallel.reduce_gradients(gaussians, degree), "communicate", "optimise")
+        reduced = self.parallel.reduce_gradients(gaussians, degree)
+        if self.train.densify.kind == "mcmc":
+            reduced = self._with_penalties(reduced)
+        ready = clock.between(reduced, "communicate", "optimise")
         self.model.optimizer.step(rates, ready)
         clock.part("optimise")
         if track:
@@ -288,10 +310,22 @@ class Trainer:
 
     # ---------------------------------------------------------------- parts of the training
 
-    def _regularisation(self) -> Tensor:
-        d, g = self.train.densify, self.model.gaussians
-        opacity, scale = torch.sigmoid(g["opacities"]).sum(), torch.exp(g["scales"]).sum() / 3
-        return self.parallel.share(g) * (d.opacity_reg * opacity + d.scale_reg * scale)
+    @torch.no_grad()
+    def _with_penalties(self, reduced: Iterator[str]) -> Iterator[str]:
+        """Add the gradients of MCMC's penalties, means over all Gaussians, to the sums over ranks.
+
+        Not before: a share of each rank's would be rounded with its views' gradients, differently on each number of
+        ranks.
+        """
+        d, n = self.train.densify, self.parallel.penalised_gaussians
+        for name in reduced:
+            parameter = self.model.gaussians[name]
+            if name == "opacities":
+                opacity = torch.sigmoid(parameter)
+                parameter.grad.add_(opacity * (1 - opacity), alpha=d.opacity_reg / n)  # type: ignore[union-attr]
+            elif name == "scales":
+                parameter.grad.add_(torch.exp(parameter), alpha=d.scale_reg / (3 * n))  # type: ignore[union-attr]
+            yield name
 
     def _densify(self) -> None:
         started = time.perf_counter()
