@@ -2,7 +2,7 @@
 # The stages of dist3dgs.bench.gpu, one JSON; started again, it goes on with the stages that are left. In the Python
 # given where its PyTorch sees a GPU, as it is, with packages from WHEELS (default: wheels/, made by `make gpu-wheels`)
 # where it lacks some; else in an environment of its own with the CUDA build. Called by make: PYTHON, BIN (left out of
-# PATH), FOX, OUT, OWN, WHEELS.
+# PATH), FOX, GSPLAT, COLMAP, FACTOR, OUT, OWN, WHEELS.
 set -euo pipefail
 OUT=${OUT:-docs/benchmarks/gpu-check.json}
 FOX=${FOX:-}
@@ -37,5 +37,6 @@ if [ -d "$WHEELS" ] && ! "$python" -m dist3dgs.bench.needs 2>/dev/null; then
   export PYTHONPATH="$PYTHONPATH:$PWD/.gpu-packages"
 fi
 "$python" -m dist3dgs.bench.needs
-"$python" -m dist3dgs.bench.gpu ${FOX:+--scene "$FOX"} --out "$OUT"
+"$python" -m dist3dgs.bench.gpu ${FOX:+--scene "$FOX"} ${GSPLAT:+--repository "$GSPLAT"} ${COLMAP:+--colmap "$COLMAP"} \
+  ${FACTOR:+--factor "$FACTOR"} --out "$OUT"
 echo "gpu-check: $OUT"

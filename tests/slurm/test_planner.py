@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,7 @@ from dist3dgs.slurm import planner as module
 from dist3dgs.slurm.client import SlurmError
 from dist3dgs.slurm.planner import Planner, TrainJobs
 from dist3dgs.slurm.queue import Job, Queue, comment_of
-from dist3dgs.slurm.resources import workload_refusal
+from dist3dgs.slurm.resources import MemoryCheck
 from dist3dgs.slurm.site import read_site
 
 POINT = Point.parse("garden", "sharded", "n1g4")
@@ -69,9 +68,8 @@ def test_a_point_that_cannot_fit_is_refused_with_the_setting_and_costs_no_job(
     point = Point.named("planner/full/n4g4")
     for overlays, fits in (([overlay], False), ([], True)):
         study = load_study(repository / "config", overlays)
-        planner = Planner(
-            tmp_path / str(fits), site, Queue(tmp_path), refusal=partial(workload_refusal, study, site=site)
-        )
+        check = MemoryCheck(study, site, repository / "config")
+        planner = Planner(tmp_path / str(fits), site, Queue(tmp_path), refusal=check)
         planner.queue.jobs = lambda: jobs
         assert planner.finish(point, 1, spec_json(study.spec(point))) is not fits
         asked = planner.resources(point, 1, "{}")
@@ -80,6 +78,25 @@ def test_a_point_that_cannot_fit_is_refused_with_the_setting_and_costs_no_job(
     assert summary.published and summary.ended.cause == "submission_rejected"
     assert "4 ranks x (6.0 GiB + 8 workers x 8.0 GiB)" in summary.ended.note
     assert "at most 6 workers per rank fit" in summary.ended.note and "cannot be submitted" in caplog.text
+
+
+def test_a_training_that_gpu_memory_cannot_hold_is_refused_unless_the_site_says_otherwise(
+    repository, tmp_path
+):
+    """60 million Gaussians are 57 GB of parameters, gradients and moments alone; four shards of them fit in 40 GB."""
+    overlay = tmp_path / "large.yaml"
+    overlay.write_text("{scenes: [garden], train: {densify: {kind: mcmc, max_gaussians: 60000000}}}")
+    study = load_study(repository / "config", [overlay])
+
+    def refusal(name: str, **site: object) -> str | None:
+        here = read_site({"gpu_type": "a100-sxm4-40gb", "mem_gib_per_gpu": 100, **site})
+        return MemoryCheck(study, here, repository / "config")(Point.named(name))
+
+    why = refusal("garden/replicated/n1g4")
+    assert why and why.startswith("GPU memory: ") and "train.densify.max_gaussians: at most" in why
+    assert refusal("garden/sharded/n1g4") is None
+    assert refusal("garden/replicated/n1g4", check_memory=False) is None
+    assert refusal("garden/replicated/n1g4", gpu_type="unheard-of") is None
 
 
 def test_a_refusal_that_passes_is_waited_for_and_said_once_a_minute(made, caplog):

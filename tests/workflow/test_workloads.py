@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from dist3dgs.cli import main
+from tests.unit.helpers.tiny import write_tiny
 from tests.workflow.test_graph import job_table, snakemake
 
 pytestmark = pytest.mark.slow
@@ -18,13 +20,25 @@ import os, sys
 if os.path.exists("broken"):
     raise ValueError("broken")
 ranks = int(sys.argv[1])
-print("started at", sys.argv[2])
+print("started at", sys.argv[2], "with", len(open(sys.argv[3] + "/views.csv").readlines()) - 1, "views")
 for epoch in range(3):
     print(f"epoch {epoch}: {8 / ranks + (epoch == 0):.2f} s")
 print("done")
 """
+#: A new user's: it takes the flags of the manual's command line.
+TRAIN = """
+import argparse
+parser = argparse.ArgumentParser()
+for name in ("--epochs", "--batch", "--out"):
+    parser.add_argument(name, required=True)
+for epoch in range(int(parser.parse_args().epochs)):
+    print("epoch time", 9.0 if epoch == 0 else 2.0)
+print("done")
+"""
 ENTRY: dict[str, Any] = {
-    "application": "{python} program.py {ranks} {out}",
+    "application": "{python} program.py {ranks} {out} {data}",
+    "scene": "tiny",
+    "setup": {"command": ["{python}", "-c", "open('ready', 'a').write('x')"], "creates": ["ready"]},
     "batch_per_rank": 4,
     "work_per_epoch": 16,
     "inputs": ["program.py"],
@@ -37,7 +51,15 @@ FLAGS = ("--profile", "profiles/local", "--configfile", "mine.yaml")
 def write_config(folder: Path, **changes: Any) -> None:
     entry = ENTRY | changes
     config = {"scenes": [], "workloads": ["mine"], "layouts": ["n1g1", "n1g2"], "hardware": {"device": "cpu"}}
-    (folder / "mine.yaml").write_text(yaml.safe_dump(config | {"workload_library": {"mine": entry}}))
+    libraries = {"workload_library": {"mine": entry}, "scene_library": {"tiny": {"builtin": {}}}}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(config | libraries))
+
+
+def pack(folder: Path, num_points: int) -> None:
+    """A scene that was packed by hand: it stays as it is."""
+    write_tiny(folder / "data/tiny/scene.safetensors", num_points)
+    for name in ("source.json", "ingest.json"):
+        (folder / "data/tiny" / name).write_text("{}")
 
 
 def planned(folder: Path) -> dict[str, int]:
@@ -52,6 +74,7 @@ def study(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(repository / name)
     (folder / "program.py").write_text(PROGRAM)
     write_config(folder)
+    pack(folder, 400)
     (folder / "terminal.txt").write_text(snakemake(folder, *FLAGS, "--", "all"))
     return folder
 
@@ -63,6 +86,12 @@ def test_its_points_are_in_the_tables_and_the_report(study: Path) -> None:
     assert float(rows["n1g1"]["images_per_s"]) == 2.0 and float(rows["n1g2"]["images_per_s"]) == 4.0
     assert float(rows["n1g2"]["speedup"]) == 2.0 and rows["n1g2"]["scaling"] == "throughput"
     assert "mine" in (study / "results/report/report.html").read_text()
+    assert (study / "ready").read_text() == "x", "set up once for all points"
+    record = json.loads((study / "results/mine/default/n1g2/r0/record.json").read_text())
+    exported = json.loads((study / "data/tiny/colmap/export.json").read_text())
+    assert record["provenance"]["scene_digest"] == exported["digest"]
+    output = next((study / "results/mine/default/n1g2/r0").glob("attempts/*/output.rank0.log")).read_text()
+    assert f"with {exported['num_views']} views" in output
     assert "2 points: 2 ok" in (study / "terminal.txt").read_text()
 
 
@@ -72,11 +101,20 @@ def test_what_a_change_makes_again(study: Path) -> None:
     table = planned(study)
     assert table["record"] == 2 and "train" not in table
     write_config(study, variables={"size": 2})
-    assert planned(study)["train"] == 2
+    table = planned(study)
+    assert table["train"] == 2 and "setup_workload" not in table
+    write_config(study, setup={"command": "true"})
+    table = planned(study)
+    assert table["train"] == 2 and table["setup_workload"] == 1
     write_config(study)
     (study / "program.py").write_text(PROGRAM + "\n")
     assert planned(study)["train"] == 2
     (study / "program.py").write_text(PROGRAM)
+    pack(study, 300)
+    table = planned(study)
+    assert table["export_scene"] == 1 and table["train"] == 2 and "ingest" not in table
+    pack(study, 400)
+    assert not {"train", "export_scene"} & set(planned(study))
 
 
 def test_a_point_off_the_matrix_by_its_file_and_again_by_retry(
@@ -95,3 +133,18 @@ def test_a_point_off_the_matrix_by_its_file_and_again_by_retry(
     assert record["provenance"]["attempt"] == 1
     assert record["status"] == "ok" and record["metrics"]["epoch_s"] == 2.0
     assert record["run"]["seed"] == 43 and record["provenance"]["scene_digest"]
+
+
+def test_the_ten_lines_of_the_manual(study: Path, repository: Path) -> None:
+    """As a new user: one's own program, the lines of config/README.md as they are, one point by its file."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (repository / "config/README.md").read_text(), re.DOTALL)
+    (lines,) = [b for b in blocks if b.startswith("# config/workloads.yaml")]
+    assert "/home/me/train.py" in lines
+    (study / "train.py").write_text(TRAIN)
+    settings = "results: results/manual\nhardware: {device: cpu}\n"
+    (study / "manual.yaml").write_text(settings + lines.replace("/home/me/", ""))
+    target = "results/manual/mine/default/n1g4/r1/record.json"
+    snakemake(study, "--profile", "profiles/local", "--configfile", "manual.yaml", "--", target)
+    record = json.loads((study / target).read_text())
+    assert record["status"] == "ok" and record["metrics"]["epoch_s"] == 2.0
+    assert record["metrics"]["images_per_s"] == 25000.0 and record["run"]["seed"] == 43

@@ -43,7 +43,7 @@ def default_resources():
 try:
     from dist3dgs.config.load import Layers
     from dist3dgs.files import sha256
-    from dist3dgs.config.matrix import Study, spec_json
+    from dist3dgs.config.matrix import Study, exported_folder, spec_json
     from dist3dgs.runs.provenance import (
         JUDGING_CODE,
         code_digest,
@@ -54,15 +54,15 @@ try:
     from dist3dgs.scenes.listing import not_a_folder, scene_files
     from dist3dgs.slurm.planner import Planner, TrainJobs
     from dist3dgs.slurm.resources import (
+        MemoryCheck,
         contradiction,
         ingest_resources,
         rule_resources,
         sfm_limits,
-        workload_refusal,
     )
     from dist3dgs.slurm.site import current_site, former_place, on_cluster
     from dist3dgs.slurm.submission import check_partitions
-    from dist3dgs.workloads.process import inputs_digest
+    from dist3dgs.workloads.process import EXPORT_FILE, inputs_digest, setup_digest
 
     # The cluster, from a file that the profile names: no part of the study, so that moving to another one trains
     # nothing again. The executor's settings have read it.
@@ -89,10 +89,13 @@ FIGURE_KINDS = ("svg", "png", "pdf", "csv")
 FIGURE_FILES = [f"{RESULTS}/figures/{name}.{kind}" for name in FIGURES for kind in FIGURE_KINDS]
 
 
+CHECK_MEMORY = MemoryCheck(STUDY, SITE)
+
+
 def refusal_of(point):
-    """Why the job of a point cannot hold its ranks and loaders; None if it may."""
+    """Why memory cannot hold the point's job; None if it may."""
     try:
-        return workload_refusal(STUDY, point, SITE)
+        return CHECK_MEMORY(point)
     except UserError as error:
         stop(error)
 
@@ -154,10 +157,27 @@ def decides(wildcards):
         run = STUDY.run_key(point)
     except UserError as error:
         stop(error)
+    scene = scene_read(point)
+    parts = [f"run {run}"]
     if STUDY.is_workload(point):
-        return f"run {run}, inputs {workload_inputs(point.scene)}"
+        parts += [f"inputs {workload_inputs(point.scene)}"]
+    if scene is not None:
+        parts += [
+            f"made from {scene_settings(scene)}",
+            f"scene {packed_digest(scene) or trained_scene(point)}",
+        ]
     # One string for all repeats of a big study.
-    return sys.intern(f"run {run}, made from {scene_settings(point.scene)}, scene {packed_scene(point)}")
+    return sys.intern(", ".join(parts))
+
+
+def scene_read(point):
+    """The scene that a point trains on; None for a workload that has none."""
+    if not STUDY.is_workload(point):
+        return point.scene
+    try:
+        return STUDY.spec(point).train.scene
+    except UserError as error:
+        stop(error)
 
 
 @cache
@@ -183,6 +203,58 @@ def criteria_of(wildcards):
 def scene_input(wildcards):
     """The packed scene of a point; nothing for a workload, which has its data in its settings."""
     return [] if wildcards.scene in STUDY.workloads else packed_input(wildcards)
+
+
+def exported_input(wildcards):
+    """The COLMAP folder of a workload's scene; counts as new only where it is about to be made again."""
+    if wildcards.scene not in STUDY.workloads:
+        return []
+    scene = scene_read(point_of(wildcards))
+    return [] if scene is None else exported(scene)
+
+
+def setup_input(wildcards):
+    """What says that a workload's program is ready; counts as new only where its set-up is about to run."""
+    if wildcards.scene not in STUDY.workloads or STUDY.workload(wildcards.scene).setup is None:
+        return []
+    return ready(wildcards.scene)
+
+
+@cache
+def ready(workload):
+    path = f"{DATA}/setup/{workload}.json"
+    setup = STUDY.workload(workload)
+    try:
+        current = json.loads(Path(path).read_text(encoding="utf-8"))["digest"] == setup_digest(setup)
+    except (OSError, ValueError, KeyError, TypeError):
+        current = False
+    forced = "setup_workload" in (workflow.dag_settings.forcerun or ())
+    return ancient(path) if current and not forced else path
+
+
+@cache
+def workload_setup(name):
+    """The settings that a workload's set-up needs, as one line of JSON: no other change runs it again."""
+    try:
+        workload = STUDY.workload(name)
+        if workload.setup is None:
+            raise UserError(f"the workload {name} has no `setup`")
+    except UserError as error:
+        stop(error)
+    used = workload.setup_variables()
+    settings = {"application": "-", "setup": workload.setup.model_dump(mode="json"), "variables": used}
+    return json.dumps(settings, sort_keys=True)
+
+
+@cache
+def exported(scene):
+    path = f"{exported_folder(DATA, scene)}/{EXPORT_FILE}"
+    try:
+        current = json.loads(Path(path).read_text(encoding="utf-8"))["digest"][:16] == packed_digest(scene)
+    except (OSError, ValueError, KeyError, TypeError):
+        current = False
+    forced = "export_scene" in (workflow.dag_settings.forcerun or ())
+    return ancient(path) if current and is_ingested(scene) and not forced else path
 
 
 @cache
@@ -238,13 +310,13 @@ def photographs_of(wildcards):
 _packed = {}
 
 
-def packed_scene(point):
-    """Digest of the scene that a point trains on; of the one it was trained on where the packed scene is gone."""
-    path = f"{DATA}/{point.scene}/scene.safetensors"
+def packed_digest(scene):
+    """Digest of a packed scene; "" where there is none."""
+    path = f"{DATA}/{scene}/scene.safetensors"
     try:
         stat = os.stat(path)
     except FileNotFoundError:
-        return trained_scene(point)
+        return ""
     key = (path, stat.st_size, stat.st_mtime_ns)
     if key not in _packed:
         _packed[key] = (scene_digest(path) or "unreadable")[:16]
@@ -252,6 +324,7 @@ def packed_scene(point):
 
 
 def trained_scene(point):
+    """Digest of the scene that a point was trained on, for where the packed scene is gone."""
     try:
         record = json.loads(Path(record_path(point)).read_text(encoding="utf-8"))
         return (record["provenance"]["scene_digest"] or "")[:16]

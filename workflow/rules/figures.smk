@@ -18,6 +18,7 @@ rule tabulate:
         performance=f"{RESULTS}/tables/performance_comparison.csv",
         resources=f"{RESULTS}/tables/resources.csv",
         scaling=[f"{RESULTS}/tables/scaling.{kind}" for kind in ("csv", "md", "tex")],
+        trainers=[f"{RESULTS}/tables/trainers.{kind}" for kind in ("csv", "md", "tex")],
         over_scenes=[f"{RESULTS}/tables/over_scenes.{kind}" for kind in ("csv", "md", "tex")],
     log:
         f"{RESULTS}/logs/tabulate.log",
@@ -29,7 +30,7 @@ rule tabulate:
     params:
         others=OTHER_RECORDS,
         contents=other_records,
-        code=lambda wildcards: code_of("analysis.tables"),
+        code=lambda wildcards: code_of("analysis.tables", "predict.compare"),
         baseline=f"--baseline {STUDY.config.baseline}" if STUDY.config.baseline else "",
     shell:
         "dist3dgs --log {log:q} tabulate --runs {output.runs:q} --points {output.points:q} {params.baseline}"

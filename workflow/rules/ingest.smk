@@ -3,6 +3,7 @@
 
 localrules:
     photographs,
+    export_scene,
     weights,
 
 
@@ -57,6 +58,23 @@ rule ingest:
         "dist3dgs --log {log:q} ingest {wildcards.scene:q} --scene {params.scene:q} --made-from {params.made_from}"
         " --threads {threads} --memory-mb {resources.sfm_mem_mb} --timeout-s {resources.sfm_timeout_s}"
         " --source {input:q} --pack {output.pack:q} --facts {output.facts:q}"
+
+
+rule export_scene:
+    """A packed scene as the COLMAP folder that other trainers read: pixels, poses, points and split of ours."""
+    input:
+        packed_input,
+    output:
+        f"{DATA}/{{scene}}/colmap/export.json",
+    log:
+        f"{DATA}/logs/export_scene/{{scene}}.log",
+    retries: 0
+    conda:
+        "../envs/dist3dgs.yaml"
+    params:
+        packed=lambda wildcards: packed_digest(wildcards.scene),
+    shell:
+        "dist3dgs --log {log:q} export-scene --scene {input:q} --out {output:q}"
 
 
 rule weights:

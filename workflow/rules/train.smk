@@ -1,10 +1,30 @@
 # The one expensive rule and the cheap one that judges what it left.
 
 
+rule setup_workload:
+    """Make a workload's program ready, once. Runs where the workflow runs: it may need the internet."""
+    output:
+        f"{DATA}/setup/{{workload}}.json",
+    log:
+        f"{DATA}/logs/setup/{{workload}}.log",
+    wildcard_constraints:
+        workload=NAME_PATTERN,
+    retries: 0
+    conda:
+        "../envs/dist3dgs.yaml"
+    params:
+        application=lambda wildcards: workload_setup(wildcards.workload),
+    shell:
+        "dist3dgs --log {log:q} setup-workload {wildcards.workload:q} --application {params.application:q}"
+        " --out {output:q}"
+
+
 rule train:
     """One scaling point. Its output is there whether the run succeeded or failed."""
     input:
         scene=scene_input,
+        data=exported_input,
+        setup=setup_input,
     output:
         "{results}/{scene}/{strategy}/{layout}/{repeat}/launch.json",
     log:
@@ -58,3 +78,4 @@ rule record:
 
 localrules:
     record,
+    setup_workload,

@@ -7,7 +7,7 @@ records give the same bytes. Columns of measurements follow the table of metrics
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from .scaling_tables import (
     scaling_rows,
     write_typeset,
 )
+from .trainers import TRAINERS_COLUMNS, trainers_rows
+from .trainers import caption as trainers_caption
 
 Row = dict[str, Any]
 
@@ -63,6 +65,7 @@ TEXTS = {
     *("source", "record", "record_sha256", "baseline_layout", "baseline_strategy", "baseline_is", "scaling"),
     *("reason", "negative_scaling", "git_dirty", "hardware", "left_out", "outcome", "gain_of"),
     *("run", "baseline", "attempts", "evidence_file", "memory_of", "one_node_layout", "scenes"),
+    *("trainer", "differs", "differences"),
 }
 
 RUN_COLUMNS = (
@@ -76,19 +79,32 @@ RUN_COLUMNS_END = (
 )
 
 
-def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path, baseline: str | None = None) -> None:
+def tabulate(
+    record_paths: list[Path],
+    runs_csv: Path,
+    points_csv: Path,
+    baseline: str | None = None,
+    *,
+    more: Mapping[str, Metric] | None = None,
+    values_of: Callable[[Sequence[RunRecord]], Sequence[Mapping[str, float]]] | None = None,
+) -> None:
     """Read every record and write both tables, beside them those of the journey and of resources (*_tables.py).
 
     baseline: `strategy/layout` that points are compared with instead of the smallest layout.
+    more: further metrics; values_of: returns them for each record, in order.
 
     Raises `UserError` for a file that is not a record and for two records of the same run.
     """
     paths = sorted(Path(p) for p in record_paths)
     records = load_records(paths)
     used = [resource_rows(record, path.parent) for record, path in zip(records, paths, strict=True)]
-    metrics = known_metrics(records) | SAMPLED
+    metrics = known_metrics(records) | SAMPLED | dict(more or {})
+    added = values_of(records) if values_of is not None else [{}] * len(records)
     columns = run_columns(metrics, phase_order({phase for r in records for phase in r.metrics.phases_s}))
-    measured = [numbers(metrics, r) | sampled_metrics(mine) for r, mine in zip(records, used, strict=True)]
+    measured = [
+        numbers(metrics, r) | sampled_metrics(mine) | dict(own)
+        for r, mine, own in zip(records, used, added, strict=True)
+    ]
     points = point_rows(records, baseline, measured, metrics)
     runs = [run_row(r, path) | row for r, path, row in zip(records, paths, measured, strict=True)]
     by_point = {(p["scene"], p["strategy"], p["layout"]): p for p in points}
@@ -110,6 +126,9 @@ def tabulate(record_paths: list[Path], runs_csv: Path, points_csv: Path, baselin
     over_scenes = over_scenes_rows(points, scaling)
     write_table(beside("over_scenes.csv"), over_scenes, OVER_SCENES_COLUMNS)
     write_typeset(beside("over_scenes"), over_scenes, OVER_SCENES_COLUMNS, OVER_SCENES_CAPTION)
+    trainers = trainers_rows(points, records)
+    write_table(beside("trainers.csv"), trainers, TRAINERS_COLUMNS)
+    write_typeset(beside("trainers"), trainers, TRAINERS_COLUMNS, trainers_caption(trainers))
 
 
 def run_columns(metrics: Mapping[str, Metric], phases: Iterable[str] = ()) -> list[str]:

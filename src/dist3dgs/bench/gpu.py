@@ -6,9 +6,11 @@
 The stages run one after the other, each in a process of its own with its own time limit: build (gsplat's extension),
 agreement (CPU and CUDA renderers draw the same Gaussians, forward and all gradients), nccl (collectives of one rank on
 one GPU; two ranks there are refused), training (on the scene given, else on the packed fox, else on a cloud made here,
-as `is_fox` states), and steps at several numbers of Gaussians with the kernels that take the time. The JSON is written
-after each; a second run repeats what did not end well and keeps the rest, if the machine and the code are the same. The
-exit status is 1 if a stage failed or the renderers disagree, and 2 if there is no GPU or something is missing.
+as `is_fox` states), steps at several numbers of Gaussians with the kernels that take the time, and lpips where its
+weights are. Where a checkout of gsplat and a COLMAP scene are given, simple_trainer (gsplat's own trainer) and ours
+beside it, and the seconds of both to equal PSNR. The JSON is written after each; a second run repeats what did not end
+well and keeps the rest, if the machine and the code are the same. The exit status is 1 if a stage failed or the
+renderers disagree, and 2 if there is no GPU or something is missing.
 """
 
 import argparse
@@ -42,12 +44,13 @@ from ..scenes.pack import PackedScene
 from ..splats.densify.lineage import founders
 from ..splats.gaussians import NAMES, Gaussians, initial_gaussians
 from ..splats.loss import l1_ssim_loss
-from ..splats.lpips import weights_path
+from ..splats.lpips import load_lpips, weights_path
 from ..splats.precision import full_precision
 from ..splats.render import Renderer, RenderSettings, get_renderer
 from ..train.loop import Trainer
 from ..train.model import LINEAGE, Model
 from ..train.timing import Clock
+from . import simple_trainer
 from .cloud import intrinsics, ring_of_cameras, write_cloud
 from .machine import describe_machine
 
@@ -65,7 +68,10 @@ CASES = [
 #: Pixels of the pictures that are compared, no multiples of a tile; a rehearsal on the CPU draws smaller ones.
 DRAWN_SIZE, REHEARSED_SIZE = (317, 211), (45, 37)
 #: Stage -> seconds after which it is stopped. Ten minutes on a machine are enough for each by itself.
-STAGES = {"build": 590.0, "agreement": 300.0, "nccl": 180.0, "training": 590.0, "steps": 590.0}
+STAGES = {
+    "build": 590.0, "agreement": 300.0, "nccl": 180.0, "training": 590.0, "steps": 590.0, "lpips": 120.0,
+    "simple_trainer": 590.0, "ours": 590.0,
+}  # fmt: skip
 #: Bytes that each Gaussian takes between steps: 59 parameters with gradient and two moments in float32, the name and
 #: two sums for densification in int64.
 STATE_BYTES = 59 * 4 * 4 + 3 * 8
@@ -90,6 +96,13 @@ def parser() -> argparse.ArgumentParser:
         help="of Gaussians, for the steps",
     )
     parser.add_argument("--size", type=int, nargs=2, default=[1237, 822], help="px, of the steps' images")
+    parser.add_argument("--repository", type=Path, help="checkout of gsplat, for its simple_trainer.py")
+    parser.add_argument("--colmap", type=Path, help="COLMAP scene (images/, sparse/0) that both train on")
+    parser.add_argument("--factor", type=int, default=1, help="its photographs are divided by this")
+    parser.add_argument("--beside-steps", type=int, default=7000, help="of simple_trainer and of ours")
+    parser.add_argument(
+        "--densify", default="default", help="kind, of ours beside simple_trainer: default, budget"
+    )
     parser.add_argument("--out", type=Path, help="JSON file (default: print)")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES), help="only these")
     parser.add_argument(
@@ -130,9 +143,15 @@ def check(args: argparse.Namespace) -> int:
         if result["stages"].get(name, {}).get("status") == "ok":
             print(f"{name}: done before", file=sys.stderr, flush=True)
             continue
-        print(f"{name}: at most {STAGES[name]:.0f} s", file=sys.stderr, flush=True)
-        result["stages"][name] = stage = run_stage(name, args)
-        print(f"{name}: {stage['status']} after {stage['s']:.1f} s", file=sys.stderr, flush=True)
+        if reason := left_out(name, args):
+            result["stages"][name] = stage = {"status": "left out", "error": reason, "s": 0.0}
+            print(f"{name}: left out, {reason}", file=sys.stderr, flush=True)
+        else:
+            print(f"{name}: at most {STAGES[name]:.0f} s", file=sys.stderr, flush=True)
+            result["stages"][name] = stage = run_stage(name, args)
+            print(f"{name}: {stage['status']} after {stage['s']:.1f} s", file=sys.stderr, flush=True)
+        both = [result["stages"].get(which, {}).get("result") for which in ("simple_trainer", "ours")]
+        result["equal_psnr"] = simple_trainer.compare(*(r["curve"] for r in both)) if all(both) else None
         if args.out:
             write_json(args.out, result)
         if name == "build" and stage["status"] != "ok":
@@ -144,7 +163,16 @@ def check(args: argparse.Namespace) -> int:
     print(json.dumps(result, indent=1))
     stages = [result["stages"].get(name, {}) for name in args.stage]
     agrees = result["stages"].get("agreement", {}).get("result", {}).get("agrees", True)
-    return 0 if agrees and all(stage.get("status") == "ok" for stage in stages) else 1
+    return 0 if agrees and all(stage.get("status") in ("ok", "left out") for stage in stages) else 1
+
+
+def left_out(name: str, args: argparse.Namespace) -> str | None:
+    """Return the reason why a stage cannot be run with what was given, None if it can."""
+    if name == "lpips" and weights_path() is None:
+        return "DIST3DGS_LPIPS names no weights (dist3dgs fetch-weights makes them)"
+    if name in ("simple_trainer", "ours") and not (args.repository and args.colmap):
+        return "give gsplat's repository and a COLMAP scene: make gpu-check GSPLAT=checkout COLMAP=scene"
+    return None
 
 
 def kept_stages(out: Path, now: dict[str, Any]) -> dict[str, Any]:
@@ -168,6 +196,16 @@ def run_stage(name: str, args: argparse.Namespace) -> dict[str, Any]:
     argv += ["--numbers", *map(str, args.numbers)]
     argv += ["--scene", str(args.scene)] if args.scene else []
     argv += ["--preload", args.preload] if args.preload else []
+    argv += [
+        "--factor",
+        str(args.factor),
+        "--beside-steps",
+        str(args.beside_steps),
+        "--densify",
+        args.densify,
+    ]
+    argv += ["--repository", str(args.repository)] if args.repository else []
+    argv += ["--colmap", str(args.colmap)] if args.colmap else []
     started = time.perf_counter()
     process = subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -309,8 +347,67 @@ def step_breakdown(num_gaussians: int, width: int, height: int, device: torch.de
         }
 
 
+def lpips_stage(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure LPIPS of two pictures on the device and on the CPU, and its seconds on the device."""
+    g, device = torch.Generator().manual_seed(0), torch.device(args.device)
+    width, height = (max(96, side) for side in args.size)  # AlexNet needs about as much
+    photo = (
+        torch.rand(height // 8 + 1, width // 8 + 1, 3, generator=g)
+        .repeat_interleave(8, 0)
+        .repeat_interleave(8, 1)
+    )
+    other = (photo + 0.1 * torch.randn(photo.shape, generator=g)).clamp(0, 1)
+    on_cpu, on_device = load_lpips(torch.device("cpu")), load_lpips(device)
+    assert on_cpu is not None and on_device is not None  # left out otherwise
+    photo, other = photo[:height, :width].contiguous(), other[:height, :width].contiguous()
+    want, pair = on_cpu(photo, other), (photo.to(device), other.to(device))
+    got = on_device(*pair)
+    started = time.perf_counter()
+    on_device(*pair)
+    return {"cpu": want, "device": got, "difference": abs(got - want), "s": time.perf_counter() - started}
+
+
+def theirs_stage(args: argparse.Namespace) -> dict[str, Any]:
+    """Train with gsplat's simple_trainer."""
+    curve = simple_trainer.run_theirs(args.repository, args.colmap, args.factor, args.beside_steps)
+    return {"steps": args.beside_steps, "curve": curve}
+
+
+def ours_stage(args: argparse.Namespace) -> dict[str, Any]:
+    """Train on the scene of `simple_trainer`, with as many steps and evaluations."""
+    from ..scenes.ingest import IngestSettings, IngestSource, ingest
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        source = IngestSource(name="beside", kind="colmap", path=args.colmap)
+        settings = IngestSettings(downscale=args.factor, test_every=simple_trainer.TEST_EVERY)
+        ingest(source, Path(folder), settings)
+        steps = args.beside_steps
+        train = TrainSettings.model_validate({
+            "steps": steps, "eval_every": simple_trainer.evaluations(steps)[0], "checkpoint_every": steps,
+            "lpips": weights_path() is not None, "tensorboard": False, "densify": {"kind": args.densify},
+        })  # fmt: skip
+        scene = PackedScene.open(Path(folder, "scene.safetensors"))
+        trainer = _trainer(scene, train, Path(folder), torch.device(args.device))
+        trainer.run()
+        events = [e for e in read_events(trainer.events.path) if e["event"] == "eval"]
+    curve = [
+        {"s": e["elapsed_s"], "gaussians": e["num_gaussians"]} | {k: e[k] for k in ("step", "psnr", "lpips")}
+        for e in events
+    ]
+    return {"steps": steps, "densify": args.densify, "curve": curve}
+
+
 #: Stage -> the function that runs it, in its own process; returns what JSON can hold.
-RUN = {"build": build, "agreement": agreement, "nccl": nccl, "training": training, "steps": steps}
+RUN = {
+    "build": build,
+    "agreement": agreement,
+    "nccl": nccl,
+    "training": training,
+    "steps": steps,
+    "lpips": lpips_stage,
+    "simple_trainer": theirs_stage,
+    "ours": ours_stage,
+}
 
 
 def name_of(sh_degree: int, antialiased: bool, absgrad: bool) -> str:

@@ -57,6 +57,7 @@ def print_findings(args: argparse.Namespace, study: Any, site: Any, layouts: Seq
     limits = Limits(
         runtime_s=site.runtime_min * 60.0,
         longest_s=site.max_runtime_min * 60.0,
+        runtime_margin=site.runtime_margin,
         mem_gib_per_rank=None if args.no_slurm else site.mem_gib_per_gpu,
         most_mem_gib=site.max_mem_gib,
         process_gib=args.process_gib,

@@ -47,6 +47,32 @@ def ingest(args: argparse.Namespace) -> None:
 
 
 @verb(
+    "write a packed scene as the COLMAP folder that other trainers read",
+    option("--scene", required=True, type=Path, help="packed scene"),
+    option("--out", required=True, type=Path, help="export.json to write, in the folder"),
+)
+def export_scene(args: argparse.Namespace) -> None:
+    from ..scenes.export import export_colmap
+
+    export_colmap(args.scene, args.out)
+
+
+@verb(
+    "make a workload's program ready: run its `setup`",
+    option("name", help="the workload"),
+    option("--application", required=True, help="its settings as JSON"),
+    option("--out", required=True, type=Path, help="file to write when it has succeeded"),
+)
+def setup_workload(args: argparse.Namespace) -> None:
+    from ..config.models import validate
+    from ..config.workloads import Application
+    from ..workloads.process import run_setup
+
+    app = validate(Application, json_of(args.application, "--application"), "--application")
+    run_setup(args.name, app, args.out, args.log)
+
+
+@verb(
     "download the LPIPS weights; needs the internet",
     option("--out", type=Path, default=Path("data/weights/lpips-alex.safetensors")),
     option("--lock", type=Path, default=Path("config/scenes.lock.yaml")),
@@ -112,6 +138,7 @@ def record(args: argparse.Namespace) -> None:
 )
 def tabulate(args: argparse.Namespace) -> None:
     from ..analysis.tables import tabulate
+    from ..predict.compare import PREDICTED, predicted_metrics
 
     if not args.records:
         raise UserError(
@@ -119,7 +146,7 @@ def tabulate(args: argparse.Namespace) -> None:
             f"{snakemake('results/builtin/replicated/n1g1/r0/record.json')}, or from the logs of a job that ran "
             "elsewhere: dist3dgs import --help"
         )
-    tabulate(args.records, args.runs, args.points, args.baseline)
+    tabulate(args.records, args.runs, args.points, args.baseline, more=PREDICTED, values_of=predicted_metrics)
 
 
 @verb(

@@ -132,13 +132,18 @@ class Study:
                 f"{self.layers.where('workload_library', point.scene)}: {point.scene} has no variant"
                 f" {point.strategy!r}; {_nearest(point.strategy, workload.variants)}"
             )
+        application = workload.application_of(point.strategy)
+        if application.scene is not None:
+            scene = self.scene(application.scene)
+            folder = exported_folder(self.config.data, application.scene)
+            application = application.model_copy(update={"data": folder, "test_every": scene.test_every})
         value = {
             "scene": point.scene,
             "strategy": point.strategy,
             "layout": str(point.layout),
             "repeat": point.repeat,
             "seed": self.config.seed + point.repeat,
-            "train": workload.application_of(point.strategy).model_dump(),
+            "train": application.model_dump(),
             "criteria": workload.criteria.model_dump(),
             "hardware": self.config.hardware.model_dump(),
         }
@@ -274,6 +279,11 @@ def load_study(folder: Path, overlays: Sequence[Path] = ()) -> Study:
     there = [path for path in files if path.name not in OPTIONAL_FILES or path.is_file()]
     layers = Layers.read([*there, *overlays])
     return Study.from_config(layers.merged(), layers)
+
+
+def exported_folder(data: str, scene: str) -> str:
+    """Return the COLMAP folder that a packed scene is exported to."""
+    return f"{data}/{scene}/colmap"
 
 
 def spec_json(spec: AnySpec) -> str:

@@ -144,9 +144,10 @@ class LearningRates(Settings):
 class Densification(Settings):
     """Schedule and rule of densification. Steps count optimiser steps."""
 
-    kind: Literal["default", "mcmc", "none"] = Field(
+    kind: Literal["default", "mcmc", "budget", "none"] = Field(
         "default",
-        description="default: clone/split/prune (Kerbl et al. 2023); mcmc: relocation (Kheradmand et al. 2024)",
+        description="default: clone/split/prune (Kerbl et al. 2023); mcmc: relocation (Kheradmand et al. 2024); "
+        "budget: grows to max_gaussians where several views have errors (Mallick et al. 2024, Ren et al. 2025)",
     )
     start_step: int = Field(500, ge=0)
     stop_step: int = Field(15_000, ge=0)
@@ -169,6 +170,15 @@ class Densification(Settings):
         5_000_000,
         ge=1,
         description="the whole model never has more; of more initial points a random part is taken",
+    )
+    score_views: int = Field(
+        10, ge=1, description="budget: training views whose errors decide at each densification"
+    )
+    prune_share: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="budget: share of the Gaussians that goes at each densification, those that images need least",
     )
     noise_lr: float = Field(5e5, ge=0, description="mcmc: strength of the position noise")
     opacity_reg: float = Field(0.01, ge=0, description="mcmc: weight of the opacity penalty")
@@ -208,6 +218,11 @@ class TrainSettings(Settings):
     antialiased: bool = False
     near: float = Field(0.01, gt=0)
     far: float = Field(1e10, gt=0)
+    optimizer: Literal["adam", "selective"] = Field(
+        "adam",
+        description="adam: every Gaussian in every step; selective: those that a view of the step draws, the others "
+        "keep their values and moments (not the same results)",
+    )
     lr: LearningRates = LearningRates()
     densify: Densification = Densification()
     eval_every: int = Field(
@@ -238,6 +253,7 @@ STRATEGIES = {
     "sharded": "dist3dgs.parallel.sharded:Sharded",
     "hybrid": "dist3dgs.parallel.hybrid:Hybrid",
     "local": "dist3dgs.parallel.local:Local",
+    "blocks": "dist3dgs.parallel.blocks:Blocks",
 }
 #: Entry points of other packages that add kinds of strategy.
 STRATEGY_GROUP = "dist3dgs.strategies"
@@ -264,7 +280,7 @@ class Strategy(Settings):
         "replicated",
         description="replicated: every rank holds all Gaussians; sharded: each owns a part, projections travel; "
         "hybrid: shards inside groups of ranks, replicas across groups; local: replicas that train apart and are "
-        "averaged now and then",
+        "averaged now and then; blocks: each trains a cell of space alone, between a coarse training and a merge",
     )
     init: Literal["broadcast", "independent"] = Field(
         "broadcast",
@@ -291,10 +307,38 @@ class Strategy(Settings):
         description="sharded, hybrid: neighbours on different ranks, or near Gaussians on one rank and views on the "
         "rank that holds most of what they see",
     )
+    split: Literal["images", "pixels"] = Field(
+        "images",
+        description="sharded: a step's images are dealt to the ranks, or each image is cut into strips that the ranks "
+        "share, for batches smaller than the number of ranks and large images",
+    )
     sync_every: int = Field(16, ge=1, description="local: optimizer steps from one average to the next")
     average: Literal["seen", "plain"] = Field(
         "seen",
         description="local: weights of the ranks, by how often each saw a Gaussian, or equal",
+    )
+    coarse_share: float = Field(
+        0.2, gt=0, lt=1, description="blocks: share of the run's steps that train the whole scene first"
+    )
+    finish_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="blocks: share of the run's steps that train all blocks together after the merge",
+    )
+    margin: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="blocks: each cell is enlarged by this share of its extent for training (VastGaussian: 0.2, "
+        "BlockGaussian: 0.05)",
+    )
+    view_threshold: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="blocks: a view trains the blocks that have more than this mean blending weight in it "
+        "(CityGaussian: 0.05 of the SSIM)",
     )
     rebalance_above: float = Field(
         1.2, ge=1, description="sharded, hybrid: rows move when the largest shard is this many times the mean"
@@ -303,10 +347,15 @@ class Strategy(Settings):
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
-        if self.kind in ("sharded", "local") and (self.init, self.compression) != ("broadcast", "none"):
+        if self.kind in ("sharded", "local", "blocks") and (self.init, self.compression) != (
+            "broadcast",
+            "none",
+        ):
             raise ValueError(f"a {self.kind} strategy needs init: broadcast and compression: none")
         if self.kind == "hybrid" and self.init != "broadcast":
             raise ValueError("a hybrid strategy needs init: broadcast")
+        if self.split == "pixels" and self.kind in STRATEGIES and self.kind != "sharded":
+            raise ValueError(f"split: pixels is a setting of kind: sharded, not of {self.kind}")
         if self.shard is not None and self.kind in STRATEGIES and self.kind != "hybrid":
             raise ValueError(f"shard: {self.shard} is a setting of kind: hybrid, not of {self.kind}")
         return self
@@ -325,6 +374,12 @@ class Hardware(Settings):
         300, ge=1, description="a node or rank that has not joined the others after this ends the run"
     )
     max_restarts: int = Field(0, ge=0, le=100, description="restarts from the last checkpoint within one job")
+    max_gaussians_per_rank: int | None = Field(
+        None,
+        ge=1,
+        description="trainings: Gaussians that a rank has room for; a run whose model may grow beyond that is refused "
+        "when it starts; null: no limit",
+    )
 
 
 class Exclusion(Settings):
@@ -430,12 +485,37 @@ class RunSpec(PointSpec):
             )
         return self
 
+    @property
+    def block_steps(self) -> range:
+        """1-based steps in which blocks train apart, after the coarse training and before the joint finish."""
+        first = max(1, round(self.parallel.coarse_share * self.num_steps))
+        return range(first + 1, self.num_steps - round(self.parallel.finish_share * self.num_steps) + 1)
+
+    @model_validator(mode="after")
+    def _blocks_train(self) -> Self:
+        if self.parallel.kind != "blocks":
+            return self
+        if not self.block_steps:
+            p = self.parallel
+            raise ValueError(
+                f"parallel.coarse_share = {p.coarse_share:g} and finish_share = {p.finish_share:g} leave none of the "
+                f"{self.num_steps} steps of the run for the blocks to train apart; set smaller ones"
+            )
+        why = {
+            "mcmc": "mcmc's penalties make Gaussians fade that no view of a block sees",
+            "budget": "budget's curve is of the whole model, which ranks that train apart do not know",
+        }.get(self.train.densify.kind)
+        if why:
+            raise ValueError(f"kind: blocks needs train.densify.kind: default or none: {why}")
+        return self
+
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         world = self.started.world_size
-        if self.global_batch % world:
+        if self.global_batch % world and self.parallel.split == "images":
             raise ValueError(
-                f"train.global_batch = {self.global_batch} is no multiple of the {world} ranks of {self.started}"
+                f"train.global_batch = {self.global_batch} is no multiple of the {world} ranks of {self.started}; a "
+                "sharded strategy with split: pixels shares any batch"
             )
         return self
 

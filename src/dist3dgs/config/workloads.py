@@ -29,8 +29,11 @@ VARIABLES = {
     "master_port": "a port on that node that is kept free for the program",
     "batch_per_rank": "units of work per rank and step",
     "global_batch": "units of work per step, all ranks together",
-    "steps": "the setting `steps`",
-    "data": "the setting `data`",
+    "steps": "the setting `steps`, or `images` divided by the global batch",
+    "images": "units of work of the whole run, all ranks together",
+    "steps_scaler": "steps per unit of work: 1 / global batch",
+    "data": "the setting `data`, or the COLMAP folder of `scene`",
+    "test_every": "of `scene`: every so many views by name, from the first, are held out",
     "out": "folder for what the program writes, made for each point",
     "seed": "seed of the study plus the repeat",
     "loader_workers": "the setting `loader_workers`",
@@ -60,6 +63,8 @@ def _pattern(text: str) -> str:
 def _inside(path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or not path:
         raise ValueError("must be a path below {out}, without ..")
+    if "{" in path.replace("{rank}", ""):
+        raise ValueError("knows no variable but {rank}")
     return path
 
 
@@ -91,7 +96,14 @@ class FigureOfMerit(Settings):
     """A number that the program prints, or writes into a JSON file."""
 
     regex: Pattern | None = Field(None, description="its first group is the number, in a line of the output")
-    json_file: FileInOut | None = Field(None, description="a JSON file below {out}, instead of `regex`")
+    file: FileInOut | None = Field(
+        None, description="a text file below {out} that `regex` is applied to, instead of the output"
+    )
+    json_file: FileInOut | None = Field(
+        None,
+        description="a JSON file below {out}, instead of `regex`; in both names * matches anything, files are read in "
+        "the order of their numbers, and {rank} is each rank's number",
+    )
     json_path: str | None = Field(
         None, description="keys and indices that lead to the number, e.g. val.0.psnr"
     )
@@ -101,6 +113,7 @@ class FigureOfMerit(Settings):
         "last", description="of the numbers of one rank"
     )
     skip: int = Field(0, ge=0, description="warm-up: so many numbers of each rank are left out")
+    scale: float = Field(1.0, gt=0, description="the number is multiplied by it, e.g. 0.001 for ms to s")
     over_ranks: Literal["first", "sum", "mean", "max"] = Field(
         "first", description="of the ranks' numbers; first: rank 0 alone prints it"
     )
@@ -112,6 +125,11 @@ class FigureOfMerit(Settings):
             self.json_path is None
         ):
             raise ValueError("give `regex`, or `json_file` with `json_path`")
+        if self.file is not None and self.regex is None:
+            raise ValueError("`file` needs a `regex`")
+        name = self.file or self.json_file
+        if name is not None and self.over_ranks != "first" and "{rank}" not in name:
+            raise ValueError(f"`over_ranks: {self.over_ranks}` needs {{rank}} in the file's name")
         if self.regex is not None and re.compile(self.regex).groups < 1:
             raise ValueError("the regex has no group: put the number in (parentheses)")
         return self
@@ -133,6 +151,29 @@ class Criteria(Settings):
     )
     figures_of_merit: dict[str, FigureOfMerit] = Field({}, min_length=1)
     success: Success = Success()
+    differences: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        [], description="from our trainer on the same scene, named beside the numbers"
+    )
+
+
+def _words_or_none(value: object) -> object:
+    words = None if value is None else _words(value)
+    if words == []:
+        raise ValueError("is empty")
+    return words
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class Setup(Settings):
+    """What makes a program ready, once, where the workflow runs: builds it, fetches its data."""
+
+    command: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = Field(
+        description="command line, as `application`; of the variables {python} and the workload's own"
+    )
+    creates: list[InputPath] = Field([], description="files or folders that are there afterwards")
 
 
 class Footprint(Settings):
@@ -175,6 +216,7 @@ class Application(Settings):
     application: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = Field(
         description="command line, a list of words or one line; {...} are variables"
     )
+    setup: Setup | None = Field(None, exclude_if=_is_none, description="run once, before the first point")
     launch: Literal["rank", "node"] = Field(
         "rank",
         description="rank: torchrun starts it once per rank; node: once per node, for programs that start their own",
@@ -185,7 +227,27 @@ class Application(Settings):
     )
     inputs: list[InputPath] = Field([], description="files and folders whose content decides the result")
     data: InputPath | None = Field(None, description="the folder {data}")
+    # Left out of specs where they are not set: those of earlier workloads stay what they were.
+    scene: str | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="a scene of the library: {data} is its packed scene as a COLMAP folder",
+    )
+    test_every: int | None = Field(
+        None, ge=2, exclude_if=_is_none, description="{test_every}; that of `scene`"
+    )
     steps: int = Field(1, ge=1)
+    images: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=_is_none,
+        description="units of work of the whole run, instead of `steps`: the same for every layout",
+    )
+    evaluation: Annotated[tuple[str, ...] | None, BeforeValidator(_words_or_none)] = Field(
+        None,
+        exclude_if=_is_none,
+        description="command line that rank 0 runs after the program has succeeded; its output joins the program's",
+    )
     batch_per_rank: int | None = Field(None, ge=1, description="the global batch grows with the ranks")
     global_batch: int | None = Field(None, ge=1, description="fixed: divided among the ranks")
     loader_workers: int = Field(0, ge=0, le=1024, description="processes that load data, of each rank")
@@ -196,9 +258,16 @@ class Application(Settings):
         (), description="words that follow the command line where there is a {checkpoint}"
     )
 
+    def setup_variables(self) -> dict[str, Value]:
+        """Return the workload's own variables that its set-up has."""
+        words = self.setup.command if self.setup else ()
+        used = {name for word in words for name in template_variables(word)}
+        return {name: value for name, value in self.variables.items() if name in used}
+
     def templates(self) -> Iterable[tuple[str, str]]:
         """Name and text of each template."""
         yield from ((f"application.{i}", word) for i, word in enumerate(self.application))
+        yield from ((f"evaluation.{i}", word) for i, word in enumerate(self.evaluation or ()))
         yield from ((f"resume.{i}", word) for i, word in enumerate(self.resume))
         yield from ((f"environment.{name}", text) for name, text in self.environment.items())
 
@@ -215,8 +284,17 @@ class Application(Settings):
                     raise ValueError(
                         f"`{where}`: unknown variable {{{name}}}; known: {', '.join(sorted(known))}"
                     )
-                if name == "data" and self.data is None:
-                    raise ValueError(f"`{where}` has {{data}}, and there is no setting `data`")
+                if name == "data" and self.data is None and self.scene is None:
+                    raise ValueError(f"`{where}` has {{data}}, and there is no setting `data` or `scene`")
+                if name == "test_every" and self.test_every is None and self.scene is None:
+                    raise ValueError(f"`{where}` has {{test_every}}, and there is no setting of that name")
+        for i, word in enumerate(self.setup.command if self.setup else ()):
+            for name in template_variables(word, f"setup.command.{i}"):
+                if name not in {"python", *self.variables}:
+                    raise ValueError(
+                        f"`setup.command.{i}`: {{{name}}} is not known before a point; known: "
+                        + ", ".join(sorted({"python", *self.variables}))
+                    )
         if fixed := _fixed_output(self.application):
             raise ValueError(
                 f"`application`: `{fixed}` is the same for every point, which would overwrite each other's output;"
@@ -235,6 +313,13 @@ class Workload(Application, Criteria, Footprint):
     variants: dict[str, dict[str, Value]] = Field(
         {"default": {}}, min_length=1, description="name -> variables that differ"
     )
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        for one, other in (("scene", "data"), ("scene", "test_every"), ("images", "steps")):
+            if getattr(self, one) is not None and other in self.model_fields_set:
+                raise ValueError(f"give `{one}` or `{other}`, not both")
+        return self
 
     @model_validator(mode="after")
     def _variants_change_variables(self) -> Self:
@@ -284,7 +369,9 @@ class WorkloadSpec(PointSpec):
 
     @property
     def num_steps(self) -> int:
-        return self.train.steps
+        """Steps of all ranks together: `images` in batches, a part of a batch left out."""
+        images = self.train.images
+        return self.train.steps if images is None else max(1, images // self.global_batch)
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -24,8 +24,6 @@ BUCKET_BYTES = 25 * 2**20
 AUTO_SHARE = 0.25
 #: Steps after which `auto` looks again where all rows travel.
 LOOK_AGAIN_STEPS = 50
-#: Parameters that MCMC's penalties change in every row, seen or not. With penalties all their rows are sent.
-PENALISED = ("opacities", "scales")
 
 
 class GradientSum:
@@ -48,11 +46,8 @@ class GradientSum:
         if self.comm.alone:
             yield from targets
             return
-        rows, whole = self._rows(targets) if self._selects(gaussians.device) else (None, ())
-        sent = {
-            name: target if rows is None or name in whole else target.index_select(0, rows)
-            for name, target in targets.items()
-        }
+        rows = self._rows(targets) if self._selects(gaussians.device) else None
+        sent = targets if rows is None else {k: t.index_select(0, rows) for k, t in targets.items()}
         # All start at once, the largest last: while `shN` travels the optimizer works on the others.
         pending = [(bucket, self._start(bucket, sent)) for bucket in self._buckets(sent)]
         for bucket, finish in pending:
@@ -77,21 +72,18 @@ class GradientSum:
         # On a GPU counting rows makes the host wait; whether that pays has not been measured.
         return self._setting == "touched"
 
-    def _rows(self, targets: dict[str, Tensor]) -> tuple[Tensor | None, tuple[str, ...]]:
-        """Agree on the rows that travel, int64 [M] or None for all, and on the parameters that travel whole."""
+    def _rows(self, targets: dict[str, Tensor]) -> Tensor | None:
+        """Agree on the rows that travel, int64 [M], or None for all."""
         mine = touched_rows(targets)
-        penalised = [name for name in PENALISED if name in targets]
-        flags = [((nonzero_rows(targets[name]) & ~mine).any()).to(torch.uint8)[None] for name in penalised]
-        every = self.comm.all_gather(torch.cat([_packed(mine), *flags]), "all_gather(touched rows)")
-        bits, flagged = every[:, : -len(flags)], every[:, -len(flags) :].amax(0).tolist()
+        bits = self.comm.all_gather(_packed(mine), "all_gather(touched rows)")
         union = bits[0]
         for other in bits[1:]:
             union = union | other
         rows = _unpacked(union, len(mine)).nonzero()[:, 0]
         if self._setting == "auto" and len(rows) > AUTO_SHARE * len(mine):
             self._steps_to_look = LOOK_AGAIN_STEPS
-            return None, ()
-        return rows, tuple(name for name, flag in zip(penalised, flagged, strict=True) if flag)
+            return None
+        return rows
 
     def _buckets(self, targets: dict[str, Tensor]) -> list[list[str]]:
         """Group parameters that travel together: small ones up to `BUCKET_BYTES`, in the given order."""
@@ -120,9 +112,9 @@ class GradientSum:
 def touched_rows(gradients: dict[str, Tensor]) -> Tensor:
     """Return bool [N]: rows where a view left a gradient.
 
-    gradients: by parameter, float32 or float64 [N, ...]; those of penalties on every Gaussian do not count.
+    gradients: by parameter, float32 or float64 [N, ...].
     """
-    names = [name for name in gradients if name not in PENALISED]
+    names = list(gradients)
     touched = nonzero_rows(gradients[names[0]])
     for name in names[1:]:
         touched |= nonzero_rows(gradients[name])

@@ -51,6 +51,10 @@ class Hybrid(Parallel):
         return self.sharded.shards
 
     @property
+    def holders(self) -> int:
+        return self.group_size
+
+    @property
     def stream(self) -> int:
         return self.inside.rank
 
@@ -85,9 +89,6 @@ class Hybrid(Parallel):
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
         return sum_statistics(self.across, statistics)
 
-    def share(self, gaussians: Gaussians) -> float:
-        return self.sharded.share(gaussians) / self.across.world_size
-
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         return self.sharded.global_topk(pull, wanted, count)
 
@@ -96,6 +97,7 @@ class Hybrid(Parallel):
 
     def rebalance(self, rows: Rows) -> Rows | None:
         self.gradients.reset_error_feedback()
+        self.sharded.max_rows = self.max_rows
         return self.sharded.rebalance(rows)
 
     def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:

@@ -24,4 +24,5 @@ def make_parallel(spec: RunSpec, comm: Communicator, renderer: Renderer, device:
     assert path is not None  # the settings were checked
     strategy = spec.parallel.model_copy(update={"shard": spec.shard})
     made: Parallel = pkgutil.resolve_name(path)(comm, renderer, settings, strategy, device)
+    made.max_rows = spec.hardware.max_gaussians_per_rank
     return made

@@ -66,9 +66,6 @@ class Replicated(Parallel):
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
         return sum_statistics(self.comm, statistics)
 
-    def share(self, gaussians: Gaussians) -> float:
-        return 1.0 / (self.comm.world_size * gaussians.num_gaussians)
-
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         return largest(pull, wanted, count)
 

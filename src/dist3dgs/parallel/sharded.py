@@ -4,10 +4,12 @@ In a step each rank projects its Gaussians into the cameras of all ranks, sends 
 (12 numbers each), and renders its own cameras from what it received. The backward pass returns the gradients of these
 numbers (10 each, 12 with absolute gradients). No parameter and no parameter gradient travels in a step.
 (Zhao et al., Grendel, 2024, section 4.)
+
+With `split: pixels` a rank renders not its own cameras but a strip of every camera (pixels.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,11 +19,12 @@ from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
-from ..splats.render import Projection, Renderer, RenderSettings
+from ..splats.render import Image, Projection, Renderer, RenderSettings
 from .collectives import Communicator
 from .digests import compare_rows, gather_digests, parameter_digest, rows_checksum
+from .pixels import Piece, Strips, crop_to_strip, join_strips
 from .placement import assign_views, morton_order, owners_in_space
-from .strategy import Parallel, Rendered, Rows, largest, travelling
+from .strategy import Parallel, Rendered, Rows, View, largest, travelling
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
 NUM_FLOATS = 10
@@ -41,6 +44,7 @@ class Sharded(Parallel):
         super().__init__(comm, renderer, settings)
         self.device, self.rebalance_above = device, strategy.rebalance_above
         self.by_space = strategy.placement == "space"
+        self.strips = Strips(comm, device) if strategy.split == "pixels" and not comm.alone else None
         self._shards: list[int] = []
 
     @property
@@ -95,7 +99,9 @@ class Sharded(Parallel):
         comm, mine = self.comm, len(rows["means"])
         sizes = comm.all_gather(torch.tensor([mine], device=self.device), "all_gather(shards)")
         self._shards = [int(n) for n in sizes.flatten().tolist()]
-        if max(self._shards) * comm.world_size <= self.rebalance_above * sum(self._shards):
+        largest_shard = max(self._shards)
+        uneven = largest_shard * comm.world_size > self.rebalance_above * sum(self._shards)
+        if not uneven and (self.max_rows is None or largest_shard <= self.max_rows):
             return None
         targets = even(sum(self._shards), comm.world_size)
         moved = self._cut_again(rows, targets) if self.by_space else self._even_out(rows)
@@ -138,12 +144,17 @@ class Sharded(Parallel):
         track: bool,
     ) -> Rendered:
         rank = self.comm.rank
+        # Held-out views are dealt as wholes: their metrics are of whole images.
+        strips = self.strips if torch.is_grad_enabled() else None
         owners = [owner for owner, part in enumerate(cameras) for _ in part]
         every = [camera for part in cameras for camera in part]
         projections = [
             self.project(inputs, camera, sh_degree, track)
             for inputs, camera in zip(gaussians.activated_per_view(len(every)), every, strict=True)
         ]
+        if strips is not None:
+            views, anchor = self._render_strips(strips, projections, every, background, track)
+            return Rendered(views, list(zip(projections, every, strict=True)), anchor)
         mine, anchor = projections, gaussians["means"][:0].sum()
         if not self.comm.alone:
             mine, anchor, owners = self._exchange(projections, owners, track)
@@ -154,18 +165,54 @@ class Sharded(Parallel):
         ]
         return Rendered(views, list(zip(projections, every, strict=True)), anchor)
 
+    def _render_strips(
+        self,
+        strips: Strips,
+        projections: list[Projection],
+        cameras: list[Camera],
+        background: Tensor | None,
+        track: bool,
+    ) -> tuple[list[View], Tensor]:
+        """Render this rank's strip of every camera; return them with their neighbours' rows, and the anchor."""
+        strips.begin_step()
+        rows = [strips.rows(camera.height) for camera in cameras]
+        pieces = [
+            crop_to_strip(p, *part) for p, parts in zip(projections, rows, strict=True) for part in parts
+        ]
+        owners = list(range(self.comm.world_size)) * len(cameras)
+        mine, anchor, _ = self._exchange(pieces, owners, track, strips.end_backward)
+        images: list[Image | None] = []
+        with strips.timed():
+            for projection, camera, parts in zip(mine, cameras, rows, strict=True):
+                first, last = parts[self.comm.rank]
+                if first == last:  # more ranks than rows of tiles
+                    images.append(None)
+                    continue
+                # In place: the backward pass reads absolute gradients from the tensor that was rasterised.
+                projection.means2d = projection.means2d - projection.means2d.new_tensor([0.0, first])
+                size = replace(camera, height=last - first)
+                images.append(self.rasterize(projection, size, background, track).image)
+        strips.watch_backward([image.colors for image in images if image is not None])
+        return join_strips(self.comm, images, cameras, rows), anchor
+
     def _exchange(
-        self, projections: list[Projection], owners: list[int], track: bool
+        self,
+        projections: Sequence[Projection],
+        owners: list[int],
+        track: bool,
+        returned: Callable[[], None] = lambda: None,
     ) -> tuple[list[Projection], Tensor, list[int]]:
         """Send projections to the cameras' owners; return the complete projections of this rank's cameras, the anchor
         and the owners.
 
         By space, a training step's owners are chosen here, as many cameras each as were given to them.
+
+        returned: called in the backward pass, when this rank's part of it before the exchange is done.
         """
         comm, world = self.comm, self.comm.world_size
         numbers = torch.tensor([len(p.ids) for p in projections], device=self.device)
         counts = comm.all_gather(numbers, "all_gather(counts)").tolist()
-        if self.by_space and torch.is_grad_enabled():
+        if self.by_space and self.strips is None and torch.is_grad_enabled():
             owners = assign_views(counts, [owners.count(r) for r in range(world)])
         # Messages are in the order of the receiving ranks.
         departing = [projections[c] for c in sorted(range(len(owners)), key=owners.__getitem__)]
@@ -173,7 +220,8 @@ class Sharded(Parallel):
         send = [sum(counts[comm.rank][c] for c, o in enumerate(owners) if o == r) for r in range(world)]
         receive = [sum(counts[r][c] for c in own) for r in range(world)]
         sources = [[counts[r][c] for r in range(world)] for c in own]
-        trip = _Trip(comm, send, receive, departing, sources, absgrad=track and self.settings.absgrad)
+        absgrad = track and self.settings.absgrad
+        trip = _Trip(comm, send, receive, departing, sources, absgrad, returned)
         floats = torch.cat([_floats(p) for p in departing])
         radii = torch.cat([p.radii for p in departing])
         received, their_radii, anchor = _Travel.apply(floats, radii, trip)
@@ -194,9 +242,6 @@ class Sharded(Parallel):
 
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
         return statistics
-
-    def share(self, gaussians: Gaussians) -> float:
-        return 1.0 / self.total_gaussians
 
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         # Every rank gets all candidates and makes the same choice; shorter shards are padded with unwanted rows.
@@ -227,6 +272,7 @@ class _Trip:
     sources: list[list[int]]
     """Per camera of this rank, how many of its Gaussians came from each rank."""
     absgrad: bool
+    returned: Callable[[], None]
     arrived: list[Projection] = field(default_factory=list)
 
     def absolute_gradients(self, like: Tensor) -> Tensor:
@@ -242,7 +288,10 @@ class _Trip:
     def deliver(self, absgrad: Tensor) -> None:
         """Assign the returned absolute gradients to the projections that were sent."""
         for p, part in zip(self.sent, absgrad.split([len(p.ids) for p in self.sent]), strict=True):
-            p.means2d.absgrad = part  # type: ignore[attr-defined]
+            if isinstance(p, Piece):
+                p.add_absgrad(part)
+            else:
+                p.means2d.absgrad = part  # type: ignore[attr-defined]
 
 
 class _Travel(torch.autograd.Function):
@@ -262,6 +311,7 @@ class _Travel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
         trip, grad, anchor = ctx.trip, grads[0], grads[2]
+        trip.returned()
         if grad is None:
             assert anchor is not None  # otherwise backward is not called
             grad = anchor.new_zeros((sum(trip.receive), NUM_FLOATS), dtype=ctx.dtype)

@@ -1,8 +1,9 @@
 """Interface of the parallel strategies: which rank holds which Gaussians, and what ranks exchange in a step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
+from ..splats.loss import Strip
 from ..splats.render import Image, Projection, Renderer, RenderSettings
 from .collectives import Communicator
 
@@ -23,6 +25,12 @@ class View:
 
     image: Image
     camera: Camera
+    strip: Strip | None = None
+    """Rows of the camera's image that this rank rendered; `image.colors` has neighbours' rows as well. None: all."""
+
+    def crop(self, photo: Tensor) -> Tensor:
+        """Return the rows of the camera's photograph, uint8 [H, W, 3], that `image.colors` has."""
+        return photo if self.strip is None else photo[self.strip.top :][: len(self.image.colors)]
 
 
 @dataclass
@@ -44,14 +52,23 @@ class Parallel(ABC):
     #: True if every rank holds every Gaussian. Each then collects statistics of its own views only, and all ranks must
     #: draw the same random numbers.
     replicates: bool
+    #: As `Schedule.phase` names it; empty for strategies that share out the work in one way from start to end.
+    phase: str = ""
 
     def __init__(self, comm: Communicator, renderer: Renderer, settings: RenderSettings) -> None:
         self.comm, self.renderer, self.settings = comm, renderer, settings
+        #: Most Gaussians that this rank has room for (`hardware.max_gaussians_per_rank`).
+        self.max_rows: int | None = None
 
     @property
     @abstractmethod
     def shards(self) -> list[int]:
         """Current rows per rank; a checkpoint keeps them, for the same number of ranks to resume with."""
+
+    @property
+    def holders(self) -> int:
+        """Number of ranks that hold the model together."""
+        return 1 if self.replicates else self.comm.world_size
 
     @property
     def stream(self) -> int:
@@ -64,6 +81,67 @@ class Parallel(ABC):
         zero.
         """
         return not self.replicates or self.comm.rank == 0
+
+    @property
+    def views(self) -> list[int] | None:
+        """The training views that this rank trains on, indices in the list of all; None: as they are dealt."""
+        return None
+
+    @property
+    def idle(self) -> bool:
+        """True if this rank's Gaussians stay as they are, because none of its views trains them."""
+        return False
+
+    def check_scene(self, num_points: int, num_views: int) -> None:  # noqa: B027 (most strategies take any)
+        """Raise `UserError` if the scene has too few points or training views for this number of ranks."""
+
+    def begin(self, phase: str, state: Rows) -> bool:
+        """Take up the phase and the `state` of a checkpoint, before `distribute`. Collective.
+
+        Args:
+            phase: of the step that it was saved after.
+            state: tensors [...] by name of any dtype, the checkpoint's, on rank 0; {} on the others and where another
+                strategy saved it.
+
+        Returns:
+            False if the phase starts anew from the model, because the state is not one of as many ranks.
+        """
+        return True
+
+    def advance(
+        self, phase: str, rows: Rows, cameras: Iterable[Camera], max_gaussians: int
+    ) -> tuple[Rows, dict[str, Any]]:
+        """Go on to another phase. Collective.
+
+        Args:
+            phase: the next step's.
+            rows: `Model.rows` of this rank, tensors [N, ...] by name of any dtype, with reduced statistics.
+            cameras: of all training views, without photographs.
+            max_gaussians: most Gaussians of the whole model.
+
+        Returns:
+            This rank's new rows, and fields of the event `blocks`.
+        """
+        return rows, {}
+
+    def state(self, rows: Rows) -> Rows:
+        """Return what a checkpoint must hold beside `whole`, which is called before, on rank 0. Collective.
+
+        rows: `Model.rows` of this rank. Returns tensors [...] by name, of any dtype.
+        """
+        return {}
+
+    def seams(self, gaussians: Gaussians, cameras: Sequence[Sequence[Camera]]) -> list[Tensor]:
+        """Find the pixels along the seams between parts that were trained apart. Collective.
+
+        Args:
+            gaussians: those this rank holds, N of them.
+            cameras: as in `render`.
+
+        Returns:
+            bool [H, W] for each of this rank's views, in the order of `render`; [] if there are no seams.
+        """
+        return []
 
     @abstractmethod
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
@@ -117,10 +195,6 @@ class Parallel(ABC):
         """Sum densification statistics over all views of all ranks, for the Gaussians this rank holds. Collective."""
 
     @abstractmethod
-    def share(self, gaussians: Gaussians) -> float:
-        """Return the weight of this rank's sum over its Gaussians in the mean over all Gaussians, summed over ranks."""
-
-    @abstractmethod
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         """Choose the `count` candidates with the largest values among all ranks' Gaussians. Collective.
 
@@ -132,6 +206,13 @@ class Parallel(ABC):
         Returns:
             bool [N]: the chosen ones of this rank. Ties are broken by rank, then index.
         """
+
+    def may_grow(self, gaussians: Gaussians, wanted: Tensor) -> Tensor:
+        """Return those of the candidates that this rank may clone or split, bool [N].
+
+        gaussians: those this rank holds, N of them. wanted: bool [N], candidates.
+        """
+        return wanted
 
     @abstractmethod
     def limit(self, gaussians: Gaussians, max_gaussians: int) -> int:
@@ -151,6 +232,11 @@ class Parallel(ABC):
     def total_gaussians(self) -> int:
         """Number of Gaussians of the whole model."""
         return self.shards[0] if self.replicates else sum(self.shards)
+
+    @property
+    def penalised_gaussians(self) -> float:
+        """Number of Gaussians that MCMC's penalties are means over."""
+        return self.total_gaussians
 
     def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:
         """Sum what densification counted over the ranks that hold different Gaussians. Collective."""

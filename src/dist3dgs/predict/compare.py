@@ -7,12 +7,32 @@ from pathlib import Path
 from ..analysis.points import conditions
 from ..config.naming import Layout
 from ..errors import UserError
+from ..runs.metrics import Metric
 from ..runs.record import RunRecord
 from .calibration import calibrate, predicted_train_s
 from .machine import Machine, load_machine, machine_names
 from .model import predictor
 from .study import USUAL_SIZE_PX
 
+#: Columns of runs.csv and points.csv beside what was measured.
+PREDICTED: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        Metric(
+            name="predicted_step_s",
+            label="step, predicted",
+            unit="s",
+            description="mean step of the run as predicted from the records of the scene's smallest layout",
+        ),
+        Metric(name="predicted_step_low_s", label="step, predicted at least", unit="s"),
+        Metric(name="predicted_step_high_s", label="step, predicted at most", unit="s"),
+        Metric(
+            name="predicted_over_measured",
+            label="predicted over measured",
+            description="of the mean step; of the smallest layout itself it is how well the rates fit",
+        ),
+    )
+}
 #: A prediction within this share of the measurement is a good one.
 GOOD_ERROR = 0.10
 
@@ -33,6 +53,22 @@ class ComparedRun:
     def ratio(self) -> float:
         """Predicted over measured."""
         return self.predicted_s / self.measured_s
+
+
+def predicted_metrics(records: Sequence[RunRecord]) -> list[dict[str, float]]:
+    """Return the metrics of `PREDICTED` of each record, in order; empty where the model cannot predict it."""
+    compared = {id(c.record): c for c in compare_runs(records)}
+    return [
+        {
+            "predicted_step_s": c.predicted_s,
+            "predicted_step_low_s": c.predicted_s / (1 + c.width),
+            "predicted_step_high_s": c.predicted_s * (1 + c.width),
+            "predicted_over_measured": c.ratio,
+        }
+        if (c := compared.get(id(record))) is not None
+        else {}
+        for record in records
+    ]
 
 
 def machine_with(accelerator: str, config: Path) -> Machine | None:

@@ -532,7 +532,7 @@ def workload_of(
         gaussians=train.densify.max_gaussians,
         width_px=size_px[0],
         height_px=size_px[1],
-        kind=strategy.kind,
+        kind="pixels" if strategy.split == "pixels" else strategy.kind,
         compression=strategy.compression,
         powersgd_rank=strategy.powersgd_rank,
         shard=strategy.shard,

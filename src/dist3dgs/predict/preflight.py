@@ -18,6 +18,7 @@ from ..config.workloads import WorkloadSpec
 from ..errors import UserError
 from .machine import Machine
 from .model import PARAMETER_BYTES, Forecast, Predictor, Workload
+from .run_time import limit_min
 from .study import SceneFacts, predictor_of, records_of, scene_facts, workload_at
 
 Status = Literal["ok", "warn", "refuse"]
@@ -30,6 +31,8 @@ CPU_PROCESS_GIB = 0.6
 #: A checkpoint holds parameters and Adam's two moments.
 CHECKPOINT_BYTES = 3 * PARAMETER_BYTES
 ADAM_BETA1 = 0.9
+#: Checks whose refusal closes a point before its job is submitted; Slurm itself judges the others.
+MEMORY_CHECKS = ("host memory", "GPU memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,11 +223,14 @@ class Limits:
     """Limits that the site sets for a job, and the memory of data workers."""
 
     runtime_s: float
+    """Limit of a first attempt that no records predict (site.runtime_min)."""
     longest_s: float
     mem_gib_per_rank: float | None
     """None: a job may use the whole node."""
     most_mem_gib: float
     """Largest request per node."""
+    runtime_margin: float = 0.0
+    """Limit over the upper end of what records predict; 0: `runtime_s` always."""
     base_mem_gib: float = 1.0
     process_gib: float | None = None
     """Host memory of a rank; None: as its records say, else an assumption."""
@@ -234,49 +240,70 @@ class Limits:
     """Resident size of one of them; None: as the workload says."""
 
 
-def check_study(
-    study: Study, layouts: Sequence[Layout], limits: Limits, machine: Machine | None
-) -> dict[Layout, list[Finding]]:
-    """Check every point of the study on each layout; of each check the most severe finding stays, with its point.
+class PointChecks:
+    """Checks of single points of a study, with what they need of scenes, records and machine read once.
 
     Without a machine there is nothing to compare accelerator memory, time and allocation with.
     """
-    scenes = {name: scene_facts(study, name) for name in study.config.scenes}
-    made = {n: predictor_of(study, machine, s) for n, s in scenes.items()} if machine is not None else {}
-    measured = {name: _measured_process_gib(study, name) for name in scenes}
-    pairs = [(name, strategy) for name in scenes for strategy in study.config.strategies]
+
+    def __init__(
+        self, study: Study, limits: Limits, machine: Machine | None, *, request_only: bool = False
+    ) -> None:
+        """request_only: compare host memory with the job's request, not with the node that the machine's file has."""
+        self.study, self.limits, self.machine = study, limits, machine
+        self._node = None if request_only else machine
+        self._of_scene: dict[str, tuple[SceneFacts, Predictor | None, float | None]] = {}
+
+    def findings(self, point: Point, num_points: int = 1) -> list[Finding]:
+        """Check a point; num_points: those that share the disk."""
+        spec = _spec(self.study, point)
+        if isinstance(spec, Finding):
+            return [spec]
+        if isinstance(spec, WorkloadSpec):
+            return check_workload(self.study, point, self.limits, self._node)
+        scene, made, measured_gib = self._scene(point.scene)
+        scene_gib, on_cpu = (scene.pack_bytes or 0) / 2**30, spec.hardware.device == "cpu"
+        found = [
+            _host(scene_gib, point.layout, self.limits, self._node, measured_gib, on_cpu=on_cpu),
+            batch_rule(spec),
+            disk(Path(self.study.config.results), spec, num_points),
+        ]
+        if made is not None:
+            found += _on_machine(self.study, made, scene, spec, point.layout, self.limits)
+        return found
+
+    def memory_refusal(self, point: Point) -> str | None:
+        """Return why memory cannot hold a point, with the sum and the setting; None if it may."""
+        for finding in self.findings(point):
+            if finding.status == "refuse" and finding.check in MEMORY_CHECKS:
+                return f"{finding.check}: {finding.text}. {finding.arithmetic[0]}. {finding.setting}"
+        return None
+
+    def _scene(self, name: str) -> tuple[SceneFacts, Predictor | None, float | None]:
+        if name not in self._of_scene:
+            scene = scene_facts(self.study, name)
+            made = predictor_of(self.study, self.machine, scene) if self.machine is not None else None
+            self._of_scene[name] = scene, made, _measured_process_gib(self.study, name)
+        return self._of_scene[name]
+
+
+def check_study(
+    study: Study, layouts: Sequence[Layout], limits: Limits, machine: Machine | None
+) -> dict[Layout, list[Finding]]:
+    """Check every point of the study on each layout; of each check the most severe finding stays, with its point."""
+    checks = PointChecks(study, limits, machine)
+    pairs = [(name, strategy) for name in study.config.scenes for strategy in study.config.strategies]
     pairs += [(name, variant) for name in study.config.workloads for variant in study.workload(name).variants]
     asked = [Point(*pair, layout) for layout in layouts for pair in pairs]
     asked = [point for point in asked if study.excluded(point) is None]
     num_points = sum(not study.is_workload(point) for point in asked) * study.config.repeats
     worst_of: dict[Layout, dict[str, Finding]] = {layout: {} for layout in layouts}
     for point in asked:
-        spec, name = _spec(study, point), point.scene
-        if isinstance(spec, Finding):
-            every = [spec]
-        elif isinstance(spec, WorkloadSpec):
-            every = check_workload(study, point, limits, machine)
-        else:
-            on_cpu = spec.hardware.device == "cpu"
-            every = [
-                _host(
-                    (scenes[name].pack_bytes or 0) / 2**30,
-                    point.layout,
-                    limits,
-                    machine,
-                    measured[name],
-                    on_cpu=on_cpu,
-                ),
-                batch_rule(spec),
-                disk(Path(study.config.results), spec, num_points),
-            ]
-            if machine is not None:
-                every += _on_machine(study, made[name], scenes[name], spec, point.layout, limits)
         found = worst_of[point.layout]
-        for finding in every:
+        for finding in checks.findings(point, num_points):
             before = found.get(finding.check)
             if before is None or _severity(finding) > _severity(before):
-                where = f"{finding.text} ({name}/{point.strategy})"
+                where = f"{finding.text} ({point.scene}/{point.strategy})"
                 found[finding.check] = replace(finding, text=where)
     return {layout: list(found.values()) for layout, found in worst_of.items()}
 
@@ -320,7 +347,10 @@ def _on_machine(
     steps = max(1, round(every / spec.global_batch)) if spec.train.keep == "images" else every
     if made.machine.accelerator != "cpu":  # a rank's memory there is the host's
         found.append(accelerator_memory(made, forecast))
-    return [*found, time_limit(forecast, limits.runtime_s, limits.longest_s, min(steps, forecast.num_steps))]
+    limit_s = limits.runtime_s
+    if limits.runtime_margin and records_of(study, scene.name):
+        limit_s = 60.0 * limit_min(forecast.total_s.high, limits.runtime_margin, int(limits.longest_s // 60))
+    return [*found, time_limit(forecast, limit_s, limits.longest_s, min(steps, forecast.num_steps))]
 
 
 def _host(

@@ -1,5 +1,6 @@
 """Predict the run time of a layout that was not run, from the records of its scene: for time limits and partitions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,9 @@ from .compare import machine_with
 from .model import Interval, predictor, workload_of
 from .study import USUAL_SIZE_PX
 
+#: Part of every time limit: what starting, reading and writing may take on a busy file system.
+LIMIT_BASE_MIN = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunTime:
@@ -21,6 +25,11 @@ class RunTime:
     record: RunRecord
     """One of those that it is from."""
     source: str
+
+
+def limit_min(most_s: float, margin: float, longest_min: int) -> int:
+    """Return a job's time limit in minutes: `margin` times the upper end of the predicted seconds, and a base."""
+    return min(LIMIT_BASE_MIN + math.ceil(margin * most_s / 60), longest_min)
 
 
 def predict_run_time(

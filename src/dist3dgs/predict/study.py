@@ -1,7 +1,8 @@
 """Predict the points of a study: its settings as workloads, its records as calibration."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ def records_of(study: Study, scene: str) -> list[RunRecord]:
     return [r for r in found if r.status == "ok" and r.provenance.source == "dist3dgs"]
 
 
+def of_type(gpu_type: str, names: Iterable[str]) -> list[str]:
+    """Choose machine files (`a100-40-pcie`) by a GPU type as sites name them (`a100`, `a100-sxm4-40gb`, `A100_40`)."""
+    words = [word.removesuffix("gb") for word in re.split(r"[^a-z0-9]+", gpu_type.lower())]
+    found = [name for name in names if name.split("-")[0] in words]
+    return [name for name in found if name.split("-")[1] in words] or found
+
+
 def machine_of(
     study: Study, config: Path, name: str | None, network: str | None = None, gpu_type: str | None = None
 ) -> Machine:
@@ -99,7 +107,7 @@ def machine_of(
     known = {n: load_machine(n, config, network) for n in machine_names(config)}
     of_records = [n for n, m in known.items() if m.accelerator.lower() in devices]
     if gpu_type:
-        of_records = [n for n in known if n.split("-")[0] == gpu_type.lower()] or of_records
+        of_records = of_type(gpu_type, known) or of_records
     if len(of_records) == 1:
         return known[of_records[0]]
     raise UserError(

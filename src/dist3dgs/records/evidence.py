@@ -96,7 +96,8 @@ class RunEvidence:
         if "criteria" not in self.spec:
             return None
         criteria = validate(Criteria, self.spec["criteria"], "criteria")
-        return find(criteria, output_paths(self.last.folder), self.last.folder.parents[1] / OUTPUT)
+        out = self.last.folder.parents[1] / OUTPUT
+        return find(criteria, output_paths(self.last.folder), out, self.world_size)
 
     def _wanting(self) -> list[str]:
         """List what a workload ended without."""

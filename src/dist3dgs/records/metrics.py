@@ -3,6 +3,8 @@
 from collections import defaultdict
 from typing import Any
 
+from ..config.models import validate
+from ..config.workloads import WorkloadSpec
 from ..runs.attempts import Attempt
 from ..runs.metrics import added
 from ..runs.record import (
@@ -43,6 +45,7 @@ def measure(run: RunEvidence) -> tuple[Metrics, dict[str, str]]:
         "psnr": final.get("psnr"),
         "ssim": final.get("ssim"),
         "lpips": final.get("lpips"),
+        "seam_psnr": final.get("seam_psnr"),
         "num_gaussians": final.get("num_gaussians"),
         "peak_host_gib": run.summary.peak_pss_gib,
     }
@@ -76,16 +79,30 @@ def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str,
     if values.get("images_per_s") is None and values.get("epoch_s") and criteria.get("work_per_epoch"):
         values["images_per_s"] = criteria["work_per_epoch"] / values["epoch_s"]
         reasons["images_per_s"] = f"{criteria['unit_of_work']}s per second, of work_per_epoch and epoch_s"
+    elif values.get("images_per_s") is None and (more := _rate(run, found)):
+        values["images_per_s"], reasons["images_per_s"] = more
     elif values.get("images_per_s") is None:
         reasons["images_per_s"] = (
             "the workload has no figure of merit `images_per_s`, nor `epoch_s` with work_per_epoch"
         )
     elif criteria["unit_of_work"] != "image":
         reasons["images_per_s"] = f"{criteria['unit_of_work']}s per second"
+    if values.get("compute_s") is not None and values.get("comm_s"):
+        values["compute_to_comm"] = values["compute_s"] / values["comm_s"]
     for name in ("train_s", "step_s", "comm_s", "compute_to_comm"):
         if values.get(name) is None:
             reasons.setdefault(name, "a program of others; it has no figure of merit of this name")
     return values, reasons
+
+
+def _rate(run: RunEvidence, found: Found) -> tuple[float, str] | None:
+    """Return the rate of a workload that prints seconds per step, or the seconds of a run of known size; its source."""
+    spec = validate(WorkloadSpec, run.spec, "spec")
+    if seconds := found.values.get("iteration_s"):
+        return spec.global_batch / seconds, "global batch / iteration_s"
+    if spec.train.images is not None and (seconds := found.values.get("train_s")):
+        return spec.num_steps * spec.global_batch / seconds, "images that it was asked for / train_s"
+    return None
 
 
 def _added(run: RunEvidence) -> tuple[dict[str, float], dict[str, str]]:
@@ -201,6 +218,10 @@ def _ranks(
 ) -> list[RankMetrics]:
     digests = [e["digests"] for e in run.of_kind("digest")]
     memory = {e["rank"]: e for e in run.of_kind("memory")}
+    blocks: dict[str, list[int]] = {}
+    for e in run.events_of_attempts:
+        if e["event"] == "blocks":
+            blocks |= {k: e[k] for k in ("gaussians", "views") if k in e}
     ranks = []
     for e in sorted(run.of_kind("start"), key=lambda e: e["rank"]):
         r = e["rank"]
@@ -216,6 +237,7 @@ def _ranks(
                 peak_rss_gib=memory.get(r, {}).get("peak_rss_gib"),
                 peak_gpu_gib=memory.get(r, {}).get("peak_gpu_gib"),
                 parameter_digest=digests[-1][r] if digests and r < len(digests[-1]) else None,
+                **{f"block_{k}": numbers[r] for k, numbers in blocks.items() if r < len(numbers)},
             )
         )
     return ranks

@@ -21,6 +21,7 @@ class Content:
     performance: list[Row]
     scaling: list[Row]
     over_scenes: list[Row]
+    trainers: list[Row]
     out_dir: Path
     """Folder of the report."""
     figures_dir: Path
@@ -47,6 +48,7 @@ class Content:
             performance=read_table(tables_dir / "performance_comparison.csv"),
             scaling=read_table(tables_dir / "scaling.csv"),
             over_scenes=read_table(tables_dir / "over_scenes.csv"),
+            trainers=read_table(tables_dir / "trainers.csv"),
             out_dir=out_dir,
             figures_dir=figures_dir,
             tables_dir=tables_dir,

@@ -20,6 +20,8 @@ from ..analysis.scaling_tables import (
     numbers_from,
     shown_columns,
 )
+from ..analysis.trainers import TRAINERS_COLUMNS
+from ..analysis.trainers import caption as trainers_caption
 from ..analysis.typeset import tabular, tex
 from . import failures, results
 from .content import Content
@@ -84,6 +86,7 @@ def _tables(content: Content) -> list[Table]:
         narrow = [h if len(h) < 10 else h.replace(" ", "\n", 1) for h in head]
         found.append((narrow, [[plain(c) for c in row] for row in rows], first, f"{title}. {note}"))
     for rows_, columns, caption in (
+        (content.trainers, TRAINERS_COLUMNS, trainers_caption(content.trainers)),
         (content.scaling, SCALING_COLUMNS, CAPTION),
         (content.over_scenes if len(content.scenes) > 1 else [], OVER_SCENES_COLUMNS, OVER_SCENES_CAPTION),
     ):

@@ -14,6 +14,8 @@ from ..analysis.scaling_tables import (
     shown_columns,
 )
 from ..analysis.tables import summarise
+from ..analysis.trainers import TRAINERS_COLUMNS
+from ..analysis.trainers import caption as trainers_caption
 from ..errors import snakemake
 from . import numbers, renders
 from .content import Content, Row
@@ -82,16 +84,17 @@ def numbers_section(content: Content) -> Html:
 def _workshop(content: Content) -> Html | None:
     """Show the tables of a scaling workshop, which are also files; long ones are collapsed."""
     parts = []
-    for title, rows, columns, caption in (
-        ("Versus one GPU and one node", content.scaling, SCALING_COLUMNS, CAPTION),
-        ("Over scenes", content.over_scenes, OVER_SCENES_COLUMNS, OVER_SCENES_CAPTION),
+    trainers = content.trainers
+    for title, name, rows, columns, caption in (
+        ("Trainers side by side", "trainers", trainers, TRAINERS_COLUMNS, trainers_caption(trainers)),
+        ("Versus one GPU and one node", "scaling", content.scaling, SCALING_COLUMNS, CAPTION),
+        ("Over scenes", "over_scenes", content.over_scenes, OVER_SCENES_COLUMNS, OVER_SCENES_CAPTION),
     ):
-        if not rows or (title == "Over scenes" and len(content.scenes) < 2):
+        if not rows or (name == "over_scenes" and len(content.scenes) < 2):
             continue
         shown = shown_columns(rows, columns)
         head, body = cells(rows, shown)
         html = table([h.replace("\n", " ") for h in head], body, numbers_from=numbers_from(shown))
-        name = "over_scenes" if title == "Over scenes" else "scaling"
         note = f"{caption} Also in tables/{name}.csv, .md and .tex."
         if len(rows) > 24:
             html = tag("details", tag("summary", f"{len(rows)} rows"), html)

@@ -16,8 +16,10 @@ leave           phase, s: it leaves it, after s seconds
 resume          step, path: training goes on from a checkpoint
 step            step, loss, num_gaussians, step_s (mean per step since the last such event), images, sh_degree
 progress        phase, step, views: every few seconds, whatever the phase; views: of an evaluation, so far
-densify         step, cloned, split, pruned, relocated, num_gaussians, shards, s
-eval            step, elapsed_s (training seconds so far, evaluation not counted), psnr, ssim, lpips, views
+densify         step, cloned, split, pruned, relocated, added (as the kind has them), num_gaussians, shards, s
+blocks          step, phase (of a strategy of blocks, from now on), gaussians, trained, views: per block; cells, s
+eval            step, elapsed_s (training seconds so far, evaluation not counted), psnr, ssim, lpips, views; of blocks
+                seam_psnr, seam_share
 digest          step, digests: one parameter digest per rank
 comm            phase, op, bytes, s, exposed_s, calls: totals of one collective in one phase over the attempt, per rank
 scene           digest, num_views: the packed scene in use

@@ -153,6 +153,8 @@ class RankMetrics(Model):
     peak_rss_gib: float | None = None
     peak_gpu_gib: float | None = None
     parameter_digest: str | None = None
+    block_gaussians: int | None = Field(None, description="of strategies of blocks: Gaussians at the merge")
+    block_views: int | None = Field(None, description="of strategies of blocks: training views of its block")
 
 
 class FigureOfMerit(Model):
@@ -242,6 +244,13 @@ class Metrics(Model):
     psnr: float | None = metric("PSNR", "dB", low=None, description="mean over held-out views")
     ssim: float | None = metric("SSIM", low=None, description="mean over held-out views")
     lpips: float | None = metric("LPIPS", low=None, description="mean over held-out views")
+    seam_psnr: float | None = metric(
+        "PSNR along seams",
+        "dB",
+        low=None,
+        over_repeats=None,
+        description="of blocks that were trained apart: over the held-out pixels along their cuts",
+    )
     loss: float | None = metric(
         "loss", low=None, description="of imported runs: the last training loss that the log shows"
     )

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..config.matrix import spec_json
-from ..config.models import RunSpec
+from ..config.models import RunSpec, TrainSettings
 from ..errors import UserError
 from ..scenes.pack import PackedScene
 
@@ -45,9 +45,11 @@ def differences(theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
     there, here = (_settings(metadata) for metadata in (theirs, ours))
     if there.get("format") != here["format"]:
         return ["another version of dist3dgs wrote it"]
+    # A setting that is younger than the checkpoint has its default there: runs were as they are with that.
+    defaults = _flat("train", TrainSettings().model_dump(mode="json"))
     lines = []
     for name in sorted(there.keys() | here.keys()):
-        a, b = there.get(name), here.get(name)
+        a, b = there.get(name, defaults.get(name)), here.get(name)
         if a != b:
             remedy = _REMEDIES.get(name, "").format(there=a)
             lines.append(f"{name} is {a} there and {b} here" + (f" ({remedy})" if remedy else ""))

@@ -2,7 +2,8 @@
 
 With --camera-models it prints the camera models that the installed COLMAP knows, for `cameras.installed_models`.
 
-The only module that imports pycolmap. It is given checked photographs only, and leaves sparse/N/ and reply.json.
+With `export` the only module that imports pycolmap. It is given checked photographs only, and leaves sparse/N/ and
+reply.json.
 """
 
 import ctypes

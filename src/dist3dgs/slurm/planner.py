@@ -19,6 +19,7 @@ from typing import Any
 from ..config.matrix import load_spec, run_digest
 from ..config.naming import Layout, Point
 from ..runs.attempts import ATTEMPTS, publish
+from ..runs.record import RunRecord
 from .allocation import job_id
 from .client import SlurmError, slurm
 from .outcome import (
@@ -35,7 +36,7 @@ from .partition_choice import Offer, choose
 from .queue import RULE, Job, Queue
 from .resources import Resources, layout_resources, small_resources
 from .retry import Decision, next_action
-from .runtime_prediction import predict, read_records
+from .runtime_prediction import predict, read_records, time_limit_min
 from .site import Site
 from .submission import explain, max_time, test_only
 
@@ -45,7 +46,7 @@ UNKNOWN_REFUSALS, SAID_AGAIN_S = 3, 60.0
 GONE_S, NEVER_S = 60.0, 60.0
 #: Grace periods for the launcher to exit after its job's end, and for the Snakemake around it after that.
 LAUNCHER_EXIT_S, SNAKEMAKE_EXIT_S = 90.0, 3.0
-#: `gpu_partition: auto` has a partition chosen for each layout; seconds for which a choice is kept.
+#: `gpu_partition: auto` has a partition chosen for each layout; seconds for which a choice, and records, are kept.
 AUTO, CHOICE_S = "auto", 60.0
 
 
@@ -78,7 +79,9 @@ class Planner:
         self._refusal = refusal
         self._refused: set[tuple[Point, int]] = set()
         self._chosen: dict[Layout, tuple[Offer | None, float]] = {}
-        self._first: dict[Layout, Resources] = {}
+        self._first: dict[tuple[Layout, int], Resources] = {}
+        self._records: dict[str, tuple[list[RunRecord], float]] = {}
+        self._limits: dict[tuple[str, str, Layout, str | None], int | None] = {}
         self._known: dict[tuple[Point, int], Resources] = {}
         self._to_finish: dict[tuple[Point, int], str] = {}
         self._held: dict[int, str] = {}
@@ -205,6 +208,7 @@ class Planner:
         if self.own_job is None and (others := self._others(point)):
             say(f"{point}: Slurm job {others[0]} already trains it; the new job waits for that one")
             return small_resources(self.site, after=others)
+        site = self._timed(site, point, spec_text)
         folder = point.folder(self.results)
         if attempt == 1 and self.own_job is None and (why := self._refusal(point)):
             self._refused.add((point, attempt))
@@ -220,11 +224,12 @@ class Planner:
 
     def _of_layout(self, layout: Layout, site: Site) -> Resources:
         """Return the resources of a first attempt: one dictionary for all points of a layout."""
-        if site is not self.site:
+        if site.gpu_partition != self.site.gpu_partition:
             return layout_resources(layout, site)
-        if layout not in self._first:
-            self._first[layout] = layout_resources(layout, site)
-        return self._first[layout]
+        key = (layout, site.runtime_min)
+        if key not in self._first:
+            self._first[key] = layout_resources(layout, site)
+        return self._first[key]
 
     def _others(self, point: Point) -> list[int]:
         return [
@@ -249,6 +254,26 @@ class Planner:
         if chosen is None:
             return self.site
         return self.site.model_copy(update=chosen.settings)
+
+    def _timed(self, site: Site, point: Point, spec_text: str) -> Site:
+        """Return the site with the time limit that the scene's records predict for the point, if they do."""
+        if self.own_job is not None or not site.runtime_margin:
+            return site
+        records, at = self._records.get(point.scene, ([], -math.inf))
+        if time.monotonic() - at > CHOICE_S:
+            records = read_records(self.results, point.scene)
+            self._records[point.scene] = records, time.monotonic()
+            self._limits = {key: limit for key, limit in self._limits.items() if key[0] != point.scene}
+        if not records:
+            return site
+        key = (point.scene, point.strategy, point.layout, site.gpu_type)
+        if key not in self._limits:
+            found = time_limit_min(load_spec(spec_text), records, site)
+            self._limits[key] = found[0] if found else None
+            if found:
+                say(f"{point.scene}/{point.strategy}/{point.layout}: time limit {found[0]} min, {found[1]}")
+        limit = self._limits[key]
+        return site if limit is None else site.model_copy(update={"runtime_min": limit})
 
     def _seconds(self, spec_text: str) -> float:
         """Predict how long a run of this spec takes on the fastest GPUs."""

@@ -6,17 +6,24 @@ for no GPU gets `--ntasks=1` unless `tasks` says otherwise, and one task cannot 
 is refused, it is a resource; `gres` takes no GPU type with a hyphen in it (a100-sxm4-80gb), `--gpus-per-node` does.
 """
 
+import contextlib
+import functools
 import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..config.matrix import Study
 from ..config.models import Scene
 from ..config.naming import Layout, Point
+from ..errors import UserError
 from .retry import Decision
 from .site import Site
+
+if TYPE_CHECKING:
+    from ..predict.preflight import PointChecks
 
 Resources = dict[str, int | str]
 
@@ -84,22 +91,35 @@ def layout_resources(layout: Layout, site: Site, decision: Decision | None = Non
     }
 
 
-def workload_refusal(study: Study, point: Point, site: Site) -> str | None:
-    """Return why the job of a workload's point cannot hold its ranks and loaders; None if it may, or if it is none."""
-    if not study.is_workload(point):
-        return None
-    from ..predict.preflight import Limits, check_workload  # not needed by studies without workloads
+class MemoryCheck:
+    """Return why memory cannot hold a point, by the models of `dist3dgs preflight`; None if it may, or none tells."""
 
-    limits = Limits(
-        runtime_s=site.runtime_min * 60.0,
-        longest_s=site.max_runtime_min * 60.0,
-        mem_gib_per_rank=site.mem_gib_per_gpu,
-        most_mem_gib=site.max_mem_gib,
-    )
-    for finding in check_workload(study, point, limits, None):
-        if finding.status == "refuse":
-            return f"{finding.check}: {finding.text}. {finding.arithmetic[0]}. {finding.setting}"
-    return None
+    def __init__(self, study: Study, site: Site, config: Path = Path("config")) -> None:
+        self.study, self.site, self.config = study, site, config
+
+    def __call__(self, point: Point) -> str | None:
+        return self._checks.memory_refusal(point) if self.site.check_memory else None
+
+    @functools.cached_property
+    def _checks(self) -> "PointChecks":
+        # Not needed by a graph in which nothing is submitted.
+        from ..predict.machine import load_machine, machine_names
+        from ..predict.preflight import Limits, PointChecks
+        from ..predict.study import of_type
+
+        site, machine = self.site, None
+        on_cpu = site.gpu_request == "none" or self.study.config.hardware.device == "cpu"
+        with contextlib.suppress(UserError):  # the files of machines are the user's
+            names = [] if on_cpu else of_type(site.gpu_type or "", machine_names(self.config))
+            alike = [load_machine(name, self.config) for name in names]
+            machine = max(alike, key=lambda m: m.memory_gb.value, default=None)
+        limits = Limits(
+            runtime_s=site.runtime_min * 60.0,
+            longest_s=site.max_runtime_min * 60.0,
+            mem_gib_per_rank=site.mem_gib_per_gpu,
+            most_mem_gib=site.max_mem_gib,
+        )
+        return PointChecks(self.study, limits, machine, request_only=True)
 
 
 def small_resources(site: Site, after: Sequence[int] = ()) -> Resources:

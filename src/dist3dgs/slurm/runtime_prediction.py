@@ -14,8 +14,9 @@ from ..config.models import RunSpec
 from ..config.naming import Layout
 from ..config.workloads import WorkloadSpec
 from ..errors import UserError
-from ..predict.run_time import predict_run_time
+from ..predict.run_time import limit_min, predict_run_time
 from ..runs.record import RunRecord, load_record
+from .site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,11 @@ class Prediction:
     """Upper bound of the model's interval; None where no model was used."""
 
 
-def read_records(results: Path) -> list[RunRecord]:
-    """Return runs that went well; files that cannot be read are left out."""
+def read_records(results: Path, scene: str | None = None) -> list[RunRecord]:
+    """Return runs that went well, of one scene if it is named; files that cannot be read are left out."""
     found = []
-    for path in sorted(Path(results).glob("*/*/*/r*/record.json")):
+    folder = Path(results) if scene is None else Path(results, scene)
+    for path in sorted(folder.glob(("*/" if scene is None else "") + "*/*/r*/record.json")):
         try:
             found.append(load_record(path))
         except UserError:
@@ -52,6 +54,19 @@ def predict(
     return max(
         found, key=lambda p: p.seconds, default=Prediction(seconds=default_s, source="site.runtime_min")
     )
+
+
+def time_limit_min(spec: AnySpec, records: Sequence[RunRecord], site: Site) -> tuple[int, str] | None:
+    """Return the time limit of a first attempt in minutes, and where it is from; None where no record predicts it.
+
+    A run that takes longer is resumed from its checkpoint by the next attempt, whose limit is longer; a shorter limit
+    lets Slurm start the job in gaps (backfill).
+    """
+    predicted = _of(spec, records, site.gpu_speed) if site.runtime_margin else None
+    if predicted is None:
+        return None
+    most_s = max(predicted.most_s or 0.0, predicted.seconds) / site.gpu_speed.get(site.gpu_type or "", 1.0)
+    return limit_min(most_s, site.runtime_margin, site.max_runtime_min), predicted.source
 
 
 def _of(spec: AnySpec, records: Sequence[RunRecord], speeds: Mapping[str, float]) -> Prediction | None:

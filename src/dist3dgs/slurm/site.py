@@ -70,8 +70,19 @@ class Site(Settings):
     ingest_cpus: int = Field(8, ge=1, le=1024, description="CPUs of an ingest job")
     ingest_mem_gib: float = Field(18, ge=1, description="largest memory of an ingest job")
     ingest_runtime_min: int = Field(250, ge=1, description="longest time limit of an ingest job")
-    runtime_min: int = Field(120, ge=1, description="time limit of a first attempt")
+    runtime_min: int = Field(
+        120, ge=1, description="time limit of a first attempt whose run time no records of its scene predict"
+    )
+    runtime_margin: float = Field(
+        1.5,
+        ge=0,
+        le=100,
+        description="where they do: time limit over the upper end of the predicted run time; 0: always runtime_min",
+    )
     max_runtime_min: int = Field(60 * 24, ge=1, description="the partition's longest time limit")
+    check_memory: bool = Field(
+        True, description="refuse points that memory cannot hold by the models of `dist3dgs preflight`"
+    )
     retry_gpu_hours: float = Field(
         24, ge=0, description="GPU-hours that failed attempts of one point may lose before it is given up"
     )

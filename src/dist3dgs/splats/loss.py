@@ -6,6 +6,7 @@ padding, constants 0.01^2 and 0.03^2 for a value range of 1, the mean over pixel
 
 import functools
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +16,36 @@ from torch.autograd.function import once_differentiable
 from dist3dgs.errors import UserError
 from dist3dgs.splats.loss_window import C1, C2, RADIUS, WEIGHTS
 
+#: Rows on each side of a strip that the gradient of its pixels depends on: their windows, and the windows of these.
+HALO_PX = 2 * RADIUS
 
-def l1_ssim_loss(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Tensor:
+
+@dataclass(frozen=True)
+class Strip:
+    """Rows of an image whose loss is computed by itself, with up to `HALO_PX` rows of the neighbours on each side."""
+
+    top: int
+    """Row of the whole image where the strip with its neighbours' rows begins."""
+    first: int
+    """First row, counted from `top`, of the strip itself."""
+    last: int
+    """The row after its last."""
+    height: int
+    """Rows of the whole image."""
+
+
+def l1_ssim_loss(
+    image: Tensor, target: Tensor, ssim_weight: float = 0.2, strip: Strip | None = None
+) -> Tensor:
     """Compute (1 - w) mean|image - target| + w (1 - SSIM), 0-dim, differentiable in `image`.
 
     Args:
         image: [H,W,3] float, about 0..1.
         target: [H,W,3] uint8 (0..255) or float (0..1).
         ssim_weight: w, 0..1; 0.2 in the 3DGS paper.
+        strip: image and target are these rows of larger ones. The value is the strip's share of the whole image's
+            loss. The gradient in the strip's own rows is that of the whole image's loss; in its neighbours' it has no
+            meaning.
 
     Raises:
         UserError: wrong shape, dtype, device or weight.
@@ -31,7 +54,9 @@ def l1_ssim_loss(image: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Ten
     if not 0 <= ssim_weight <= 1:
         raise UserError(f"ssim_weight is {ssim_weight}: expected a number from 0 to 1")
     if image.device.type == "cpu":
-        return _CpuLoss.apply(image, target, float(ssim_weight))
+        return _CpuLoss.apply(image, target, float(ssim_weight), strip)
+    if strip is not None:  # the Triton kernels compute whole images
+        return TorchLoss.apply(image, target, float(ssim_weight), strip)
     return gpu_loss(image).apply(image, target, float(ssim_weight))
 
 
@@ -122,8 +147,10 @@ class TorchLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, target: Tensor, weight: float) -> Tensor:
+    def forward(ctx: Any, image: Tensor, target: Tensor, weight: float, strip: Strip | None = None) -> Tensor:
         height, width = image.shape[:2]
+        own = strip or Strip(0, 0, height, height)
+        rows, n = slice(own.first, own.last), own.height * width * 3
         planes = image.new_empty(4, 3, height, width)
         x, y, squares, product = planes
         x.copy_(image.movedim(-1, 0))
@@ -142,7 +169,7 @@ class TorchLoss(torch.autograd.Function):
         scale = (b * d).reciprocal_()
         quarter = (a * c).mul_(scale)  # of SSIM
         difference = x - y
-        l1 = difference.abs().mean()
+        l1 = difference[:, rows].abs().sum() / n
         if ctx.needs_input_grad[0]:
             maps = image.new_empty(3, 3, height, width)
             torch.sub(c, a, out=maps[0]).mul_(mean_y).add_((b - d).mul_(quarter).mul_(mean_x), alpha=2)
@@ -150,29 +177,31 @@ class TorchLoss(torch.autograd.Function):
             maps[2].copy_(a)
             by_mean, by_square, by_product = _blur(maps.mul_(scale))
             gradient = by_mean.addcmul_(x, by_square, value=-2).addcmul_(y, by_product)
-            n = image.numel()
             gradient.mul_(-4 * weight / n).add_(difference.sign_(), alpha=(1 - weight) / n)
             ctx.save_for_backward(gradient)
-        return l1.mul_(1 - weight).add_(weight).sub_(quarter.mean(), alpha=4 * weight)
+        share = (own.last - own.first) / own.height
+        return l1.mul_(1 - weight).add_(weight * share).sub_(quarter[:, rows].sum(), alpha=4 * weight / n)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient.movedim(0, -1) * v, None, None
+        return gradient.movedim(0, -1) * v, None, None, None
 
 
 class _CpuLoss(torch.autograd.Function):
     """(1 - w) L1 + w (1 - SSIM), value and gradient from the compiled kernels."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, target: Tensor, weight: float) -> Tensor:
+    def forward(ctx: Any, image: Tensor, target: Tensor, weight: float, strip: Strip | None = None) -> Tensor:
         from dist3dgs.splats.cpu.jit.threads import run
         from dist3dgs.splats.cpu.kernels import photometric
 
         image = image.contiguous()
         target = (target if target.dtype == torch.uint8 else target.to(image.dtype)).contiguous()
         height, length = image.shape[0], image.shape[1] * 3
+        own = strip or Strip(0, 0, height, height)
+        n = own.height * length
         num_tasks = height * -(-length // photometric.STRIP)
         get, suffix = photometric.kernels(image.dtype), "_u8" if target.dtype == torch.uint8 else ""
         wanted = ctx.needs_input_grad[0]
@@ -180,19 +209,20 @@ class _CpuLoss(torch.autograd.Function):
         maps = image.new_empty(3 if wanted else 0, height, length)
         shared = (photometric.weights(image.dtype), height, length, image, target)
         run(get(f"compare{suffix}"), *shared, totals, maps, int(wanted), num_tasks=num_tasks)
-        n = image.numel()
         if wanted:
             gradient = torch.empty_like(image)
             factors = ((1 - weight) / n, -weight / n)
             run(get(f"gradient{suffix}"), *shared, maps, gradient, *factors, num_tasks=num_tasks)
             ctx.save_for_backward(gradient)
-        l1, similarity = (totals.double().sum(0) / n).tolist()
-        return image.new_tensor((1 - weight) * l1 + weight * (1 - similarity))
+        by_row = totals.double().reshape(height, -1, 2)[own.first : own.last]
+        l1, similarity = (by_row.sum((0, 1)) / n).tolist()
+        share = (own.last - own.first) / own.height
+        return image.new_tensor((1 - weight) * l1 + weight * (share - similarity))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.saved_tensors[0] * v, None, None
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * v, None, None, None
 
 
 def _check(image: Tensor, target: Tensor) -> None:

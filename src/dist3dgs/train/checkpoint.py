@@ -1,9 +1,10 @@
 """Checkpoints: the whole model and its optimizer state in one safetensors file, independent of the number of ranks.
 
 `checkpoints/step-00002000.safetensors` holds the six parameters, Adam's moments (`adam/means.exp_avg`, ...), the
-densification statistics (`statistics/grad_sum`, `statistics/count`), the names of the Gaussians (`lineage`) and, as
-metadata, the step, the run's spec, settings and scene (runs/resume.py). An exact resume needs nothing else: view
-order, noise and splits are functions of seed, step and name.
+densification statistics (`statistics/grad_sum`, `statistics/count`), the names of the Gaussians (`lineage`), what the
+strategy needs beside the whole model (`strategy/...`, of blocks that are not merged yet) and, as metadata, the step,
+the run's spec, settings and scene (runs/resume.py). An exact resume needs nothing else: view order, noise and splits
+are functions of seed, step and name.
 
 Files that cannot be used are set aside when a run looks for its newest: damaged ones as `NAME.unusable`, those of
 other settings as `NAME.` and eight digits that stand for these settings; they are restored when the settings are.
@@ -25,7 +26,7 @@ from ..files import replacing
 from ..runs.resume import differences, read_metadata, short_digest
 
 FOLDER = "checkpoints"
-_HEADER, _SUMS = "header", "crc32"
+_HEADER, _SUMS, _STATE = "header", "crc32", "strategy/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Checkpoint:
     header: Header
     rows: dict[str, Tensor]
     """Whole-model tensors by name, as in the module's docstring."""
+    state: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors by name that the strategy needs beside them (`Parallel.state`); stored as `strategy/NAME`."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, identity: dict[str, str], keep: int) -> Path:
@@ -57,7 +60,8 @@ def save(folder: Path, checkpoint: Checkpoint, identity: dict[str, str], keep: i
     """
     header = checkpoint.header
     path = Path(folder, FOLDER, f"step-{header.step:08d}.safetensors")
-    rows = {k: t.detach().cpu().contiguous() for k, t in checkpoint.rows.items()}
+    tensors = checkpoint.rows | {f"{_STATE}{k}": t for k, t in checkpoint.state.items()}
+    rows = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
     sums = {k: _checksum(t) for k, t in rows.items()}
     metadata = identity | {_HEADER: json.dumps(vars(header)), _SUMS: json.dumps(sums)}
     with replacing(path) as temporary:
@@ -83,7 +87,8 @@ class Saver:
         written: called with the path, in the thread, when the file is complete.
         """
         self.wait()
-        content = Checkpoint(checkpoint.header, _snapshot(checkpoint.rows))
+        rows, state = _snapshot(checkpoint.rows), _snapshot(checkpoint.state)
+        content = Checkpoint(checkpoint.header, rows, state)
 
         def write() -> None:
             written(save(self.folder, content, self.identity, self.keep))
@@ -169,7 +174,8 @@ def read(path: Path) -> Checkpoint:
             rows = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
         if {k: _checksum(t) for k, t in rows.items()} != json.loads(metadata[_SUMS]):
             raise ValueError("its checksums do not match: it was damaged on disk")
-        return Checkpoint(Header(**json.loads(metadata[_HEADER])), rows)
+        state = {k.removeprefix(_STATE): rows.pop(k) for k in list(rows) if k.startswith(_STATE)}
+        return Checkpoint(Header(**json.loads(metadata[_HEADER])), rows, state)
     except (SafetensorError, OSError, KeyError, TypeError) as e:
         raise ValueError(f"it cannot be read ({type(e).__name__}: {e})") from None
 

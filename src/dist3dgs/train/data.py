@@ -1,5 +1,6 @@
 """The training data of a rank: view order, cameras and photographs."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,11 +29,11 @@ class ViewSampler:
         self._epoch, self._order = -1, self.train_ids
 
     def batch(self, step: int) -> list[list[int]]:
-        """Return the view indices of 1-based `step`, one list per rank, each `global_batch / world_size` long."""
+        """Return the view indices of 1-based `step`, one list per rank, as long as each other but for one."""
         first = (step - 1) * self.global_batch
         views = [self._view(first + i) for i in range(self.global_batch)]
-        per_rank = self.global_batch // self.world_size
-        return [views[r * per_rank : (r + 1) * per_rank] for r in range(self.world_size)]
+        cuts = [r * self.global_batch // self.world_size for r in range(self.world_size + 1)]
+        return [views[a:b] for a, b in itertools.pairwise(cuts)]
 
     def _view(self, position: int) -> int:
         epoch, index = divmod(position, len(self.train_ids))

@@ -4,6 +4,7 @@ Renders are clamped to 0..1 and compared with the 8-bit photographs without quan
 implementation does during training; means are over views.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def evaluate(
     lpips: Callable[[Tensor, Tensor], float] | None,
     renders: Path | None,
     abandon: Callable[[int], bool] | None = None,
+    along_seams: bool = False,
 ) -> dict[str, Any] | None:
     """Render the held-out views, one per rank at a time, and measure their quality. Collective.
 
@@ -48,13 +50,16 @@ def evaluate(
         renders: folder for the pictures of up to three views, or None.
         abandon: called before each round with the number of views done; if it returns True, on all ranks alike, the
             evaluation ends with None.
+        along_seams: also measure the pixels along seams, where the strategy has any.
 
     Returns:
-        Mean `psnr` (dB), `ssim` and `lpips`, and the same by view under `views`; on every rank.
+        Mean `psnr` (dB), `ssim` and `lpips`, and the same by view under `views`; on every rank. With `along_seams`
+        where there are seams, `seam_psnr` (dB, of the mean square error over their pixels in all views) and
+        `seam_share`, the share of pixels that are on one.
     """
     world, rank = parallel.comm.world_size, parallel.comm.rank
     stored = set(views[np.linspace(0, len(views) - 1, NUM_STORED_RENDERS).astype(int)].tolist())
-    results = []
+    results, errors = [], torch.zeros(3, dtype=torch.float64)
     for start in range(0, len(views), world):
         if abandon is not None and abandon(start):
             return None
@@ -62,7 +67,8 @@ def evaluate(
         batch = [[cameras.get(v, photo=r == rank)] for r, v in enumerate(turn)]
         batch += [[] for _ in range(world - len(turn))]
         rendered = parallel.render(gaussians, batch, sh_degree=sh_degree, background=background, track=False)
-        for view in rendered.views:
+        seams = parallel.seams(gaussians, batch) if along_seams else []
+        for i, view in enumerate(rendered.views):
             image = view.image.colors.clamp(0, 1)
             photo = view.camera.photo
             assert photo is not None
@@ -75,13 +81,27 @@ def evaluate(
                     "lpips": lpips(image, target) if lpips else None,
                 }
             )
+            if seams:
+                square, seam = (image - target).double().square().mean(-1), seams[i]
+                errors += torch.stack(
+                    [square[seam].sum().cpu(), seam.sum().cpu(), torch.tensor(seam.numel())]
+                )
             if renders is not None and turn[rank] in stored:
                 _save(renders, view.camera.name, "render", (image * 255).round().to(torch.uint8))
                 _save(renders, view.camera.name, "photo", photo)
     rows = sorted(
         (r for part in parallel.comm.gather_objects(results) for r in part), key=lambda r: r["name"]
     )
+    square, on_seam, pixels = (
+        sum(part) for part in zip(*parallel.comm.gather_objects(errors.tolist()), strict=True)
+    )
+    along = (
+        {"seam_psnr": -10 * math.log10(square / on_seam), "seam_share": on_seam / pixels}
+        if on_seam and square
+        else {}
+    )
     return {
+        **along,
         "psnr": float(np.mean([r["psnr"] for r in rows])),
         "ssim": float(np.mean([r["ssim"] for r in rows])),
         "lpips": float(np.mean([r["lpips"] for r in rows])) if lpips else None,

@@ -24,10 +24,12 @@ from .rng import background
 from .schedules import Schedule
 
 
-def evaluate_checkpoint(path: Path, scene_path: Path) -> dict[str, Any]:
+def evaluate_checkpoint(path: Path, scene_path: Path, seams_of: Path | None = None) -> dict[str, Any]:
     """Measure `psnr`, `ssim`, `lpips` over all held-out `views`; also return `step`, `num_gaussians` and `device`.
 
-    On a GPU if PyTorch sees one. Raises `UserError` if the checkpoint is damaged or of another scene.
+    On a GPU if PyTorch sees one. Of blocks that were trained apart, or with `seams_of`, the checkpoint of such a run,
+    also `seam_psnr` and `seam_share`, along that run's cuts. Raises `UserError` if the checkpoint is damaged or of
+    another scene.
     """
     try:
         metadata, found = read_metadata(path), checkpoint.read(path)
@@ -42,9 +44,13 @@ def evaluate_checkpoint(path: Path, scene_path: Path) -> dict[str, Any]:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_threads(len(os.sched_getaffinity(0)))
-    alone = spec.model_copy(update={"parallel": Strategy()})
+    seams = found.state if seams_of is None else checkpoint.read(seams_of).state
+    strategy = Strategy(kind="blocks") if seams else Strategy()
+    alone = spec.model_copy(update={"parallel": strategy})
+    parallel = make_parallel(alone, Communicator(), get_renderer("auto", device), device)
+    parallel.begin("merged", seams)
     quality = evaluate(
-        make_parallel(alone, Communicator(), get_renderer("auto", device), device),
+        parallel,
         Gaussians({name: found.rows[name].to(device) for name in NAMES}, requires_grad=False),
         SceneCameras(scene, device),
         scene.test_ids,
@@ -52,6 +58,7 @@ def evaluate_checkpoint(path: Path, scene_path: Path) -> dict[str, Any]:
         background=background(spec, 0, device),
         lpips=load_lpips(device),
         renders=None,
+        along_seams=True,
     )
     assert quality is not None
     facts = {"step": found.header.step, "num_gaussians": len(found.rows["means"]), "device": device.type}

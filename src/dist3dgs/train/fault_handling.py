@@ -20,6 +20,7 @@ from ..files import write_text
 from ..launch.disk_reserve import FULL
 from ..parallel.collectives import Communicator
 from ..runs.attempts import FLIGHT
+from ..splats.host_copy import HostCopy, on_device
 
 #: Share of the collectives' timeout without progress after which a rank writes its stacks, before any rank gives up.
 STACKS_AFTER = 0.8
@@ -110,6 +111,10 @@ def dump_flight_recorder(folder: Path, rank: int, step: int | None) -> None:
                 return
 
 
+#: Ranks whose steps take longer than this, seconds, wait for the answer: the device's idle time is little beside it.
+SLOW_S = 0.25
+
+
 class StopPoll:
     """Schedule of the steps after which ranks exchange stop requests: the same on all ranks."""
 
@@ -118,23 +123,41 @@ class StopPoll:
     ) -> None:
         self._comm, self._device, self._now = comm, device, now
         self._step, self._at, self._next = -1, now(), 0
+        self._asked: HostCopy | None = None
+        #: True if steps are so slow that the answer cannot wait for the next one, as far as is known on all ranks.
+        self.slow = True
 
     def due(self, step: int) -> bool:
         """Return True if ranks exchange stop requests after this step: the same answer on all ranks."""
         return step >= self._next
 
-    def agree(self, step: int, requested: bool) -> bool:
-        """Return True if any rank was told to stop. Collective. The slowest rank's step time decides when to ask
-        again.
-        """
+    def ask(self, step: int, requested: bool) -> None:
+        """Begin to exchange stop requests after this step; `answer` ends it. Collective."""
         now = self._now()
         step_s = (now - self._at) / (step - self._step) if 0 <= self._step < step else POLL_S
-        both = torch.tensor([float(requested), step_s], device=self._device)
+        both = on_device([float(requested), step_s], self._device)
         self._comm.all_reduce(both, op=dist.ReduceOp.MAX, name="all_reduce(stop)")
-        stop, slowest_s = both.tolist()
-        self._next = step + max(1, min(POLL_STEPS, int(POLL_S / max(slowest_s, 1e-9))))
+        self._asked = HostCopy(both)
         self._step, self._at = step, now
+
+    def answer(self) -> bool:
+        """Return True if any rank was told to stop when they were last asked; False if they were not asked since.
+
+        The slowest rank's step time decides when to ask again. A step after `ask` the host does not wait for this.
+        """
+        if self._asked is None:
+            return False
+        stop, slowest_s = self._asked.read()
+        self._asked = None
+        self.slow = slowest_s > SLOW_S
+        self._next = self._step + max(1, min(POLL_STEPS, int(POLL_S / max(slowest_s, 1e-9))))
         return bool(stop)
+
+    def agree(self, step: int, requested: bool) -> bool:
+        """Ask and wait for the answer, and for that of an earlier `ask`. Collective."""
+        before = self.answer()
+        self.ask(step, requested)
+        return self.answer() or before
 
 
 def waits_for_others(device: torch.device) -> bool:

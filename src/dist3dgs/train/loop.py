@@ -1,6 +1,8 @@
 """Training loop of one rank."""
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,16 @@ from ..runs import resume
 from ..runs.events import EventWriter
 from ..scenes.pack import PackedScene
 from ..splats import densify
+from ..splats.camera import Camera
 from ..splats.densify.lineage import founders
 from ..splats.export import write_ply
 from ..splats.gaussians import canonical_order, initial_gaussians, thinned
+from ..splats.host_copy import HostCopy
 from ..splats.loss import l1_ssim_loss
 from . import checkpoint
 from .checkpoint import Header
 from .data import SceneCameras, ViewSampler
+from .densification import decide
 from .evaluate import evaluate
 from .fault_handling import StopPoll
 from .model import LINEAGE, Model
@@ -33,6 +38,17 @@ from .timing import Clock
 
 class Diverged(RuntimeError):
     """The loss is NaN or infinite."""
+
+
+@dataclass
+class _Logging:
+    """A step's line of the log, whose loss is on its way to the host."""
+
+    step: int
+    loss: HostCopy
+    num_gaussians: int
+    step_s: float
+    """Mean since the line before, seconds."""
 
 
 class Trainer:
@@ -56,9 +72,10 @@ class Trainer:
         self.comm.stage = clock.stage
         self.train = spec.train
         self.schedule = Schedule(spec)
-        self.rule = AdamRule(spec.global_batch)
+        self.rule = AdamRule(spec.global_batch, spec.train.optimizer == "selective")
         self.cameras = SceneCameras(scene, device)
         self.order = ViewSampler(scene.train_ids, spec.seed, self.comm.world_size, spec.global_batch)
+        self.own_order: ViewSampler | None = None
         self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
         self.saver = checkpoint.Saver(self.out, self.identity, self.train.keep_checkpoints)
         self.progress = ProgressReporter(
@@ -68,10 +85,14 @@ class Trainer:
         self.stop_requested: str | None = None
         self.poll, self.stopping = StopPoll(self.comm, device), False
         self.step, self.evaluated = 0, True
+        #: On a GPU losses and stop requests are read a step later: the host then waits for nothing.
+        self.defers = device.type == "cuda"
+        self._logging: _Logging | None = None
         if not len(scene.train_ids) or not len(scene.test_ids):
             raise UserError(
                 f"scene {scene.name}: {scene.num_views} views leave none to train on or none to hold out"
             )
+        parallel.check_scene(len(scene.points), len(scene.train_ids))
 
     # ---------------------------------------------------------------- the run
 
@@ -83,8 +104,10 @@ class Trainer:
             if not self.evaluated:
                 self._evaluate_and_save()
             while self.step < self.schedule.num_steps and not self.told_to_stop():
+                self._advance(self.step + 1)
                 self.one_step(self.step + 1)
                 self.after_step()
+            self.finish_log()
             if self.stopping:
                 self._save_checkpoint()
                 self._finish_saving()
@@ -97,16 +120,84 @@ class Trainer:
         return True
 
     def start(self) -> None:
-        """Start from the newest good checkpoint, else from the scene's points."""
+        """Start from the newest good checkpoint, else from the scene's points.
+
+        Raises:
+            UserError: the model may need more Gaussians per rank than there is room for.
+        """
+        self._check_room()
         found = self._newest_checkpoint() if self.comm.rank == 0 else None
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
         self._agree_on_lpips()
+        self._begin(header, found.state if found else {})
         rows = self.parallel.distribute((lambda: found.rows) if found else self._initial, header.shards)
         self.model = Model(self.parallel, self.rule, rows, header.adam_steps)
         self.step, self.clock.train_s, self.evaluated = header.step, header.elapsed_s, header.evaluated
         if header.step and self.comm.rank == 0:
             self.events("resume", step=header.step)
+        self._sample_own_views()
         self._compare_digests()
+
+    def _check_room(self) -> None:
+        d, room, holders = self.train.densify, self.parallel.max_rows, self.parallel.holders
+        most = min(len(self.scene.points), d.max_gaussians) if d.kind == "none" else d.max_gaussians
+        needed = -(-most // holders)
+        if room is None or needed <= room:
+            return
+        among = f"each of {holders} ranks that share them" if holders > 1 else "a rank that holds all of them"
+        raise UserError(
+            f"hardware.max_gaussians_per_rank is {room:,}, but {most:,} Gaussians need {needed:,} on {among} "
+            f"(kind: {self.spec.parallel.kind}); use a strategy of kind sharded on {-(-most // room)} ranks or more, "
+            "or lower train.densify.max_gaussians"
+        )
+
+    def _begin(self, header: Header, state: dict[str, Tensor]) -> None:
+        """Take up the strategy's phase where the checkpoint left it."""
+        last = header.step == self.schedule.num_steps
+        if not self.parallel.begin(self.schedule.phase(header.step + last), state) and self.comm.rank == 0:
+            self._warn(
+                f"the checkpoint of step {header.step} was not made by {self.comm.world_size} ranks in this phase: "
+                "blocks are cut anew from its model, and the run is not the one that it was stopped in"
+            )
+
+    def _advance(self, step: int) -> None:
+        """Go on to the phase of the strategy that the step is in."""
+        phase = self.schedule.phase(step)
+        if phase == self.parallel.phase:
+            return
+        with self.clock.enter("densify"):
+            started = time.perf_counter()
+            facts = self.model.advance(phase, self._training_cameras(), self.train.densify.max_gaussians)
+            self._sample_own_views()
+            if self.comm.rank != 0:
+                return
+            elapsed = round(time.perf_counter() - started, 6)
+            self.events("blocks", step=self.step, phase=phase, s=elapsed, **facts)
+            for rank, views in enumerate(facts.get("views", [])):
+                if not views:
+                    self._warn(
+                        f"no training view sees enough of block {rank} (`parallel.view_threshold`): its "
+                        f"{facts['gaussians'][rank]:,} Gaussians stay as the coarse model has them"
+                    )
+
+    def _training_cameras(self) -> Iterator[Camera]:
+        for view in self.scene.train_ids:
+            self.clock.pulse(step=self.step)
+            yield self.cameras.get(int(view), photo=False)
+
+    def _sample_own_views(self) -> None:
+        """Sample this rank's batches from the views of its block, if the strategy gives it one."""
+        views, self.own_order = self.parallel.views, None
+        if views is not None:
+            per_rank = self.spec.global_batch // self.comm.world_size
+            self.own_order = ViewSampler(self.scene.train_ids[views], self.spec.seed, 1, per_rank)
+
+    def _batch(self, step: int) -> list[list[int]]:
+        """Return the views of a step by rank; where ranks train on views of their own, this rank's alone."""
+        if self.own_order is None:
+            return self.order.batch(step)
+        mine = self.own_order.batch(step)[0] if len(self.own_order.train_ids) else []
+        return [mine if r == self.comm.rank else [] for r in range(self.comm.world_size)]
 
     def _initial(self) -> dict[str, Tensor]:
         points = torch.from_numpy(np.array(self.scene.points, dtype=np.float32))
@@ -136,10 +227,9 @@ class Trainer:
         degree = self.schedule.sh_degree(step)
         mine = self.comm.rank
         cameras = [
-            [self.cameras.get(v, photo=r == mine) for v in part]
-            for r, part in enumerate(self.order.batch(step))
+            [self.cameras.get(v, photo=r == mine) for v in part] for r, part in enumerate(self._batch(step))
         ]
-        self.cameras.prefetch(self.order.batch(step + 1)[mine])
+        self.cameras.prefetch(self._batch(step + 1)[mine])
         behind = background(self.spec, step, self.device)
         clock.part("data")
         track = self.schedule.tracks(step)
@@ -150,13 +240,17 @@ class Trainer:
             photo = view.camera.photo
             if photo is None:  # the strategy gave this rank another's view
                 photo = self.cameras.photo_of(view.camera)
-            loss = loss + l1_ssim_loss(view.image.colors, photo, self.train.ssim_weight) / n
-        total = loss + self._regularisation() if self.train.densify.kind == "mcmc" else loss
+            strip = () if view.strip is None else (view.strip,)
+            part = l1_ssim_loss(view.image.colors, view.crop(photo), self.train.ssim_weight, *strip)
+            loss = loss + part / n
         clock.part("loss")
-        total.backward()
+        loss.backward()
         clock.part("backward")
         rates = learning_rates(self.train.lr, self.scene.extent, self.rule, step / self.schedule.num_steps)
-        ready = clock.between(self.parallel.reduce_gradients(gaussians, degree), "communicate", "optimise")
+        reduced = self.parallel.reduce_gradients(gaussians, degree)
+        if self.train.densify.kind == "mcmc":
+            reduced = self._with_penalties(reduced)
+        ready = clock.between(reduced, "communicate", "optimise")
         self.model.optimizer.step(rates, ready)
         clock.part("optimise")
         if track:
@@ -181,20 +275,24 @@ class Trainer:
     def after_step(self) -> None:
         """Densify, log, compare digests, evaluate and save a checkpoint, each where it is due."""
         step, s = self.step, self.schedule
+        self.finish_log()
         if self.saver.failed:
             self._finish_saving()
         if s.densifies(step):
             with self.clock.enter("densify"):
                 self._densify()
-        if s.resets_opacity(step):
+        if s.resets_opacity(step) and not self.parallel.idle:
             self.model.synchronise()
             self.model.alter(
                 densify.reset_opacities(self.model.gaussians, self.model.lineage, self.train.densify)
             )
         last = step == s.num_steps
+        if last:
+            self._advance(step + 1)
         if last or s.every(self.train.log_every, step):
-            self._log()
+            self.log()
         if last or s.every(self.train.digest_every, step):
+            self.finish_log()
             self._compare_digests()
         self._evaluate_and_save()
 
@@ -203,35 +301,40 @@ class Trainer:
         step, s = self.step, self.schedule
         last = step == s.num_steps
         if last or s.every(self.train.eval_every, step):
+            self.finish_log()
             with self.clock.enter("evaluate"):
                 self.evaluated = self._evaluate(last)
         if not self.stopping and (last or s.every(self.train.checkpoint_every, step)):
+            self.finish_log()
             self._save_checkpoint()
 
     # ---------------------------------------------------------------- parts of the training
 
-    def _regularisation(self) -> Tensor:
-        d, g = self.train.densify, self.model.gaussians
-        opacity, scale = torch.sigmoid(g["opacities"]).sum(), torch.exp(g["scales"]).sum() / 3
-        return self.parallel.share(g) * (d.opacity_reg * opacity + d.scale_reg * scale)
+    @torch.no_grad()
+    def _with_penalties(self, reduced: Iterator[str]) -> Iterator[str]:
+        """Add the gradients of MCMC's penalties, means over all Gaussians, to the sums over ranks.
+
+        Not before: a share of each rank's would be rounded with its views' gradients, differently on each number of
+        ranks.
+        """
+        d, n = self.train.densify, self.parallel.penalised_gaussians
+        for name in reduced:
+            parameter = self.model.gaussians[name]
+            if name == "opacities":
+                opacity = torch.sigmoid(parameter)
+                parameter.grad.add_(opacity * (1 - opacity), alpha=d.opacity_reg / n)  # type: ignore[union-attr]
+            elif name == "scales":
+                parameter.grad.add_(torch.exp(parameter), alpha=d.scale_reg / (3 * n))  # type: ignore[union-attr]
+            yield name
 
     def _densify(self) -> None:
-        started, d, gaussians = time.perf_counter(), self.train.densify, self.model.gaussians
+        started = time.perf_counter()
         self.model.synchronise()
-        room = max(0, d.max_gaussians - self.parallel.total_gaussians)
-        change = densify.decide(
-            gaussians,
-            self.model.lineage,
-            self.parallel.reduce_statistics(self.model.statistics),
-            d,
-            extent=self.scene.extent,
-            prune_large=self.step > self.schedule.steps(d.reset_every),
-            choose=lambda pull, wanted: self.parallel.global_topk(pull, wanted, room),
-            max_gaussians=self.parallel.limit(gaussians, d.max_gaussians),
-            seed=self.spec.seed,
-            step=self.step,
-            generator=generator(self.spec.seed, self.step, "densify", self.parallel.stream),
+        change = decide(
+            self.spec, self.scene, self.schedule, self.parallel, self.model, self.cameras, self.step
         )
+        if self.parallel.idle:
+            change = densify.Change.none(self.model.gaussians, self.model.lineage)
         self.model.densify(change)
         counts = self.parallel.sum_counts(change.counts)
         if self.comm.rank == 0:
@@ -258,6 +361,7 @@ class Trainer:
             lpips=self.lpips,
             renders=self.out / "renders" if last else None,
             abandon=self._leave_evaluation,
+            along_seams=last,
         )
         if quality is None:
             return False
@@ -273,21 +377,32 @@ class Trainer:
         self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
         return self.stopping
 
-    def _log(self) -> None:
-        self.clock.drain()
+    def log(self) -> None:
+        """Begin to log the step's loss, summed over the ranks; `finish_log` ends it. Collective."""
+        if not self.defers:
+            self.clock.drain()
         loss = self.loss.clone()
         self.comm.all_reduce(loss, name="all_reduce(loss)")
-        value = float(loss)
+        recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
+        self._logging = _Logging(
+            self.step, HostCopy(loss), self.parallel.total_gaussians, float(np.mean(recent))
+        )
+        if not self.defers:
+            self.finish_log()
+
+    def finish_log(self) -> None:
+        """Log the loss of which the copy to the host was begun. Raises `Diverged` if it is not finite."""
+        if self._logging is None:
+            return
+        log, self._logging = self._logging, None
+        (value,) = log.loss.read()
         if not np.isfinite(value):
-            raise Diverged(f"loss is {value} at step {self.step}; lower the learning rates (`train.lr`)")
-        n = self.parallel.total_gaussians
+            raise Diverged(f"loss is {value} at step {log.step}; lower the learning rates (`train.lr`)")
         if self.comm.rank == 0:
-            recent = self.clock.step_s[-self.schedule.steps(self.train.log_every) :]
-            images = self.step * self.spec.global_batch
-            degree = self.schedule.sh_degree(self.step)
-            fields = {"num_gaussians": n, "images": images, "sh_degree": degree}
-            self.events("step", step=self.step, loss=value, step_s=float(np.mean(recent)), **fields)
-            self.progress.stepped(self.step, value, n, float(np.mean(recent)))
+            images, degree = log.step * self.spec.global_batch, self.schedule.sh_degree(log.step)
+            fields = {"num_gaussians": log.num_gaussians, "images": images, "sh_degree": degree}
+            self.events("step", step=log.step, loss=value, step_s=log.step_s, **fields)
+            self.progress.stepped(log.step, value, log.num_gaussians, log.step_s)
 
     def _compare_digests(self) -> None:
         self.clock.drain()
@@ -307,9 +422,16 @@ class Trainer:
     # ---------------------------------------------------------------- checkpoints and stopping
 
     def told_to_stop(self) -> bool:
+        """Return True if any rank was told to stop. Collective where the poll is due."""
+        if not self.stopping:
+            self.stopping = self.poll.answer()
         if not self.stopping and self.poll.due(self.step):
-            self.clock.drain()
-            self.stopping = self.poll.agree(self.step, self.stop_requested is not None)
+            waits = not self.defers or self.poll.slow
+            if waits:
+                self.clock.drain()
+            self.poll.ask(self.step, self.stop_requested is not None)
+            if waits:
+                self.stopping = self.poll.answer()
         return self.stopping
 
     def _save_checkpoint(self) -> None:
@@ -318,7 +440,7 @@ class Trainer:
             started, step = time.perf_counter(), self.step
             self.parallel.reset_error_feedback()
             self.model.synchronise()
-            rows = self.model.whole()
+            rows, state = self.model.whole(), self.parallel.state(self.model.rows())
             if rows is None:
                 return
             header = Header(
@@ -333,7 +455,7 @@ class Trainer:
                 elapsed = round(time.perf_counter() - started, 6)
                 self.events("checkpoint", step=step, path=path.name, s=elapsed)
 
-            self.saver.start(checkpoint.Checkpoint(header, rows), written)
+            self.saver.start(checkpoint.Checkpoint(header, rows, state), written)
 
     def _finish_saving(self) -> None:
         """Wait for the checkpoint that is being written. Raises its error. Collective where it does not raise."""

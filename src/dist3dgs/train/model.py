@@ -1,8 +1,10 @@
 """Trainable state of a rank: its Gaussians, Adam's moments and the densification statistics, changed together."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..parallel.strategy import Parallel, Rows
+from ..splats.camera import Camera
 from ..splats.densify.change import Change
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import NAMES, Gaussians
@@ -59,6 +61,13 @@ class Model:
         self.statistics = self.parallel.reduce_statistics(self.statistics)
         self._count_once()
         return self.parallel.whole(self.rows())
+
+    def advance(self, phase: str, cameras: Iterable[Camera], max_gaussians: int) -> dict[str, Any]:
+        """Go on to the strategy's next phase, as `Parallel.advance`; return its facts. Collective."""
+        self.statistics = self.parallel.reduce_statistics(self.statistics)
+        rows, facts = self.parallel.advance(phase, self.rows(), cameras, max_gaussians)
+        self._take(rows, self.optimizer.steps())
+        return facts
 
     def densify(self, change: Change) -> None:
         """Apply a change of the set of Gaussians, reset the statistics and even out the shards. Collective."""

@@ -1,5 +1,6 @@
 """Adam over the six parameters, with moments that follow their Gaussians."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -19,7 +20,9 @@ class _State:
     exp_avg: Tensor
     exp_avg_sq: Tensor
     step: Tensor
-    """float32, 0-dim: updates so far."""
+    """float32, 0-dim: updates so far, on the device, as the fused kernel wants it."""
+    updates: float
+    """The same number on the host, which would wait for the device to read `step`."""
 
 
 class Optimizer:
@@ -32,26 +35,70 @@ class Optimizer:
     def __init__(self, gaussians: Gaussians, rule: AdamRule) -> None:
         self.gaussians, self.rule = gaussians, rule
         self._states: dict[str, _State] = {}
+        #: Selective updates by gsplat's kernel and a mask; else by rows, whose number the host has to know.
+        self.by_mask = gaussians.device.type == "cuda"
 
     @torch.no_grad()
     def step(self, rates: Mapping[str, float], ready: Iterable[str]) -> None:
         """Update the parameters that `ready` yields, in its order, and drop all gradients.
 
+        With a selective rule, only Gaussians whose centres have a gradient: those that a view of the step drew. After a
+        reduction these are the same on all ranks that hold the same Gaussians.
+
         rates: learning rate by parameter.
         """
+        seen = rows = None
+        if self.rule.selective:
+            ready = list(ready)  # the centres' gradient decides about all the others
+            seen = self.gaussians["means"].grad.any(1)  # type: ignore[union-attr]
+            rows = None if self.by_mask else seen.nonzero()[:, 0]
         for name in ready:
             p, grad = self.gaussians[name], self.gaussians[name].grad
             assert grad is not None
             if name not in self._states:
                 step = torch.zeros((), device=p.device)
-                self._states[name] = _State(torch.zeros_like(p), torch.zeros_like(p), step)
+                self._states[name] = _State(torch.zeros_like(p), torch.zeros_like(p), step, 0.0)
             state = self._states[name]
-            adam(
-                [p], [grad], [state.exp_avg], [state.exp_avg_sq], [], [state.step], fused=True, lr=rates[name],
-                beta1=self.rule.betas[0], beta2=self.rule.betas[1], weight_decay=0.0, eps=self.rule.eps,
-                amsgrad=False, maximize=False,
-            )  # fmt: skip
+            state.updates += 1
+            if seen is None:
+                self._adam(p, grad, state.exp_avg, state.exp_avg_sq, state.step, rates[name])
+            elif rows is None:
+                self._masked_adam(p, grad, state, seen, rates[name])
+            else:
+                self._gathered_adam(p, grad, state, rows, rates[name])
         self.gaussians.zero_grad()
+
+    def _adam(
+        self, p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, rate: float
+    ) -> None:
+        adam(
+            [p], [grad], [exp_avg], [exp_avg_sq], [], [step], fused=True, lr=rate, beta1=self.rule.betas[0],
+            beta2=self.rule.betas[1], weight_decay=0.0, eps=self.rule.eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    def _gathered_adam(self, p: Tensor, grad: Tensor, state: _State, rows: Tensor, rate: float) -> None:
+        """Update the given rows, int64 [V], gathered and put back."""
+        whole = (p, state.exp_avg, state.exp_avg_sq)
+        parts = [t.index_select(0, rows) for t in whole]
+        self._adam(parts[0], grad.index_select(0, rows), parts[1], parts[2], state.step, rate)
+        for t, part in zip(whole, parts, strict=True):
+            t.index_copy_(0, rows, part)
+
+    def _masked_adam(self, p: Tensor, grad: Tensor, state: _State, seen: Tensor, rate: float) -> None:
+        """Update the rows of a bool mask [N] with gsplat's kernel, which the host need not wait for.
+
+        The kernel has no bias correction. In the rate and in epsilon it is the same update: with c = 1 - beta^t,
+        rate m / c1 / (sqrt(v / c2) + eps) = (rate sqrt(c2) / c1) m / (sqrt(v) + eps sqrt(c2)).
+        """
+        from gsplat.cuda._wrapper import adam as kernel  # its class would correct nothing
+
+        first, second = self.rule.betas
+        state.step.add_(1)
+        c1, c2 = 1 - first**state.updates, 1 - second**state.updates
+        kernel(
+            p, grad.contiguous(), state.exp_avg, state.exp_avg_sq, seen, rate * math.sqrt(c2) / c1, first, second,
+            self.rule.eps * math.sqrt(c2),
+        )  # fmt: skip
 
     def apply(self, change: Change) -> Gaussians:
         """Switch to the changed set of Gaussians: moments follow their rows, new rows start at zero."""
@@ -73,11 +120,12 @@ class Optimizer:
 
     def steps(self) -> dict[str, float]:
         """Return the number of updates by parameter: `shN` starts later than the others."""
-        return {name: float(state.step) for name, state in self._states.items()}
+        return {name: state.updates for name, state in self._states.items()}
 
     def load(self, moments: Mapping[str, Tensor], steps: Mapping[str, float]) -> None:
         """Restore what `moments` (float32 [N, ...] by name) and `steps` returned."""
         device = self.gaussians.device
         for name in steps:
             first, second = (moments[f"{name}.{k}"].contiguous() for k in MOMENTS)
-            self._states[name] = _State(first, second, torch.tensor(steps[name], device=device))
+            step = torch.full((), steps[name], dtype=torch.float32, device=device)
+            self._states[name] = _State(first, second, step, float(steps[name]))

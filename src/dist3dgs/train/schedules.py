@@ -20,6 +20,8 @@ class AdamRule:
     """Adam's settings for a global batch of `batch` images."""
 
     batch: int
+    selective: bool = False
+    """Leave Gaussians that no view of the step drew as they are, moments included; else they go on by momentum."""
 
     @property
     def lr_factor(self) -> float:
@@ -78,10 +80,27 @@ class Schedule:
         """Return the degree of the spherical harmonics in use at 1-based step `step`."""
         return min(self.spec.train.sh_degree, (step - 1) // self.steps(self.spec.train.sh_every))
 
+    def phase(self, step: int) -> str:
+        """Return the phase that a strategy of blocks is in at 1-based step `step`; that of others is empty.
+
+        After the last step it is `merged`.
+        """
+        if self.spec.parallel.kind != "blocks":
+            return ""
+        alone = self.spec.block_steps
+        return "coarse" if step < alone.start else "blocks" if step in alone else "merged"
+
     def densifies(self, step: int) -> bool:
         d = self.spec.train.densify
         inside = self.steps(d.start_step) < step <= min(self.steps(d.stop_step), self.num_steps - 1)
         return d.kind != "none" and inside and self.every(d.every, step)
+
+    def densification(self, step: int) -> tuple[int, int]:
+        """Return the number of densifications up to 1-based step `step`, and of the whole run."""
+        d = self.spec.train.densify
+        every, before = self.steps(d.every), self.steps(d.start_step) // self.steps(d.every)
+        last = min(self.steps(d.stop_step), self.num_steps - 1)
+        return min(step, last) // every - before, last // every - before
 
     def tracks(self, step: int) -> bool:
         """Return True if screen-space gradients are needed at this step."""

@@ -125,11 +125,11 @@ class Clock:
         """Return the phase of collectives that start now, and whether they are timed.
 
         `step` is the inside of a training step alone; exchanges between two steps are counted apart. On CUDA steps
-        are sampled, like their parts; everything else is timed.
+        are sampled, like their parts, and what is exchanged after them; everything else is timed.
         """
         if self._stepping:
             return "step", self._sampled
-        return ("between steps" if self.phase == "step" else self.phase), True
+        return ("between steps", self._sampled) if self.phase == "step" else (self.phase, True)
 
     @property
     def scale(self) -> float:

@@ -286,7 +286,7 @@ def report(trainer: Trainer, events: EventWriter) -> None:
     """Write this rank's totals."""
     events("timing", **trainer.summary())
     for (phase, op), m in sorted(trainer.comm.meters.items()):
-        seconds = m.seconds(trainer.clock.scale if phase == "step" else 1.0)
+        seconds = m.seconds(trainer.clock.scale if phase == "step" else m.calls / max(1, m.timed))
         events("comm", phase=phase, op=op, calls=m.calls, bytes=m.bytes, **seconds)
     device = trainer.device
     peak_gpu = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None

@@ -105,17 +105,19 @@ def check_compiler(s: Setup) -> Iterator[Result]:
         yield Result("compiler", "ok", f"not needed: gsplat's extension is built ({library})")
         return
     status: Status = "warn" if s.elsewhere else "fail"
-    home = os.environ.get("CUDA_HOME")
-    nvcc = shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
-    missing = [] if nvcc else [f"nvcc in CUDA_HOME={home}" if home else "nvcc"]
-    missing += [] if shutil.which(os.environ.get("CXX") or "g++") else [os.environ.get("CXX") or "g++"]
-    missing += [] if shutil.which("ninja") else ["ninja"]
+    home, path = gsplat_build.toolkit(), gsplat_build.environment()["PATH"]  # as the build will see them
+    missing = [] if home else ["CUDA toolkit (nvcc and cuda_runtime.h)"]
+    missing += [
+        name for name in (os.environ.get("CXX") or "g++", "ninja") if not shutil.which(name, path=path)
+    ]
     where = "; or do it on a node: dist3dgs verify --on-node" if s.elsewhere else ""
     if missing:
         fix = "module load cuda gcc (or set CUDA_HOME), then: python -m dist3dgs.launch.gsplat_build" + where
         text = f"gsplat's CUDA extension is not built, and there is no {', no '.join(missing)}"
         yield Result("compiler", status, text, fix)
         return
+    assert home is not None  # else it is missing
+    nvcc = home / "bin/nvcc"
     release = re.search(r"release (\d+)\.(\d+)", output(str(nvcc), "--version") or "")
     cuda = s.torch.get("cuda")
     if release is None:
@@ -167,8 +169,8 @@ def _architectures_named(text: str) -> list[str]:
 
 def _architectures_in(library: Path) -> list[str]:
     """Ask CUDA's own tool for the architectures of a compiled library; [] where it is missing."""
-    home = os.environ.get("CUDA_HOME")
-    tool = str(Path(home, "bin", "cuobjdump")) if home else "cuobjdump"
+    home = gsplat_build.toolkit()
+    tool = shutil.which("cuobjdump") or (str(home / "bin/cuobjdump") if home else "cuobjdump")
     elf, ptx = (output(tool, option, str(library)) or "" for option in ("--list-elf", "--list-ptx"))
     found = re.findall(r"\.(sm_\d+[af]?)\.cubin", elf)
     found += [f"compute_{number}" for number in re.findall(r"\.sm_(\d+[af]?)\.ptx", ptx)]

@@ -53,12 +53,15 @@ class TooSlow(Exception):
     """The patterns took longer than `TIME_LIMIT_S`."""
 
 
-def find(criteria: Criteria, outputs: Sequence[Path], out: Path, limit_s: float = TIME_LIMIT_S) -> Found:
+def find(
+    criteria: Criteria, outputs: Sequence[Path], out: Path, num_ranks: int = 1, limit_s: float = TIME_LIMIT_S
+) -> Found:
     """Read a finished run.
 
     Args:
         outputs: what the ranks printed, rank 0 first.
         out: the folder {out} of the run.
+        num_ranks: ranks of the run, for files that each of them writes.
         limit_s: seconds of processor time for all patterns together, of which each has a tenth in any case; what a
             slower one would find is missing, with the reason.
     """
@@ -71,7 +74,7 @@ def find(criteria: Criteria, outputs: Sequence[Path], out: Path, limit_s: float 
         allowed_s = left_s()
         try:
             with _bounded(allowed_s):
-                _read(name, figure, outputs, out, found)
+                _read(name, figure, outputs, out, num_ranks, found)
         except TooSlow:
             found.missing[name] = f"its regex took longer than {allowed_s:.3g} s: {figure.regex}"
     allowed_s = left_s()
@@ -83,24 +86,30 @@ def find(criteria: Criteria, outputs: Sequence[Path], out: Path, limit_s: float 
     return found
 
 
-def _read(name: str, figure: FigureOfMerit, outputs: Sequence[Path], out: Path, found: Found) -> None:
-    if figure.regex is not None:
-        pattern = re.compile(figure.regex)
-        asked = outputs[:1] if figure.over_ranks == "first" else outputs
-        by_rank = [_matches(pattern, path) for path in asked]
-        where = f"no line of the output matches {figure.regex}"
+def _read(
+    name: str, figure: FigureOfMerit, outputs: Sequence[Path], out: Path, num_ranks: int, found: Found
+) -> None:
+    missing = None
+    if (file := figure.file or figure.json_file) is not None:
+        ranks = range(1 if figure.over_ranks == "first" else num_ranks)
+        by_rank, reasons = zip(*(_from_files(figure, file, out, rank) for rank in ranks), strict=True)
+        missing = next(filter(None, reasons), None)
     else:
-        by_rank, where = _from_json(out / str(figure.json_file), str(figure.json_path))
+        asked = outputs[:1] if figure.over_ranks == "first" else outputs
+        pattern = re.compile(str(figure.regex))
+        by_rank = tuple(_matches(pattern, path) for path in asked)
+        if not any(by_rank):
+            missing = f"no line of the output matches {figure.regex}"
     found.counts[name] = len(by_rank[0]) if by_rank else 0
     left = [numbers[figure.skip :] for numbers in by_rank]
-    if not any(by_rank):
-        found.missing[name] = where
+    if missing:
+        found.missing[name] = missing
     elif not all(left):
         few = min(map(len, by_rank))
         found.missing[name] = f"{few} numbers on a rank, and the first {figure.skip} are left out as warm-up"
     else:
         of_rank = [_STATISTICS[figure.statistic](numbers) for numbers in left]
-        value = _OVER_RANKS[figure.over_ranks](of_rank)
+        value = figure.scale * _OVER_RANKS[figure.over_ranks](of_rank)
         if math.isfinite(value):
             found.values[name] = value
         else:
@@ -127,22 +136,45 @@ def _lines(path: Path) -> Iterator[str]:
         return
 
 
-def _from_json(path: Path, keys: str) -> tuple[list[list[float]], str]:
-    where = f"{path.name} in {{out}} has no {keys}"
+def _from_files(figure: FigureOfMerit, name: str, out: Path, rank: int) -> tuple[list[float], str | None]:
+    """Numbers of a rank in the files of this name below {out}, and why there are none."""
+    name = name.replace("{rank}", str(rank))
+    paths = sorted(out.glob(name), key=lambda path: _by_number(str(path.relative_to(out))))
+    if not paths:
+        return [], f"there is no file {name} in {{out}}"
+    if figure.regex is not None:
+        pattern = re.compile(figure.regex)
+        found = [number for path in paths for number in _matches(pattern, path)]
+        return found, None if found else f"no line of {name} in {{out}} matches {figure.regex}"
+    numbers = []
+    for path in paths:
+        number, why = _from_json(path, str(figure.json_path))
+        if number is None:
+            return [], why
+        numbers.append(number)
+    return numbers, None
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sort key: val_step999 comes before val_step6999."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _from_json(path: Path, keys: str) -> tuple[float | None, str]:
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        return [[]], f"there is no file {path.name} in {{out}}"
+        return None, f"there is no file {path.name} in {{out}}"
     except ValueError as e:
-        return [[]], f"{path.name} in {{out}} is not JSON ({e})"
+        return None, f"{path.name} in {{out}} is not JSON ({e})"
     for key in keys.split("."):
         try:
             value = value[int(key)] if isinstance(value, list) else value[key]
         except (KeyError, IndexError, TypeError, ValueError):
-            return [[]], where
+            return None, f"{path.name} in {{out}} has no {keys}"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return [[]], f"{path.name} in {{out}}: {keys} is no number"
-    return [[float(value)]], where
+        return None, f"{path.name} in {{out}}: {keys} is no number"
+    return float(value), ""
 
 
 def _unmet(criteria: Criteria, outputs: Sequence[Path], out: Path) -> list[str]:

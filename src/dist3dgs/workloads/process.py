@@ -8,6 +8,8 @@ events, and sees that nothing of it is left when it ends.
 import argparse
 import contextlib
 import ctypes
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -24,8 +26,9 @@ from typing import IO, Any
 import psutil
 
 from ..config.matrix import read_spec
-from ..config.workloads import WorkloadSpec, expand
+from ..config.workloads import Application, WorkloadSpec, expand
 from ..errors import UserError
+from ..files import write_json
 from ..monitoring.sampler import GIB
 from ..runs.attempts import Attempt
 from ..runs.events import EventWriter, events_path
@@ -36,6 +39,8 @@ from ..runs.provenance import content_digest
 PORT = "DIST3DGS_WORKLOAD_PORT"
 #: Set by the launcher where the ranks have GPUs.
 GPUS = "DIST3DGS_WORKLOAD_GPUS"
+#: In a COLMAP folder that a packed scene was exported to; written last.
+EXPORT_FILE = "export.json"
 #: The folder {out}, in the point's.
 OUTPUT = "output"
 #: This many bytes of the start and of the end of a program's output are kept, and as many go to the attempt's log.
@@ -44,6 +49,8 @@ HEAD_BYTES, TAIL_BYTES = 32 << 20, 8 << 20
 LINE_BYTES = 1 << 16
 #: Interval between heartbeats while a program prints.
 PULSE_S = 5.0
+#: Interval between looks at a program's memory: each reads what the kernel has on every process of the node.
+MEASURE_S = 1.0
 #: After a request to stop: time for the program to end before it is killed; less than the launcher gives us.
 GRACE_S = 45.0
 
@@ -100,8 +107,11 @@ def values_of(
         "master_port": environ.get(PORT) or environ.get("MASTER_PORT", "29500"),
         "batch_per_rank": spec.global_batch // layout.world_size,
         "global_batch": spec.global_batch,
-        "steps": app.steps,
+        "steps": spec.num_steps,
+        "images": app.images or spec.num_steps * spec.global_batch,
+        "steps_scaler": 1 / spec.global_batch,
         "data": app.data,
+        "test_every": app.test_every,
         "out": out,
         "seed": spec.seed,
         "loader_workers": app.loader_workers if loader_workers is None else loader_workers,
@@ -160,8 +170,9 @@ class Program:
         write: EventWriter,
         output: Path,
         saves: Checkpoints | None = None,
+        phase: str = "step",
     ) -> None:
-        self.write, self.output, self.saves = write, output, saves
+        self.write, self.output, self.saves, self.phase = write, output, saves, phase
         self.peak_rss_bytes = 0
         self.lines = 0
         # Whatever the program starts becomes our child when its parent ends, so that it can be found.
@@ -182,9 +193,12 @@ class Program:
         """Return the program's exit status once it has ended and nothing of it is left."""
         reader = threading.Thread(target=self._copy, daemon=True)
         reader.start()
+        due = time.monotonic()
         while self.process.poll() is None:
             time.sleep(0.1)
-            self._measure()
+            if time.monotonic() >= due:
+                due = time.monotonic() + MEASURE_S
+                self._measure()
             if self.saves is not None:
                 self.saves.look()
             if self.stop_at is not None and time.monotonic() > self.stop_at:
@@ -203,7 +217,7 @@ class Program:
         stream = self.process.stdout
         assert stream is not None
         kept, rest, pulse = _Kept(), b"", time.monotonic()
-        with self.output.open("wb") as out:
+        with self.output.open("wb" if self.phase == "step" else "ab") as out:
             while block := os.read(stream.fileno(), LINE_BYTES):
                 self.lines += block.count(b"\n")
                 # Whole lines, as those of all ranks meet in the attempt's log; one without an end is cut.
@@ -214,7 +228,7 @@ class Program:
                 _write(out, kept.take(piece))
                 if time.monotonic() - pulse > PULSE_S:
                     pulse = time.monotonic()
-                    self.write("progress", phase="step", step=None, lines=self.lines)
+                    self.write("progress", phase=self.phase, step=None, lines=self.lines)
             _write(out, kept.take(rest) + kept.end())
 
     def _measure(self) -> None:
@@ -300,35 +314,38 @@ def run(spec: WorkloadSpec, out: Path, attempt: Path, summary: LaunchSummary) ->
             "device": _device(each, values),
         }
         EventWriter(events_path(attempt, node), each)("start", **fields, device_name=None, versions={})
-    if first and spec.train.inputs:
-        write("scene", digest=inputs_digest(spec.train.inputs, attempt / "inputs.json"))
-    argv = [expand(word, values) for word in spec.train.application]
+    if first and (digest := data_digest(spec.train, attempt / "inputs.json")):
+        write("scene", digest=digest)
+    commands = {"step": [expand(word, values) for word in spec.train.application]}
     if summary.checkpoint is not None:
-        argv += [expand(word, values | {"checkpoint": summary.checkpoint}) for word in spec.train.resume]
+        told = values | {"checkpoint": summary.checkpoint}
+        commands["step"] += [expand(word, told) for word in spec.train.resume]
         if first:
             write("resume", step=None, path=summary.checkpoint)
+    if first and spec.train.evaluation:
+        commands["evaluate"] = [expand(word, values) for word in spec.train.evaluation]
     environment = environment_of(spec, values, os.environ)
     out.mkdir(parents=True, exist_ok=True)
-    if shutil.which(argv[0], path=environment.get("PATH")) is None:
-        message = (
-            f"executable file not found in $PATH: {argv[0]!r}; fix `application` of the workload {spec.scene}"
-        )
-        write("error", type="FileNotFoundError", message=message, traceback="", phase="startup", step=0)
-        return 127
-    started = time.time()
+    for phase, argv in commands.items():
+        if shutil.which(argv[0], path=environment.get("PATH")) is None:
+            setting = "application" if phase == "step" else "evaluation"
+            message = f"executable file not found in $PATH: {argv[0]!r}; fix `{setting}` of {spec.scene}"
+            write("error", type="FileNotFoundError", message=message, traceback="", phase="startup", step=0)
+            return 127
     write("leave", phase="startup", s=0.0)
-    write("enter", phase="step")
     pattern = spec.train.checkpoint
     saves = Checkpoints(pattern, out, write) if first and pattern is not None else None
-    program = Program(argv, environment, write, output_path(attempt, rank), saves)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, frame: _stop(program, write, n))
-    # The launcher asks a rank that hangs for its stacks, and kills it next; nothing of the program must outlive it.
-    signal.signal(signal.SIGUSR1, lambda n, frame: program.signal_all(signal.SIGKILL))
-    status = program.wait()
-    seconds = time.time() - started
-    write("leave", phase="step", s=seconds)
-    write("memory", peak_rss_gib=program.peak_rss_bytes / GIB, peak_gpu_gib=None)
+    status, peak_rss_bytes = 0, 0
+    for phase, argv in commands.items():
+        started = time.time()
+        write("enter", phase=phase)
+        program = Program(argv, environment, write, output_path(attempt, rank), saves, phase)
+        status = _wait(program, write)
+        peak_rss_bytes = max(peak_rss_bytes, program.peak_rss_bytes)
+        write("leave", phase=phase, s=time.time() - started)
+        if status != 0:
+            break
+    write("memory", peak_rss_gib=peak_rss_bytes / GIB, peak_gpu_gib=None)
     if status == 0:
         if first:
             write("end", status="ok", step=None)
@@ -339,6 +356,15 @@ def run(spec: WorkloadSpec, out: Path, attempt: Path, summary: LaunchSummary) ->
     return 128 - status if status < 0 else status
 
 
+def _wait(program: Program, write: EventWriter) -> int:
+    """Return the program's exit status; what asks us to stop asks it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, frame: _stop(program, write, n))
+    # The launcher asks a rank that hangs for its stacks, and kills it next; nothing of the program must outlive it.
+    signal.signal(signal.SIGUSR1, lambda n, frame: program.signal_all(signal.SIGKILL))
+    return program.wait()
+
+
 def _stop(program: Program, write: EventWriter, number: int) -> None:
     write("signal", signal=signal.Signals(number).name)
     program.request_stop()
@@ -347,6 +373,57 @@ def _stop(program: Program, write: EventWriter, number: int) -> None:
 def _device(rank: int, values: Mapping[str, Any]) -> str:
     """Name the device of a rank: its GPU where the launcher found any, else the processor."""
     return f"cuda:{rank % values['ranks_per_node']}" if os.environ.get(GPUS) else "cpu"
+
+
+def data_digest(app: Application, cache: Path) -> str | None:
+    """Digest of what a workload trains on: that of its packed scene, or of its input files; None if it has neither."""
+    if app.scene is None:
+        return inputs_digest(app.inputs, cache) if app.inputs else None
+    path = Path(str(app.data), EXPORT_FILE)
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: no exported scene; make it with `snakemake {path}`") from None
+
+
+def run_setup(name: str, app: Application, out: Path, log: Path | None) -> None:
+    """Run a workload's set-up and write `out`, which says what was run. Raises `UserError` where it fails."""
+    setup = app.setup
+    if setup is None:
+        raise UserError(f"the workload {name} has no `setup`")
+    out.unlink(missing_ok=True)
+    values = app.variables | {"python": sys.executable}
+    argv = [expand(word, values) for word in setup.command]
+    where = f"; its output is in {log}" if log else ""
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise UserError(f"setup of the workload {name}: {argv[0]}: {error.strerror}") from None
+    last = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        last = line.strip() or last
+    if status := process.wait():
+        raise UserError(f"setup of the workload {name} ended with status {status}: {last[:200]}{where}")
+    if missing := [path for path in setup.creates if not Path(path).exists()]:
+        raise UserError(f"setup of the workload {name} has not made {', '.join(missing)}{where}")
+    write_json(out, {"workload": name, "digest": setup_digest(app)})
+
+
+def setup_digest(app: Application) -> str:
+    """Digest of what a workload's set-up depends on: its command and the variables that the command has."""
+    setup = app.setup
+    assert setup is not None
+    text = json.dumps([setup.model_dump(mode="json"), app.setup_variables()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def inputs_digest(inputs: Iterable[str], cache: Path) -> str:

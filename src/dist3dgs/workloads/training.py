@@ -64,6 +64,41 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return p
 
 
+class Communication:
+    """Seconds of gradient all-reduces on this rank, on a processor; a GPU's run behind the host's clock."""
+
+    def __init__(self, model: DistributedDataParallel) -> None:
+        self._spans: list[tuple[float, float]] = []
+        self._launched = self._exposed_s = 0.0
+        model.register_comm_hook(None, self._all_reduce)
+
+    def _all_reduce(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """Average a bucket over the ranks, as DDP does without a hook."""
+        began = self._launched = time.perf_counter()
+        work = dist.all_reduce(bucket.buffer().div_(dist.get_world_size()), async_op=True)
+
+        def done(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+            self._spans.append((began, time.perf_counter()))
+            return future.value()[0]
+
+        averaged: torch.futures.Future[Tensor] = work.get_future().then(done)
+        return averaged
+
+    def after_backward(self) -> None:
+        """Count the time since the last bucket was ready, when there was nothing left to compute."""
+        self._exposed_s += time.perf_counter() - self._launched
+
+    def take(self) -> tuple[float, float]:
+        """Return the seconds in which any was under way, and those not hidden by computing, since the last call."""
+        total, end = 0.0, 0.0
+        for start, stop in sorted(self._spans):
+            total += max(0.0, stop - max(start, end))
+            end = max(end, stop)
+        exposed, self._exposed_s = self._exposed_s, 0.0
+        self._spans.clear()
+        return total, exposed
+
+
 #: Scores and labels of a batch to the loss, a scalar, and the number of samples that are right.
 Judge = Callable[[Tensor, Tensor], tuple[Tensor, int]]
 
@@ -93,6 +128,9 @@ def train(
     model = model.to(device)
     if ranks.world_size > 1:
         model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    communication = None
+    if isinstance(model, DistributedDataParallel) and device.type == "cpu":
+        communication = Communication(model)
     size = sum(p.numel() for p in model.parameters())
     ranks.say(f"{size} parameters on {ranks.world_size} ranks, {device.type}")
     sampler: DistributedSampler[Any] = DistributedSampler(
@@ -117,7 +155,7 @@ def train(
         sampler.set_epoch(epoch)
         model.train()
         lr, started = optimise.param_groups[0]["lr"], time.perf_counter()
-        loss, accuracy = _pass(model, batches, device, judge, optimise, scaler)
+        loss, accuracy = _pass(model, batches, device, judge, optimise, scaler, communication)
         if device.type == "cuda":
             torch.cuda.synchronize()
         # The slowest rank's: the others wait for it in their next all-reduce.
@@ -129,11 +167,16 @@ def train(
         loss, accuracy, val_loss, val_accuracy, seconds = ranks.mean(
             loss, accuracy, val_loss, val_accuracy, seconds
         )
+        shares = ""
+        if communication is not None:
+            comm_s, exposed_s = ranks.mean(*communication.take())
+            shares = f" | Compute: {seconds - exposed_s:.3f} s"
+            shares += f" | Communication: {comm_s:.3f} s, {exposed_s:.3f} s exposed"
         done = len(batches) * args.batch_per_rank * ranks.world_size
         ranks.say(
             f"Epoch [{epoch + 1}/{args.epochs}] LR: {lr:.6f} | Loss (train, val): {loss:.3f}, {val_loss:.3f}"
             f" | Accuracy (train, val): {100 * accuracy:.2f}%, {100 * val_accuracy:.2f}%"
-            f" | Throughput: {done / seconds:.1f} {unit} | Epoch time: {seconds:.3f} s"
+            f" | Throughput: {done / seconds:.1f} {unit} | Epoch time: {seconds:.3f} s{shares}"
         )
     ranks.say(f"Total training time: {time.perf_counter() - begun:.2f} s")
     if ranks.world_size > 1:
@@ -147,6 +190,7 @@ def _pass(
     judge: Judge,
     optimizer: torch.optim.Optimizer | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    communication: Communication | None = None,
 ) -> tuple[float, float]:
     """Run through the batches once, training if an optimizer is given; return mean loss and accuracy."""
     loss_sum, right, seen = 0.0, 0, 0
@@ -157,6 +201,8 @@ def _pass(
         if optimizer is not None and scaler is not None:
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
+            if communication is not None:
+                communication.after_backward()
             scaler.step(optimizer)
             scaler.update()
         loss_sum += loss.item() * len(labels)

@@ -14,12 +14,16 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from dist3dgs.bench import gpu, needs
 from dist3dgs.errors import UserError
 from dist3dgs.launch import gsplat_build
+from dist3dgs.scenes.colmap.cameras import ColmapCamera
 from dist3dgs.splats.render import get_renderer
+from tests.unit.bench.test_simple_trainer import write_program
 from tests.unit.helpers import tiny
+from tests.unit.helpers.colmap_files import ring_model, write_bin
 
 SEES = '#!/bin/sh\ncase "$2" in *cuda.is_available*) exit {};; esac\necho "$0 $@" >> {}\n'
 
@@ -215,16 +219,34 @@ def test_a_rehearsal_without_gpu_from_build_to_steps_and_again(repository, tmp_p
     first = subprocess.run([*argv, "--stage", "build"], cwd=repository, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert list(json.loads(out.read_text())["stages"]) == ["build"]
+    colmap = tmp_path / "colmap"
+    model = ring_model(
+        num_images=9, num_points=12, camera=ColmapCamera("PINHOLE", 32, 24, (27.0, 27.0, 16.0, 12.0))
+    )
+    write_bin(model, colmap / "sparse/0")
+    (colmap / "images").mkdir()
+    for i, (*_, name, _) in enumerate(model.images.values()):
+        Image.new("RGB", (32, 24), (20 * i, 80, 90)).save(colmap / "images" / name)
+    argv += [
+        "--repository",
+        str(write_program(tmp_path / "gsplat")),
+        "--colmap",
+        str(colmap),
+        "--beside-steps",
+        "2",
+    ]
     second = subprocess.run(argv, cwd=repository, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     assert "build: done before" in second.stderr
     result = json.loads(out.read_text())
-    assert {name: stage["status"] for name, stage in result["stages"].items()} == dict.fromkeys(
-        gpu.STAGES, "ok"
-    )
-    stages = {name: stage["result"] for name, stage in result["stages"].items()}
+    status = {name: stage["status"] for name, stage in result["stages"].items()}
+    assert status == dict.fromkeys(gpu.STAGES, "ok") | {"lpips": "left out"}
+    stages = {name: stage["result"] for name, stage in result["stages"].items() if "result" in stage}
     assert stages["agreement"]["agrees"] and len(stages["agreement"]["cases"]) == len(gpu.CASES) + 1
     assert stages["nccl"]["one rank"] == "ok" and stages["training"]["steps"] == 6
+    for which in ("simple_trainer", "ours"):
+        assert [point["step"] for point in stages[which]["curve"]] == [1, 2]
+    assert result["equal_psnr"]["psnr"] <= 21 and result["equal_psnr"]["ours_s"] > 0
     assert stages["steps"]["40"]["step_s"] > 0 and stages["steps"]["40"]["kernels_us"]
 
 

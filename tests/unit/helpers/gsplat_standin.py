@@ -258,9 +258,20 @@ def spherical_harmonics_bwd(K, degrees_to_use, dirs, coeffs, masks, v_colors, co
     return v_coeffs, v_dirs if compute_v_dirs else None
 
 
+def adam(param, param_grad, exp_avg, exp_avg_sq, valid, lr, b1, b2, eps):
+    _require(param.dtype, param=param, param_grad=param_grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+    _require(torch.bool, valid=valid)
+    assert len(valid) == len(param)
+    first = b1 * exp_avg[valid] + (1 - b1) * param_grad[valid]
+    second = b2 * exp_avg_sq[valid] + (1 - b2) * param_grad[valid] ** 2
+    param[valid] += -lr * first / (second.sqrt() + eps)
+    exp_avg[valid], exp_avg_sq[valid] = first, second
+
+
 FUNCTIONS = (
     projection_ewa_3dgs_packed_fwd, projection_ewa_3dgs_packed_bwd, intersect_tile, intersect_offset,
     rasterize_to_pixels_3dgs_fwd, rasterize_to_pixels_3dgs_bwd, spherical_harmonics_fwd, spherical_harmonics_bwd,
+    adam,
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,17 +24,19 @@ from dist3dgs.parallel.registry import make_parallel
 from dist3dgs.runs.events import EventWriter
 from dist3dgs.scenes.pack import PackedScene
 from dist3dgs.splats import loss
+from dist3dgs.splats.host_copy import HostCopy
 from dist3dgs.splats.render import get_renderer, set_threads
 from dist3dgs.train import loop
 from dist3dgs.train.timing import Clock
 from tests.unit.helpers import gsplat_standin, tiny
 
-#: Name -> settings of the strategy and of densification.
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "default": ({}, {}),
-    "absgrad": ({}, {"absgrad": True}),
-    "mcmc": ({}, {"kind": "mcmc"}),
-    "sharded": ({"kind": "sharded"}, {}),
+#: Name -> settings of the strategy, of densification and of the training.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}, {}),
+    "absgrad": ({}, {"absgrad": True}, {}),
+    "mcmc": ({}, {"kind": "mcmc"}, {}),
+    "sharded": ({"kind": "sharded"}, {}, {}),
+    "selective": ({}, {"kind": "budget"}, {"optimizer": "selective"}),
 }
 #: The host waits for the device in these: their result, or its size, is needed to go on.
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2", "bincount"}
@@ -64,7 +67,22 @@ class Operations(TorchDispatchMode):
 
     @contextmanager
     def transfers(self) -> Iterator[None]:
-        """Also count copies to the host, which between CPU tensors are not dispatched."""
+        """Also count copies to the host, which between CPU tensors are not dispatched.
+
+        A copy that was begun before the extension, which waits, was last called has arrived: reading it is no wait.
+        """
+        begun: WeakKeyDictionary[HostCopy, int] = WeakKeyDictionary()
+        begin, read = HostCopy.__init__, HostCopy.read
+
+        def note(copy: HostCopy, tensor: torch.Tensor) -> None:
+            begin(copy, tensor)
+            begun[copy] = len(gsplat_standin.calls)
+
+        def arrived(copy: HostCopy) -> list[float]:
+            if begun.get(copy, -1) == len(gsplat_standin.calls):
+                self.waits["HostCopy.read"] += 1
+            with gsplat_standin.extension_call("read"):
+                return read(copy)
 
         def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -79,13 +97,15 @@ class Operations(TorchDispatchMode):
             for name in ("cpu", "numpy", "tolist"):
                 method = counted(name, getattr(torch.Tensor, name))
                 stack.enter_context(mock.patch.object(torch.Tensor, name, method))
+            stack.enter_context(mock.patch.object(HostCopy, "__init__", note))
+            stack.enter_context(mock.patch.object(HostCopy, "read", arrived))
             yield
 
 
 @contextmanager
 def cuda_trainer(case: str) -> Iterator[loop.Trainer]:
     """A trainer whose renderer is `cuda` over the stand-in, and whose loss is that of a GPU, on CPU tensors."""
-    strategy, densify = CASES[case]
+    strategy, densify, train = CASES[case]
     gsplat_standin.install()
     set_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,6 +113,7 @@ def cuda_trainer(case: str) -> Iterator[loop.Trainer]:
         spec = tiny.spec(
             strategy=strategy, steps=40, sh_every=1, log_every=20,
             densify={"start_step": 10_000, "stop_step": 20_000, "reset_every": 1_000, **densify},
+            **train,
         )  # fmt: skip
         device, events = torch.device("cpu"), EventWriter(Path(folder, "events.jsonl"), 0)
         parallel = make_parallel(spec, Communicator(), get_renderer("cuda"), device)
@@ -101,6 +122,8 @@ def cuda_trainer(case: str) -> Iterator[loop.Trainer]:
         )
         with mock.patch.object(loop, "l1_ssim_loss", loss.TorchLoss.apply):
             trainer.start()
+            # As on a GPU, after the first steps.
+            trainer.defers, trainer.poll.slow, trainer.model.optimizer.by_mask = True, False, True
             yield trainer
 
 

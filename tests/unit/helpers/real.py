@@ -15,12 +15,12 @@ from dist3dgs.scenes.sfm import SfmSettings
 from tests.unit.helpers.colmap_files import court
 
 
-def write_court(path: Path, num_views: int = 24, width: int = 96, height: int = 64) -> Path:
-    """The built-in scene from its true cameras; its points are where some pixels' rays meet it."""
+def write_court(path: Path, num_views: int = 24, width: int = 96, height: int = 64, every: int = 12) -> Path:
+    """The built-in scene from its true cameras; its points are where the rays of every 12th pixel meet it."""
     camera = RaycastCamera(width_px=width, height_px=height, focal_px=0.82 * width, k1=0.0)
     poses = camera_path(num_views, 0)
     images = [court().render(camera, pose) for pose in poses]
-    seen = [_behind(court(), camera, pose, image) for pose, image in zip(poses, images, strict=True)]
+    seen = [_behind(court(), camera, pose, image, every) for pose, image in zip(poses, images, strict=True)]
     viewmats = np.linalg.inv(np.stack(poses))
     normalisation = normalisation_of(viewmats)
     viewmats = apply_to_viewmats(normalisation, viewmats)
@@ -37,9 +37,9 @@ def write_court(path: Path, num_views: int = 24, width: int = 96, height: int = 
 
 
 def _behind(
-    scene: Court, camera: RaycastCamera, pose: NDArray, image: NDArray, every: int = 12
+    scene: Court, camera: RaycastCamera, pose: NDArray, image: NDArray, every: int
 ) -> tuple[NDArray, NDArray]:
-    """Points [P, 3] and colours [P, 3] behind every 12th pixel along both axes."""
+    """Points [P, 3] and colours [P, 3] behind every so many pixels along both axes."""
     v, u = np.mgrid[every // 2 : camera.height_px : every, every // 2 : camera.width_px : every]
     rays = camera.directions(u.ravel() + 0.5, v.ravel() + 0.5) @ pose[:3, :3].T.astype(np.float32)
     eye = np.broadcast_to(pose[:3, 3].astype(np.float32), rays.shape)

@@ -62,7 +62,9 @@ def test_a_killed_rank_is_named_and_nothing_is_left_running(tiny_scene, tmp_path
 
 
 def test_a_killed_rank_costs_one_checkpoint_interval_where_restarts_are_allowed(tiny_scene, tmp_path):
-    run = tiny.spec("n1g2", **LONG | {"steps": 100})
+    """Blocks: the checkpoint before the kill is of ranks that train apart, and is gone on from."""
+    strategy = {"kind": "blocks", "coarse_share": 0.1, "view_threshold": 0.01, "margin": 1.0}
+    run = tiny.spec("n1g2", strategy=strategy, **LONG | {"steps": 100})
     run = run.model_copy(update={"hardware": Hardware(device="cpu", timeout_s=20, max_restarts=1)})
     running = tiny.Running(run, tiny_scene, tmp_path)
     running.wait_for("checkpoint", 10)
@@ -73,6 +75,10 @@ def test_a_killed_rank_costs_one_checkpoint_interval_where_restarts_are_allowed(
     assert record.status == "ok", record.failure
     assert record.provenance.attempt == 1
     assert reached - tiny.events(tmp_path, "resume")[0]["step"] <= 20 / 2
+    assert [e["phase"] for e in tiny.events(tmp_path, "blocks", 0)] == ["blocks"]
+    assert [e["phase"] for e in tiny.events(tmp_path, "blocks", 1)] == ["merged"]
+    assert record.metrics.seam_psnr is not None
+    assert all(rank.block_gaussians and rank.block_views for rank in record.metrics.ranks)
 
 
 def on_one_thread(run: RunSpec) -> RunSpec:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -10,13 +11,15 @@ from hypothesis import strategies as st
 
 from dist3dgs.config.models import Strategy
 from dist3dgs.config.naming import Layout
+from dist3dgs.errors import UserError
 from dist3dgs.parallel.collectives import Communicator
 from dist3dgs.parallel.compression import PowerSgd, orthonormalise
 from dist3dgs.parallel.digests import ReplicasDiffer, checksum, rows_checksum
 from dist3dgs.parallel.rendezvous import Member, WorldMismatch, check_members
 from dist3dgs.parallel.sharded import Sharded, even, plan_moves, strided
 from dist3dgs.splats.render import RenderSettings, get_renderer
-from tests.unit.helpers.ranks import run_ranks
+from tests.unit.helpers import tiny
+from tests.unit.helpers.ranks import make_trainer, run_ranks
 
 sizes = st.lists(st.integers(0, 10_000), min_size=1, max_size=64)
 
@@ -75,11 +78,14 @@ def strategy_of(comm: Communicator, rebalance_above: float) -> Sharded:
     return Sharded(comm, get_renderer("cpu"), RenderSettings(), strategy, torch.device("cpu"))
 
 
-def rebalanced(comm: Communicator, sizes: list[int], rebalance_above: float) -> list[torch.Tensor]:
+def rebalanced(
+    comm: Communicator, sizes: list[int], rebalance_above: float, max_rows: int | None = None
+) -> list[torch.Tensor]:
     """Names of a rank's rows after a rebalance of shards of these sizes; fails where a row is not whole."""
     first = sum(sizes[: comm.rank])
     before = rows_of(torch.arange(first, first + sizes[comm.rank]) + 1000)
     sharded = strategy_of(comm, rebalance_above)
+    sharded.max_rows = max_rows
     after = sharded.rebalance(before) or before
     assert len(after["lineage"]) == sharded.shards[comm.rank]
     whole = rows_of(after["lineage"])
@@ -88,17 +94,18 @@ def rebalanced(comm: Communicator, sizes: list[int], rebalance_above: float) -> 
 
 
 @pytest.mark.parametrize(
-    "sizes, rebalance_above, moves",
+    "sizes, rebalance_above, max_rows, moves",
     [
-        ([40, 10, 25], 1.0, True),
-        ([130, 80, 90], 1.2, True),  # the largest is 1.3 times the mean
-        ([115, 85, 100], 1.2, False),
-        ([0, 0, 50], 1.2, True),
-        ([5, 0, 0, 0], 1.2, True),
+        ([40, 10, 25], 1.0, None, True),
+        ([130, 80, 90], 1.2, None, True),  # the largest is 1.3 times the mean
+        ([115, 85, 100], 1.2, 115, False),
+        ([115, 85, 100], 1.2, 114, True),  # a rank has room for 114
+        ([0, 0, 50], 1.2, None, True),
+        ([5, 0, 0, 0], 1.2, None, True),
     ],
 )
-def test_moments_and_names_follow_rows_that_move(sizes, rebalance_above, moves):
-    shards = run_ranks(len(sizes), rebalanced, sizes, rebalance_above)
+def test_moments_and_names_follow_rows_that_move(sizes, rebalance_above, max_rows, moves):
+    shards = run_ranks(len(sizes), rebalanced, sizes, rebalance_above, max_rows)
     assert sorted(torch.cat(shards).tolist()) == list(range(1000, 1000 + sum(sizes)))
     assert [len(s) for s in shards] == (even(sum(sizes), len(sizes)) if moves else sizes)
 
@@ -257,3 +264,30 @@ def test_one_rank_of_four_workers_may_see_all_their_gpus_and_no_more():
 def test_cpu_ranks_share_their_device():
     layout = Layout.parse("n1g4")
     check_members([replace(m, device="cpu", visible_devices=0) for m in members("n1g4")], layout)
+
+
+@pytest.mark.parametrize(
+    "kind, room, needed", [("replicated", 599, "600"), ("hybrid", 299, "300"), ("sharded", 299, "300")]
+)
+def test_a_model_that_may_outgrow_a_rank_is_refused_before_it_is_loaded(
+    kind, room, needed, tiny_scene, tmp_path
+):
+    """600 Gaussians at most; the number that a rank would need is in the message."""
+    run = tiny.spec("n1g2", strategy={"kind": kind})
+    for limit in (room, room + 1):
+        spec = run.model_copy(
+            update={"hardware": run.hardware.model_copy(update={"max_gaussians_per_rank": limit})}
+        )
+        comm = mock.Mock(spec=Communicator, rank=0, world_size=2)
+        trainer = make_trainer(comm, spec, tiny_scene, tmp_path)
+        comm.gather_objects.side_effect = Loaded
+        with pytest.raises(UserError if limit == room else Loaded) as refused:
+            trainer.start()
+        if limit == room:
+            assert f"need {needed} on" in str(refused.value) and "max_gaussians_per_rank" in str(
+                refused.value
+            )
+
+
+class Loaded(Exception):
+    """The ranks began to load the model."""

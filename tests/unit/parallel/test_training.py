@@ -13,12 +13,14 @@ def events_of(out, kind):
     return [e for e in read_events(out / "events.jsonl") if e["event"] == kind]
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("kind", ["default", "mcmc"])
+@pytest.mark.parametrize(
+    ("kind", "world_size"), [("default", 2), ("default", 4), ("mcmc", 2), ("mcmc", 4), ("budget", 2)]
+)
 def test_replicas_stay_equal_to_the_bit(kind, world_size, tiny_scene, tmp_path):
-    """Through clone, split, prune, reset or relocation, growth and noise, over 300 steps."""
+    """Through clone, split, prune, reset; relocation, growth and noise; a budget and selective Adam; over 300 steps."""
     run = tiny.spec(
         f"n1g{world_size}", steps=300, keep="steps", digest_every=10, checkpoint_every=1000, eval_every=1000,
+        optimizer="selective" if kind == "budget" else "adam",
         log_every=100, sh_every=60,
         densify={
             "kind": kind, "start_step": 20, "every": 40, "stop_step": 290, "reset_every": 110, "max_gaussians": 500,
@@ -31,7 +33,9 @@ def test_replicas_stay_equal_to_the_bit(kind, world_size, tiny_scene, tmp_path):
     compared = events_of(tmp_path, "digest")
     assert len(compared) >= 30 and all(len(set(e["digests"])) == 1 for e in compared)
     changed = events_of(tmp_path, "densify")
-    what = ("cloned", "split", "pruned") if kind == "default" else ("relocated", "added")
+    what = {
+        "default": ("cloned", "split", "pruned"), "mcmc": ("relocated", "added"), "budget": ("split", "pruned")
+    }[kind]  # fmt: skip
     assert sum(any(e[k] for k in what) for e in changed) >= 3
     assert all(sum(e[k] for e in changed) > 0 for k in what)
 
@@ -40,7 +44,11 @@ def test_replicas_stay_equal_to_the_bit(kind, world_size, tiny_scene, tmp_path):
     ("kind", "strategy", "most"),
     [
         ("none", "replicated", 150),
-        *((kind, strategy, 230) for kind in ("default", "mcmc") for strategy in ("replicated", "sharded")),
+        *(
+            (kind, strategy, 230)
+            for kind in ("default", "mcmc", "budget")
+            for strategy in ("replicated", "sharded")
+        ),
         *(("default", "replicated", 150), ("mcmc", "sharded", 150)),
     ],
 )
@@ -123,10 +131,12 @@ def test_quality_does_not_depend_on_the_number_of_ranks(kind, tiny_scene, tmp_pa
     assert psnr[4] == pytest.approx(psnr[1], abs=0.15)
 
 
-def test_densification_does_not_depend_on_the_number_of_ranks(tiny_scene, tmp_path):
+@pytest.mark.parametrize("rule", ["default", "mcmc"])
+def test_densification_does_not_depend_on_the_number_of_ranks(rule, tiny_scene, tmp_path):
     """Replicas on 1, 2 and 4 ranks end with the same bits; shards grow alike, up to the same limit."""
     densify = {
-        "start_step": 20, "every": 20, "stop_step": 100, "reset_every": 1000, "max_gaussians": 400,
+        "kind": rule, "start_step": 20, "every": 20, "stop_step": 100, "reset_every": 1000,
+        "max_gaussians": 400 if rule == "default" else 230,
         "scale_threshold": 0.07, "grad_threshold": 1e-3, "prune_opacity": 0.001,
     }  # fmt: skip
     digests, grown, psnr = {}, {}, {}
@@ -140,7 +150,7 @@ def test_densification_does_not_depend_on_the_number_of_ranks(tiny_scene, tmp_pa
         grown[kind, world_size] = [e["num_gaussians"] for e in events_of(out, "densify")]
         psnr[kind, world_size] = events_of(out, "eval")[-1]["psnr"]
     one = "replicated", 1
-    assert len(grown[one]) >= 3 and grown[one][-1] == 400 > grown[one][0]
+    assert len(grown[one]) >= 3 and grown[one][-1] == densify["max_gaussians"] > grown[one][0]
     assert digests[one] == digests["replicated", 2] == digests["replicated", 4]
     assert grown["sharded", 2] == pytest.approx(grown[one], rel=0.02)
     assert psnr["sharded", 2] == pytest.approx(psnr[one], abs=0.1)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dist3dgs.analysis.tables import read_table, tabulate
 from dist3dgs.cli import main
 from dist3dgs.config.models import Strategy, TrainSettings
-from dist3dgs.predict.compare import GOOD_ERROR, compare_runs, machine_with
+from dist3dgs.predict.compare import GOOD_ERROR, PREDICTED, compare_runs, machine_with, predicted_metrics
 from dist3dgs.runs.record import QualityPoint, load_record
 from tests.unit.helpers.drawn import Drawn
 from tests.unit.helpers.records import make_record
@@ -86,3 +87,22 @@ def test_the_verb_prints_them_side_by_side(repository, tmp_path, monkeypatch, ca
     assert "builtin/replicated/n1g2/r0" in text and "measured" in text and text.count("(fitted to)") == 1
     assert main(["predict", "--compare", "--json"]) == 0
     assert {r["fitted"] for r in json.loads(capsys.readouterr().out)} == {True, False}
+
+
+def test_the_tables_have_each_run_s_prediction_beside_its_measurement(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(repository)
+    failed = run("n1g4", 0.02).model_copy(update={"status": "failed"})
+    records = [run("n1g1", 0.02), run("n1g2", 0.021), failed]
+    paths = [tmp_path / f"{i}/record.json" for i in range(len(records))]
+    for path, record in zip(paths, records, strict=True):
+        path.parent.mkdir()
+        path.write_text(record.model_dump_json())
+    tables = [tmp_path / "runs.csv", tmp_path / "points.csv"]
+    tabulate(paths, *tables, more=PREDICTED, values_of=predicted_metrics)
+    for rows in map(read_table, tables):
+        of = {row["layout"]: row for row in rows}
+        two = of["n1g2"]
+        assert two["predicted_step_low_s"] < two["predicted_step_s"] < two["predicted_step_high_s"]
+        m = records[1].metrics
+        assert two["predicted_over_measured"] == pytest.approx(two["predicted_step_s"] * m.steps / m.train_s)
+        assert of["n1g4"]["predicted_step_s"] is None

@@ -1,10 +1,16 @@
 """Run times told beforehand: from the records of runs that were made."""
 
+import math
+
 import pytest
 
 from dist3dgs.config.models import Hardware, RunSpec, Strategy, TrainSettings
+from dist3dgs.config.naming import Point
 from dist3dgs.runs.record import Environment, Metrics, Run, RunRecord, load_record
-from dist3dgs.slurm.runtime_prediction import predict, read_records
+from dist3dgs.slurm.planner import Planner
+from dist3dgs.slurm.queue import Queue
+from dist3dgs.slurm.runtime_prediction import predict, read_records, time_limit_min
+from dist3dgs.slurm.site import read_site
 
 
 def spec(layout: str, **train) -> RunSpec:
@@ -83,3 +89,34 @@ def test_records_are_read_from_the_results(tmp_path):
     (tmp_path / "s/t/n1g4/r1").mkdir()
     (tmp_path / "s/t/n1g4/r1/record.json").write_text("{")
     assert [r.run.layout for r in read_records(tmp_path)] == ["n1g4"]
+
+
+def test_the_time_limit_follows_the_records_with_a_margin():
+    asked, known = spec("n1g4"), [record("n1g4", 3550, 8000)]
+    site = read_site({"runtime_min": 60, "max_runtime_min": 600})
+    assert time_limit_min(asked, [], site) is None
+    assert time_limit_min(asked, known, site) == (10 + 90, "from s/t/n1g4/r0")  # 1.5 x 3,600 s
+    assert time_limit_min(asked, known, site.model_copy(update={"runtime_margin": 0.0})) is None
+    assert time_limit_min(asked, known, site.model_copy(update={"max_runtime_min": 45})) == (
+        45,
+        "from s/t/n1g4/r0",
+    )
+    slower = site.model_copy(update={"gpu_speed": {"h100": 1.0, "l40s": 0.5}, "gpu_type": "l40s"})
+    assert time_limit_min(asked, known, slower) == (10 + 180, "from s/t/n1g4/r0")
+
+
+def test_the_planner_asks_for_the_time_that_records_of_the_scene_predict(tmp_path):
+    point, elsewhere = Point.parse("s", "t", "n1g4"), Point.parse("other", "t", "n1g4")
+    path = tmp_path / "s/t/n1g1/r0/record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(record("n1g1", 3550, 8000).model_dump_json())
+    text = spec("n1g4").model_dump_json()
+
+    def asked(point: Point, **site: float) -> object:
+        planner = Planner(tmp_path, read_site({"runtime_min": 60, **site}), Queue(tmp_path))
+        planner.queue.of_point = lambda point, but=None: []  # type: ignore[method-assign]
+        return planner.resources(point, 1, text)["runtime"]
+
+    # A quarter of the images on each of four ranks (scaled ideally: the record has no curve), 50 s beside the training.
+    assert asked(point) == 10 + math.ceil(1.5 * (3550 / 4 + 50) / 60)
+    assert asked(elsewhere) == asked(point, runtime_margin=0) == 60

@@ -1,5 +1,6 @@
 """L1 + SSIM: the compiled kernels against torch and torchmetrics."""
 
+import itertools
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dist3dgs.errors import UserError
 from dist3dgs.splats import loss as losses
-from dist3dgs.splats.loss import TorchLoss, l1_ssim_loss, psnr, ssim, ssim_reference
+from dist3dgs.splats.loss import HALO_PX, Strip, TorchLoss, l1_ssim_loss, psnr, ssim, ssim_reference
 
 
 def images(height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -39,6 +40,26 @@ def test_value_and_gradient(function, size: tuple[int, int], dtype: torch.dtype,
     assert (image.grad - exact.grad).norm() <= tolerance * exact.grad.norm()
     assert torch.allclose(function(image, (target / 255).to(dtype), 0.2), loss)
     assert torch.equal(function(image.detach(), target, 0.2), loss), "evaluation needs no gradient"
+
+
+@pytest.mark.parametrize("function", [l1_ssim_loss, TorchLoss.apply], ids=["kernels", "torch"])
+def test_strips_add_up_to_the_whole_image(function) -> None:
+    """Value and gradient; strips of one row, of less than a window and at both ends of the image."""
+    image, target = images(45, 50, torch.float64)
+    whole = function(image, target, 0.2)
+    whole.backward()
+    total = 0.0
+    for first, last in itertools.pairwise((0, 16, 17, 24, 45)):
+        top, bottom = max(0, first - HALO_PX), min(45, last + HALO_PX)
+        rows = image.detach()[top:bottom].requires_grad_()
+        strip = Strip(top, first - top, last - top, 45)
+        part = function(rows, target[top:bottom], 0.2, strip)
+        part.backward()
+        total += part.item()
+        assert torch.allclose(
+            rows.grad[first - top : last - top], image.grad[first:last], rtol=1e-12, atol=1e-16
+        )
+    assert total == pytest.approx(whole.item(), rel=1e-13)
 
 
 def test_agrees_with_torchmetrics() -> None:

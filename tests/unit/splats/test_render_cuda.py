@@ -79,5 +79,5 @@ def test_the_stand_in_has_the_arguments_of_the_pinned_gsplat() -> None:
     header = re.sub(r"//[^\n]*", "", (Path(found.origin).parent / "cuda/include/Ops.h").read_text())
     for function in standin.FUNCTIONS:
         (declared,) = re.findall(rf"\b{function.__name__}\(([^)]*)\)", header)
-        names = [argument.split()[-1] for argument in declared.split(",")]
+        names = [argument.split()[-1].lstrip("&") for argument in declared.split(",")]
         assert list(inspect.signature(function).parameters) == names, function.__name__

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, checked when read, bound to their settings."""
 
+import json
 import os
 import threading
 import time
@@ -136,6 +137,16 @@ def test_what_changes_the_mathematics_and_what_does_not():
     assert "set train.global_batch to 4" in line
     (line,) = differences(base, of("n1g2", scene="other", global_batch=4))
     assert "another packed scene" in line
+
+
+def test_a_setting_younger_than_the_checkpoint_had_its_default():
+    now = of()
+    settings = json.loads(now["settings"])
+    del settings["train.optimizer"], settings["train.densify.score_views"]
+    before = now | {"settings": json.dumps(settings)}
+    assert not differences(before, now)
+    (line,) = differences(before, of(optimizer="selective"))
+    assert "train.optimizer is adam there and selective here" in line
 
 
 def test_a_save_in_the_background_holds_what_was_there_when_it_began(tmp_path, monkeypatch):

@@ -1,21 +1,26 @@
 """A training step on the CUDA path, over the stand-in of gsplat's extension: launches, waits, and several ranks."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 from dist3dgs.config.models import Strategy
+from dist3dgs.errors import UserError
 from dist3dgs.parallel.collectives import Communicator
+from dist3dgs.runs.events import read_events
 from dist3dgs.splats.camera import Camera
 from dist3dgs.splats.densify.statistics import Statistics
 from dist3dgs.splats.gaussians import NAMES, Gaussians
-from dist3dgs.splats.render import RenderSettings, get_renderer
+from dist3dgs.splats.render import RenderSettings, cuda, get_renderer
+from dist3dgs.train import loop
 from dist3dgs.train.fault_handling import StopPoll
 from tests.unit.helpers import gsplat_standin, operations
 from tests.unit.helpers.clouds import random_cloud, relative
 from tests.unit.helpers.ranks import run_ranks
 
 #: Largest number of operations of a step outside of gsplat's extension.
-BOUNDS = {"default": 110, "absgrad": 110, "mcmc": 166, "sharded": 110}
+BOUNDS = {"default": 110, "absgrad": 110, "mcmc": 166, "sharded": 110, "selective": 94}
 
 
 @pytest.fixture(autouse=True)
@@ -32,15 +37,17 @@ def test_a_step_has_few_launches_and_no_wait(case: str) -> None:
 
 
 def test_the_host_waits_at_named_intervals_alone() -> None:
-    """For stop requests, the log, digests, evaluations and checkpoints; the first steps look at values and cameras."""
-    due, waited = [], []
-    with operations.cuda_trainer("default") as trainer:
+    """For digests, evaluations and checkpoints. Stop requests, losses and looks at the values are read a step later."""
+    due, waited, asked, logged = [], [], 0, 0
+    with operations.cuda_trainer("default") as trainer, mock.patch.object(cuda, "FINITE_EVERY", 7):
         # the same schedule on a slow machine
         trainer.poll = StopPoll(trainer.comm, trainer.device, lambda: 0.001 * trainer.step)
         for step in range(1, 41):
             train = trainer.train
-            intervals = (train.log_every, train.digest_every, train.eval_every, train.checkpoint_every)
-            is_due = trainer.poll.due(trainer.step) or any(step % every == 0 for every in intervals)
+            intervals = (train.digest_every, train.eval_every, train.checkpoint_every)
+            is_due = any(step % every == 0 for every in intervals)
+            asked += trainer.poll.due(trainer.step)
+            logged += step % train.log_every == 0
             with operations.Operations() as counted, counted.transfers():
                 trainer.told_to_stop()
                 trainer.one_step(step)
@@ -50,7 +57,29 @@ def test_the_host_waits_at_named_intervals_alone() -> None:
             if step > 4:
                 due += [step] * is_due
                 waited += [step] * bool(counted.waits)
+        steps = [e["step"] for e in read_events(trainer.events.path) if e["event"] == "step"]
     assert waited == due and 0 < len(due) < 20
+    assert asked >= 4 and len(steps) == logged - 1, "asked and logged without a wait"
+
+
+def test_what_is_read_a_step_later_still_counts() -> None:
+    """A loss that is not finite, a stop request, values that are not finite."""
+    with operations.cuda_trainer("default") as trainer, mock.patch.object(cuda, "FINITE_EVERY", 3):
+        trainer.one_step(1)
+        trainer.loss = torch.tensor(float("nan"))
+        trainer.log()
+        with pytest.raises(loop.Diverged, match="loss is nan at step 1"):
+            trainer.finish_log()
+        trainer.stop_requested = "SIGTERM"
+        assert not trainer.told_to_stop(), "asked"
+        trainer.one_step(2)
+        assert trainer.told_to_stop(), "and answered"
+        trainer.one_step(3)
+        with torch.no_grad():
+            trainer.model.gaussians["scales"][3] = float("nan")
+        trainer.one_step(4)  # looks
+        with pytest.raises(UserError, match="NaN or infinite"):
+            trainer.one_step(5)
 
 
 def one_step(comm: Communicator, kind: str, absgrad: bool) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from dist3dgs.splats.densify.change import Change
 from dist3dgs.splats.gaussians import NAMES, Gaussians, initial_gaussians
 from dist3dgs.train.optimizer import Optimizer
 from dist3dgs.train.schedules import AdamRule
+from tests.unit.helpers import gsplat_standin
 
 
 def some(n: int = 30) -> Gaussians:
@@ -50,6 +51,7 @@ import sys, torch
 from dist3dgs.splats.gaussians import NAMES, Gaussians, initial_gaussians
 from dist3dgs.train.optimizer import Optimizer
 from dist3dgs.train.schedules import AdamRule
+from tests.unit.helpers import gsplat_standin
 points = torch.rand(9, 3)
 gaussians = Gaussians(initial_gaussians(points, points, init_opacity=0.1, init_scale=1.0))
 for t in gaussians.values():
@@ -79,3 +81,29 @@ def test_moments_follow_their_rows_and_fresh_ones_start_at_zero():
         assert torch.equal(value[0], before[key][3]) and torch.equal(value[2], before[key][0])
         assert not value[1].any()
     assert all(count == 1.0 for count in optimizer.steps().values())
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["rows", "mask"])
+def test_selective_updates_are_adams_on_the_rows_that_were_seen_and_none_on_the_others(masked):
+    """By rows as on a CPU, and by a mask as on a GPU, where gsplat's kernel has no bias correction of its own."""
+    ours, theirs, rule = some(), some(), AdamRule(4, selective=True)
+    optimizer, reference = Optimizer(ours, rule), Optimizer(theirs, AdamRule(4))
+    optimizer.by_mask = masked
+    rates = {name: 0.01 * (i + 1) for i, name in enumerate(NAMES)}
+    unseen = torch.arange(30) % 3 == 0
+    before = {name: t.detach().clone() for name, t in ours.items()}
+    with gsplat_standin.installed():
+        for seed in range(3):
+            for gaussians in (ours, theirs):
+                gradients(gaussians, seed)
+            for t in ours.values():
+                t.grad[unseen] = 0
+            optimizer.step(rates, NAMES)
+            reference.step(rates, NAMES)
+    assert optimizer.steps() == reference.steps() == dict.fromkeys(NAMES, 3.0)
+    for name in NAMES:
+        assert torch.equal(ours[name][unseen], before[name][unseen]), name
+        assert torch.allclose(ours[name][~unseen], theirs[name][~unseen], rtol=1e-5, atol=1e-6), name
+    for key, moment in optimizer.moments().items():
+        assert not moment[unseen].any(), key
+        assert torch.allclose(moment[~unseen], reference.moments()[key][~unseen], rtol=1e-5, atol=1e-6), key

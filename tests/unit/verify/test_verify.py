@@ -15,6 +15,7 @@ import pytest
 from dist3dgs.cli import main
 from dist3dgs.config.matrix import load_study
 from dist3dgs.files import sha256
+from dist3dgs.launch import gsplat_build
 from dist3dgs.scenes.pack import PackedScene
 from dist3dgs.slurm.site import Site
 from dist3dgs.verify import gpus, machine, software, storage
@@ -225,16 +226,20 @@ def test_architectures_of_gpus_and_builds(folder, program, monkeypatch):
     assert not list(gpus.check_architectures(setup("cpu", torch=CUDA)))
 
 
-def test_what_gsplat_is_compiled_with(folder, program):
+def test_what_gsplat_is_compiled_with(folder, program, monkeypatch, tmp_path):
     program("nvidia-smi", nvidia_smi(H100))
+    monkeypatch.setattr(gsplat_build, "toolkit", lambda environ=None: None)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none/python"))  # no ninja beside it
     result = only(gpus.check_compiler(setup(torch=CUDA)))
     assert result.status == "fail" and all(name in result.text for name in ("nvcc", "g++", "ninja"))
     for name in ("g++", "ninja"):
         program(name, "true")
-    program("nvcc", "echo 'Cuda compilation tools, release 11.8, V11.8.89'")
+    (tmp_path / "toolkit/bin").mkdir(parents=True)
+    monkeypatch.setattr(gsplat_build, "toolkit", lambda environ=None: tmp_path / "toolkit")
+    program("../toolkit/bin/nvcc", "echo 'Cuda compilation tools, release 11.8, V11.8.89'")
     result = only(gpus.check_compiler(setup(torch=CUDA)))
     assert result.status == "fail" and "11.8" in result.text and "12.8" in result.text
-    program("nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.99'")
+    program("../toolkit/bin/nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.99'")
     result = only(gpus.check_compiler(setup(torch=CUDA)))
     assert result.status == "warn" and "not built" in result.text
     built_extension(Path(os.environ["TORCH_EXTENSIONS_DIR"]))

@@ -16,7 +16,7 @@ def read(folder: Path, figure: dict[str, Any], *outputs: str, limit_s: float = 6
     paths = [folder / f"output.rank{i}.log" for i in range(len(outputs))]
     for path, text in zip(paths, outputs, strict=True):
         path.write_text(text)
-    return find(Criteria(figures_of_merit={"x": figure}, **more), paths, folder / "out", limit_s)
+    return find(Criteria(figures_of_merit={"x": figure}, **more), paths, folder / "out", limit_s=limit_s)
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,19 @@ def test_signs_of_success_must_all_be_there(tmp_path: Path) -> None:
     (tmp_path / "out/model.pt").touch()
     found = read(tmp_path, {"regex": "(1)"}, "1\nComplete\n", success=success)
     assert [("saved" in u, "model.pt" in u) for u in found.unmet] == [(True, False), (False, True)]
+
+
+def test_files_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for step in (999, 6999, 29999):
+        path = tmp_path / f"out/stats/val_step{step}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"psnr": float(step)}))
+        (tmp_path / f"out/log{step}.txt").write_text(f"time {step} ms\n")
+    figure = {"json_file": "stats/val_step*.json", "json_path": "psnr"}
+    found = read(tmp_path, figure, "")
+    assert found.values == {"x": 29999.0} and found.counts == {"x": 3}
+    assert read(tmp_path, {"file": "log*.txt", "regex": r"time (\d+) ms", "scale": 0.5}, "").values == {
+        "x": 14999.5
+    }
+    assert "log0" in read(tmp_path, {"file": "log0.txt", "regex": "(a)"}, "").missing["x"]
+    assert "no line of log" in read(tmp_path, {"file": "log*.txt", "regex": "(a)"}, "").missing["x"]

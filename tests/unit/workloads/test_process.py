@@ -14,6 +14,7 @@ import pytest
 from dist3dgs.config.models import Hardware
 from dist3dgs.config.workloads import Application, Criteria, WorkloadSpec
 from dist3dgs.diagnosis import diagnose_attempt
+from dist3dgs.errors import UserError
 from dist3dgs.runs.attempts import Attempt
 from dist3dgs.runs.events import read_events
 from dist3dgs.workloads import process
@@ -158,3 +159,36 @@ def test_the_end_of_the_program_is_ours(tmp_path: Path, code: str, status: int) 
     """Also a signal: torchrun then reports it, and the rank is told by its process id."""
     assert start(tmp_path, spec(["{python}", "-c", code])).wait(30) == status
     assert "end" not in [e["event"] for e in events(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("code", "creates", "words"),
+    [
+        ("print('building'); open(sys.argv[1], 'w')", "{folder}/made", None),
+        (
+            "print('no compiler'); sys.exit(3)",
+            "{folder}/made",
+            "status 3: no compiler; its output is in a.log",
+        ),
+        ("print('done')", "{folder}/made", "has not made .*made"),
+    ],
+)
+def test_a_setup_is_done_when_it_has_made_what_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], code: str, creates: str, words: str | None
+) -> None:
+    made = creates.format(folder=tmp_path)
+    command = ["{python}", "-c", f"import sys; {code}", "{target}"]
+    settings = {"application": "p", "variables": {"target": made, "other": 1}}
+    app = Application.model_validate(settings | {"setup": {"command": command, "creates": [made]}})
+    out = tmp_path / "setup.json"
+    out.write_text("of an earlier time")
+    if words is None:
+        process.run_setup("mine", app, out, Path("a.log"))
+        assert json.loads(out.read_text())["digest"] == process.setup_digest(app)
+        other = app.model_copy(update={"variables": {"target": made, "other": 2}})
+        assert process.setup_digest(other) == process.setup_digest(app), "not of what the command lacks"
+        assert "building" in capsys.readouterr().out
+    else:
+        with pytest.raises(UserError, match=words):
+            process.run_setup("mine", app, out, Path("a.log"))
+        assert not out.exists()

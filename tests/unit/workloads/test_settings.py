@@ -80,6 +80,22 @@ def test_every_shipped_entry_can_be_asked_for_and_the_first_shows_every_setting(
         ({"application": "prog 'a"}, "split"),
         ({"application": []}, "application"),
         ({"application": "prog {data}"}, "no setting `data`"),
+        ({"application": "prog {test_every}"}, r"\{test_every\}"),
+        ({"scene": "builtin", "data": "x"}, "`scene` or `data`"),
+        ({"images": 9, "steps": 2}, "`images` or `steps`"),
+        ({"scene": "bultin"}, "did you mean 'builtin'"),
+        ({"setup": {"command": "make {out}"}}, r"setup\.command\.1.*\{out\}"),
+        ({"setup": {"comand": "make"}}, "did you mean `command`"),
+        ({"evaluation": "prog {otu}"}, r"evaluation\.1.*\{otu\}"),
+        (
+            {"figures_of_merit": {"loss": {"json_file": "x", "json_path": "a", "over_ranks": "sum"}}},
+            r"\{rank\}",
+        ),
+        ({"figures_of_merit": {"loss": {"json_file": "{x}", "json_path": "a"}}}, r"no variable but \{rank\}"),
+        (
+            {"figures_of_merit": {"loss": {"json_file": "x", "json_path": "a", "file": "y"}}},
+            "needs a `regex`",
+        ),
         ({"environment": {"A": "{b}"}}, r"environment\.A.*\{b\}"),
         ({"variables": {"size": 1, "ranks": 2}}, "may not set ranks"),
         ({"variants": {"small": {"sise": 2}}}, "'small' sets sise"),
@@ -109,6 +125,24 @@ def test_every_shipped_entry_can_be_asked_for_and_the_first_shows_every_setting(
 def test_each_mistake_is_named(repository: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=rf"(?s){words}"):
         study(repository, ENTRY | change)
+
+
+def test_a_scene_gives_the_exported_folder_and_the_split(repository: Path) -> None:
+    entry = ENTRY | {
+        "application": "p {data} {test_every} {images} {steps}",
+        "scene": "builtin",
+        "images": 100,
+    }
+    made = study(repository, entry | {"batch_per_rank": 3}, data="elsewhere")
+    spec = made.spec(Point.named("mine/small/n1g2"))
+    assert isinstance(spec, WorkloadSpec) and spec.train.data == "elsewhere/builtin/colmap"
+    assert spec.train.test_every == made.scene("builtin").test_every and spec.num_steps == 16
+    assert load_spec(spec_json(spec)) == spec
+
+
+def test_new_settings_that_are_not_set_change_no_earlier_digest(repository: Path) -> None:
+    train = json.loads(spec_json(study(repository, ENTRY).spec(Point.named("mine/small/n1g1"))))["train"]
+    assert not {"scene", "test_every", "images", "evaluation", "setup"} & set(train)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +175,8 @@ def test_a_value_stays_one_word(value: str) -> None:
 def test_the_example_of_the_manual_is_right(repository: Path) -> None:
     """Ten lines that a new user copies."""
     text = (repository / "config/README.md").read_text()
-    (block,) = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "workload_library" in b]
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (block,) = [b for b in blocks if b.startswith("# config/workloads.yaml")]
     assert len(block.strip().splitlines()) <= 11
     made = study(repository, yaml.safe_load(block)["workload_library"]["mine"])
     spec = made.spec(Point.named("mine/default/n1g2"))

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+from ..gaussians import Gaussians
 
 
 @dataclass
@@ -19,3 +22,9 @@ class Change:
     """For the log: cloned, split, pruned, relocated, added."""
     reset_moments: tuple[str, ...] = ()
     """Parameters whose moments are zeroed in every row."""
+
+    @classmethod
+    def none(cls, gaussians: Gaussians, lineage: Tensor) -> "Change":
+        """Make the change that leaves everything as it is. lineage: int64 [N], names of the Gaussians."""
+        rows = torch.arange(gaussians.num_gaussians, device=gaussians.device)
+        return cls(dict(gaussians), rows, lineage, {"cloned": 0, "split": 0, "pruned": 0})

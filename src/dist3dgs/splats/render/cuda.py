@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dist3dgs.errors import UserError
 from dist3dgs.launch import gsplat_build
+from dist3dgs.splats.host_copy import HostCopy
 from dist3dgs.splats.render import checks
 from dist3dgs.splats.render.api import (
     DEFAULTS,
@@ -29,8 +30,9 @@ from dist3dgs.splats.render.api import (
 
 TILE_PX = 16
 #: Gaussians are checked for NaN, and for quaternions too short to be a rotation, at the first projection and then every
-#: so many, as each check waits for the GPU. In between, a NaN makes the loss NaN, which ends the training too, and no
-#: quaternion becomes short: its gradient is perpendicular to it, so that each update makes it longer.
+#: so many; the result is read a projection later, when the GPU has it. In between, a NaN makes the loss NaN, which ends
+#: the training too, and no quaternion becomes short: its gradient is perpendicular to it, so that each update makes it
+#: longer.
 FINITE_EVERY = 100
 
 
@@ -38,13 +40,14 @@ class CudaRenderer(Renderer):
     """See `dist3dgs.splats.render.api.Renderer`. Float32 on a CUDA device; also differentiable in `viewmat`.
 
     Nothing here waits for the GPU from view to view: a camera's values are checked when it is first seen or has been
-    written to, Gaussians at the first and then every `FINITE_EVERY`-th projection, backgrounds by shape alone.
+    written to, Gaussians as `FINITE_EVERY` says, backgrounds by shape alone.
     """
 
     name = "cuda"
 
     def __init__(self) -> None:
         self._projections, self._some_short = 0, True
+        self._looking: HostCopy | None = None
         self._cameras: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def project(
@@ -67,9 +70,7 @@ class CudaRenderer(Renderer):
         check_device(means)
         if len(means) == 0:
             return _nothing(means, scales, opacities, colors)  # gsplat 1.5.3 divides by their number
-        if self._projections % FINITE_EVERY == 0:
-            self._some_short = _check_values(means, quats, scales, opacities)
-        self._projections += 1
+        self._look(means, quats, scales, opacities)
         gsplat_build.load()
         wait_for_gpu(means)
         from gsplat import fully_fused_projection
@@ -90,6 +91,19 @@ class CudaRenderer(Renderer):
             ids=ids, means2d=means2d, conics=conics, depths=depths, radii=radii,
             colors=_colors(means, colors, ids, viewmat, settings.sh_degree), opacities=opacities,
         )  # fmt: skip
+
+    def _look(self, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor) -> None:
+        """Look at the values at the first projection, then every `FINITE_EVERY` and read a projection later."""
+        looked, self._looking = self._looking, None
+        if self._projections % FINITE_EVERY == 0:
+            looking = HostCopy(_measures(means, quats, scales, opacities))
+            looked, self._looking = (looking, None) if self._projections == 0 else (looked, looking)
+        self._projections += 1
+        if looked is not None:
+            finite, shortest = looked.read()
+            if not finite:
+                _raise_if_nonfinite(means, quats, scales, opacities)
+            self._some_short = not shortest >= QUATERNION_MIN
 
     def _check_camera(self, viewmat: Tensor, K: Tensor) -> None:
         """Call `checks.check_camera` once per camera: its values are on the GPU."""
@@ -211,21 +225,20 @@ def _empty(
     return Image(colors=colors, alphas=alphas, depths=alphas.clone() if settings.render_depth else None)
 
 
-def _check_values(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor) -> bool:
-    """Raise `UserError` for values that are not finite; return True if some quaternion is too short to be a rotation.
+@torch.no_grad()
+def _measures(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor) -> Tensor:
+    """Return [2]: 1 if the sum of all values is finite, else 0; the length of the shortest quaternion."""
+    total = torch.stack([t.sum() for t in (means, quats, scales, opacities)]).sum()
+    shortest = quats.norm(dim=-1).amin()
+    return torch.stack([torch.isfinite(total).to(shortest), shortest])
 
-    One transfer to the host, unless there is something to raise.
-    """
-    with torch.no_grad():
-        tensors = (means, quats, scales, opacities)
-        total = torch.stack([t.sum() for t in tensors]).sum()
-        shortest = quats.norm(dim=-1).amin()
-        finite, length = torch.stack([torch.isfinite(total).to(shortest), shortest]).tolist()
-        if not finite:  # look for the rows only where the sum is not finite
-            bad = torch.stack([~torch.isfinite(t).reshape(len(t), -1).all(1) for t in tensors]).any(0)
-            if bool(bad.any()):
-                raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
-        return not length >= QUATERNION_MIN
+
+@torch.no_grad()
+def _raise_if_nonfinite(*tensors: Tensor) -> None:
+    """Raise `UserError` if any value is not finite. A sum may overflow where no value does."""
+    bad = torch.stack([~torch.isfinite(t).reshape(len(t), -1).all(1) for t in tensors]).any(0)
+    if bool(bad.any()):
+        raise checks.nonfinite_error(int(bad.sum()), int(bad.nonzero()[0, 0]), len(bad))
 
 
 def _with_no_rotation(quats: Tensor) -> Tensor:
