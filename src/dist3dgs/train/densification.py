@@ -112,11 +112,14 @@ def score(
             photo = view.camera.photo
             if photo is None:  # the strategy gave this rank another's view
                 photo = cameras.photo_of(view.camera)
-            total = total + (view.image.colors * attribution(view.image.colors, photo)).sum()
-        colors = [projection.colors for projection, _ in rendered.projections]
-        if not colors:
+            colors, photo = view.image.colors, view.crop(photo)
+            if view.strip is not None:  # the neighbours' rows count on their ranks
+                colors, photo = (t[view.strip.first : view.strip.last] for t in (colors, photo))
+            total = total + (colors * attribution(colors, photo)).sum()
+        projected = [projection.colors for projection, _ in rendered.projections]
+        if not projected:
             continue
-        sums = torch.autograd.grad(total, colors, allow_unused=True)
+        sums = torch.autograd.grad(total, projected, allow_unused=True)
         for (projection, _), found in zip(rendered.projections, sums, strict=True):
             if found is not None:  # None where no pixel depends on any Gaussian
                 scores.add(projection.ids, found)

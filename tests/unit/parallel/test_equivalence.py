@@ -254,7 +254,9 @@ def scored(comm: Communicator, kind: str) -> dict[str, torch.Tensor]:
     return seen | {"after": change.lineage} | {f"new {k}": t for k, t in change.parameters.items()}
 
 
-@pytest.mark.parametrize("kind", ["replicated", "local", "sharded", "space", "hybrid-1", "hybrid-2"])
+@pytest.mark.parametrize(
+    "kind", ["replicated", "local", "sharded", "space", "pixels", "hybrid-1", "hybrid-2"]
+)
 def test_a_budget_is_decided_as_by_one_process(kind):
     want, ranks = scored(Communicator(), "replicated"), run_ranks(2, scored, kind)
     assert len(want["after"]) == NUM_GAUSSIANS + 20 and int(want["error"].min()) >= 0
