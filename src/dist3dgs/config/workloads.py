@@ -168,7 +168,7 @@ def _is_none(value: object) -> bool:
 
 
 class Setup(Settings):
-    """What makes a program ready, once, where the workflow runs: builds it, fetches its data."""
+    """Preparation of a program, once, where the workflow runs: building it, fetching its data."""
 
     command: Annotated[tuple[str, ...], BeforeValidator(_words), Field(min_length=1)] = Field(
         description="command line, as `application`; of the variables {python} and the workload's own"
