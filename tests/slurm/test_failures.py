@@ -115,8 +115,8 @@ def test_a_job_of_a_killed_snakemake_is_found_and_not_doubled(outcome):
 def check_refused(o: Outcome, reason: str, said: str) -> None:
     """The record gives the reason in our words with sbatch's own line, after one submission; no job has run."""
     assert o.exit_code == 0, o.study.log()[-3000:]
-    log = o.study.log()
-    assert log.count("cannot be submitted") == 1 and "is not taken yet" not in log
+    said_once = o.study.terminal()
+    assert said_once.count("cannot be submitted") == 1 and "is not taken yet" not in said_once
     failure = o.record["failure"]
     assert failure["cause"] == "submission_rejected"
     text = failure["evidence"][0]["text"]
