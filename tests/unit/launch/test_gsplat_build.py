@@ -220,6 +220,7 @@ def test_a_gsplat_with_another_interface_is_refused(monkeypatch, installed, good
             gsplat_build.check_version()
 
 
+@pytest.mark.slow
 def test_a_build_that_takes_too_long_ends_with_its_compilers(tmp_path):
     pid = tmp_path / "pid"
     script = f"sleep 60 & echo $! > {pid}; wait"

@@ -165,6 +165,7 @@ def test_the_ranks_go_on_with_the_launchers_table(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_refused_launch_leaves_a_record_without_a_rank(gpus, tmp_path):
     """More GPUs than workers: nothing is started, and the point's record says why."""
     gpus(4)

@@ -86,6 +86,7 @@ def test_one_block_is_the_whole_scene_to_the_bit(tiny_scene, tmp_path):
     assert [e["phase"] for e in events_of(tmp_path / "blocks", "blocks")] == ["blocks", "merged"]
 
 
+@pytest.mark.slow
 def test_blocks_merge_seams_resume_and_bytes(tiny_scene, tmp_path):
     """Two ranks through all three phases, and again from a checkpoint of each."""
     run, whole = run_at("n1g2"), tmp_path / "whole"

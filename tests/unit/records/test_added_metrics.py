@@ -69,6 +69,7 @@ def study(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_metric_is_added_from_outside(study: Path) -> None:
     done = with_plugin(study)
     assert done.returncode == 0, done.stderr

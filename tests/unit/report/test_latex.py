@@ -64,6 +64,7 @@ def test_without_records_it_says_so(tmp_path):
 
 @pytest.mark.skipif(not has_latex(), reason="pdflatex with booktabs is not installed")
 @pytest.mark.parametrize("records", [[], study()], ids=["none", "some"])
+@pytest.mark.slow
 def test_plain_pdflatex_compiles_it(tmp_path, records):
     write(tmp_path, records, draw=("speedup", "memory") if records else ())
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report.tex"]

@@ -182,6 +182,7 @@ numbers = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
+@pytest.mark.slow
 def test_any_numbers_at_all(data: st.DataObject) -> None:
     """Either a UserError, or a picture and gradients without NaN."""
     n = data.draw(st.integers(0, 40))

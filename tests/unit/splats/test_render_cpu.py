@@ -69,6 +69,7 @@ def test_built_in_scene() -> None:
     assert_close(truth, run(cloud, "cpu", torch.float32, ignore=ignore), COLOR, GRADIENT)
 
 
+@pytest.mark.slow
 def test_fox_cameras(shared: Path) -> None:
     """Real poses and colours: points behind the pixels of real photographs, seen from another camera."""
     from PIL import Image
@@ -139,6 +140,7 @@ def test_degenerate_scenes(kind: str) -> None:
         assert gradient is None or torch.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_gradcheck() -> None:
     """The float64 kernels against finite differences: the derivatives themselves, not another implementation."""
     cloud = random_cloud(6, 5, 14, 12)

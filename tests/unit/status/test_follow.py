@@ -127,6 +127,7 @@ class OneJob(Queue):
         return [waiting] if point == POINTS[0] else []
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_put_back_into_its_queue_says_why_it_waits(tmp_path: Path) -> None:
     screen = Screen(tmp_path)
     screen.study.queue, screen.study.poll_s = OneJob(), 0.0
