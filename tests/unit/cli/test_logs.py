@@ -192,6 +192,7 @@ def test_a_launch_summary_is_never_text(tmp_path: Path) -> None:
     assert not any("machine only has" in e.text for e in verdict.evidence)
 
 
+@pytest.mark.slow
 def test_evidence_prints_in_any_encoding(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_text(BAD.replace("KeyError: 1", "KeyError: '\N{SNOWMAN}'"), encoding="utf-8")

@@ -30,12 +30,14 @@ def _standin():
 
 
 @pytest.mark.parametrize("case", operations.CASES)
+@pytest.mark.slow
 def test_a_step_has_few_launches_and_no_wait(case: str) -> None:
     counted = operations.count(case)
     assert counted.launches.total() <= BOUNDS[case], counted.launches.most_common()
     assert not counted.waits, "the host waits for the GPU in a step"
 
 
+@pytest.mark.slow
 def test_the_host_waits_at_named_intervals_alone() -> None:
     """For digests, evaluations and checkpoints. Stop requests, losses and looks at the values are read a step later."""
     due, waited, asked, logged = [], [], 0, 0
