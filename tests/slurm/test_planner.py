@@ -99,6 +99,21 @@ def test_a_training_that_gpu_memory_cannot_hold_is_refused_unless_the_site_says_
     assert refusal("garden/replicated/n1g4", gpu_type="unheard-of") is None
 
 
+def test_a_run_that_has_begun_is_not_refused_for_its_memory(tmp_path, jobs):
+    """What has trained fits, whatever a model says."""
+    made = Planner(tmp_path, read_site({}), Queue(tmp_path), refusal=lambda point: "too large")
+    made.queue.jobs = lambda: jobs
+    path = POINT.folder(tmp_path) / "attempts/000/launch.json"
+    path.parent.mkdir(parents=True)
+    ended = {"cause": "preempted", "note": "", "at": 1100.0}
+    path.write_text(
+        json.dumps(
+            {"started_at": 1000.0, "finished_at": 1100.0, "status": "failed", "ended": ended, "spec": {}}
+        )
+    )
+    assert not made.finish(POINT, 1, "{}") and int(made.resources(POINT, 1, "{}")["mem_mb"]) > 20_000
+
+
 def test_a_refusal_that_passes_is_waited_for_and_said_once_a_minute(made, caplog):
     full = "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates"
     assert all(made.refused(POINT, 1, "{}", full) for _ in range(50))

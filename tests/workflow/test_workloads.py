@@ -136,7 +136,7 @@ def test_a_point_off_the_matrix_by_its_file_and_again_by_retry(
 
 
 def test_the_ten_lines_of_the_manual(study: Path, repository: Path) -> None:
-    """As a new user: one's own program, the lines of config/README.md as they are, one point by its file."""
+    """A new user copies the lines of config/README.md and asks for one point by its file."""
     blocks = re.findall(r"```yaml\n(.*?)```", (repository / "config/README.md").read_text(), re.DOTALL)
     (lines,) = [b for b in blocks if b.startswith("# config/workloads.yaml")]
     assert "/home/me/train.py" in lines

@@ -93,7 +93,7 @@ CHECK_MEMORY = MemoryCheck(STUDY, SITE)
 
 
 def refusal_of(point):
-    """Why memory cannot hold the point's job; None if it may."""
+    """Return the reason that memory cannot hold the point's job, or None."""
     try:
         return CHECK_MEMORY(point)
     except UserError as error:
@@ -214,7 +214,7 @@ def exported_input(wildcards):
 
 
 def setup_input(wildcards):
-    """What says that a workload's program is ready; counts as new only where its set-up is about to run."""
+    """Marker files of a workload's set-up; `ancient` unless the set-up is about to run again."""
     if wildcards.scene not in STUDY.workloads or STUDY.workload(wildcards.scene).setup is None:
         return []
     return ready(wildcards.scene)

@@ -22,17 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.models import Strategy
 from ..errors import UserError
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import NAMES, SH_C0, Gaussians
-from ..splats.render import Projection, Renderer, RenderSettings
-from .collectives import Communicator
+from ..splats.render import Projection
 from .digests import gather_digests, parameter_digest
 from .replicated import Replicated, broadcast
 from .sharded import Sharded
-from .strategy import Parallel, Rendered, Rows, largest, travelling
+from .strategy import Parallel, Rendered, Rows, Setup, largest, travelling
 
 #: Gaussians nearer to a cut than this share of the margin are along a seam.
 SEAM_SHARE = 0.5
@@ -41,18 +39,10 @@ SEAM_WEIGHT = 0.5
 
 
 class Blocks(Parallel):
-    def __init__(
-        self,
-        comm: Communicator,
-        renderer: Renderer,
-        settings: RenderSettings,
-        strategy: Strategy,
-        device: torch.device,
-    ) -> None:
-        super().__init__(comm, renderer, settings)
-        self.device, self.margin, self.threshold = device, strategy.margin, strategy.view_threshold
-        self.replicated = Replicated(comm, renderer, settings, strategy, device)
-        self.sharded = Sharded(comm, renderer, settings, strategy, device)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.margin, self.threshold = setup.strategy.margin, setup.strategy.view_threshold
+        self.replicated, self.sharded = Replicated(setup), Sharded(setup)
         self._enter("coarse")
         #: Of all blocks: corners of the cells without and with margin, [B, 2, 3] float; training views, bool [B, T];
         #: most Gaussians in the cell and with the margin, int64 [B, 2].

@@ -6,45 +6,35 @@ decisions and checkpoints are those of a sharded run on `shard` ranks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
-from ..splats.render import Renderer, RenderSettings
-from .collectives import Communicator
 from .digests import ReplicasDiffer, gather_digests, parameter_digest
 from .gradients import GradientSum
 from .replicated import broadcast, sum_statistics
 from .sharded import Sharded
-from .strategy import Parallel, Rendered, Rows
+from .strategy import Parallel, Rendered, Rows, Setup
 
 
 class Hybrid(Parallel):
     replicates = False
 
-    def __init__(
-        self,
-        comm: Communicator,
-        renderer: Renderer,
-        settings: RenderSettings,
-        strategy: Strategy,
-        device: torch.device,
-    ) -> None:
-        """strategy: `shard` divides the number of ranks; None for one group of all."""
-        super().__init__(comm, renderer, settings)
-        self.device, self.group_size = device, strategy.shard or comm.world_size
-        size, world = self.group_size, comm.world_size
+    def __init__(self, setup: Setup) -> None:
+        """setup: `strategy.shard` divides the number of ranks; None for one group of all."""
+        super().__init__(setup)
+        comm, world = setup.comm, setup.comm.world_size
+        self.group_size = size = setup.strategy.shard or world
         self.group = comm.rank // size
         #: The ranks of this group, which hold the model together.
         self.inside = comm.split([range(first, first + size) for first in range(0, world, size)])
         #: The ranks that hold this shard, one per group.
         self.across = comm.split([range(first, world, size) for first in range(size)])
-        self.sharded = Sharded(self.inside, renderer, settings, strategy, device)
-        self.gradients = GradientSum(self.across, strategy)
+        self.sharded = Sharded(replace(setup, comm=self.inside))
+        self.gradients = GradientSum(self.across, setup.strategy)
 
     @property
     def shards(self) -> list[int]:
@@ -97,7 +87,6 @@ class Hybrid(Parallel):
 
     def rebalance(self, rows: Rows) -> Rows | None:
         self.gradients.reset_error_feedback()
-        self.sharded.max_rows = self.max_rows
         return self.sharded.rebalance(rows)
 
     def sum_counts(self, counts: dict[str, int]) -> dict[str, int]:

@@ -13,28 +13,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..config.models import Strategy
 from ..splats.gaussians import NAMES, Gaussians
-from ..splats.render import Renderer, RenderSettings
-from .collectives import Communicator
 from .compression import Exact
 from .gradients import touched_rows
 from .replicated import Replicated
-from .strategy import Rows, travelling
+from .strategy import Rows, Setup, travelling
 
 
 class Local(Replicated):
-    def __init__(
-        self,
-        comm: Communicator,
-        renderer: Renderer,
-        settings: RenderSettings,
-        strategy: Strategy,
-        device: torch.device,
-    ) -> None:
-        super().__init__(comm, renderer, settings, strategy, device)
-        self.sync_every, self.weighted = strategy.sync_every, strategy.average == "seen"
-        self.sum = Exact(comm, "averages")
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.sync_every, self.weighted = setup.strategy.sync_every, setup.strategy.average == "seen"
+        self.sum = Exact(setup.comm, "averages")
         self._touched: Tensor | None = None
         self._coefficients = 0
 

@@ -11,7 +11,7 @@ import torch
 from ..config.models import RunSpec, strategy_class
 from ..splats.render import Renderer, RenderSettings
 from .collectives import Communicator
-from .strategy import Parallel
+from .strategy import Parallel, Setup
 
 
 def make_parallel(spec: RunSpec, comm: Communicator, renderer: Renderer, device: torch.device) -> Parallel:
@@ -23,6 +23,10 @@ def make_parallel(spec: RunSpec, comm: Communicator, renderer: Renderer, device:
     path = strategy_class(spec.parallel.kind)
     assert path is not None  # the settings were checked
     strategy = spec.parallel.model_copy(update={"shard": spec.shard})
-    made: Parallel = pkgutil.resolve_name(path)(comm, renderer, settings, strategy, device)
-    made.max_rows = spec.hardware.max_gaussians_per_rank
+    room = spec.hardware.max_gaussians_per_rank
+    made: Parallel = pkgutil.resolve_name(path)(
+        Setup(
+            comm=comm, renderer=renderer, settings=settings, strategy=strategy, device=device, max_rows=room
+        )
+    )
     return made

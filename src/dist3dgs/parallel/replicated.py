@@ -6,31 +6,22 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import NAMES, Gaussians
-from ..splats.render import Renderer, RenderSettings
 from .collectives import Communicator
 from .digests import ReplicasDiffer, gather_digests, parameter_digest
 from .gradients import GradientSum
-from .strategy import Parallel, Rendered, Rows, largest
+from .strategy import Parallel, Rendered, Rows, Setup, largest
 
 
 class Replicated(Parallel):
     replicates = True
 
-    def __init__(
-        self,
-        comm: Communicator,
-        renderer: Renderer,
-        settings: RenderSettings,
-        strategy: Strategy,
-        device: torch.device,
-    ) -> None:
-        super().__init__(comm, renderer, settings)
-        self.device, self.init = device, strategy.init
-        self.gradients = GradientSum(comm, strategy)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.init = setup.strategy.init
+        self.gradients = GradientSum(setup.comm, setup.strategy)
         self._num_gaussians = 0
 
     @property

@@ -15,16 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
-from ..splats.render import Image, Projection, Renderer, RenderSettings
+from ..splats.render import Image, Projection
 from .collectives import Communicator
 from .digests import compare_rows, gather_digests, parameter_digest, rows_checksum
 from .pixels import Piece, Strips, crop_to_strip, join_strips
 from .placement import assign_views, morton_order, owners_in_space
-from .strategy import Parallel, Rendered, Rows, View, largest, travelling
+from .strategy import Parallel, Rendered, Rows, Setup, View, largest, travelling
 
 #: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
 NUM_FLOATS = 10
@@ -33,18 +32,11 @@ NUM_FLOATS = 10
 class Sharded(Parallel):
     replicates = False
 
-    def __init__(
-        self,
-        comm: Communicator,
-        renderer: Renderer,
-        settings: RenderSettings,
-        strategy: Strategy,
-        device: torch.device,
-    ) -> None:
-        super().__init__(comm, renderer, settings)
-        self.device, self.rebalance_above = device, strategy.rebalance_above
-        self.by_space = strategy.placement == "space"
-        self.strips = Strips(comm, device) if strategy.split == "pixels" and not comm.alone else None
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        strategy, split = setup.strategy, setup.strategy.split == "pixels" and not setup.comm.alone
+        self.rebalance_above, self.by_space = strategy.rebalance_above, strategy.placement == "space"
+        self.strips = Strips(setup.comm, setup.device) if split else None
         self._shards: list[int] = []
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.models import Strategy
 from ..splats.camera import Camera
 from ..splats.densify.statistics import Statistics
 from ..splats.gaussians import Gaussians
@@ -46,6 +47,19 @@ class Rendered:
     one whose images depend on no Gaussian."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Parts of which a strategy is made on one rank."""
+
+    comm: Communicator
+    renderer: Renderer
+    settings: RenderSettings
+    strategy: Strategy
+    device: torch.device
+    max_rows: int | None = None
+    """Most Gaussians that this rank has room for (`hardware.max_gaussians_per_rank`)."""
+
+
 class Parallel(ABC):
     """One strategy on one rank. The training loop calls the methods in the order below."""
 
@@ -55,10 +69,9 @@ class Parallel(ABC):
     #: As `Schedule.phase` names it; empty for strategies that share out the work in one way from start to end.
     phase: str = ""
 
-    def __init__(self, comm: Communicator, renderer: Renderer, settings: RenderSettings) -> None:
-        self.comm, self.renderer, self.settings = comm, renderer, settings
-        #: Most Gaussians that this rank has room for (`hardware.max_gaussians_per_rank`).
-        self.max_rows: int | None = None
+    def __init__(self, setup: Setup) -> None:
+        self.comm, self.renderer, self.settings = setup.comm, setup.renderer, setup.settings
+        self.device, self.max_rows = setup.device, setup.max_rows
 
     @property
     @abstractmethod

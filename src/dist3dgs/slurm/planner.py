@@ -208,19 +208,22 @@ class Planner:
         if self.own_job is None and (others := self._others(point)):
             say(f"{point}: Slurm job {others[0]} already trains it; the new job waits for that one")
             return small_resources(self.site, after=others)
-        site = self._timed(site, point, spec_text)
-        folder = point.folder(self.results)
-        if attempt == 1 and self.own_job is None and (why := self._refusal(point)):
-            self._refused.add((point, attempt))
-            return self._to_close(point, attempt, why)
-        if attempt == 1 and not (folder / ATTEMPTS).is_dir():
-            return self._of_layout(point.layout, site)
-        decision = self._decide(folder, spec_text)
+        folder, decision = point.folder(self.results), Decision(action="train", reason="first attempt")
+        if attempt > 1 or (folder / ATTEMPTS).is_dir():
+            decision = self._decide(folder, spec_text)
         if decision.action == "wait":
             return small_resources(self.site, after=decision.after)
         if decision.action != "train":
             return self._to_close(point, attempt, decision.reason)
-        return layout_resources(point.layout, site, decision)
+        timed = self._timed(site, point, spec_text)
+        if decision.cause is None:
+            if attempt == 1 and self.own_job is None and (why := self._refusal(point)):
+                self._refused.add((point, attempt))
+                return self._to_close(point, attempt, why)
+            return self._of_layout(point.layout, timed)
+        # A prediction that was too short does not shorten the next attempt as well.
+        longer = timed if timed.runtime_min > site.runtime_min else site
+        return layout_resources(point.layout, longer, decision)
 
     def _of_layout(self, layout: Layout, site: Site) -> Resources:
         """Return the resources of a first attempt: one dictionary for all points of a layout."""

@@ -13,17 +13,17 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config.matrix import Study
 from ..config.models import Scene
 from ..config.naming import Layout, Point
 from ..errors import UserError
+from ..predict.machine import load_machine, machine_names
+from ..predict.preflight import Limits, PointChecks
+from ..predict.study import of_type
 from .retry import Decision
 from .site import Site
-
-if TYPE_CHECKING:
-    from ..predict.preflight import PointChecks
 
 Resources = dict[str, int | str]
 
@@ -101,12 +101,7 @@ class MemoryCheck:
         return self._checks.memory_refusal(point) if self.site.check_memory else None
 
     @functools.cached_property
-    def _checks(self) -> "PointChecks":
-        # Not needed by a graph in which nothing is submitted.
-        from ..predict.machine import load_machine, machine_names
-        from ..predict.preflight import Limits, PointChecks
-        from ..predict.study import of_type
-
+    def _checks(self) -> PointChecks:
         site, machine = self.site, None
         on_cpu = site.gpu_request == "none" or self.study.config.hardware.device == "cpu"
         with contextlib.suppress(UserError):  # the files of machines are the user's

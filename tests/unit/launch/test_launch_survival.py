@@ -82,7 +82,7 @@ def test_a_killed_rank_costs_one_checkpoint_interval_where_restarts_are_allowed(
 
 
 def on_one_thread(run: RunSpec) -> RunSpec:
-    """As ranks without a launcher are, which the same bits are expected of."""
+    """Give each rank one thread, as ranks without a launcher have: results must be equal to the bit."""
     return run.model_copy(update={"hardware": run.hardware.model_copy(update={"threads_per_rank": 1})})
 
 

@@ -112,7 +112,7 @@ def test_a_sample_takes_few_calls(tmp_path: Path) -> None:
 def test_sampling_takes_at_most_one_percent_of_a_core(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a sample takes 50 ms of a core the next one is 5 s later, however short the interval."""
+    """Sampling costs at most one percent of a core: after a sample that took 50 ms the next one waits 5 s."""
     costs_s, used_s, pauses_s = [0.05, 0.001, 0.001], 0.0, []
 
     class Costly(Monitor):

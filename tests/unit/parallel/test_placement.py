@@ -9,6 +9,7 @@ from dist3dgs.config.models import Strategy
 from dist3dgs.parallel.collectives import Communicator
 from dist3dgs.parallel.placement import assign_views, morton_order
 from dist3dgs.parallel.sharded import Sharded, even
+from dist3dgs.parallel.strategy import Setup
 from dist3dgs.splats.camera import Camera
 from dist3dgs.splats.gaussians import Gaussians
 from dist3dgs.splats.render import RenderSettings, get_renderer
@@ -44,7 +45,15 @@ def two_halves(comm: Communicator, placement: str) -> list[float]:
     away[:3, 3] += away[:3, :3] @ torch.tensor([1000.0, 0.0, 0.0])
     other = Camera(name="left", viewmat=away, K=camera.K, width=camera.width, height=camera.height)
     strategy = Strategy(kind="sharded", placement=placement)
-    sharded = Sharded(comm, get_renderer("cpu"), RenderSettings(far=100.0), strategy, torch.device("cpu"))
+    sharded = Sharded(
+        Setup(
+            comm=comm,
+            renderer=get_renderer("cpu"),
+            settings=RenderSettings(far=100.0),
+            strategy=strategy,
+            device=torch.device("cpu"),
+        )
+    )
     gaussians = Gaussians(sharded.distribute(lambda: values))
     comm.meters.clear()
     # The view of the right cloud first: strided ranks and ranks in order of x would both be given the wrong one.
@@ -68,7 +77,15 @@ def cut_again(comm: Communicator, sizes: list[int]) -> list[torch.Tensor]:
     first = sum(sizes[: comm.rank])
     before = rows_of(torch.arange(first, first + sizes[comm.rank]) * 7919 % sum(sizes))
     strategy = Strategy(kind="sharded", placement="space", rebalance_above=1.0)
-    sharded = Sharded(comm, get_renderer("cpu"), RenderSettings(), strategy, torch.device("cpu"))
+    sharded = Sharded(
+        Setup(
+            comm=comm,
+            renderer=get_renderer("cpu"),
+            settings=RenderSettings(),
+            strategy=strategy,
+            device=torch.device("cpu"),
+        )
+    )
     after = sharded.rebalance(before)
     assert after is not None and len(after["lineage"]) == sharded.shards[comm.rank]
     whole = rows_of(after["lineage"])

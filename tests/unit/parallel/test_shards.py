@@ -17,6 +17,7 @@ from dist3dgs.parallel.compression import PowerSgd, orthonormalise
 from dist3dgs.parallel.digests import ReplicasDiffer, checksum, rows_checksum
 from dist3dgs.parallel.rendezvous import Member, WorldMismatch, check_members
 from dist3dgs.parallel.sharded import Sharded, even, plan_moves, strided
+from dist3dgs.parallel.strategy import Setup
 from dist3dgs.splats.render import RenderSettings, get_renderer
 from tests.unit.helpers import tiny
 from tests.unit.helpers.ranks import make_trainer, run_ranks
@@ -75,7 +76,15 @@ def rows_of(names: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def strategy_of(comm: Communicator, rebalance_above: float) -> Sharded:
     strategy = Strategy(kind="sharded", rebalance_above=rebalance_above)
-    return Sharded(comm, get_renderer("cpu"), RenderSettings(), strategy, torch.device("cpu"))
+    return Sharded(
+        Setup(
+            comm=comm,
+            renderer=get_renderer("cpu"),
+            settings=RenderSettings(),
+            strategy=strategy,
+            device=torch.device("cpu"),
+        )
+    )
 
 
 def rebalanced(

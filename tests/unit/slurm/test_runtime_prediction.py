@@ -1,5 +1,6 @@
 """Run times told beforehand: from the records of runs that were made."""
 
+import json
 import math
 
 import pytest
@@ -120,3 +121,16 @@ def test_the_planner_asks_for_the_time_that_records_of_the_scene_predict(tmp_pat
     # A quarter of the images on each of four ranks (scaled ideally: the record has no curve), 50 s beside the training.
     assert asked(point) == 10 + math.ceil(1.5 * (3550 / 4 + 50) / 60)
     assert asked(elsewhere) == asked(point, runtime_margin=0) == 60
+    # The next attempt of a run that took longer has one and a half times the usual limit, not of the prediction.
+    ended = {"cause": "time_limit", "note": "", "at": 1100.0}
+    launch = {
+        "started_at": 1000.0,
+        "finished_at": 1100.0,
+        "status": "failed",
+        "ended": ended,
+        "spec": json.loads(text),
+    }
+    path = point.folder(tmp_path) / "attempts/000/launch.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(launch))
+    assert asked(point) == 1.5 * 60
