@@ -9,8 +9,8 @@ from .study import Study
 
 TITLE = "Computation and communication"
 CAPTION = (
-    "Seconds of one training step on the slowest rank, without evaluation and densification. Computation: "
-    "nothing is being communicated. Overlapped: collectives that run while the rank computes. Exposed "
+    "Mean seconds of a training step on the slowest rank, without evaluation and densification; the step time figure "
+    "has the median. Computation: nothing is being communicated. Overlapped: collectives that run while the rank computes. Exposed "
     "communication: the rank waits for collectives. Median over successful repeats of each part. With as many "
     "images per rank at every size, computation stays and communication grows; with a fixed global batch, "
     "computation shrinks as 1/ranks."
@@ -65,7 +65,7 @@ def plot(table: list[Row]) -> Any:
             rows.Panel(bars[0][0]["scene"], [(b[0]["strategy"], b[0]["layout"]) for b in bars])
             for bars in scenes
         ],
-        f"time per step [{unit}]",
+        f"mean time per step [{unit}]",
         key=[*(Entry(part, _LOOKS[part]) for part in shown), *lines.trouble_key(marks)],
         trouble=lines.trouble_words(marks),
     )

@@ -23,4 +23,4 @@ def data(study: Study) -> list[lines.Row]:
 def plot(rows: list[lines.Row]) -> Any:
     measured = [r["value"] for r in rows if r["value"] is not None]
     unit, factor = ("ms", 1e3) if measured and max(measured) < 1 else ("s", 1.0)
-    return lines.value_figure(lines.scaled(rows, factor), f"step time [{unit}]")
+    return lines.value_figure(lines.scaled(rows, factor), f"median step time [{unit}]")

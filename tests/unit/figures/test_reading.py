@@ -180,7 +180,7 @@ def test_scene_and_strategy_are_named_even_where_there_is_one(drawn, name):
         ("speedup", "speedup [×], log scale"),
         ("throughput", "throughput [images/s], log scale"),
         ("efficiency", "efficiency [%]"),
-        ("step_time", "step time [ms]"),
+        ("step_time", "median step time [ms]"),
         ("memory", "peak memory [GiB]"),
         ("quality_time", "held-out PSNR [dB]"),
     ],

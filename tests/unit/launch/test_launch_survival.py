@@ -52,7 +52,7 @@ def test_a_killed_rank_is_named_and_nothing_is_left_running(tiny_scene, tmp_path
     # Its logging library replaces signal handlers: a rank that is to hear SIGTERM must not load it.
     assert "pycolmap" not in Path(f"/proc/{running.pid(1)}/maps").read_text()
     os.kill(running.pid(1), signal.SIGKILL)
-    assert running.end(patience_s=150) == 0
+    assert running.end(patience_s=60) == 0
     record = tiny.judged(tmp_path)
     assert record.status == "failed" and record.failure is not None
     assert record.failure.cause == "killed"
@@ -70,7 +70,7 @@ def test_a_killed_rank_costs_one_checkpoint_interval_where_restarts_are_allowed(
     running.wait_for("checkpoint", 10)
     reached = running.wait_for("step", 15)["step"]
     os.kill(running.pid(0), signal.SIGKILL)
-    assert running.end(patience_s=150) == 0
+    assert running.end(patience_s=120) == 0
     record = tiny.judged(tmp_path)
     assert record.status == "ok", record.failure
     assert record.provenance.attempt == 1
@@ -103,7 +103,7 @@ def test_stopped_and_resumed_ends_bit_identical(kind, densify, tiny_scene, tmp_p
     running = tiny.Running(run, tiny_scene, cut)
     running.wait_for("step", 23)
     running.process.send_signal(signal.SIGTERM)
-    assert running.end(patience_s=150) == 128 + signal.SIGTERM
+    assert running.end(patience_s=30) == 128 + signal.SIGTERM
     assert tiny.events(cut, "signal") and not (cut / "launch.json").exists()
     stopped = tiny.events(cut, "end")[0]
     assert stopped["status"] == "stopped"
@@ -187,7 +187,7 @@ def test_stopped_in_an_evaluation_and_resumed_ends_bit_identical(last, not_stopp
     running.process.send_signal(signal.SIGTERM)
     wait_until(lambda: int(status(held, "ShdPnd")[0], 16) >> (signal.SIGTERM - 1) & 1)
     os.kill(held, signal.SIGCONT)
-    assert running.end(patience_s=150) == 128 + signal.SIGTERM
+    assert running.end(patience_s=60) == 128 + signal.SIGTERM
     at = 30 if last else 15
     stopped = tiny.events(cut, "end")[0]
     assert (stopped["status"], stopped["step"]) == ("stopped", at)
@@ -208,7 +208,7 @@ def test_a_rank_that_hangs_leaves_all_stacks_and_costs_one_checkpoint_interval(t
     running.wait_for("checkpoint", 50)
     running.wait_for("step", 52)
     os.kill(running.pid(1), signal.SIGSTOP)
-    assert running.end(patience_s=150) == 0
+    assert running.end(patience_s=120) == 0
     record = tiny.judged(tmp_path)
     assert record.status == "ok", record.failure
     assert tiny.events(tmp_path, "resume")[0]["step"] == 50
@@ -282,7 +282,7 @@ def test_a_disk_that_fills_up_while_stepping(tiny_scene, tmp_path):
         with contextlib.suppress(OSError), (tmp_path / "attempts" / "filler").open("wb", buffering=0) as f:
             while True:
                 f.write(bytes(512))
-        assert running.end(patience_s=150) == 0
+        assert running.end(patience_s=60) == 0
         record = tiny.judged(tmp_path)
         assert not list((tmp_path / "attempts" / "000").glob(".*"))
     assert record.status == "failed" and record.failure is not None

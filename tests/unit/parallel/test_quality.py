@@ -38,8 +38,8 @@ def quality(scene: Path, folder: Path, images: int, resets: int) -> dict[tuple[s
 def test_on_the_built_in_scene(tmp_path: Path) -> None:
     """Use as many views as determine the scene: with half as many, a change of the last bit alone makes 2 dB."""
     scene = real.write_court(tmp_path / "court.safetensors", num_views=48, width=144, height=96)
-    psnr = quality(scene, tmp_path, images=1200, resets=1)
-    assert psnr["replicated", 1] > 23.5, psnr
+    psnr = quality(scene, tmp_path, images=1400, resets=1)
+    assert psnr["replicated", 1] > 24, psnr
     for run in RUNS:
         assert psnr[run] == pytest.approx(psnr["replicated", 1], abs=0.15), psnr
 
