@@ -65,7 +65,12 @@ def _summary(every: Sequence[Sequence[Row]]) -> str:
             f"{len(tops)} of {len(compared)} combinations of scene and strategy that could be compared; most"
         )
     best_of = f"{top['scene']} with {top['strategy']} at {top['layout']}"
-    return f"In time, distributed training pays for {count} on {best_of}: {_faster(top)}."
+    beyond = ", more than ideal, so the baseline may have been disturbed" if _beyond_ideal(top) else ""
+    return f"In time, distributed training pays for {count} on {best_of}: {_faster(top)}{beyond}."
+
+
+def _beyond_ideal(point: Row) -> bool:
+    return (point.get("gain") or 0) > SUPERLINEAR * point["ranks"] / point["baseline_ranks"]
 
 
 def _faster(point: Row) -> str:
@@ -169,7 +174,7 @@ def _series(series: Sequence[Row], points: Sequence[Row]) -> str:
         sentences.append(
             "; ".join(f"{p['layout']} misses the quality: {_shortfall(p)}" for p in others) + "."
         )
-    if (top.get("gain") or 0) > SUPERLINEAR * top["ranks"] / top["baseline_ranks"]:
+    if _beyond_ideal(top):
         sentences.append(
             "That is more than ideal: either the baseline was disturbed (repeat it on a quiet machine) or more ranks "
             "have more cache and memory bandwidth together."
