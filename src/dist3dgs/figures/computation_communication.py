@@ -10,9 +10,9 @@ from .study import Study
 TITLE = "Computation and communication"
 CAPTION = (
     "Mean seconds of a training step on the slowest rank, without evaluation and densification; the step time figure "
-    "has the median. Computation: nothing is being communicated. Overlapped: collectives that run while the rank computes. Exposed "
-    "communication: the rank waits for collectives. Median over successful repeats of each part. With as many "
-    "images per rank at every size, computation stays and communication grows; with a fixed global batch, "
+    "has the median. Computation: nothing is being communicated. Overlapped: collectives that run while the rank "
+    "computes. Exposed communication: the rank waits for collectives. Median over successful repeats of each part. "
+    "With as many images per rank at every size, computation stays and communication grows; with a fixed global batch, "
     "computation shrinks as 1/ranks."
 )
 EMPTY = "no run has timed its computation and communication yet"
