@@ -8,6 +8,7 @@ import torch
 from dist3dgs.config.models import Strategy
 from dist3dgs.errors import UserError
 from dist3dgs.parallel.collectives import Communicator
+from dist3dgs.parallel.strategy import Setup
 from dist3dgs.runs.events import read_events
 from dist3dgs.splats.camera import Camera
 from dist3dgs.splats.densify.statistics import Statistics
@@ -93,7 +94,10 @@ def one_step(comm: Communicator, kind: str, absgrad: bool) -> dict[str, torch.Te
 
     make = {"replicated": Replicated, "sharded": Sharded}[kind]
     settings = RenderSettings(absgrad=absgrad)
-    parallel = make(comm, get_renderer("cuda"), settings, Strategy(kind=kind), device)
+    setup = Setup(
+        comm=comm, renderer=get_renderer("cuda"), settings=settings, strategy=Strategy(kind=kind), device=device
+    )
+    parallel = make(setup)
     values = {
         "means": cloud.means, "scales": cloud.scales.log(), "quats": cloud.quats,
         "opacities": torch.logit(cloud.opacities), "sh0": cloud.sh0, "shN": cloud.shn,
