@@ -129,6 +129,10 @@ def differences(before: RunRecord, after: RunRecord) -> list[str]:
         for name in ("scene", "strategy", "layout")
         if getattr(a, name) != getattr(b, name)
     ]
+    if a.scene != b.scene and (
+        application(before) != application(after) or "criteria" in {*a.settings, *b.settings}
+    ):
+        return changed  # another program: all its settings differ
     if a.settings and b.settings:  # a log that states no settings shows no change
         flat_a, flat_b = _flat(a.settings), _flat(b.settings)
         if len(flat_a.keys() & flat_b.keys()) < min(len(flat_a), len(flat_b)) / 2:

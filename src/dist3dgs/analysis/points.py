@@ -3,12 +3,13 @@
 Only runs with status `ok` count: a degraded run (4 GPUs allocated, 1 used) says nothing about 4 GPUs.
 
 One comparison, one definition. Points are compared within a scene where they computed the same thing on the same
-hardware with the same code (`conditions`). The baseline is the smallest layout of those that succeeded, whichever
-strategy ran it: on one rank, strategies that only share out the work differently are one program. The config's
-`baseline` names another. Where the baseline has a held-out quality, a point's gain is the ratio of the times to that
-quality, and a point that does not reach it has no gain (`missed_quality`); only where no quality is known is it the
-ratio of images per second, and where an imported log shows no rate the ratio of seconds per epoch. A gain or a loss
-is called so only beyond the joint spread of both sides' repeats.
+hardware with the same code (`conditions`): a variant of a workload with itself alone. The baseline is the smallest
+layout of those that succeeded, whichever strategy ran it: on one rank, strategies that only share out the work
+differently are one program. The config's `baseline` names another. Where the baseline has a held-out quality, a point's
+gain is the ratio of the times to that quality, and a point that does not reach it has no gain (`missed_quality`);
+elsewhere it is the ratio of images per second, and where an imported log shows no rate the ratio of seconds per epoch.
+There, a point whose validation accuracy is below the baseline's has no gain either. A gain or a loss is called so only
+beyond the joint spread of both sides' repeats.
 """
 
 import json
@@ -22,6 +23,7 @@ from ..config.naming import Layout
 from ..runs.metrics import Metric
 from ..runs.record import RunRecord
 from .measures import (
+    ACCURACY_SHARE,
     QUALITY_TOLERANCE_DB,
     efficiency,
     global_batch,
@@ -40,12 +42,22 @@ _COMPARED = ("speedup", "speedup_time_to_quality", "speedup_total", "gain")
 
 POINT_COLUMNS = (
     *("scene", "strategy", "layout", "nodes", "workers_per_node", "ranks", "hardware"),
-    *("n_ok", "n_failed", "n_degraded", "n_other", "n_shared", "causes", "left_out", "global_batch"),
+    *(
+        "n_ok",
+        "n_failed",
+        "n_degraded",
+        "n_other",
+        "n_shared",
+        "causes",
+        "left_out",
+        "global_batch",
+        "unit_of_work",
+    ),
     *("baseline_strategy", "baseline_layout", "baseline_ranks", "baseline_is"),
     *("scaling", "outcome", "gain_of"),
     *(f"{name}{end}" for name in _COMPARED for end in ("", "_min", "_max")),
     *("efficiency_strong", "efficiency_throughput", "efficiency_time_to_quality"),
-    *("r_measured", "r_derived", "negative_scaling", "target_psnr", "n_reached", "reason"),
+    *("r_measured", "r_derived", "negative_scaling", "target_psnr", "target_accuracy", "n_reached", "reason"),
     *(f"time_to_quality_s{end}" for end in ("", "_min", "_max")),
 )
 
@@ -184,6 +196,12 @@ def application(record: RunRecord) -> str:
     return "dist3dgs" if own else f"imported {record.run.strategy}"
 
 
+def unit_of_work(record: RunRecord) -> str | None:
+    """Name what a workload's throughput counts: image, sample or token; None for our own trainer and for imports."""
+    criteria = record.run.settings.get("criteria")
+    return str(criteria.get("unit_of_work") or "image") if isinstance(criteria, dict) else None
+
+
 def hardware(record: RunRecord) -> str:
     """Name the devices that a run computed on, e.g. `NVIDIA H200`, or its processor: `cpu (AMD EPYC)`."""
     kinds = sorted(set(record.environment.devices))
@@ -266,6 +284,7 @@ def _row(
     statuses = Counter(r.status for r in records)
     causes = Counter(r.failure.cause for r in records if r.failure is not None)
     batches = {global_batch(r) for r in counted}
+    units = {unit_of_work(r) for r in records}
     row: Row = {
         "scene": scene,
         "strategy": strategy,
@@ -284,6 +303,7 @@ def _row(
         "left_out": left_out,
         "target_psnr": target,
         "global_batch": batches.pop() if len(batches) == 1 else None,
+        "unit_of_work": units.pop() if len(units) == 1 else None,
     }
     return row | _times_to_quality(counted, target)
 
@@ -326,6 +346,8 @@ def _compare(row: Row, baseline: Row, named: str | None) -> None:
     _ratio(row, "speedup", "images_per_s", baseline)
     if row.get("speedup") is None:
         _ratio(row, "speedup", "epoch_s", baseline, inverse=True)
+    if baseline.get("accuracy") is not None:
+        row["target_accuracy"] = ACCURACY_SHARE * baseline["accuracy"]
     if any(same_work(row.get(name), baseline.get(name)) for name in ("images", "epochs")):
         _ratio(row, "speedup_total", "total_s", baseline, inverse=True)
     else:
@@ -354,11 +376,17 @@ def _compare(row: Row, baseline: Row, named: str | None) -> None:
             )
             row["r_derived"] = ratio_derived(speedup, ranks)
         row["negative_scaling"] = ranks > baseline_ranks and _beyond_spread(row, "speedup", baseline) < 0
+    row["outcome"] = _outcome(row, baseline)
     to_quality = row.get("speedup_time_to_quality")
     if to_quality is not None:
         row["efficiency_time_to_quality"] = efficiency(to_quality, ranks, baseline_ranks)
     elif row.get("target_psnr") is None:
-        reasons.append("no held-out PSNR of the baseline to reach")
+        if row["outcome"] == "missed_quality":
+            reasons.append(
+                f"its validation accuracy, {row['accuracy']:.4g}, is below the {row['target_accuracy']:.4g} to reach"
+            )
+        elif baseline.get("accuracy") is None:
+            reasons.append("no held-out PSNR or validation accuracy of the baseline to reach")
     elif missed_quality(row):
         reached = f"{row.get('n_reached', 0)} of {row['n_ok']} runs"
         best = row.get("psnr_max")
@@ -366,7 +394,6 @@ def _compare(row: Row, baseline: Row, named: str | None) -> None:
         reasons.append(f"{reached} reached {row['target_psnr']:.2f} dB{ended}")
     else:
         reasons.append("no evaluations during training: the time to equal quality is not known")
-    row["outcome"] = _outcome(row, baseline)
     if row["outcome"] not in ("not_compared", "missed_quality"):
         for end in ("", "_min", "_max"):
             row[f"gain{end}"] = row.get(f"{_definition(baseline)}{end}")
@@ -376,8 +403,10 @@ def _compare(row: Row, baseline: Row, named: str | None) -> None:
 
 def missed_quality(row: Row) -> bool:
     """Return whether most of a point's runs ended below the quality to reach."""
-    target = row.get("target_psnr")
-    if target is None or row.get("time_to_quality_s") is not None:
+    target, accuracy = row.get("target_psnr"), row.get("accuracy")
+    if target is None:
+        return accuracy is not None and accuracy < (row.get("target_accuracy") or 0.0)
+    if row.get("time_to_quality_s") is not None:
         return False
     return row.get("n_reached") is not None or (row.get("psnr") is not None and row["psnr"] < target)
 
@@ -391,7 +420,7 @@ def _gain_of(row: Row, baseline: Row) -> str:
     if "quality" in _definition(baseline):
         return "time to equal quality"
     rated = row.get("images_per_s") and baseline.get("images_per_s")
-    return "images per second" if rated else "seconds per epoch"
+    return f"{row['unit_of_work'] or 'image'}s per second" if rated else "seconds per epoch"
 
 
 def _outcome(row: Row, baseline: Row) -> Outcome:

@@ -65,7 +65,7 @@ TEXTS = {
     *("source", "record", "record_sha256", "baseline_layout", "baseline_strategy", "baseline_is", "scaling"),
     *("reason", "negative_scaling", "git_dirty", "hardware", "left_out", "outcome", "gain_of"),
     *("run", "baseline", "attempts", "evidence_file", "memory_of", "one_node_layout", "scenes"),
-    *("trainer", "differs", "differences"),
+    *("trainer", "differs", "differences", "unit_of_work"),
 }
 
 RUN_COLUMNS = (

@@ -289,7 +289,7 @@ def recommend(args: argparse.Namespace) -> None:
     from ..analysis.points import point_rows
     from ..analysis.tables import load_records
     from ..config.naming import Layout
-    from ..predict.recommend import alternatives, costs, describe_alternatives, front, sentences
+    from ..predict.recommend import alternatives, comparisons, costs, describe_alternatives, front, sentences
     from ..predict.study import machine_of, predictor_of, scene_facts, workload_at
 
     study = study_of(args)
@@ -301,8 +301,9 @@ def recommend(args: argparse.Namespace) -> None:
         machine = machine_of(study, args.config, args.machine, args.network)
     except UserError as e:
         machine, unknown = None, str(e)
-    answer = []
-    for name in dict.fromkeys(p["scene"] for p in points):
+    answer: list[dict[str, Any]] = []
+    for comparison in comparisons(points):
+        name = comparison.scene
         made = scene = None
         if machine is not None and name in study.scenes:
             scene = scene_facts(study, name)
@@ -314,15 +315,15 @@ def recommend(args: argparse.Namespace) -> None:
             except UserError:
                 return None
 
-        said = sentences(points, name, predicted if made is not None else None)
-        kept = front(points, name)
+        said = sentences(comparison, predicted if made is not None else None)
+        kept = front(comparison.points)
         if machine is not None and made is not None and scene is not None and kept:
             row = min(kept, key=lambda c: c.time_s).row
             layout = Layout.parse(row["layout"])
             tried = {
                 (study.strategies[p["strategy"]].kind, Layout.parse(p["layout"]))
-                for p in points
-                if p["scene"] == name and p["strategy"] in study.strategies
+                for p in comparison.points
+                if p["strategy"] in study.strategies
             }
             try:
                 others = alternatives(made, workload_at(study, scene, row["strategy"], layout), layout, tried)
@@ -334,9 +335,10 @@ def recommend(args: argparse.Namespace) -> None:
         answer.append(
             {
                 "scene": name,
+                "name": comparison.name,
                 "sentences": [s for s in said if s],
                 "front": [_cost(c) for c in kept],
-                "costs": [_cost(c) for c in costs(points, name)],
+                "costs": [_cost(c) for c in costs(comparison.points)],
             }
         )
     if args.json:

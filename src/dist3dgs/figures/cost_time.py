@@ -14,7 +14,7 @@ CAPTION = (
     "What it costs to be faster: hours of all ranks (GPU-hours where a rank is a GPU) against hours of "
     "waiting. Where the baseline has a held-out PSNR, both are of the training until that quality (less 0.1 "
     "dB) is reached; elsewhere of the whole run from launch to end. A mark is a strategy and layout, its "
-    "number that of the ranks; the line is the Pareto front: no other point of the scene is both cheaper and "
+    "number that of the ranks; a line is a Pareto front: no other point with the same baseline is both cheaper and "
     "faster. Points that miss the quality or were not timed are listed below. Both axes are logarithmic; "
     "points further left are faster, points further down cheaper."
 )
@@ -32,6 +32,7 @@ COLUMNS = (
     "rank_hours",
     "unit",
     "on_front",
+    "front",
 )
 Row = dict[str, Any]
 
@@ -47,16 +48,24 @@ def data(study: Study) -> list[Row]:
     }
     for scene in study.scenes:
         points = [p for p in study.points if p["scene"] == scene and p["n_ok"]]
-        hardware = {p["hardware"] for p in points}
+        # Hours of other hardware or settings are not comparable, nor those of a workload's variants.
+        baselines = {_baseline(p) for p in points}
         part = [_row(p) | {"unit": units.get((scene, p["strategy"], p["layout"]), "rank")} for p in points]
-        for kind in hardware:  # hours on different hardware are not comparable
+        for baseline in baselines:
             alike = [
-                r for r, p in zip(part, points, strict=True) if p["hardware"] == kind and r["status"] == "ok"
+                r
+                for r, p in zip(part, points, strict=True)
+                if _baseline(p) == baseline and r["status"] == "ok"
             ]
             for r in alike:
                 r["on_front"] = not any(_beats(other, r) for other in alike)
+                r["front"] = " ".join(filter(None, baseline))
         rows += part
     return rows if any(r["status"] == "ok" for r in rows) else []
+
+
+def _baseline(p: Row) -> tuple[str | None, ...]:
+    return p["hardware"], p.get("baseline_strategy"), p.get("baseline_layout")
 
 
 def _row(p: Row) -> Row:
@@ -65,7 +74,7 @@ def _row(p: Row) -> Row:
         time_s, of = p.get("time_to_quality_s"), "time to equal quality"
     else:
         time_s, of = p.get("total_s"), "whole run"
-    if not time_s:
+    if not time_s or p["outcome"] == "missed_quality":
         return row | {
             "status": "not_drawn",
             "of": "misses the quality" if p["outcome"] == "missed_quality" else "not timed",
@@ -141,8 +150,10 @@ def _panel(ax: Any, rows: Sequence[Row], series: Sequence[str]) -> None:
         (ax.set_xscale if name == "x" else ax.set_yscale)("log")
         (ax.set_xlim if name == "x" else ax.set_ylim)(low, high)
         ticks.set_log(axis, ticks.decimal(low, high, room))
-    front = sorted((r for r in rows if r.get("on_front")), key=lambda r: (r["x"], -r["y"]))
-    ax.plot([r["x"] for r in front], [r["y"] for r in front], zorder=2, gid="front", **_FRONT)
+    for with_baseline in dict.fromkeys(r.get("front") for r in rows):
+        on_front = (r for r in rows if r.get("on_front") and r.get("front") == with_baseline)
+        front = sorted(on_front, key=lambda r: (r["x"], -r["y"]))
+        ax.plot([r["x"] for r in front], [r["y"] for r in front], zorder=2, gid="front", **_FRONT)
     for r in rows:
         look = style.series_style(r["strategy"], series) | {"linestyle": "none"}
         ax.plot(r["x"], r["y"], zorder=3, gid="point", **look)

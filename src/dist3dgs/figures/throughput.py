@@ -1,4 +1,4 @@
-"""Training images per second over ranks."""
+"""Training images (of workloads: samples, tokens) per second over ranks."""
 
 from typing import Any
 
@@ -9,22 +9,27 @@ from .study import Study
 
 TITLE = "Throughput"
 CAPTION = (
-    "Training images per second by all ranks together, in steps after the warm-up; both axes are "
-    "logarithmic, so that ideal scaling is a straight line of the same slope from every start. A mark is the "
-    "median over repeats, whiskers their smallest and largest. Dotted: ideal, the throughput per rank of the "
-    "smallest layout that succeeded, at every size."
+    "Training images, of workloads their unit of work, per second by all ranks together, in steps after the "
+    "warm-up; both axes are logarithmic, so that ideal scaling is a straight line of the same slope from every "
+    "start. A mark is the median over repeats, whiskers their smallest and largest. Dotted: ideal, the "
+    "throughput per rank of the smallest layout that succeeded, at every size."
 )
 EMPTY = "no run has measured its throughput yet"
-COLUMNS = lines.COLUMNS
+COLUMNS = (*lines.COLUMNS, "unit")
 
 
 def data(study: Study) -> list[lines.Row]:
-    return lines.point_marks(study, "images_per_s") + lines.trouble_marks(study, "images_per_s")
+    units = {p["scene"]: f"{p.get('unit_of_work') or 'image'}s/s" for p in study.points}
+    rows = lines.point_marks(study, "images_per_s") + lines.trouble_marks(study, "images_per_s")
+    return [r | {"unit": units.get(r["panel"], "images/s")} for r in rows]
 
 
 def plot(rows: list[lines.Row]) -> Any:
     key = [Entry("ideal", lines.IDEAL)] if any(r["status"] == "ok" for r in rows) else []
-    return lines.figure(lines.by_scene(rows), "throughput [images/s], log scale", _behind, key=key)
+    units = dict.fromkeys(r["unit"] for r in rows)
+    return lines.figure(
+        lines.by_scene(rows), f"throughput [{' or '.join(units)}], log scale", _behind, key=key
+    )
 
 
 def _behind(ax: Any, cell: lines.Cell, ranks: Ranks) -> None:

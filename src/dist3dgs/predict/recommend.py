@@ -1,7 +1,8 @@
 """Recommend layouts and strategies from a study's points, with the reasons and predicted alternatives.
 
-`paragraph(points)` is the text of one scene or many, `front(points, scene)` the points that no other one beats in both
-time and cost. Both take the rows of `analysis.points.point_rows`; a prediction is added where one is given.
+`comparisons(points)` divides the rows of `analysis.points.point_rows` into those that are compared with each other;
+`sentences` and `front`, the points that no other one beats in both time and cost, are of one of these. A prediction is
+added where one is given.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -43,18 +44,47 @@ class Alternative:
     forecast: Forecast
 
 
-def costs(points: Sequence[Row], scene: str) -> list[Cost]:
-    """List the time and cost of a scene's points that did the work; [] where no times can be compared.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Points with one baseline, and those of the same strategies that did not succeed."""
 
-    The work is the baseline's quality where it has one that was timed, else all images. Points that miss the quality,
-    failed, or ran on other hardware than most are not among them.
+    scene: str
+    name: str
+    """The scene, with the strategies where the scene has several baselines: other settings, variants of a workload."""
+    points: list[Row]
+
+
+def comparisons(points: Sequence[Row]) -> list[Comparison]:
+    """Divide points into those with the same baseline; of a scene on several kinds of hardware, the usual one's."""
+    found = []
+    for scene in dict.fromkeys(p["scene"] for p in points):
+        own = [p for p in points if p["scene"] == scene]
+        kinds = [p.get("hardware") for p in own if p["n_ok"]]
+        usual = max(kinds, key=kinds.count, default=None)
+        groups: dict[tuple[Any, Any], list[Row]] = {}
+        for p in own:
+            if p["n_ok"] and p.get("hardware") == usual and p.get("baseline_layout"):
+                groups.setdefault((p["baseline_strategy"], p["baseline_layout"]), []).append(p)
+        parts = list(groups.values()) or [[]]
+        placed = {id(p) for part in parts for p in part}
+        for p in own:
+            if id(p) not in placed and not (p["n_ok"] and p.get("hardware") != usual):
+                alike = (part for part in parts if any(q["strategy"] == p["strategy"] for q in part))
+                next(alike, parts[0]).append(p)
+        for part in parts:
+            strategies = dict.fromkeys(str(p["strategy"]) for p in part)
+            name = scene if len(parts) == 1 else f"{scene}, {', '.join(strategies)}"
+            found.append(Comparison(scene=scene, name=name, points=part))
+    return found
+
+
+def costs(points: Sequence[Row]) -> list[Cost]:
+    """List the time and cost of a comparison's points that did the work; [] where no times can be compared.
+
+    The work is the baseline's quality where it has one that was timed, else all images. Points that miss the quality or
+    failed are not among them.
     """
-    own = [p for p in points if p["scene"] == scene and p["n_ok"]]
-    kinds = [p.get("hardware") for p in own]
-    if not kinds:
-        return []
-    usual = max(kinds, key=kinds.count)
-    own = [p for p in own if p.get("hardware") == usual and p["outcome"] != "missed_quality"]
+    own = [p for p in points if p["n_ok"] and p["outcome"] != "missed_quality"]
     baseline = next((p for p in own if p["outcome"] == "baseline"), None)
     if baseline is None:
         return []
@@ -73,9 +103,9 @@ def costs(points: Sequence[Row], scene: str) -> list[Cost]:
     return found
 
 
-def front(points: Sequence[Row], scene: str) -> list[Cost]:
-    """Return the Pareto front of time against cost, cheapest first: no other point is faster and no dearer."""
-    every = sorted(costs(points, scene), key=lambda c: (c.rank_hours, c.time_s))
+def front(points: Sequence[Row]) -> list[Cost]:
+    """Return a comparison's Pareto front of time against cost, cheapest first: no other is faster and no dearer."""
+    every = sorted(costs(points), key=lambda c: (c.rank_hours, c.time_s))
     kept: list[Cost] = []
     for cost in every:
         if not kept or cost.time_s < kept[-1].time_s:
@@ -84,26 +114,23 @@ def front(points: Sequence[Row], scene: str) -> list[Cost]:
 
 
 def paragraph(points: Sequence[Row], predict: dict[str, Predict] | None = None) -> str:
-    """Say what to use and what not, and why: one paragraph for each scene, joined by blank lines.
+    """Say what to use and what not, and why: one paragraph for each comparison, joined by blank lines.
 
     Args:
         points: rows of points.csv.
         predict: by scene, for the next doubling where no point measured it.
     """
-    scenes = list(dict.fromkeys(p["scene"] for p in points))
-    return "\n\n".join(" ".join(sentences(points, scene, (predict or {}).get(scene))) for scene in scenes)
+    return "\n\n".join(" ".join(sentences(c, (predict or {}).get(c.scene))) for c in comparisons(points))
 
 
-def sentences(
-    points: Sequence[Row], scene: str, predict: Predict | None = None, *, doubts: bool = True
-) -> list[str]:
-    """Return one scene's recommendation, most important sentence first.
+def sentences(comparison: Comparison, predict: Predict | None = None, *, doubts: bool = True) -> list[str]:
+    """Return a comparison's recommendation, most important sentence first.
 
     Args:
-        doubts: say too what the data cannot tell; without, nothing is said of a scene with too few data.
+        doubts: say too what the data cannot tell; without, nothing is said where there are too few data.
     """
-    every = costs(points, scene)
-    own = [p for p in points if p["scene"] == scene]
+    own, name = comparison.points, comparison.name
+    every = costs(own)
     least = min((c.row["ranks"] for c in every if c.row["outcome"] == "baseline"), default=0)
     judged = ("gain", "loss", "no_difference", "missed_quality")
     larger = [p for p in own if p["outcome"] in judged and p["ranks"] > least]
@@ -112,17 +139,17 @@ def sentences(
     if not every or not larger:
         succeeded = ", ".join(f"{p['strategy']} on {p['layout']}" for p in own if p["n_ok"]) or "nothing"
         return [
-            f"{scene}: too few data to recommend anything ({succeeded} succeeded); measure one rank and two or more."
+            f"{name}: too few data to recommend anything ({succeeded} succeeded); measure one rank and two or more."
         ]
     baseline = next(c for c in every if c.row["outcome"] == "baseline")
     gains = [c for c in every if c.row["outcome"] == "gain" and c.row["ranks"] > least]
     best = min(gains, key=lambda c: c.time_s, default=baseline)
     unit = _unit(baseline.row)
-    said = [_use(scene, best, baseline, unit)]
+    said = [_use(name, best, baseline, unit)]
     said += _not(own, best, unit)
     said += _last_doubling(every, best, unit)
     said += _next_doubling(own, every, best, unit, predict)
-    said += _front(points, scene, every, unit)
+    said += _front(own, every, unit)
     return said + (_doubts(own, every) if doubts else [])
 
 
@@ -177,17 +204,19 @@ def describe_alternatives(found: Sequence[Alternative], unit: str) -> str:
     return f"Predicted alternatives: {'; '.join(parts)}." if parts else ""
 
 
-def _use(scene: str, best: Cost, baseline: Cost, unit: str) -> str:
+def _use(name: str, best: Cost, baseline: Cost, unit: str) -> str:
     work = (
-        "to the baseline's quality" if baseline.row.get("time_to_quality_s") is not None else "for all images"
+        "to the baseline's quality"
+        if baseline.row.get("time_to_quality_s") is not None
+        else f"for all {baseline.row.get('unit_of_work') or 'image'}s"
     )
     if best is baseline:
         return (
-            f"{scene}: use {_one(baseline)}: no larger layout gains ({duration(baseline.time_s)} {work}, "
+            f"{name}: use {_one(baseline)}: no larger layout gains ({duration(baseline.time_s)} {work}, "
             f"{baseline.rank_hours:.3g} {unit}-hours)."
         )
     return (
-        f"{scene}: for the shortest time use {best.name}: {duration(best.time_s)} {work} instead of "
+        f"{name}: for the shortest time use {best.name}: {duration(best.time_s)} {work} instead of "
         f"{duration(baseline.time_s)} on {_one(baseline)} ({baseline.time_s / best.time_s:.2f} times sooner), for "
         f"{best.rank_hours:.3g} instead of {baseline.rank_hours:.3g} {unit}-hours."
     )
@@ -215,6 +244,11 @@ def _not(own: Sequence[Row], best: Cost, unit: str) -> list[str]:
 
 def _why(p: Row) -> str:
     if p["outcome"] == "missed_quality":
+        if p.get("psnr") is None and p.get("target_accuracy") is not None:
+            target = p["target_accuracy"]
+            return (
+                f"{p['layout']} ends at an accuracy of {p['accuracy']:.4g}, below the {target:.4g} to reach"
+            )
         if p.get("psnr") is None:
             return f"{p['layout']} misses the baseline's quality"
         return f"{p['layout']} ends at {p['psnr']:.2f} dB, below the {p['target_psnr']:.2f} dB to reach"
@@ -284,8 +318,8 @@ def _margin(before: Cost, time_s: float, rank_hours: float, unit: str, *, past: 
     return f"{saves} {duration(saved)} for {more:.3g} {unit}-hours more, {each:.3g} for each hour saved."
 
 
-def _front(points: Sequence[Row], scene: str, every: Sequence[Cost], unit: str) -> list[str]:
-    kept = front(points, scene)
+def _front(own: Sequence[Row], every: Sequence[Cost], unit: str) -> list[str]:
+    kept = front(own)
     if len(every) < 2:
         return []
     listed = ", ".join(f"{c.name} ({duration(c.time_s)}, {c.rank_hours:.3g} {unit}-hours)" for c in kept)

@@ -57,6 +57,7 @@ def measure(run: RunEvidence) -> tuple[Metrics, dict[str, str]]:
     if run.workload is not None:
         told, reasons = _workload(run, run.workload)
         values |= told
+        values["phases_s"] = _in_epochs(values["phases_s"], by_attempt, values.get("train_s"))
     metrics, wrong = Metrics.known(values)
     return metrics, reasons | why_not_added | wrong
 
@@ -87,12 +88,47 @@ def _workload(run: RunEvidence, found: Found) -> tuple[dict[str, Any], dict[str,
         )
     elif criteria["unit_of_work"] != "image":
         reasons["images_per_s"] = f"{criteria['unit_of_work']}s per second"
+    told, why = _totals(values, figures)
+    values |= told
+    reasons |= why
     if values.get("compute_s") is not None and values.get("comm_s"):
         values["compute_to_comm"] = values["compute_s"] / values["comm_s"]
     for name in ("train_s", "step_s", "comm_s", "compute_to_comm"):
         if values.get(name) is None:
             reasons.setdefault(name, "a program of others; it has no figure of merit of this name")
     return values, reasons
+
+
+def _totals(values: dict[str, Any], figures: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return totals of a run from its figures per epoch or step, and how they were made."""
+    told: dict[str, Any] = {}
+    epochs, epoch_s, rate = (values.get(name) for name in ("epochs", "epoch_s", "images_per_s"))
+    count = {"epoch": epochs, "step": values.get("steps")}
+    for name in _SHARES:
+        times = count.get(figures.get(name, {}).get("per", "run"))
+        if values.get(name) is not None and times:
+            told[name] = values[name] * times
+    if not epochs or not epoch_s:
+        return told, {}
+    reasons = {}
+    if values.get("train_s") is None:
+        told["train_s"], reasons["train_s"] = epochs * epoch_s, "epochs x epoch_s"
+    if values.get("images") is None and rate:
+        told["images"] = round(rate * epoch_s * epochs)
+        reasons["images"] = "images_per_s x epoch_s x epochs"
+    return told, reasons
+
+
+def _in_epochs(phases: Phases, by_attempt: list[dict[int, Phases]], train_s: float | None) -> Phases:
+    """Take out of `step` what the last attempt of a program spent outside its training: start, data, validation."""
+    last = (
+        max((booked.get("step", 0.0) for booked in by_attempt[-1].values()), default=0.0)
+        if by_attempt
+        else 0.0
+    )
+    if train_s is None or last <= train_s:
+        return phases
+    return phases | {"step": phases["step"] - (last - train_s)}
 
 
 def _rate(run: RunEvidence, found: Found) -> tuple[float, str] | None:

@@ -40,9 +40,10 @@ class Content:
         ingests: list[tuple[str, dict[str, Any]]],
         study: StudyFacts,
     ) -> "Content":
+        records = load_records(paths)
         return cls(
             paths=paths,
-            records=load_records(paths),
+            records=records,
             runs=read_table(tables_dir / "runs.csv"),
             points=read_table(tables_dir / "points.csv"),
             performance=read_table(tables_dir / "performance_comparison.csv"),
@@ -52,10 +53,21 @@ class Content:
             out_dir=out_dir,
             figures_dir=figures_dir,
             tables_dir=tables_dir,
-            ingests=ingests,
+            ingests=[(scene, facts) for scene, facts in ingests if scene in _ingested(records)],
             study=study,
         )
 
     @property
     def scenes(self) -> list[str]:
         return sorted({p["scene"] for p in self.points})
+
+
+def _ingested(records: list[RunRecord]) -> set[str]:
+    """Name the scenes that records are of, and those whose exported folder workloads were given."""
+    used = {r.run.scene for r in records}
+    for record in records:
+        train = record.run.settings.get("train")
+        folder = Path(str(train.get("data") or "")) if isinstance(train, dict) else Path()
+        if folder.name == "colmap":
+            used.add(folder.parent.name)
+    return used

@@ -26,7 +26,7 @@ from ..analysis.typeset import tabular, tex
 from . import failures, results
 from .content import Content
 from .markup import Html
-from .study import SPLATTING, programs
+from .study import SPLATTING, programs, subject
 from .verdict import headline, verdict
 
 _PREAMBLE = r"""% Made by dist3dgs from records. Compile it here, twice for the widths of tables: pdflatex report.tex
@@ -44,10 +44,9 @@ _MAX_EVIDENCE = 160
 
 def document(content: Content) -> str:
     """Return the LaTeX source; figures are named relative to the folder of the report."""
-    subject = f"{', '.join(programs(content.records))} on {', '.join(content.scenes) or 'no runs yet'}"
     parts = [
         _PREAMBLE,
-        rf"\title{{Does distributed training pay?\\\large {tex(subject)}}}",
+        rf"\title{{Does distributed training pay?\\\large {tex(subject(content.records))}}}",
         rf"\author{{Made by dist3dgs {tex(__version__)} from {len(content.records)} records}}",
         r"\date{}",
         r"\begin{document}",
@@ -88,7 +87,11 @@ def _tables(content: Content) -> list[Table]:
     for rows_, columns, caption in (
         (content.trainers, TRAINERS_COLUMNS, trainers_caption(content.trainers)),
         (content.scaling, SCALING_COLUMNS, CAPTION),
-        (content.over_scenes if len(content.scenes) > 1 else [], OVER_SCENES_COLUMNS, OVER_SCENES_CAPTION),
+        (
+            content.over_scenes if results.covers_scenes(content) else [],
+            OVER_SCENES_COLUMNS,
+            OVER_SCENES_CAPTION,
+        ),
     ):
         shown = shown_columns(rows_, columns)
         found.append((*cells(rows_, shown), numbers_from(shown), caption))

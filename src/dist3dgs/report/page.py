@@ -8,7 +8,7 @@ from .. import __version__
 from . import failures, ingestion, journey, origin, results, usage
 from .content import Content
 from .markup import Html, join, tag
-from .study import SPLATTING, programs
+from .study import SPLATTING, programs, subject
 from .verdict import headline, verdict
 
 
@@ -58,7 +58,6 @@ def page(content: Content, elapsed_s: Callable[[], float]) -> str:
 
 
 def _top(content: Content) -> Html:
-    scenes = ", ".join(content.scenes) or "no runs yet"
     cards = [
         tag("div", tag("b", value), tag("span", label), tag("small", note), class_="card")
         for value, label, note in headline(content.points, content.runs)
@@ -66,7 +65,7 @@ def _top(content: Content) -> Html:
     return join(
         [
             tag("h1", "Does distributed training pay?"),
-            tag("p", f"{', '.join(programs(content.records))} on {scenes}: a scaling study", class_="lead"),
+            tag("p", f"{subject(content.records)}: a scaling study", class_="lead"),
             _verdict(verdict(content.points)),
             tag("div", *cards, class_="cards") if content.runs else None,
         ]

@@ -26,10 +26,29 @@ def program(record: RunRecord) -> str:
     """Name what a record's program does; for an import of another kind, name the program."""
     settings, run = record.run.settings, record.run
     splats = settings.get("trainer") == "gsplat" or str(settings.get("method") or "").startswith("splat")
+    if is_workload(record) and record.metrics.num_gaussians is None:
+        return run.scene
     if record.provenance.source == "dist3dgs" or splats or record.metrics.num_gaussians is not None:
         return SPLATTING
     trainer = settings.get("trainer")
     return run.strategy if run.strategy != "imported" else str(trainer or "an imported program")
+
+
+def is_workload(record: RunRecord) -> bool:
+    return isinstance(record.run.settings.get("criteria"), dict)
+
+
+def subject(records: Sequence[RunRecord]) -> str:
+    """Say what was studied: each program, and the scenes it ran on where it is not named like them."""
+    scenes: dict[str, dict[str, None]] = {}
+    for record in records:
+        scenes.setdefault(program(record), {})[record.run.scene] = None
+    alike: dict[str, list[str]] = {}
+    for name, on in scenes.items():
+        alike.setdefault("" if list(on) == [name] else f" on {', '.join(on)}", []).append(name)
+    return (
+        ", ".join(f"{', '.join(names)}{on}" for on, names in alike.items()) or f"{SPLATTING} on no runs yet"
+    )
 
 
 def programs(records: Sequence[RunRecord]) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..analysis.points import SINGLE_RUN_NOISE
-from ..predict.recommend import sentences
+from ..predict.recommend import comparisons, sentences
 from . import numbers
 
 Row = dict[str, Any]
@@ -35,8 +35,8 @@ def verdict(points: Sequence[Row]) -> list[str]:
 
 
 def _recommendations(points: Sequence[Row]) -> list[str]:
-    """Say what to use and what not for each scene that has the data for it."""
-    said = (sentences(points, scene, doubts=False) for scene in dict.fromkeys(p["scene"] for p in points))
+    """Say what to use and what not for each comparison that has the data for it."""
+    said = (sentences(comparison, doubts=False) for comparison in comparisons(points))
     return [" ".join(["Recommendation.", *found]) for found in said if found]
 
 
@@ -48,25 +48,32 @@ def _summary(every: Sequence[Sequence[Row]]) -> str:
     tops = [top for series in compared if (top := best(series)) is not None and top["outcome"] == "gain"]
     if not tops:
         what = (
-            f"none of {len(compared)} combinations of scene and strategy gains"
+            f"none of {len(compared)} combinations of {_kinds(compared)} gains"
             if len(compared) > 1
-            else ("the one combination of scene and strategy that could be compared does not gain")
+            else f"the one combination of {_kinds(compared)} that could be compared does not gain"
         )
         return f"Distributed training does not pay here: {what}{_missed_by_all(compared)}."
     # Ratios of times to quality and of images per second are not one scale: quality is what a study is for.
     judged = [t for t in tops if t["gain_of"] == "time to equal quality"] or tops
     top = max(judged, key=lambda p: p["gain"])
+    kinds = f"of {_kinds(compared)} that could be compared"
     if len(compared) == 1:
-        count = "the one combination of scene and strategy that could be compared:"
+        count = f"the one combination {kinds}:"
     elif len(tops) == len(compared):
-        count = f"each of the {len(compared)} combinations of scene and strategy that could be compared; most"
+        count = f"each of the {len(compared)} combinations {kinds}; most"
     else:
-        count = (
-            f"{len(tops)} of {len(compared)} combinations of scene and strategy that could be compared; most"
-        )
+        count = f"{len(tops)} of {len(compared)} combinations {kinds}; most"
     best_of = f"{top['scene']} with {top['strategy']} at {top['layout']}"
     beyond = ", more than ideal, so the baseline may have been disturbed" if _beyond_ideal(top) else ""
     return f"In time, distributed training pays for {count} on {best_of}: {_faster(top)}{beyond}."
+
+
+def _kinds(every: Sequence[Sequence[Row]]) -> str:
+    """Name what a point's first two names are: a workload has variants where a scene has strategies."""
+    kinds = {bool(p.get("unit_of_work")) for series in every for p in series}
+    if kinds == {True}:
+        return "workload and variant"
+    return "scene and strategy" if kinds == {False} else "scene and strategy, or workload and variant,"
 
 
 def _beyond_ideal(point: Row) -> bool:
@@ -77,14 +84,18 @@ def _faster(point: Row) -> str:
     """Put a gain into words, by what was measured."""
     if point["gain_of"] == "time to equal quality":
         return f"equal quality {point['gain']:.2f} times sooner than {_baseline_name(point)}"
-    return (
-        f"{point['gain']:.2f} times the {_speed_unit(point)} of {_baseline_name(point)} (quality not known)"
+    known = (
+        "quality not known"
+        if point.get("target_accuracy") is None or point.get("accuracy") is None
+        else f"at a validation accuracy of {numbers.plain(point['accuracy'])}"
     )
+    return f"{point['gain']:.2f} times the {_speed_unit(point)} of {_baseline_name(point)} ({known})"
 
 
 def _speed_unit(point: Row) -> str:
     """Name what the speedup is a ratio of; the log of another program may show its epochs' times alone."""
-    return "images per second" if point.get("images_per_s") else "epochs per hour"
+    unit = point.get("unit_of_work") or "image"
+    return f"{unit}s per second" if point.get("images_per_s") else "epochs per hour"
 
 
 def _baseline_name(point: Row) -> str:
@@ -197,6 +208,12 @@ def _baseline_of(point: Row, points: Sequence[Row]) -> Row:
 
 def _shortfall(point: Row) -> str:
     """Say how far below the quality to reach a point ended."""
+    if point.get("target_psnr") is None:
+        accuracy, target = point["accuracy"], point["target_accuracy"]
+        return (
+            f"{point['layout']} ended at a validation accuracy of {numbers.plain(accuracy)}, below the "
+            f"{numbers.plain(target)} to reach"
+        )
     if point.get("psnr") is None:
         return f"{point['layout']} did not reach {point['target_psnr']:.2f} dB"
     deficit = point["target_psnr"] - point["psnr"]
@@ -252,7 +269,11 @@ def _cost(point: Row, baseline: Row) -> str:
 
 def _quality(top: Row | None, baseline: Row) -> list[str]:
     if top is None or top.get("psnr") is None or baseline.get("psnr") is None:
-        return []
+        if top is None or _missed(top) or top.get("accuracy") is None or baseline.get("accuracy") is None:
+            return []
+        return [
+            f"Validation accuracy: {numbers.plain(top['accuracy'])} against {numbers.plain(baseline['accuracy'])}."
+        ]
     delta = top["psnr"] - baseline["psnr"]
     return [
         f"Held-out PSNR: {top['psnr']:.2f} dB against {baseline['psnr']:.2f} dB ({delta:+.2f} dB).".replace(

@@ -167,7 +167,7 @@ def train(
         loss, accuracy, val_loss, val_accuracy, seconds = ranks.mean(
             loss, accuracy, val_loss, val_accuracy, seconds
         )
-        shares = ""
+        shares = f" | Compute: {seconds:.3f} s" if ranks.world_size == 1 else ""
         if communication is not None:
             comm_s, exposed_s = ranks.mean(*communication.take())
             shares = f" | Compute: {seconds - exposed_s:.3f} s"

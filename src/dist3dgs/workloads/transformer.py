@@ -20,6 +20,8 @@ from .training import Ranks, parser, train
 SIZES = {"small": (128, 4), "large": (320, 6)}
 CLASSES = 4
 VOCABULARY = 8192
+#: Words of each class in generated text: few, as the words that tell a topic are frequent in real text.
+TOPIC_WORDS = 64
 
 
 class Classifier(nn.Module):
@@ -28,6 +30,7 @@ class Classifier(nn.Module):
     def __init__(self, width: int, num_layers: int, length: int) -> None:
         super().__init__()
         self.words = nn.Embedding(VOCABULARY, width)
+        nn.init.normal_(self.words.weight, std=0.02)
         self.places = nn.Parameter(torch.randn(length, width) * 0.02)
         layer = nn.TransformerEncoderLayer(
             width, 8, 4 * width, dropout=0.0, batch_first=True, norm_first=True
@@ -41,12 +44,11 @@ class Classifier(nn.Module):
 
 
 def generated(count: int, length: int, seed: int) -> TensorDataset:
-    """Random words, of which every other one is from the class's own quarter of the vocabulary."""
+    """Random words, of which every other one is from the class's own `TOPIC_WORDS`."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % CLASSES
     words = torch.randint(0, VOCABULARY, (count, length), generator=g)
-    quarter = VOCABULARY // CLASSES
-    words[:, ::2] = words[:, ::2] % quarter + labels[:, None] * quarter
+    words[:, ::2] = words[:, ::2] % TOPIC_WORDS + labels[:, None] * TOPIC_WORDS
     return TensorDataset(words, labels)
 
 

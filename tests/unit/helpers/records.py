@@ -26,6 +26,32 @@ def usl_rate(ranks: int, rate_one: float = 4.0, sigma: float = 0.05, kappa: floa
     return rate_one * ranks / (1 + sigma * (ranks - 1) + kappa * ranks * (ranks - 1))
 
 
+def make_workload(
+    workload: str,
+    variant: str,
+    layout: str = "n1g1",
+    *,
+    images_per_s: float,
+    accuracy: float | None = None,
+    unit: str = "sample",
+    total_s: float = 20.0,
+) -> RunRecord:
+    """A record of a program of others with a batch per rank, 4 epochs, and a validation accuracy."""
+    ranks = Layout.parse(layout).world_size
+    train_s = 1024 / images_per_s
+    settings = {
+        "train": {"application": [workload], "variables": {"size": variant}, "batch_per_rank": 32},
+        "criteria": {"unit_of_work": unit, "figures_of_merit": {}},
+    }
+    record = make_record(
+        workload, variant, layout, images_per_s=images_per_s, settings=settings, images=1024, steps=None, step_s=None,
+        steps_per_s=None, curve=[], views=[], ssim=None, num_gaussians=None, accuracy=accuracy, epochs=4,
+        epoch_s=train_s / 4, train_s=train_s, total_s=total_s, phases_s={"startup": 3.0, "step": train_s},
+        compute_s=0.9 * train_s, comm_s=None if ranks == 1 else 0.2 * train_s, collectives=[],
+    )  # fmt: skip
+    return record.model_copy(update={"metrics": record.metrics.model_copy(update={"psnr": None})})
+
+
 def make_record(
     scene: str = "builtin",
     strategy: str = "replicated",

@@ -10,8 +10,16 @@ from dist3dgs.cli import main
 from dist3dgs.config.naming import Layout
 from dist3dgs.predict.machine import load_machine
 from dist3dgs.predict.model import Workload, predictor
-from dist3dgs.predict.recommend import alternatives, costs, describe_alternatives, front, paragraph, sentences
-from tests.unit.helpers.records import make_record, write_records
+from dist3dgs.predict.recommend import (
+    alternatives,
+    comparisons,
+    costs,
+    describe_alternatives,
+    front,
+    paragraph,
+    sentences,
+)
+from tests.unit.helpers.records import make_record, make_workload, write_records
 
 
 def study(rates, strategy="replicated", scene="garden", **more):
@@ -49,14 +57,14 @@ def test_a_layout_that_misses_the_quality_is_neither_fast_nor_cheap():
     records = [make_record("garden", layout="n1g1", images_per_s=4.0, gpu=True)]
     records.append(make_record("garden", layout="n1g2", images_per_s=40.0, psnr=24.0, gpu=True))
     points = point_rows(records)
-    assert [c.row["layout"] for c in costs(points, "garden")] == ["n1g1"]
+    assert [c.row["layout"] for c in costs(points)] == ["n1g1"]
     text = paragraph(points)
     assert "Not replicated above 1 GPU here: n1g2 ends at" in text and "next doubling" not in text
 
 
 def test_the_front_drops_what_is_slower_and_no_cheaper():
     points = study({"n1g1": 4.0, "n1g2": 8.4, "n1g4": 14.0, "n1g8": 14.0})
-    kept = front(points, "garden")
+    kept = front(points)
     assert [c.row["layout"] for c in kept] == ["n1g2", "n1g4"]  # two ranks are faster and cheaper than one
     assert kept[0].rank_hours < kept[1].rank_hours and kept[0].time_s > kept[1].time_s
     assert "Slower and no cheaper than one of these: replicated on n1g1, replicated on n1g8" in paragraph(
@@ -66,12 +74,10 @@ def test_the_front_drops_what_is_slower_and_no_cheaper():
 
 def test_marginal_hours_of_a_doubling_are_differences():
     points = study({"n1g1": 4.0, "n1g2": 7.0, "n1g4": 11.0})
-    two, four = (
-        next(c for c in costs(points, "garden") if c.row["layout"] == name) for name in ("n1g2", "n1g4")
-    )
+    two, four = (next(c for c in costs(points) if c.row["layout"] == name) for name in ("n1g2", "n1g4"))
     assert four.rank_hours == pytest.approx(4 * four.time_s / 3600)
     more, saved = four.rank_hours - two.rank_hours, (two.time_s - four.time_s) / 3600
-    said = " ".join(sentences(points, "garden"))
+    said = " ".join(sentences(*comparisons(points)))
     assert f"for {more:.3g} GPU-hours more, {more / saved:.3g} for each hour saved" in said
     assert "The last doubling, n1g2 to n1g4, saved" in said
     assert "next doubling" not in said  # nothing twice as large was measured, and nothing is predicted
@@ -85,11 +91,11 @@ def test_an_unmeasured_doubling_is_predicted_where_a_model_is_given(repository):
         return made.forecast(workload, layout) if strategy == "sharded" else None
 
     points = study({"n1g1": 4.0, "n1g2": 7.6}, "sharded")
-    said = " ".join(sentences(points, "garden", predict))
+    said = " ".join(sentences(*comparisons(points), predict))
     assert "The next doubling, n1g4 (predicted, within" in said and "for each hour saved" in said
-    eight = " ".join(sentences(study({"n1g1": 4.0, "n1g8": 28.0}, "sharded"), "garden", predict))
+    eight = " ".join(sentences(*comparisons(study({"n1g1": 4.0, "n1g8": 28.0}, "sharded")), predict))
     assert "n2g8 (predicted" in eight and "simulation" in eight
-    other = " ".join(sentences(study({"n1g1": 4.0, "n1g2": 7.6}), "garden", predict))
+    other = " ".join(sentences(*comparisons(study({"n1g1": 4.0, "n1g2": 7.6})), predict))
     assert "no prediction of the next doubling with replicated" in other
 
 
@@ -152,3 +158,18 @@ def test_records_of_an_unknown_machine_are_recommended_from_alone(repository, tm
     assert main(["recommend"]) == 0
     text = capsys.readouterr().out
     assert "use replicated on n1g2" in text and "Nothing is predicted" in text and "--machine" in text
+
+
+def test_a_front_is_of_points_with_one_baseline():
+    from dist3dgs.figures import cost_time
+    from dist3dgs.figures.study import Study
+
+    runs = [
+        make_workload("transformer", variant, layout, images_per_s=rate, total_s=1000 / rate)
+        for variant, rates in {"small": (100.0, 180.0), "large": (10.0, 18.0)}.items()
+        for layout, rate in zip(("n1g1", "n1g2"), rates, strict=True)
+    ]
+    points = point_rows(runs)
+    assert [c.name for c in comparisons(points)] == ["transformer, large", "transformer, small"]
+    drawn = cost_time.data(Study(runs=[], points=points, records=runs, paths=[], performance=[]))
+    assert all(r["on_front"] for r in drawn), "a small model beats no large one"

@@ -13,7 +13,7 @@ from dist3dgs.analysis.tables import read_table, tabulate
 from dist3dgs.report import write_report
 from dist3dgs.report.markup import Html, tag, with_code
 from dist3dgs.report.verdict import headline, verdict
-from tests.unit.helpers.records import make_record, write_records
+from tests.unit.helpers.records import make_record, make_workload, write_records
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x1b[31m"
 
@@ -394,3 +394,29 @@ def test_a_faster_strategy_on_one_rank_does_not_hide_that_two_ranks_lose(report)
     page = report([make_record(strategy=s, layout=x, images_per_s=r) for (s, x), r in rates.items()])
     assert "Distributed training does not pay here" in page.text
     assert "its best larger layout, n1g2, is slower than n1g1 (replicated)" in page.text
+
+
+def test_workloads_are_told_in_their_own_words_each_variant_by_itself(report):
+    runs = [
+        make_workload("transformer", "small", images_per_s=200.0, accuracy=90.0, total_s=16.0),
+        make_workload("transformer", "small", "n1g2", images_per_s=340.0, accuracy=90.0, total_s=14.0),
+        make_workload("transformer", "large", images_per_s=36.0, accuracy=95.0, total_s=41.0),
+        make_workload("transformer", "large", "n1g2", images_per_s=65.0, accuracy=80.0, total_s=28.0),
+    ]
+    page = report(runs, ingest={"num_points": 5948})
+    text = page.text
+    assert "transformer: a scaling study" in text and "Gaussian" not in text and "5 948" not in text
+    assert "1 of 2 combinations of workload and variant that could be compared" in text
+    assert "small at n1g2: 1.70 times the samples per second of n1g1 (at a validation accuracy of 90)" in text
+    assert "n1g2 ended at a validation accuracy of 80, below the 94 to reach" in text
+    assert "transformer, large: use n1g1: no larger layout gains (41 s for all samples" in text
+    assert "transformer, small: for the shortest time use small on n1g2" in text
+    assert "samples/s" in text and "R measured" in text
+    # A variant is another program: its times say nothing of the others'.
+    small = text.split("transformer, small:")[1].split("Recommendation")[0]
+    assert "large" not in small.split("On transformer")[0]
+
+
+def test_gaussians_beside_workloads_are_named_with_their_scene(report):
+    page = report([make_record(), make_workload("resnet50", "default", images_per_s=500.0, unit="image")])
+    assert "3D Gaussian Splatting on builtin, resnet50: a scaling study" in page.text

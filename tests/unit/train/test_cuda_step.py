@@ -95,7 +95,11 @@ def one_step(comm: Communicator, kind: str, absgrad: bool) -> dict[str, torch.Te
     make = {"replicated": Replicated, "sharded": Sharded}[kind]
     settings = RenderSettings(absgrad=absgrad)
     setup = Setup(
-        comm=comm, renderer=get_renderer("cuda"), settings=settings, strategy=Strategy(kind=kind), device=device
+        comm=comm,
+        renderer=get_renderer("cuda"),
+        settings=settings,
+        strategy=Strategy(kind=kind),
+        device=device,
     )
     parallel = make(setup)
     values = {
