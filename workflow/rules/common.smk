@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -111,6 +112,7 @@ wildcard_constraints:
     # Wider than what `point_named` accepts: a misspelt name gets its message instead of "no rule".
     layout="[A-Za-z0-9]+",
     repeat="[A-Za-z0-9]+",
+    part="[a-z0-9-]+",
 
 
 def record_path(point):
@@ -127,7 +129,8 @@ def point_named(*names):
 
 def point_of(wildcards):
     """Asked for many times per point, as its spec is: parsed once."""
-    return point_named(wildcards.scene, wildcards.strategy, wildcards.layout, wildcards.repeat)
+    w = wildcards
+    return point_named(w.scene, w.strategy, w.layout, w.repeat, w.get("part", ""))
 
 
 @cache
@@ -198,6 +201,20 @@ def workload_criteria(name):
 def criteria_of(wildcards):
     """Of a workload; "" for a scene."""
     return workload_criteria(wildcards.scene) if wildcards.scene in STUDY.workloads else ""
+
+
+def parts_input(wildcards):
+    """Outcomes of the jobs that a job of a point goes on from, where blocks train in jobs of their own."""
+    if wildcards.scene in STUDY.workloads:
+        return []
+    point = point_of(wildcards)
+    try:
+        if STUDY.strategy(point.strategy).blocks is None:
+            return []
+        needed = STUDY.spec(point).needs
+    except UserError as error:
+        stop(error)
+    return [f"{replace(point, part=part).folder(RESULTS)}/launch.json" for part in needed]
 
 
 def scene_input(wildcards):

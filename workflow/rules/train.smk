@@ -25,6 +25,7 @@ rule train:
         scene=scene_input,
         data=exported_input,
         setup=setup_input,
+        parts=parts_input,
     output:
         "{results}/{scene}/{strategy}/{layout}/{repeat}/launch.json",
     log:
@@ -51,6 +52,14 @@ rule train:
     shell:
         "dist3dgs --log {log:q} launch --spec {params.spec:q} --scene {input.scene:q}"
         " --out {params.out:q} --weights {params.weights:q}"
+
+
+use rule train as train_part with:
+    """A part of a point of which each block trains in a job of its own: the coarse training, or one block."""
+    output:
+        "{results}/{scene}/{strategy}/{layout}/{repeat}/parts/{part}/launch.json",
+    log:
+        "{results}/logs/train/{scene}/{strategy}/{layout}/{repeat}/{part}.log",
 
 
 rule record:

@@ -134,6 +134,9 @@ def rank_unit(record: RunRecord) -> Literal["GPU", "rank"]:
 def rank_hours(record: RunRecord) -> float | None:
     """Return hours of all ranks that were allocated, used or not: GPU-hours where a rank is a GPU."""
     total_s = record.metrics.total_s
+    if jobs := record.metrics.jobs:  # of one rank each
+        known = [job.total_s for job in jobs if job.total_s is not None]
+        return sum(known) / 3600 if len(known) == len(jobs) else None
     return None if total_s is None else total_s * record.world_size / 3600
 
 
@@ -167,7 +170,7 @@ DERIVED: dict[str, Metric] = {
             name="rank_hours",
             label="cost",
             unit="rank-hours",
-            description="hours of all allocated ranks, used or not",
+            description="hours of all allocated ranks, used or not; of several jobs the sum over them",
             derive=rank_hours,
         ),
         Metric(

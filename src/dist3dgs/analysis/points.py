@@ -121,7 +121,8 @@ def point_rows(
     # The point that others are compared with, by scene and conditions; a point's own conditions are its counted runs'.
     references: dict[tuple[str, Conditions], Key] = {}
     for scene in dict.fromkeys(k[0] for k in order):
-        for key in sorted((k for k in order if k[0] == scene), key=lambda k: _baseline_order(k, baseline)):
+        mine = [k for k in order if k[0] == scene]
+        for key in sorted(mine, key=lambda k: _baseline_order(k, _ranks(points[k]), baseline)):
             for record in points[key]:
                 if record.status == "ok":
                     references.setdefault((scene, conditions(record)), key)
@@ -213,12 +214,17 @@ def _counts_as(record: RunRecord, other: RunRecord) -> bool:
     return record.status == "ok" and conditions(record) == conditions(other)
 
 
-def _baseline_order(key: Key, named: str | None) -> tuple[Any, ...]:
+def _ranks(records: Sequence[RunRecord]) -> int:
+    """Return the ranks that work at once in the runs of a point."""
+    return max(record.world_size for record in records)
+
+
+def _baseline_order(key: Key, ranks: int, named: str | None) -> tuple[Any, ...]:
     """Sort candidates: the named one first, then by ranks, nodes, and `replicated` before other strategies."""
     _, strategy, layout = key
     return (
         f"{strategy}/{layout}" != named,
-        layout.world_size,
+        ranks,
         layout.nodes,
         strategy != "replicated",
         strategy,
@@ -291,7 +297,7 @@ def _row(
         "layout": str(layout),
         "nodes": layout.nodes,
         "workers_per_node": layout.workers_per_node,
-        "ranks": layout.world_size,
+        "ranks": _ranks(records),
         "hardware": hardware(counted[0]) if counted else None,
         "n_ok": len(counted),
         "n_failed": statuses["failed"],

@@ -169,7 +169,7 @@ def run_row(record: RunRecord, path: Path) -> Row:
         **record.run.model_dump(exclude={"settings"}),
         "nodes": layout.nodes,
         "workers_per_node": layout.workers_per_node,
-        "ranks": layout.world_size,
+        "ranks": record.world_size,
         "status": record.status,
         "devices": summarise(environment.devices),
         "hosts": summarise(environment.hosts),

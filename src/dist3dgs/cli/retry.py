@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config.matrix import Study
-from ..config.naming import Point
+from ..config.naming import PARTS, Point
 from ..errors import UserError
 from ..runs.attempts import attempts
+from ..runs.launch_summary import FILE, load_or_empty
 from ..runs.record import RunRecord, load_record
 from ..slurm.queue import Queue, describe
 
@@ -38,7 +39,7 @@ def retry(
     points = [_named(study, name) for name in names] if names else failed_points(study)
     chosen: list[Point] = []
     for point in dict.fromkeys(points):
-        if jobs := queue.of_point(point):
+        if jobs := queue.of_point_and_parts(point):
             print(f"{point}: left alone, job {jobs[0].id} trains it: {describe(jobs[0])}")
             continue
         chosen.append(point)
@@ -141,7 +142,13 @@ def _snakemake(arguments: Sequence[str]) -> int:
 
 
 def _close(folder: Path) -> None:
-    """Close the attempts of a point, so that the retry policy counts from zero."""
+    """Close the attempts of a point, so that the retry policy counts from zero; those of its failed parts likewise, and
+    forget their outcome, which Snakemake then makes again.
+    """
+    for part in folder.glob(f"{PARTS}/*"):
+        if load_or_empty(part / FILE).status != "ok":
+            _close(part)
+            (part / FILE).unlink(missing_ok=True)
     found = attempts(folder)
     if found and not (summary := found[-1].summary()).is_empty:
         summary.updated(retry_at=time.time()).save(found[-1].folder)

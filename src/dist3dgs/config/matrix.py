@@ -102,8 +102,19 @@ class Study:
         if key not in self._specs:
             made = self._validated_workload(point) if self.is_workload(point) else self._validated(point)
             self._specs[key] = made
-        own = {"scene": point.scene, "repeat": point.repeat, "seed": self.config.seed + point.repeat}
-        return self._specs[key].model_copy(update=own)
+        own: dict[str, Any] = {
+            "scene": point.scene,
+            "repeat": point.repeat,
+            "seed": self.config.seed + point.repeat,
+        }
+        spec = self._specs[key]
+        if point.part:
+            parts = spec.parts if isinstance(spec, RunSpec) else []
+            if point.part not in parts:
+                known = ", ".join(parts) or "none: its strategy has no `blocks`"
+                raise UserError(f"{point}: the point has no such part; it has {known}")
+            own["part"] = point.part
+        return spec.model_copy(update=own)
 
     def train_spec(self, point: Point) -> RunSpec:
         """Return the run of a point that trains Gaussians. Raises `UserError` for a workload."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UserError
-from .naming import Layout, Point
+from .naming import COARSE, Layout, Point
 
 
 class Settings(BaseModel):
@@ -317,6 +317,13 @@ class Strategy(Settings):
         "seen",
         description="local: weights of the ranks, by how often each saw a Gaussian, or equal",
     )
+    blocks: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="blocks: their number, each trained in a job of its own on one rank, after a job for the coarse "
+        "training and before one that merges them; null: one per rank of a single job",
+    )
     coarse_share: float = Field(
         0.2, gt=0, lt=1, description="blocks: share of the run's steps that train the whole scene first"
     )
@@ -358,6 +365,8 @@ class Strategy(Settings):
             raise ValueError(f"split: pixels is a setting of kind: sharded, not of {self.kind}")
         if self.shard is not None and self.kind in STRATEGIES and self.kind != "hybrid":
             raise ValueError(f"shard: {self.shard} is a setting of kind: hybrid, not of {self.kind}")
+        if self.blocks is not None and self.kind != "blocks":
+            raise ValueError(f"blocks: {self.blocks} is a setting of kind: blocks, not of {self.kind}")
         return self
 
 
@@ -442,9 +451,52 @@ class PointSpec(Settings):
 class RunSpec(PointSpec):
     """Everything one run depends on; its JSON form is the `--spec` of `dist3dgs launch`."""
 
+    part: str = Field(
+        "", description="with parallel.blocks: coarse or block-N, a job of its own; empty: the job that merges"
+    )
     parallel: Strategy
     train: TrainSettings
     hardware: Hardware
+
+    @property
+    def point(self) -> Point:
+        return Point(self.scene, self.strategy, Layout.parse(self.layout), self.repeat, self.part)
+
+    @property
+    def parts(self) -> list[str]:
+        """Jobs of the point before the one that merges; [] where a single job does all."""
+        blocks = self.parallel.blocks
+        return [] if blocks is None else [COARSE, *(f"block-{i}" for i in range(blocks))]
+
+    @property
+    def needs(self) -> list[str]:
+        """Parts of the point that must have ended before this job."""
+        return self.parts if not self.part else [] if self.part == COARSE else [COARSE]
+
+    @property
+    def block(self) -> int | None:
+        """Number of the block that this job trains alone; None for any other job."""
+        return int(self.part.removeprefix("block-")) if self.part not in ("", COARSE) else None
+
+    @property
+    def num_blocks(self) -> int:
+        """Parts into which a step's images are divided: the blocks, else the ranks."""
+        return self.parallel.blocks or self.started.world_size
+
+    @property
+    def job_steps(self) -> range:
+        """1-based steps of this job: all of the run's, unless blocks train in jobs of their own."""
+        if not self.parts:
+            return range(1, self.num_steps + 1)
+        alone = self.block_steps
+        if self.part == COARSE:
+            return range(1, alone.start)
+        return alone if self.part else range(alone.stop, self.num_steps + 1)
+
+    @property
+    def last_step(self) -> int:
+        """Last 1-based step of this job, or of those before it if it has none."""
+        return self.job_steps.stop - 1
 
     @property
     def started(self) -> Layout:
@@ -454,7 +506,7 @@ class RunSpec(PointSpec):
     @property
     def global_batch(self) -> int:
         """Return the images per optimiser step over all ranks."""
-        return self.train.global_batch or self.train.batch_per_rank * self.started.world_size
+        return self.train.global_batch or self.train.batch_per_rank * self.num_blocks
 
     @property
     def num_steps(self) -> int:
@@ -493,8 +545,17 @@ class RunSpec(PointSpec):
 
     @model_validator(mode="after")
     def _blocks_train(self) -> Self:
+        if self.part and self.part not in self.parts:
+            known = ", ".join(self.parts) or "none, as parallel.blocks is null"
+            raise ValueError(f"part {self.part!r} is no part of the run; it has {known}")
         if self.parallel.kind != "blocks":
             return self
+        if self.parallel.blocks is not None and self.started.world_size > 1:
+            raise ValueError(
+                f"parallel.blocks = {self.parallel.blocks} trains each block in a job of one rank, and {self.layout} "
+                f"has {self.started.world_size}; use the layout n1g1 (leave others out with `exclude`), or blocks: "
+                "null, which trains one block per rank"
+            )
         if not self.block_steps:
             p = self.parallel
             raise ValueError(
@@ -511,11 +572,12 @@ class RunSpec(PointSpec):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        world = self.started.world_size
+        world = self.num_blocks
         if self.global_batch % world and self.parallel.split == "images":
+            among = "blocks of parallel.blocks" if self.parallel.blocks else f"ranks of {self.started}"
             raise ValueError(
-                f"train.global_batch = {self.global_batch} is no multiple of the {world} ranks of {self.started}; a "
-                "sharded strategy with split: pixels shares any batch"
+                f"train.global_batch = {self.global_batch} is no multiple of the {world} {among}; a sharded strategy "
+                "with split: pixels shares any batch"
             )
         return self
 

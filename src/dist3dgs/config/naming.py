@@ -1,6 +1,7 @@
 """Names of layouts, points and files: the only place that parses or formats them.
 
-A scaling point lives in `results/{scene}/{strategy}/{layout}/{repeat}/`, e.g. `results/bicycle/sharded/n1g4/r0/`.
+A scaling point lives in `results/{scene}/{strategy}/{layout}/{repeat}/`, e.g. `results/bicycle/sharded/n1g4/r0/`. Of a
+strategy whose blocks train in jobs of their own, each of those jobs has a folder there: `parts/coarse`, `parts/block-0`.
 """
 
 import re
@@ -14,6 +15,9 @@ from ..errors import UserError, snakemake
 NAME_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.))*(?<!\.)"
 LAYOUT_PATTERN = r"n[1-9][0-9]{0,4}g[1-9][0-9]{0,2}"
 REPEAT_PATTERN = r"r[0-9]{1,4}"
+#: Jobs of a point beside the one that ends it.
+PARTS, COARSE = "parts", "coarse"
+PART_PATTERN = rf"{COARSE}|block-(?:0|[1-9][0-9]{{0,3}})"
 MAX_NAME_LENGTH = 64
 #: Files of the workflow in a point's folder, and in a scene's.
 POINT_FILES = ("launch.json", "record.json")
@@ -64,27 +68,32 @@ def _shared(nodes: int, workers_per_node: int) -> Layout:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Point:
-    """One scaling point: the unit that is trained, recorded and plotted."""
+    """One scaling point: the unit that is trained, recorded and plotted; with `part` one of its jobs."""
 
     scene: str
     strategy: str
     layout: Layout
     repeat: int = 0
+    part: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.scene, "scene")
         check_name(self.strategy, "strategy")
 
     @classmethod
-    def parse(cls, scene: str, strategy: str, layout: str, repeat: str = "r0") -> "Point":
+    def parse(cls, scene: str, strategy: str, layout: str, repeat: str = "r0", part: str = "") -> "Point":
         if not re.fullmatch(REPEAT_PATTERN, repeat):
             raise UserError(f"repeat {repeat!r}: expected r0, r1, r2, ... Fix it in the target's path.")
-        return cls(scene, strategy, Layout.parse(layout), int(repeat[1:]))
+        if part and not re.fullmatch(PART_PATTERN, part):
+            raise UserError(f"part {part!r}: expected coarse, block-0, block-1, ... Fix it in the target's path.")
+        return cls(scene, strategy, Layout.parse(layout), int(repeat[1:]), part)
 
     @classmethod
     def named(cls, text: str) -> "Point":
-        """Read scene/strategy/layout[/repeat], as a person types it."""
+        """Read scene/strategy/layout[/repeat[/parts/part]], as a person types it."""
         parts = text.strip("/").split("/")
+        if len(parts) == 6 and parts[4] == PARTS:
+            return cls.parse(*parts[:4], parts[5])
         if len(parts) not in (3, 4):
             raise UserError(
                 f"point {text!r}: expected scene/strategy/layout[/repeat], e.g. builtin/replicated/n1g2/r0"
@@ -93,8 +102,14 @@ class Point:
 
     @property
     def path(self) -> PurePosixPath:
-        """`scene/strategy/layout/repeat`, relative to the results folder."""
-        return PurePosixPath(self.scene, self.strategy, str(self.layout), f"r{self.repeat}")
+        """`scene/strategy/layout/repeat`, relative to the results folder; of a part `parts/part` below that."""
+        *names, part = self.names
+        return PurePosixPath(*names, *((PARTS, part) if part else ()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Scene, strategy, layout, repeat and part, as in paths; the part is empty for a whole point."""
+        return self.scene, self.strategy, str(self.layout), f"r{self.repeat}", self.part
 
     def folder(self, results: Path) -> Path:
         return Path(results, self.path)
@@ -103,13 +118,19 @@ class Point:
         return str(self.path)
 
 
+def point_folder(folder: Path) -> Path:
+    """Return the folder of the point that a folder of attempts belongs to: itself, unless it is a part's."""
+    return folder.parents[1] if folder.parent.name == PARTS else folder
+
+
 def is_target(path: Path) -> bool:
     """Return True if `path` has the shape of a point's or a scene's file, which Snakemake can be asked for."""
     *folders, name = Path(path).parts or ("",)
     try:
         if name in POINT_FILES and len(folders) > 4:
-            Point.parse(*folders[-4:])
-            return True
+            part = [folders[-1]] if folders[-2] == PARTS else []
+            Point.parse(*(folders[-6:-2] if part else folders[-4:]), *part)
+            return not part or name == POINT_FILES[0]
         return name in SCENE_FILES and len(folders) > 1 and bool(check_name(folders[-1], "scene"))
     except UserError:
         return False

@@ -373,6 +373,11 @@ class WorkloadSpec(PointSpec):
         images = self.train.images
         return self.train.steps if images is None else max(1, images // self.global_batch)
 
+    @property
+    def last_step(self) -> int:
+        """Last step of the job: a workload is one job."""
+        return self.num_steps
+
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         ranks = self.started.world_size

@@ -39,6 +39,7 @@ from ..runs.launch_summary import FILE, Ended, LaunchStatus, LaunchSummary, Slur
 from ..runs.provenance import code_digest, git_state
 from ..slurm import allocation as slurm_allocation
 from ..slurm.allocation import GPUS_PER_NODE, Allocation, CoTenancy, limit_gpus, node_name
+from ..slurm.outcome import record_failed_part
 from ..slurm.retry import EX_TEMPFAIL, next_action, next_loader_workers, take_turn
 from ..slurm.site import Site, current_site
 from ..workloads import process as workload_process
@@ -85,6 +86,9 @@ def launch(
             file=sys.stderr,
         )
         return 0
+    if note := record_failed_part(out, spec_text):
+        print(f"{spec.point}: {note}", file=sys.stderr)
+        return 0
     here, site = slurm_allocation.current(), current_site()
     if here is not None:
         if here.exclusive and spec.hardware.device != "cpu":
@@ -97,7 +101,9 @@ def launch(
     with _lock(out, wait_s=0.0 if here is None else LOCK_WAIT_S):
         _forget_finished(out, digest)
         if isinstance(spec, WorkloadSpec):
-            _forget_other_settings(out, digest)
+            _forget_other_settings(out, digest, workload_process.OUTPUT)
+        elif spec.parts:
+            _forget_other_settings(out, digest, "checkpoints")
         _remove_leftovers(out)
         (out / FILE).unlink(missing_ok=True)
         try:
@@ -337,10 +343,12 @@ def _forget_finished(out: Path, digest: str) -> None:
             shutil.rmtree(out / folder, ignore_errors=True)
 
 
-def _forget_other_settings(out: Path, digest: str) -> None:
-    """Remove what a workload wrote under other settings: its program must not go on from those checkpoints."""
+def _forget_other_settings(out: Path, digest: str, folder: str) -> None:
+    """Remove what was written under other settings: a workload's program must not go on from those checkpoints, nor a
+    job of a point from what came of other blocks.
+    """
     if (tried := attempts(out)) and tried[-1].summary().spec_digest not in (None, digest):
-        shutil.rmtree(out / workload_process.OUTPUT, ignore_errors=True)
+        shutil.rmtree(out / folder, ignore_errors=True)
 
 
 def _start_of_workload(spec: WorkloadSpec, out: Path, digest: str) -> dict[str, Any]:

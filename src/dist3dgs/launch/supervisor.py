@@ -138,7 +138,7 @@ class Display:
                 TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
             )  # fmt: skip
             self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(str(spec.point), total=spec.num_steps, note="starting")
+            self._task = self._bar.add_task(str(spec.point), total=spec.last_step, note="starting")
             self._bar.start()
 
     def update(self, events: list[dict[str, Any]]) -> None:
@@ -162,7 +162,7 @@ class Display:
             self._bar.update(self._task, note=note, **({} if step is None else {"completed": step}))
         elif always or now - self._last_report > REPORT_EVERY_S:
             self._last_report = now
-            at = "" if step is None else f" step {step}/{self.spec.num_steps}"
+            at = "" if step is None else f" step {step}/{self.spec.last_step}"
             print(f"{self.spec.point}:{at} {note}", file=sys.stderr, flush=True)
 
     def close(self) -> None:

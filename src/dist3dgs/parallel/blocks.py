@@ -9,6 +9,9 @@ Phases (`Schedule.phase`):
 * `merged`: each rank keeps what lies in its own cell, without the margin: every Gaussian is in exactly one block. What
   is left of the steps (`finish_share`) trains all blocks together, as `sharded`.
 
+With `blocks: k` each phase is a job of its own on one rank (`RunSpec.part`), which goes on from the checkpoints of the
+phase before: `coarse` ends with the cut, each of k jobs trains one block, the point's own job merges them.
+
 Not the mathematics of one process: a block learns its part of an image against neighbours that stand still. Methods:
 CityGaussian (Liu et al. 2024; coarse model as background, views by what they see of a block, threshold 0.05, merge by
 the cell without margin), VastGaussian (Lin et al. 2024; margin 0.2) and BlockGaussian (Wu et al. 2025; densification
@@ -43,6 +46,10 @@ class Blocks(Parallel):
         super().__init__(setup)
         self.margin, self.threshold = setup.strategy.margin, setup.strategy.view_threshold
         self.replicated, self.sharded = Replicated(setup), Sharded(setup)
+        #: True where phases and blocks are jobs of their own. Then, or on as many ranks: number of blocks, and of mine.
+        self.in_jobs = setup.strategy.blocks is not None
+        self.num_blocks = setup.strategy.blocks or self.comm.world_size
+        self.block = self.comm.rank if setup.block is None else setup.block
         self._enter("coarse")
         #: Of all blocks: corners of the cells without and with margin, [B, 2, 3] float; training views, bool [B, T];
         #: most Gaussians in the cell and with the margin, int64 [B, 2].
@@ -50,7 +57,7 @@ class Blocks(Parallel):
         self._enlarged: Tensor | None = None
         self._assigned: Tensor | None = None
         self._most: Tensor | None = None
-        #: The coarse model: all of it on rank 0 for checkpoints, on every rank what is outside its enlarged cell.
+        #: The coarse model: on every rank what is outside its enlarged cell, all of it on rank 0 for checkpoints.
         self._coarse: Rows = {}
         self._frozen: Rows = {}
         self._counts: list[int] = []
@@ -74,7 +81,7 @@ class Blocks(Parallel):
         if self.phase != "blocks":
             return None
         assert self._assigned is not None
-        return self._assigned[self.comm.rank].nonzero()[:, 0].tolist()
+        return self._assigned[self.block].nonzero()[:, 0].tolist()
 
     @property
     def idle(self) -> bool:
@@ -82,10 +89,12 @@ class Blocks(Parallel):
 
     def check_scene(self, num_points: int, num_views: int) -> None:
         for name, number in (("points", num_points), ("training views", num_views)):
-            if number < self.comm.world_size:
+            if number < self.num_blocks:
+                what = "`parallel.blocks`" if self.in_jobs else "one per rank,"
+                remedy = "set fewer blocks" if self.in_jobs else "choose a layout of fewer ranks"
                 raise UserError(
-                    f"{self.comm.world_size} blocks, one per rank, are more than the scene's {number} {name}; "
-                    "choose a layout of fewer ranks, or another strategy"
+                    f"{self.num_blocks} blocks, {what} are more than the scene's {number} {name}; {remedy}, or "
+                    "another strategy"
                 )
 
     # ---------------------------------------------------------------- from phase to phase
@@ -97,7 +106,7 @@ class Blocks(Parallel):
         facts: dict[str, Any] = {}
         if self.phase == "coarse":
             rows, facts = self._cut(rows, cameras, max_gaussians)
-            self._enter("blocks")
+            self._enter("coarse" if self.in_jobs else "blocks")
         if phase == "merged":
             rows = self._core_rows(rows)
             self._count(len(rows["means"]))
@@ -108,8 +117,8 @@ class Blocks(Parallel):
         return rows, facts
 
     def _cut(self, rows: Rows, cameras: Iterable[Camera], max_gaussians: int) -> tuple[Rows, dict[str, Any]]:
-        means, world, rank = rows["means"].detach(), self.comm.world_size, self.comm.rank
-        cells = median_cuts(means, world)
+        means = rows["means"].detach()
+        cells = median_cuts(means, self.num_blocks)
         both = torch.stack([cells, enlarge(cells, means, self.margin)])
         self.comm.broadcast(both)
         self._cells, self._enlarged = both[0], both[1]
@@ -119,24 +128,30 @@ class Blocks(Parallel):
         self._assigned = weights > self.threshold
         # The room that is left is divided evenly.
         numbers = torch.stack([in_cell.sum(1), in_margin.sum(1)], 1)
-        self._most = numbers + max(0, max_gaussians - len(means)) // world
-        model = {name: rows[name].detach() for name in NAMES}
-        self._freeze(model)
-        self._counts = numbers[:, 0].tolist()
+        self._most = numbers + max(0, max_gaussians - len(means)) // self.num_blocks
         facts = {
-            "gaussians": self._counts,
+            "gaussians": numbers[:, 0].tolist(),
             "trained": numbers[:, 1].tolist(),
             "views": self._assigned.sum(1).tolist(),
             "cells": [cell.tolist() for cell in self._cells],
         }
-        return {name: t.detach()[in_margin[rank]] for name, t in rows.items()}, facts
+        return rows if self.in_jobs else self._take_block(rows), facts
+
+    def _take_block(self, rows: Rows) -> Rows:
+        """Return the rows of the coarse model, tensors [N, ...], that this block trains; freeze the others."""
+        assert self._cells is not None and self._enlarged is not None
+        cells = self._cells[[self.block]] if self.in_jobs else self._cells
+        self._counts = [int(inside(rows["means"].detach(), cell).sum()) for cell in cells]
+        self._freeze({name: rows[name].detach() for name in NAMES})
+        trained = inside(rows["means"].detach(), self._enlarged[self.block])
+        return {name: t.detach()[trained] for name, t in rows.items()}
 
     def _freeze(self, model: Rows) -> None:
-        """Keep the part of the coarse model that stays as it is on this rank; rank 0 keeps all, for checkpoints."""
+        """Keep the part of the coarse model that stays as it is here; for checkpoints rank 0 of several keeps all."""
         assert self._enlarged is not None
-        outside = ~inside(model["means"], self._enlarged[self.comm.rank])
+        outside = ~inside(model["means"], self._enlarged[self.block])
         self._frozen = {name: t[outside] for name, t in model.items()}
-        self._coarse = model if self.comm.rank == 0 else {}
+        self._coarse = self._frozen if self.in_jobs else model if self.comm.rank == 0 else {}
 
     def _contributions(self, rows: Rows, masks: Tensor, cameras: Iterable[Camera]) -> Tensor:
         """Return the mean blending weight of each block's Gaussians in each view, float [B, T] in 0..1. Collective.
@@ -166,8 +181,8 @@ class Blocks(Parallel):
         is room for, the most opaque first.
         """
         assert self._cells is not None and self._most is not None
-        mine = inside(rows["means"].detach(), self._cells[self.comm.rank])
-        return largest(rows["opacities"].detach(), mine, int(self._most[self.comm.rank, 0]))
+        mine = inside(rows["means"].detach(), self._cells[self.block])
+        return largest(rows["opacities"].detach(), mine, int(self._most[self.block, 0]))
 
     def _core_rows(self, rows: Rows) -> Rows:
         core = self._core(rows)
@@ -185,9 +200,11 @@ class Blocks(Parallel):
         if saved:
             few = broadcast(self.comm, lambda: {k: state[k] for k in ("cells", "enlarged")}, self.device)
             self._cells, self._enlarged = few["cells"], few["enlarged"]
-        exact = phase != "blocks" or (saved and blocks == self.comm.world_size)
+        exact = phase != "blocks" or (saved and blocks == self.num_blocks)
         self._enter(phase if exact else "coarse")
         self._saved = state if self.phase == "blocks" else {}
+        if self.in_jobs and phase == "coarse" and "assigned" in state:  # a coarse training that has ended with the cut
+            self._assigned, self._most = state["assigned"].bool().to(self.device), state["most"].to(self.device)
         return exact
 
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
@@ -195,6 +212,10 @@ class Blocks(Parallel):
             return self._now.distribute(load, shards)
         comm, saved = self.comm, self._saved
         core = self.sharded.distribute(load, shards)
+        if self.in_jobs and "is core" not in saved:  # the block begins
+            self._assigned, self._most = saved["assigned"].bool().to(self.device), saved["most"].to(self.device)
+            self._saved = {}
+            return self._take_block(core)
         part = lambda prefix: {k.removeprefix(prefix): t for k, t in saved.items() if k.startswith(prefix)}  # noqa: E731
         few = broadcast(
             comm, lambda: {k: saved[k] for k in ("assigned", "most", "is core", "rows")}, self.device
@@ -218,9 +239,11 @@ class Blocks(Parallel):
         if self._cells is None or self._enlarged is None:
             return {}
         few = {"cells": self._cells, "enlarged": self._enlarged}
+        if self._assigned is None or self._most is None:
+            return few
+        few |= {"assigned": self._assigned.to(torch.uint8), "most": self._most}
         if self.phase != "blocks":
             return few
-        assert self._assigned is not None and self._most is not None
         core = self._core(rows)
         sizes = self.comm.all_gather(torch.tensor([len(core)], device=self.device), "all_gather(shards)")
         sizes = sizes.flatten()
@@ -234,8 +257,6 @@ class Blocks(Parallel):
             return {}
         return {
             **few,
-            "assigned": self._assigned.to(torch.uint8),
-            "most": self._most,
             "rows": sizes,
             "is core": is_core,
             **{f"margin/{name}": t for name, t in margins.items()},
@@ -308,10 +329,10 @@ class Blocks(Parallel):
         if self.idle:
             return
         for name, _ in travelling(gaussians, sh_degree):
-            # A view's weight in the loss is 1 / (images of all ranks); here this rank's images are the batch.
+            # A view's weight in the loss is 1 / (images of all blocks); here this block's images are the batch.
             grad = gaussians[name].grad
             assert grad is not None
-            grad.mul_(self.comm.world_size)
+            grad.mul_(self.num_blocks)
             yield name
 
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
@@ -320,19 +341,19 @@ class Blocks(Parallel):
     @property
     def penalised_gaussians(self) -> float:
         # A block is trained as if it were the whole.
-        return self.total_gaussians / (self.comm.world_size if self.phase == "blocks" else 1)
+        return self.total_gaussians / (len(self.shards) if self.phase == "blocks" else 1)
 
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
         if self.phase != "blocks":
             return self._now.global_topk(pull, wanted, count)
         assert self._most is not None
-        return largest(pull, wanted, max(0, int(self._most[self.comm.rank, 1]) - len(pull)))
+        return largest(pull, wanted, max(0, int(self._most[self.block, 1]) - len(pull)))
 
     def may_grow(self, gaussians: Gaussians, wanted: Tensor) -> Tensor:
         if self.phase != "blocks":
             return wanted
         assert self._enlarged is not None
-        return wanted & inside(gaussians["means"].detach(), self._enlarged[self.comm.rank])
+        return wanted & inside(gaussians["means"].detach(), self._enlarged[self.block])
 
     def limit(self, gaussians: Gaussians, max_gaussians: int) -> int:
         return self._now.limit(gaussians, max_gaussians)

@@ -26,7 +26,8 @@ def make_parallel(spec: RunSpec, comm: Communicator, renderer: Renderer, device:
     room = spec.hardware.max_gaussians_per_rank
     made: Parallel = pkgutil.resolve_name(path)(
         Setup(
-            comm=comm, renderer=renderer, settings=settings, strategy=strategy, device=device, max_rows=room
-        )
+            comm=comm, renderer=renderer, settings=settings, strategy=strategy, device=device, block=spec.block,
+            max_rows=room,
+        )  # fmt: skip
     )
     return made

@@ -56,6 +56,8 @@ class Setup:
     settings: RenderSettings
     strategy: Strategy
     device: torch.device
+    block: int | None = None
+    """Number of the block that this job trains alone (`RunSpec.block`)."""
     max_rows: int | None = None
     """Most Gaussians that this rank has room for (`hardware.max_gaussians_per_rank`)."""
 

@@ -525,7 +525,7 @@ def workload_of(
     train: TrainSettings, strategy: Strategy, layout: Layout, size_px: tuple[int, int]
 ) -> Workload:
     """Make the workload of a study's settings: as many Gaussians as they allow, all images that they ask for."""
-    batch = train.global_batch or train.batch_per_rank * layout.world_size
+    batch = train.global_batch or train.batch_per_rank * (strategy.blocks or layout.world_size)
     images = train.steps if train.keep == "images" else train.steps * batch
     grows = train.densify.kind != "none"
     return Workload(

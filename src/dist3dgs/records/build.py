@@ -6,6 +6,7 @@ Fast and without torch, so that all runs can be judged again after the rules imp
 from pathlib import Path
 from typing import Any
 
+from ..config.naming import COARSE, PARTS
 from ..diagnosis import Diagnosis, diagnose_attempt
 from ..diagnosis.rules import all_rules
 from ..files import sha256
@@ -22,6 +23,7 @@ from ..runs.record import (
     load_record,
 )
 from ..workloads.process import output_paths
+from . import jobs
 from .evidence import RunEvidence
 from .metrics import measure
 
@@ -32,10 +34,10 @@ def judge(launch_json: Path, criteria: dict[str, Any] | None = None) -> RunRecor
     criteria: of a workload, as the config has them now.
     """
     run = RunEvidence.of(launch_json, criteria)
-    metrics, reasons = measure(run)
-    earlier = [_earlier(run, attempt) for attempt in run.earlier]
-    metrics, why_lost = _with_losses(metrics, earlier)
-    reasons |= why_lost
+    metrics, reasons, earlier = _measured(run)
+    if run.parts:
+        measured = {name: _measured(part)[0] for name, part in run.parts.items()}
+        metrics, reasons = jobs.join(run, measured | {jobs.MERGE: metrics}, reasons)
     shared, neighbours, why = _co_tenancy(run)
     if shared is None:
         reasons["nodes_shared"] = why
@@ -52,6 +54,19 @@ def judge(launch_json: Path, criteria: dict[str, Any] | None = None) -> RunRecor
         environment=_environment(run).model_copy(update={"nodes_shared": shared, "neighbours": neighbours}),
         provenance=_provenance(run),
     )
+
+
+def _measured(run: RunEvidence) -> tuple[Metrics, dict[str, str], list[EarlierAttempt]]:
+    """Return the metrics of one job, the reasons that go with them, and its earlier attempts."""
+    metrics, reasons = measure(run)
+    earlier = [_earlier(run, attempt) for attempt in run.earlier]
+    metrics, why_lost = _with_losses(metrics, earlier)
+    return metrics, reasons | why_lost, earlier
+
+
+def _jobs(run: RunEvidence) -> dict[str, RunEvidence]:
+    """Return the evidence of all jobs of a point by their folder in it, the last job's under an empty name."""
+    return {f"{PARTS}/{name}/": part for name, part in run.parts.items()} | {"": run}
 
 
 def verdict_of_run(path: Path) -> Diagnosis:
@@ -125,7 +140,9 @@ def _with_losses(metrics: Metrics, earlier: list[EarlierAttempt]) -> tuple[Metri
 
 def _co_tenancy(run: RunEvidence) -> tuple[bool | None, dict[str, list[str]], str]:
     """Return True if other jobs shared the run's nodes in any of its attempts, those jobs, and why it is unknown."""
-    summaries = [run.summary if a == run.last else a.summary() for a in run.attempts]
+    summaries = [
+        job.summary if a == job.last else a.summary() for job in _jobs(run).values() for a in job.attempts
+    ]
     found = [summary.co_tenancy or SharedNodes() for summary in summaries]
     jobs: dict[str, set[str]] = {}
     for facts in found:
@@ -139,7 +156,8 @@ def _co_tenancy(run: RunEvidence) -> tuple[bool | None, dict[str, list[str]], st
 
 
 def _environment(run: RunEvidence) -> Environment:
-    starts = sorted(run.of_kind("start"), key=lambda e: e["rank"])
+    blocks = [part for name, part in run.parts.items() if name != COARSE]
+    starts = [e for job in blocks or [run] for e in sorted(job.of_kind("start"), key=lambda e: e["rank"])]
     versions = dict(starts[0].get("versions", {})) if starts else {}
     return Environment(
         hosts=sorted({e["host"] for e in starts if e.get("host")}) or [run.summary.host or "unknown"],
@@ -153,15 +171,9 @@ def _environment(run: RunEvidence) -> Environment:
 
 
 def _provenance(run: RunEvidence) -> Provenance:
-    scene_digest = next((e["digest"] for e in run.events if e["event"] == "scene"), None)
-    files = [
-        run.last.launch_path,
-        *run.last.event_files(),
-        run.last.log_path,
-        *run.last.resources_paths(),
-        *output_paths(run.last.folder),
-        *run.last.flight_paths(),
-    ]
+    jobs_events = [e for job in _jobs(run).values() for e in job.events]
+    scene_digest = next((e["digest"] for e in jobs_events if e["event"] == "scene"), None)
+    files = {f"{folder}{p.name}": p for folder, job in _jobs(run).items() for p in _files(job.last)}
     summary = run.summary
     return Provenance(
         git_sha=summary.git_sha,
@@ -173,5 +185,17 @@ def _provenance(run: RunEvidence) -> Provenance:
         argv=summary.argv,
         started_at=summary.started_at,
         finished_at=summary.finished_at,
-        evidence_sha256={p.name: sha256(p) for p in files if p.is_file()},
+        evidence_sha256={name: sha256(p) for name, p in files.items() if p.is_file()},
     )
+
+
+def _files(attempt: Attempt) -> list[Path]:
+    """List the files that an attempt is judged by, whether they are there or not."""
+    return [
+        attempt.launch_path,
+        *attempt.event_files(),
+        attempt.log_path,
+        *attempt.resources_paths(),
+        *output_paths(attempt.folder),
+        *attempt.flight_paths(),
+    ]

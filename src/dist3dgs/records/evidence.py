@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config.models import validate
-from ..config.naming import Layout, how_to_make
+from ..config.naming import COARSE, PARTS, Layout, how_to_make
 from ..config.workloads import Criteria
 from ..diagnosis import Diagnosis, diagnose_attempt
 from ..errors import UserError
 from ..logs.readers import events
 from ..runs.attempts import ATTEMPTS, Attempt, attempts, since_fresh_start
-from ..runs.launch_summary import LaunchSummary
+from ..runs.launch_summary import FILE, LaunchSummary
 from ..runs.record import Evidence
 from ..workloads.figures_of_merit import Found, find
 from ..workloads.process import OUTPUT, output_path, output_paths
@@ -74,8 +74,25 @@ class RunEvidence:
         """List the last attempt's events of one kind, in order of time."""
         return [e for e in self.events if e["event"] == kind]
 
+    @cached_property
+    def parts(self) -> "dict[str, RunEvidence]":
+        """Evidence of the jobs before this one, by name, as far as it is there: where blocks train in jobs of their own.
+
+        Empty for a part itself.
+        """
+        blocks = self.spec.get("parallel", {}).get("blocks")
+        if blocks is None or self.spec.get("part"):
+            return {}
+        folder = self.last.folder.parents[1] / PARTS
+        names = [COARSE, *(f"block-{i}" for i in range(blocks))]
+        return {name: RunEvidence.of(path) for name in names if (path := folder / name / FILE).is_file()}
+
     def diagnose(self) -> Diagnosis:
-        """Judge the last attempt."""
+        """Judge the last attempt, or that of the first of its parts that has failed or is degraded."""
+        for name, part in self.parts.items():
+            if (verdict := part.diagnose()).status != "ok":
+                evidence = [e.model_copy(update={"file": f"{PARTS}/{name}/{e.file}"}) for e in verdict.evidence]
+                return verdict.model_copy(update={"evidence": evidence})
         verdict = diagnose_attempt(self.last, self.summary, self.totals)
         if verdict.status == "ok" and (wanting := self._wanting()):
             output = f"{ATTEMPTS}/{self.last.folder.name}/{output_path(self.last.folder, 0).name}"

@@ -254,10 +254,7 @@ def _ranks(
 ) -> list[RankMetrics]:
     digests = [e["digests"] for e in run.of_kind("digest")]
     memory = {e["rank"]: e for e in run.of_kind("memory")}
-    blocks: dict[str, list[int]] = {}
-    for e in run.events_of_attempts:
-        if e["event"] == "blocks":
-            blocks |= {k: e[k] for k in ("gaussians", "views") if k in e}
+    blocks = block_numbers(run)
     ranks = []
     for e in sorted(run.of_kind("start"), key=lambda e: e["rank"]):
         r = e["rank"]
@@ -277,6 +274,15 @@ def _ranks(
             )
         )
     return ranks
+
+
+def block_numbers(run: RunEvidence) -> dict[str, list[int]]:
+    """Return `gaussians` and `views` of each block, as the run's last events say."""
+    found: dict[str, list[int]] = {}
+    for e in run.events_of_attempts:
+        if e["event"] == "blocks":
+            found |= {k: e[k] for k in ("gaussians", "views") if k in e}
+    return found
 
 
 def _phases(by_attempt: list[dict[int, Phases]]) -> Phases:

@@ -140,7 +140,7 @@ class Collective(Model):
 class RankMetrics(Model):
     """One rank's share."""
 
-    rank: int
+    rank: int = Field(description="where blocks train in jobs of their own: number of the block, whose job this is")
     host: str | None = None
     device: str | None = None
     phases_s: dict[str, float] = Field({}, description="as Metrics.phases_s, of this rank")
@@ -155,6 +155,23 @@ class RankMetrics(Model):
     parameter_digest: str | None = None
     block_gaussians: int | None = Field(None, description="of strategies of blocks: Gaussians at the merge")
     block_views: int | None = Field(None, description="of strategies of blocks: training views of its block")
+
+
+class JobMetrics(Model):
+    """One of the jobs of a point whose blocks train in jobs of their own (`parallel.blocks`)."""
+
+    name: str = Field(description="coarse, block-0, ..., merge")
+    status: Status
+    host: str | None = None
+    slurm_job_id: str | None = None
+    attempts: int = Field(1, description="starts under these settings")
+    total_s: float | None = Field(None, description="as Metrics.total_s, of this job alone")
+    train_s: float | None = Field(
+        None, description="as Metrics.train_s, with that of the jobs that it went on from"
+    )
+    lost_s: float | None = None
+    gaussians: int | None = Field(None, description="of blocks: at the merge; of others: at its end")
+    views: int | None = Field(None, description="of blocks: training views")
 
 
 class FigureOfMerit(Model):
@@ -180,9 +197,20 @@ class GpuTotals(Model):
 class Metrics(Model):
     """Measurements; a null has its reason in the record's `reasons`. Fields declared with `metric` are the metrics."""
 
-    total_s: float | None = metric("total", "s", description="launcher's start to its end, wall clock")
+    total_s: float | None = metric(
+        "total",
+        "s",
+        description="launcher's start to its end, wall clock; of several `jobs` that of the coarse training, of the "
+        "block that took longest and of the merge, as if all blocks ran at once",
+    )
     train_s: float | None = metric(
-        "training", "s", description="time in steps and densification, evaluation not counted"
+        "training",
+        "s",
+        description="time in steps and densification, evaluation not counted; of several `jobs` as total_s",
+    )
+    jobs: list[JobMetrics] = Field(
+        [],
+        description="where blocks train in jobs of their own; the cost in `rank_hours` is the sum of their total_s",
     )
     phases_s: dict[str, float] = Field(
         {},
@@ -376,7 +404,10 @@ class RunRecord(Model):
 
     @property
     def world_size(self) -> int:
-        return Layout.parse(self.run.layout).world_size
+        """Ranks that work at once: those of the layout, or the blocks that train in jobs of their own."""
+        parallel = self.run.settings.get("parallel")
+        blocks = parallel.get("blocks") if isinstance(parallel, dict) else None
+        return blocks if isinstance(blocks, int) else Layout.parse(self.run.layout).world_size
 
 
 def load_record(path: Path) -> RunRecord:

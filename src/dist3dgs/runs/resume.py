@@ -32,6 +32,8 @@ def identity(spec: RunSpec, scene_digest: str) -> dict[str, str]:
         "global_batch": spec.global_batch,
     }  # fmt: skip
     settings |= _flat("train", spec.train.model_dump(mode="json", exclude=_FREE))
+    if spec.block is not None:  # a piece of the model, which nothing but this block goes on from
+        settings |= {"part": spec.part}
     return {"settings": json.dumps(settings, sort_keys=True), "spec": spec_json(spec)}
 
 

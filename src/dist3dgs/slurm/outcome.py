@@ -12,11 +12,22 @@ import re
 import time
 from pathlib import Path
 
-from ..config.matrix import run_digest
+from ..config.matrix import load_spec, run_digest
+from ..config.models import RunSpec
+from ..config.naming import PARTS, how_to_make, point_folder
+from ..errors import UserError
 from ..files import write_json, write_text
-from ..runs.attempts import Attempt, AttemptState, attempts, new_attempt, open_attempts, read_state
+from ..runs.attempts import (
+    Attempt,
+    AttemptState,
+    attempts,
+    new_attempt,
+    open_attempts,
+    publish,
+    read_state,
+)
 from ..runs.causes import Cause
-from ..runs.launch_summary import Ended, LaunchSummary, SlurmJob
+from ..runs.launch_summary import FILE, Ended, LaunchSummary, SlurmJob, load_or_empty
 from ..units import parse_time_stamp
 from .client import SlurmError, blocks, rows, slurm
 
@@ -221,6 +232,34 @@ def read_tail(path: Path, tail_bytes: int = 65536) -> str:
             return f.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def record_failed_part(point: Path, spec_text: str) -> str | None:
+    """End a job that goes on from others, of which one has failed: record that; return it in words.
+
+    None if all have succeeded, or the job needs none.
+
+    Args:
+        point: folder of the job's attempts.
+        spec_text: the spec of its run, one line of JSON.
+
+    Raises:
+        UserError: a job that it goes on from has not ended.
+    """
+    spec = load_spec(spec_text)
+    for part in spec.needs if isinstance(spec, RunSpec) else []:
+        path = Path(point_folder(point), PARTS, part, FILE)
+        summary = load_or_empty(path)
+        if summary.is_empty:
+            raise UserError(f"{path}: {spec.point} goes on from this job, which has not ended{how_to_make(path)}")
+        if summary.status != "ok":
+            cause: Cause = summary.final_cause or "unknown"
+            note = f"{part} ended with {cause}, see {path}"
+            ended = Ended(cause=cause, note=note, at=time.time())
+            _write_attempt(point, spec_text, ended, None, note + "\n")
+            publish(point, note)
+            return note
+    return None
 
 
 def record_refusal(point: Path, spec_text: str, note: str) -> Attempt:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..config.matrix import load_spec, run_digest
 from ..config.naming import Layout, Point
+from ..errors import UserError
 from ..runs.attempts import ATTEMPTS, publish
 from ..runs.record import RunRecord
 from .allocation import job_id
@@ -28,12 +29,13 @@ from .outcome import (
     log_cause,
     mark_interrupted,
     read_tail,
+    record_failed_part,
     record_refusal,
     record_unstarted,
     resolve_outcomes,
 )
 from .partition_choice import Offer, choose
-from .queue import RULE, Job, Queue
+from .queue import RULES, Job, Queue
 from .resources import Resources, layout_resources, small_resources
 from .retry import Decision, next_action
 from .runtime_prediction import predict, read_records, time_limit_min
@@ -99,11 +101,15 @@ class Planner:
 
     def finish(self, point: Point, attempt: int, spec_text: str) -> bool:
         """Make the point's outcome here if nothing is left to train: no job, so it neither queues nor is refused."""
+        folder, digest = point.folder(self.results), run_digest(spec_text)
+        with contextlib.suppress(UserError):  # a part is not there yet on this node: the launcher looks again
+            if note := record_failed_part(folder, spec_text):
+                say(f"{point}: {note}")
+                return True
         self.resources(point, attempt, spec_text)
         reason = self._to_finish.get((point, attempt))
         if reason is None:
             return False
-        folder, digest = point.folder(self.results), run_digest(spec_text)
         if (point, attempt) in self._refused:
             say(f"{point} cannot be submitted: {reason}")
             record_refusal(folder, spec_text, reason)
@@ -370,7 +376,7 @@ class TrainJobs:
         self.planner.look()
 
     def _point(self, job: Any) -> Point | None:
-        return self.point_of(job.wildcards) if not job.is_group() and job.rule.name == RULE else None
+        return self.point_of(job.wildcards) if not job.is_group() and job.rule.name in RULES else None
 
 
 def _named(job: Any) -> str:

@@ -8,14 +8,15 @@ studies may run in one folder.
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config.naming import Point
 from .client import SlurmError, available, rows, slurm
 
-RULE = "train"
-_TRAINING = f"rule_{RULE}_wildcards"
+#: The rule that trains a point, and that of its parts.
+RULE, PART_RULE = RULES = "train", "train_part"
+_TRAINING = tuple(f"rule_{rule}_wildcards_" for rule in RULES)
 #: A list this young is used again: the resources of one submission are asked for key by key.
 CACHE_S = 3.0
 
@@ -36,6 +37,11 @@ class Job:
     time_used: str
     time_limit: str
     start: str
+
+    @property
+    def part(self) -> str:
+        """The part of a point that it trains; empty for a whole point."""
+        return self.comment.rpartition("_")[2] if self.comment.startswith(_TRAINING[1]) else ""
 
     @property
     def waits_for_ever(self) -> str | None:
@@ -114,7 +120,8 @@ def queued(timeout_s: float = 20) -> list[Job]:
 
 def comment_of(point: Point, results: Path | str = "results") -> str:
     """Return the comment that Snakemake's plugin gives the job that trains `point`: rule, results folder, wildcards."""
-    return "_".join([_TRAINING, str(results), *point.path.parts]).replace("/", "_")
+    names = "_".join([str(results), *filter(None, point.names)]).replace("/", "_")
+    return _TRAINING[bool(point.part)] + names
 
 
 class Queue:
@@ -152,11 +159,17 @@ class Queue:
         comment = comment_of(point, self.results)
         return [j for j in self.jobs() if j.comment == comment and j.id != but]
 
+    def of_point_and_parts(self, point: Point) -> list[Job]:
+        """List the jobs that train `point` or a part of it (`Job.part`)."""
+        jobs = self.jobs()
+        comments = {comment_of(replace(point, part=part), self.results) for part in {j.part for j in jobs}}
+        return [j for j in jobs if j.comment in comments]
+
     def of_points(self, points: Iterable[Point]) -> list[Job]:
         """List the jobs of this folder, without those that train other points or other studies'."""
         jobs = self.jobs()
         ours = {comment_of(point, self.results) for point in points} if jobs else set()
-        return [j for j in jobs if j.comment in ours or not j.comment.startswith(f"{_TRAINING}_")]
+        return [j for j in jobs if j.comment in ours or not j.comment.startswith(_TRAINING)]
 
 
 def describe(job: Job) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..config.naming import Layout
+from ..config.naming import Layout, point_folder
 from ..runs.attempts import AttemptState
 from ..runs.causes import Cause, CauseOfFailure, find_cause
 from .allocation import PATIENCE_S, Allocation
@@ -193,7 +193,7 @@ def stuck(failed: list[AttemptState]) -> bool:
 
 def too_small(point: Path, allocation: Allocation, site: Site) -> str | None:
     """Return why a job that was submitted to wait (`resources.small_resources`) cannot train, or None."""
-    layout = Layout.parse(Path(point).parent.name)
+    layout = Layout.parse(point_folder(Path(point)).parent.name)
     has, needs = allocation.cpus_per_node or SMALL_CPUS + 1, site.cpus_per_gpu * layout.workers_per_node
     small = len(allocation.nodes) == 1 and allocation.gpus_per_node == 0 and has <= SMALL_CPUS
     lacks = has < needs or layout.nodes > 1 or site.gpu_request != "none"

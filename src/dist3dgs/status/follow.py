@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from ..config.naming import Point
 from ..console import FOLLOWED
 from ..errors import UserError
-from ..slurm.queue import CACHE_S, RULE, Job, Queue
+from ..slurm.queue import CACHE_S, RULES, Job, Queue
 from .point_state import DONE, AttemptProgress, PointState, duration, quoted, state_line, state_of, totals
 from .table import points_table, summary
 
@@ -37,7 +37,7 @@ COMPLAINT_S = 8.0
 #: Rules whose jobs are reported in one line for all: they take seconds, and there is one per figure.
 DRAWING = ("tabulate", "figure", "write_report")
 #: Rules without a line: points have lines of their own, and targets do nothing.
-SILENT_RULES = (RULE, "record", "check", "all", "train_all", "tables", "figures", "report")
+SILENT_RULES = (*RULES, "record", "check", "all", "train_all", "tables", "figures", "report")
 #: Rows of the live table that the terminal's height leaves.
 MARGIN_ROWS = 6
 NOTHING = "Nothing to be done"
@@ -76,7 +76,7 @@ class FollowedStudy:
     ) -> PointState:
         if jobs is None:
             jobs_at = time.time() - CACHE_S
-            jobs = self.queue.of_point(point) if self.queue is not None else ()
+            jobs = self.queue.of_point_and_parts(point) if self.queue is not None else ()
         folder, steps = point.folder(self.results), self.num_steps(point)
         return state_of(point, folder, num_steps=steps, jobs=jobs, jobs_at=jobs_at, since=since, tails=tails)
 
@@ -206,7 +206,7 @@ class Terminal:
     def _job_info(self, record: Any) -> None:
         job = _RuleJob(record.jobid, record.rule_name, dict(record.wildcards or {}), list(record.log or ()))
         self._jobs[job.id] = job
-        if job.rule == RULE and (point := job.point) is not None:
+        if job.rule in RULES and (point := job.point) is not None:
             self._followed(point).submitted(record.resources)
         elif job.rule in DRAWING and not self._drawing:
             self._drawing = True
@@ -219,7 +219,7 @@ class Terminal:
         if job is None:
             return
         job.running = False
-        if job.point is not None and job.rule in (RULE, "record"):
+        if job.point is not None and job.rule in (*RULES, "record"):
             self._look_at(job.point)
         elif job.rule not in (*DRAWING, *SILENT_RULES):
             self._detail(f"{job}: done, {duration(time.time() - job.began)}")
@@ -234,7 +234,7 @@ class Terminal:
         message = getattr(record, "rule_msg", None)
         text = f"{job} failed: {last or quoted(message or 'no message', 200)}{where}"
         reported = any(f"{job} failed: " in warning for warning in self._warned)  # by the executor
-        if job.rule == RULE and job.point is not None:
+        if job.rule in RULES and job.point is not None:
             self._followed(job.point).failed(text)
         elif not reported:
             self._line(text)
@@ -296,7 +296,7 @@ class Terminal:
                 poll_s = self._run.study.poll_s if self._run is not None else math.inf
                 if queue is not None and time.monotonic() - asked_at >= poll_s:
                     # Not under the lock: Slurm may take its time.
-                    jobs_at, jobs = time.time() - CACHE_S, {p: queue.of_point(p) for p in active}
+                    jobs_at, jobs = time.time() - CACHE_S, {p: queue.of_point_and_parts(p) for p in active}
                     self._queued, asked_at = (jobs_at, jobs), time.monotonic()
                 with self._lock:
                     for point in active:
@@ -387,7 +387,7 @@ class Terminal:
         jobs = [
             Text(f"{job}: {duration(time.time() - job.began)}")
             for job in self._jobs.values()
-            if job.running and job.rule not in (RULE, "record")
+            if job.running and job.rule not in (*RULES, "record")
         ]
         more = [Text(f"and {len(shown) - room} more")] if len(shown) > room else []
         return Group(Text(""), Text(self._totals()), points_table(shown[:room]), *more, *jobs[:3])
@@ -414,7 +414,8 @@ class _RuleJob:
 
     def __str__(self) -> str:
         if self.point is not None:
-            return f"{self.point}" if self.rule == RULE else f"{self.point}: {self.rule}"
+            what = self.wildcards.get("part", "") if self.rule in RULES else self.rule
+            return f"{self.point}: {what}" if what else f"{self.point}"
         return " ".join((self.rule, *map(str, self.wildcards.values())))
 
 
@@ -454,7 +455,7 @@ class _Followed:
             return []
         before, self.state = self.state, state
         lines = []
-        changed = (before.state, before.attempt) != (state.state, state.attempt)
+        changed = (before.state, before.attempt, before.parts) != (state.state, state.attempt, state.parts)
         again = len(self._asked) - 1
         if state.after is not None and again > self._said_again and state.state in ("queued", "running"):
             self._said_again = again

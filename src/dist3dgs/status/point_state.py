@@ -6,18 +6,18 @@ From the point's files, and from Slurm's queue where there is one.
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from ..config.matrix import read_spec
-from ..config.naming import Point, how_to_make
+from ..config.naming import COARSE, PARTS, Point, how_to_make
 from ..errors import UserError
 from ..runs.attempts import Attempt, attempts, read_state
 from ..runs.causes import cause_words
 from ..runs.events import EventTail
-from ..runs.launch_summary import LaunchSummary
+from ..runs.launch_summary import FILE, LaunchSummary, load_or_empty
 from ..runs.record import RunRecord, load_record
 from ..slurm.queue import Job
 
@@ -41,6 +41,9 @@ DONE: frozenset[State] = frozenset({"ok", "degraded", "failed", "unknown"})
 #: States of points that have a failure to look into.
 BAD: frozenset[State] = frozenset({"degraded", "failed", "unknown", "unreadable"})
 
+#: States of a job that goes on, those that say most first.
+LIVE: tuple[State, ...] = ("silent", "running", "retrying", "stopped", "queued")
+
 #: An attempt without a new event for this long is called silent.
 SILENT_S = 600.0
 #: Bytes from the end of an event file that are read first: a refresh must stay cheap.
@@ -59,6 +62,8 @@ class PointState:
     attempt: int | None = None
     """number of the newest attempt"""
     step: int | None = None
+    parts: tuple[str, ...] = ()
+    """of a point whose blocks train in jobs of their own: the parts that wait or run"""
     after: str | None = None
     """why the attempt before the one that waits or runs ended, in words"""
     record: Path | None = None
@@ -144,17 +149,58 @@ def state_of(
     since: float | None = None,
     tails: dict[Path, AttemptProgress] | None = None,
 ) -> PointState:
-    """Say what a point is doing now.
+    """Say what a point is doing now, and before its last job what its parts are doing.
 
     Args:
         folder: the point's folder.
         num_steps: of the run; read from the newest attempt where None.
-        jobs: jobs in Slurm's queue that train the point.
+        jobs: jobs in Slurm's queue that train the point or a part of it.
         jobs_at: Unix seconds of the look at the queue; None: now. An attempt that began later has left the queue.
         since: Unix seconds; what an earlier run of the workflow finished does not count. For points that are trained
             again.
         tails: event readers to go on with, by folder of the attempt; a caller that looks again and again keeps one.
     """
+    names = {p.name for p in Path(folder, PARTS).glob("*")} | {j.part for j in jobs if j.part}
+    own = _state_of_job(point, folder, num_steps, [j for j in jobs if not j.part], jobs_at, since, tails)
+    if not names or own.state in LIVE:
+        return own
+    parts = {}
+    for name in sorted(names, key=lambda name: (name != COARSE, len(name), name)):
+        part = Point(*own.point.names[:2], point.layout, point.repeat, name)
+        mine = [j for j in jobs if j.part == name]
+        parts[name] = _state_of_job(part, Path(folder, PARTS, name), None, mine, jobs_at, since, tails)
+    return _of_parts(own, folder, parts)
+
+
+def _of_parts(own: PointState, folder: Path, parts: Mapping[str, PointState]) -> PointState:
+    """Sum up the parts of a point, unless they have ended and its last job says more."""
+    live = {name: state for name, state in parts.items() if state.state in LIVE}
+    ended = {name: load_or_empty(folder / PARTS / name / FILE) for name, s in parts.items() if s.state == "ended"}
+    bad = [f"{name} {summary.status}" for name, summary in ended.items() if summary.status != "ok"]
+    if not live and own.state != "waiting":
+        return own
+    said = [f"{name}: {state.text or state.state}" for name, state in live.items()]
+    done = [f"{len(ended) - len(bad)} part{'s' * (len(ended) - len(bad) != 1)} done"] if len(ended) > len(bad) else []
+    first = next((s for kind in LIVE for s in live.values() if s.state == kind), own)
+    return replace(
+        first,
+        point=own.point,
+        detail="; ".join([*said, *bad, *done]),
+        step=max((s.step for s in live.values() if s.step is not None), default=None),
+        parts=tuple(live),
+    )
+
+
+def _state_of_job(
+    point: Point,
+    folder: Path,
+    num_steps: int | None,
+    jobs: Sequence[Job],
+    jobs_at: float | None,
+    since: float | None,
+    tails: dict[Path, AttemptProgress] | None,
+) -> PointState:
+    """Say what the job of a point or a part is doing; arguments as of `state_of`, `jobs` its own alone."""
     tried = attempts(folder)
     newest = tried[-1] if tried else None
     summary = newest.summary() if newest else LaunchSummary()
@@ -294,7 +340,7 @@ def _running(
 def steps_of(summary: LaunchSummary) -> int | None:
     """Return the number of optimiser steps of an attempt's run; None if its summary has no settings."""
     with contextlib.suppress(UserError, TypeError):
-        return read_spec(summary.spec, "launch.json").num_steps
+        return read_spec(summary.spec, "launch.json").last_step
     return None
 
 

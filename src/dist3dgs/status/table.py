@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.matrix import Study
-from ..config.naming import Point
+from ..config.naming import PARTS, Point
 from ..errors import UserError
 from ..runs.attempts import ATTEMPTS
 from ..slurm.queue import CACHE_S, Queue
@@ -31,7 +31,7 @@ def rows(study: Study, queue: Queue | None = None) -> Iterator[PointState]:
     matrix = {spec.point: spec.num_steps for spec in study.specs()}
     others = points_on_disk(results, matrix)
     for point in (*matrix, *others):
-        jobs_at, jobs = time.time() - CACHE_S, queue.of_point(point) if queue else ()
+        jobs_at, jobs = time.time() - CACHE_S, queue.of_point_and_parts(point) if queue else ()
         yield state_of(point, point.folder(results), num_steps=matrix.get(point), jobs=jobs, jobs_at=jobs_at)
     for point, reason in study.exclusions():
         if point not in others:
@@ -41,7 +41,7 @@ def rows(study: Study, queue: Queue | None = None) -> Iterator[PointState]:
 def points_on_disk(results: Path, known: Iterable[Point]) -> list[Point]:
     """List points with a record or an attempt in the results folder, without the known ones."""
     found = set()
-    for what in ("record.json", ATTEMPTS):
+    for what in ("record.json", ATTEMPTS, PARTS):
         for path in Path(results).glob(f"*/*/*/r*/{what}"):
             try:
                 found.add(Point.parse(*path.parent.relative_to(results).parts))

@@ -59,7 +59,7 @@ def save(folder: Path, checkpoint: Checkpoint, identity: dict[str, str], keep: i
     identity: as `resume.identity` gives it.
     """
     header = checkpoint.header
-    path = Path(folder, FOLDER, f"step-{header.step:08d}.safetensors")
+    path = path_of(folder, header.step)
     tensors = checkpoint.rows | {f"{_STATE}{k}": t for k, t in checkpoint.state.items()}
     rows = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
     sums = {k: _checksum(t) for k, t in rows.items()}
@@ -70,6 +70,11 @@ def save(folder: Path, checkpoint: Checkpoint, identity: dict[str, str], keep: i
     for old in [p for p in candidates(folder) if p.name < path.name][keep - 1 :]:
         old.unlink(missing_ok=True)
     return path
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Return the file of the checkpoint that a run in `folder` leaves after 1-based `step`."""
+    return Path(folder, FOLDER, f"step-{step:08d}.safetensors")
 
 
 class Saver:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config.models import RunSpec
+from ..config.naming import point_folder
 from ..errors import UserError
 from ..parallel.strategy import Parallel
 from ..runs import resume
@@ -23,7 +24,7 @@ from ..splats.export import write_ply
 from ..splats.gaussians import canonical_order, initial_gaussians, thinned
 from ..splats.host_copy import HostCopy
 from ..splats.loss import l1_ssim_loss
-from . import checkpoint
+from . import checkpoint, part_results
 from .checkpoint import Header
 from .data import SceneCameras, ViewSampler
 from .densification import decide
@@ -79,7 +80,7 @@ class Trainer:
         self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
         self.saver = checkpoint.Saver(self.out, self.identity, self.train.keep_checkpoints)
         self.progress = ProgressReporter(
-            self.schedule.num_steps, self.out, enabled=self.comm.rank == 0, spec=spec
+            spec.last_step, self.out, enabled=self.comm.rank == 0, spec=spec
         )
         self.lpips = _lpips(device) if spec.train.lpips else None
         self.stop_requested: str | None = None
@@ -103,7 +104,7 @@ class Trainer:
         with self.clock.enter("step"):
             if not self.evaluated:
                 self._evaluate_and_save()
-            while self.step < self.schedule.num_steps and not self.told_to_stop():
+            while self.step < self.spec.last_step and not self.told_to_stop():
                 self._advance(self.step + 1)
                 self.one_step(self.step + 1)
                 self.after_step()
@@ -114,27 +115,35 @@ class Trainer:
                 self.events("end", status="stopped", step=self.step)
                 return False
         self._finish_saving()
-        with self.clock.enter("export"):
-            self._export()
+        if not self.spec.part:
+            with self.clock.enter("export"):
+                self._export()
         self.progress.close()
         return True
 
     def start(self) -> None:
-        """Start from the newest good checkpoint, else from the scene's points.
+        """Start from the newest good checkpoint, else from what the jobs before this one left, else from the scene's
+        points.
 
         Raises:
-            UserError: the model may need more Gaussians per rank than there is room for.
+            UserError: the model may need more Gaussians per rank than there is room for, or a job before this one has
+                left no result.
         """
         self._check_room()
-        found = self._newest_checkpoint() if self.comm.rank == 0 else None
+        found = resumed = self._newest_checkpoint() if self.comm.rank == 0 else None
+        if found is None and self.spec.needs and self.comm.rank == 0:
+            found = part_results.read(self.spec, self.scene.digest, point_folder(self.out))
         header: Header = self.comm.gather_objects(found.header if found else Header())[0]
         self._agree_on_lpips()
         self._begin(header, found.state if found else {})
         rows = self.parallel.distribute((lambda: found.rows) if found else self._initial, header.shards)
         self.model = Model(self.parallel, self.rule, rows, header.adam_steps)
         self.step, self.clock.train_s, self.evaluated = header.step, header.elapsed_s, header.evaluated
-        if header.step and self.comm.rank == 0:
+        if resumed is not None:
             self.events("resume", step=header.step)
+        elif header.step and self.comm.rank == 0:
+            kept = {"gaussians": header.shards} if len(header.shards) > 1 else {}
+            self.events("blocks", step=self.step, phase=self.parallel.phase, **kept)
         self._sample_own_views()
         self._compare_digests()
 
@@ -189,7 +198,7 @@ class Trainer:
         """Sample this rank's batches from the views of its block, if the strategy gives it one."""
         views, self.own_order = self.parallel.views, None
         if views is not None:
-            per_rank = self.spec.global_batch // self.comm.world_size
+            per_rank = self.spec.global_batch // self.spec.num_blocks
             self.own_order = ViewSampler(self.scene.train_ids[views], self.spec.seed, 1, per_rank)
 
     def _batch(self, step: int) -> list[list[int]]:
@@ -286,7 +295,7 @@ class Trainer:
             self.model.alter(
                 densify.reset_opacities(self.model.gaussians, self.model.lineage, self.train.densify)
             )
-        last = step == s.num_steps
+        last = step == self.spec.last_step
         if last:
             self._advance(step + 1)
         if last or s.every(self.train.log_every, step):
@@ -299,11 +308,13 @@ class Trainer:
     def _evaluate_and_save(self) -> None:
         """Evaluate and save a checkpoint where due; a run resumed from a stopped evaluation starts with this."""
         step, s = self.step, self.schedule
-        last = step == s.num_steps
-        if last or s.every(self.train.eval_every, step):
+        last = step == s.num_steps and not self.spec.part
+        # A job that trains one block has no model of the whole scene to evaluate.
+        if last or (s.every(self.train.eval_every, step) and self.spec.block is None):
             self.finish_log()
             with self.clock.enter("evaluate"):
                 self.evaluated = self._evaluate(last)
+        last = step == self.spec.last_step
         if not self.stopping and (last or s.every(self.train.checkpoint_every, step)):
             self.finish_log()
             self._save_checkpoint()

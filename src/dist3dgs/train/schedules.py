@@ -83,10 +83,14 @@ class Schedule:
     def phase(self, step: int) -> str:
         """Return the phase that a strategy of blocks is in at 1-based step `step`; that of others is empty.
 
-        After the last step it is `merged`.
+        After the last step it is `merged`. A job that trains one block, or merges them, is in one phase alone.
         """
         if self.spec.parallel.kind != "blocks":
             return ""
+        if self.spec.parts and not self.spec.part:
+            return "merged"
+        if self.spec.block is not None:
+            return "blocks"
         alone = self.spec.block_steps
         return "coarse" if step < alone.start else "blocks" if step in alone else "merged"
 
