@@ -154,8 +154,9 @@ def point_rows(
     for row in rows.values():
         if not row["n_ok"]:
             row |= {"reason": "no successful run", "outcome": "not_compared"}
-        if row["left_out"]:
-            row["reason"] = "; ".join(filter(None, [row.get("reason"), row["left_out"]]))
+        key = row["scene"], row["strategy"], Layout.parse(row["layout"])
+        told = [row.get("reason"), row["left_out"], _in_jobs(counted[key])]
+        row["reason"] = "; ".join(filter(None, told)) or None
     return [rows[key] for key in order]
 
 
@@ -212,6 +213,23 @@ def hardware(record: RunRecord) -> str:
 
 def _counts_as(record: RunRecord, other: RunRecord) -> bool:
     return record.status == "ok" and conditions(record) == conditions(other)
+
+
+def _in_jobs(records: Sequence[RunRecord]) -> str | None:
+    """Say what the times and the cost of a point are of whose blocks train in jobs of their own."""
+    jobs = next((r.metrics.jobs for r in records if r.metrics.jobs), None)
+    if jobs is None:
+        return None
+    return (
+        f"{len(jobs) - 2} blocks in jobs of their own: times are of the coarse training, the slowest block and the merge, "
+        f"as if all blocks ran at once; rank-hours are of all {len(jobs)} jobs"
+    )
+
+
+def place(point: Row) -> str:
+    """Name a point's layout in words, with its jobs where blocks train in jobs of their own: `n1g1 (4 block jobs)`."""
+    layout, ranks = str(point["layout"]), point["ranks"]
+    return layout if Layout.parse(layout).world_size == ranks else f"{layout} ({ranks} block jobs)"
 
 
 def _ranks(records: Sequence[RunRecord]) -> int:

@@ -35,10 +35,10 @@ def data(study: Study) -> list[Row]:
             continue
         cause = None if r.failure is None else r.failure.cause
         groups.setdefault((r.run.scene, r.run.strategy, r.run.layout, r.status, cause), []).append(r)
-    ranks = {p["layout"]: (p["ranks"], p["nodes"]) for p in study.points}
+    ranks = {(p["scene"], p["strategy"], p["layout"]): (p["ranks"], p["nodes"]) for p in study.points}
     rows = []
     for (scene, strategy, layout, status, cause), records in groups.items():
-        size = {"ranks": ranks[layout][0], "nodes": ranks[layout][1]}
+        size = dict(zip(("ranks", "nodes"), ranks[scene, strategy, layout], strict=True))
         key = {
             "scene": scene,
             "strategy": strategy,

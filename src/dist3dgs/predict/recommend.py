@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..analysis.measures import R_PAYS
+from ..analysis.points import place
 from ..config.naming import Layout
 from ..errors import UserError
 from .model import Forecast, Predictor, Workload
@@ -33,7 +34,7 @@ class Cost:
 
     @property
     def name(self) -> str:
-        return f"{self.row['strategy']} on {self.row['layout']}"
+        return f"{self.row['strategy']} on {place(self.row)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,10 @@ def costs(points: Sequence[Row]) -> list[Cost]:
             ratio = p.get("speedup_total") or p.get("speedup")
             time_s = baseline["total_s"] / ratio if ratio and baseline.get("total_s") else None
         if time_s:
-            found.append(Cost(row=p, time_s=float(time_s), rank_hours=float(time_s) * p["ranks"] / 3600))
+            # Ranks that were paid for at a time: fewer than there are blocks while one job trains the coarse model.
+            known = p.get("rank_hours") and p.get("total_s")
+            ranks = p["rank_hours"] * 3600 / p["total_s"] if known else p["ranks"]
+            found.append(Cost(row=p, time_s=float(time_s), rank_hours=float(time_s) * ranks / 3600))
     return found
 
 
@@ -137,7 +141,7 @@ def sentences(comparison: Comparison, predict: Predict | None = None, *, doubts:
     if (not every or not larger) and not doubts:
         return []
     if not every or not larger:
-        succeeded = ", ".join(f"{p['strategy']} on {p['layout']}" for p in own if p["n_ok"]) or "nothing"
+        succeeded = ", ".join(f"{p['strategy']} on {place(p)}" for p in own if p["n_ok"]) or "nothing"
         return [
             f"{name}: too few data to recommend anything ({succeeded} succeeded); measure one rank and two or more."
         ]
@@ -250,14 +254,14 @@ def _why(p: Row) -> str:
                 f"{p['layout']} ends at an accuracy of {p['accuracy']:.4g}, below the {target:.4g} to reach"
             )
         if p.get("psnr") is None:
-            return f"{p['layout']} misses the baseline's quality"
-        return f"{p['layout']} ends at {p['psnr']:.2f} dB, below the {p['target_psnr']:.2f} dB to reach"
+            return f"{place(p)} misses the baseline's quality"
+        return f"{place(p)} ends at {p['psnr']:.2f} dB, below the {p['target_psnr']:.2f} dB to reach"
     r = p.get("r_measured") or p.get("r_derived")
     ratio = p.get("gain") or p.get("speedup")
     pace = (
-        f"{p['layout']} is {ratio:.2f} times as fast as the baseline"
+        f"{place(p)} is {ratio:.2f} times as fast as the baseline"
         if ratio
-        else f"{p['layout']} does not gain"
+        else f"{place(p)} does not gain"
     )
     if r is None:
         return pace
@@ -297,6 +301,8 @@ def _next_doubling(
     if predict is None or tried:  # what was tried and is not among the costs is told as not to be used
         return []
     here = Layout.parse(best.row["layout"])
+    if here.world_size != best.row["ranks"]:  # block jobs: their number is a setting
+        return []
     wider = _double(here)
     now, then = predict(strategy, here), predict(strategy, wider)
     if now is None or then is None:
@@ -336,7 +342,7 @@ def _doubts(own: Sequence[Row], every: Sequence[Cost]) -> list[str]:
     if len(sizes) < LEAST_SIZES:
         listed = " and ".join(map(str, sorted(sizes)))
         said.append(f"Only {listed} ranks were measured: too few sizes to tell how it goes on.")
-    failed = [f"{p['strategy']} on {p['layout']}" for p in own if not p["n_ok"]]
+    failed = [f"{p['strategy']} on {place(p)}" for p in own if not p["n_ok"]]
     if failed:
         said.append(f"Nothing is known of {', '.join(failed)}: no successful run.")
     return said

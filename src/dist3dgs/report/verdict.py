@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from ..analysis.points import SINGLE_RUN_NOISE
+from ..analysis.points import SINGLE_RUN_NOISE, place
 from ..predict.recommend import comparisons, sentences
 from . import numbers
 
@@ -63,7 +63,7 @@ def _summary(every: Sequence[Sequence[Row]]) -> str:
         count = f"each of the {len(compared)} combinations {kinds}; most"
     else:
         count = f"{len(tops)} of {len(compared)} combinations {kinds}; most"
-    best_of = f"{top['scene']} with {top['strategy']} at {top['layout']}"
+    best_of = f"{top['scene']} with {top['strategy']} at {place(top)}"
     beyond = ", more than ideal, so the baseline may have been disturbed" if _beyond_ideal(top) else ""
     return f"In time, distributed training pays for {count} on {best_of}: {_faster(top)}{beyond}."
 
@@ -156,18 +156,18 @@ def _series(series: Sequence[Row], points: Sequence[Row]) -> str:
     where = f"On {series[0]['scene']}, {series[0]['strategy']}"
     ok = [p for p in series if p["n_ok"]]
     if not ok:
-        causes = ", ".join(f"{p['layout']}: {p['causes'] or 'unknown'}" for p in series)
+        causes = ", ".join(f"{place(p)}: {p['causes'] or 'unknown'}" for p in series)
         return f"{where} has not succeeded yet ({causes}): whether it pays is not known."
     top = best(series)
     if top is None:
         own = next((p for p in ok if p["outcome"] == "baseline"), ok[0])
-        at = f"{own['layout']}{_finished(own)}{_alike(ok, own)}"
+        at = f"{place(own)}{_finished(own)}{_alike(ok, own)}"
         alone = f"{where} has succeeded only at {at}: whether more ranks pay is not known."
         return " ".join([alone, *_losses(series)])
     baseline = _baseline_of(top, points)
     sentences = []
     if top["outcome"] == "gain":
-        sentences += [f"{where} pays in time at {top['layout']}: {_gains(top)}.", _cost(top, baseline)]
+        sentences += [f"{where} pays in time at {place(top)}: {_gains(top)}.", _cost(top, baseline)]
     elif _missed(top):
         sentences.append(
             f"{where} does not reach the quality of {_baseline_name(top)} at any larger layout: {_shortfall(top)}. "
@@ -175,15 +175,15 @@ def _series(series: Sequence[Row], points: Sequence[Row]) -> str:
         )
     elif top["outcome"] == "loss":
         sentences.append(
-            f"{where} does not pay: even its best larger layout, {top['layout']}, is slower than "
+            f"{where} does not pay: even its best larger layout, {place(top)}, is slower than "
             f"{_baseline_name(top)} ({_gains(top)})."
         )
     else:
-        sentences.append(f"{where} shows no gain beyond the noise: {top['layout']} brings {_gains(top)}.")
+        sentences.append(f"{where} shows no gain beyond the noise: {place(top)} brings {_gains(top)}.")
     others = [p for p in series if _missed(p) and p is not top]
     if others and not _missed(top):
         sentences.append(
-            "; ".join(f"{p['layout']} misses the quality: {_shortfall(p)}" for p in others) + "."
+            "; ".join(f"{place(p)} misses the quality: {_shortfall(p)}" for p in others) + "."
         )
     if _beyond_ideal(top):
         sentences.append(
@@ -197,7 +197,7 @@ def _series(series: Sequence[Row], points: Sequence[Row]) -> str:
 
 def _alike(ok: Sequence[Row], own: Row) -> str:
     """Name the other layouts that succeeded, which have no more ranks than the baseline."""
-    others = [str(p["layout"]) for p in ok if p is not own]
+    others = [place(p) for p in ok if p is not own]
     return f" and, with no more ranks to compare, at {', '.join(others)}" if others else ""
 
 
@@ -211,18 +211,18 @@ def _shortfall(point: Row) -> str:
     if point.get("target_psnr") is None:
         accuracy, target = point["accuracy"], point["target_accuracy"]
         return (
-            f"{point['layout']} ended at a validation accuracy of {numbers.plain(accuracy)}, below the "
+            f"{place(point)} ended at a validation accuracy of {numbers.plain(accuracy)}, below the "
             f"{numbers.plain(target)} to reach"
         )
     if point.get("psnr") is None:
-        return f"{point['layout']} did not reach {point['target_psnr']:.2f} dB"
+        return f"{place(point)} did not reach {point['target_psnr']:.2f} dB"
     deficit = point["target_psnr"] - point["psnr"]
     short = (
         f", {deficit:.2f} dB below the {point['target_psnr']:.2f} dB to reach"
         if deficit > 0
         else (f"; most of its runs ended below {point['target_psnr']:.2f} dB")
     )
-    return f"{point['layout']} ended at {point['psnr']:.2f} dB{short}"
+    return f"{place(point)} ended at {point['psnr']:.2f} dB{short}"
 
 
 def _rate(point: Row) -> str:
@@ -291,7 +291,7 @@ def _turns(ok: Sequence[Row]) -> list[str]:
         )
         if after["ranks"] > before["ranks"] and falls:
             return [
-                f"Going from {before['layout']} to {after['layout']} lowers the throughput: scaling has turned."
+                f"Going from {place(before)} to {place(after)} lowers the throughput: scaling has turned."
             ]
     return []
 
@@ -303,7 +303,7 @@ def _losses(series: Sequence[Row]) -> list[str]:
     parts = []
     for p in lost:
         total = p["n_ok"] + p["n_failed"] + p["n_degraded"] + p["n_other"]
-        parts.append(f"{p['layout']} in {p['n_failed'] + p['n_degraded']} of {total} runs ({p['causes']})")
+        parts.append(f"{place(p)} in {p['n_failed'] + p['n_degraded']} of {total} runs ({p['causes']})")
     return [f"Not as asked: {', '.join(parts)}."]
 
 
@@ -317,14 +317,14 @@ def headline(points: Sequence[Row], runs: Sequence[Row]) -> list[tuple[str, str,
     if sooner is not None:
         worth = numbers.percent(sooner["efficiency_time_to_quality"])
         note = (
-            f"{worth} efficient, {sooner['layout']} over {_baseline_name(sooner)}, {_where(sooner, points)}"
+            f"{worth} efficient, {place(sooner)} over {_baseline_name(sooner)}, {_where(sooner, points)}"
         )
         label = "time to equal quality, speedup"
         cards.append((f"{sooner['gain']:.2f}×", label, note))
     rated = max((t for t in tops if t.get("speedup") is not None), key=lambda t: t["speedup"], default=None)
     if rated is not None:
         definition = _SCALING.get(rated["scaling"], "global batch changed")
-        against = f"{rated['layout']} over {_baseline_name(rated)}, {_where(rated, points)}"
+        against = f"{place(rated)} over {_baseline_name(rated)}, {_where(rated, points)}"
         cards.append((f"{rated['speedup']:.2f}×", f"{_speed_unit(rated)}, {definition}", against))
     if not tops and (missed := [p for p in points if p["outcome"] == "missed_quality"]):
         worst = max(missed, key=lambda p: p.get("psnr") or 0.0)
@@ -332,7 +332,7 @@ def headline(points: Sequence[Row], runs: Sequence[Row]) -> list[tuple[str, str,
     good = max((p for p in points if p.get("psnr") is not None), key=lambda p: p["psnr"], default=None)
     if good is not None:
         cards.append(
-            (f"{good['psnr']:.2f} dB", "best held-out PSNR", f"{good['layout']}, {_where(good, points)}")
+            (f"{good['psnr']:.2f} dB", "best held-out PSNR", f"{place(good)}, {_where(good, points)}")
         )
     ok = sum(r["status"] == "ok" for r in runs)
     lost = len(runs) - ok
