@@ -112,7 +112,6 @@ wildcard_constraints:
     # Wider than what `point_named` accepts: a misspelt name gets its message instead of "no rule".
     layout="[A-Za-z0-9]+",
     repeat="[A-Za-z0-9]+",
-    part="[a-z0-9-]+",
 
 
 def record_path(point):

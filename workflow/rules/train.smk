@@ -54,12 +54,22 @@ rule train:
         " --out {params.out:q} --weights {params.weights:q}"
 
 
-use rule train as train_part with:
-    """A part of a point of which each block trains in a job of its own: the coarse training, or one block."""
+# Of points whose blocks train in jobs of their own. Two rules: the Snakemake in a job may run its own rule alone, and so
+# leaves the job before it as it is.
+use rule train as train_coarse with:
     output:
         "{results}/{scene}/{strategy}/{layout}/{repeat}/parts/{part}/launch.json",
     log:
         "{results}/logs/train/{scene}/{strategy}/{layout}/{repeat}/{part}.log",
+    wildcard_constraints:
+        results=re.escape(RESULTS),
+        part="coarse",
+
+
+use rule train_coarse as train_block with:
+    wildcard_constraints:
+        results=re.escape(RESULTS),
+        part="block-[0-9]+",
 
 
 rule record:

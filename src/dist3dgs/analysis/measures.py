@@ -134,9 +134,8 @@ def rank_unit(record: RunRecord) -> Literal["GPU", "rank"]:
 def rank_hours(record: RunRecord) -> float | None:
     """Return hours of all ranks that were allocated, used or not: GPU-hours where a rank is a GPU."""
     total_s = record.metrics.total_s
-    if jobs := record.metrics.jobs:  # of one rank each
-        known = [job.total_s for job in jobs if job.total_s is not None]
-        return sum(known) / 3600 if len(known) == len(jobs) else None
+    if total_s is not None and (jobs := record.metrics.jobs):  # of one rank each
+        return sum(job.total_s or 0.0 for job in jobs) / 3600
     return None if total_s is None else total_s * record.world_size / 3600
 
 

@@ -113,8 +113,9 @@ def _outcome(record: RunRecord | None) -> str:
 
 
 def _profile(points: Sequence[Point], results: Path) -> Path:
-    """Choose the Slurm profile if the newest attempt of any point was a Slurm job."""
-    newest = [found[-1].summary() for p in points if (found := attempts(p.folder(results)))]
+    """Choose the Slurm profile if the newest attempt of any point, or of a part of one, was a Slurm job."""
+    folders = [f for p in points for f in (p.folder(results), *p.folder(results).glob(f"{PARTS}/*"))]
+    newest = [found[-1].summary() for folder in folders if (found := attempts(folder))]
     on_cluster = any(s.slurm or s.final_cause == "submission_rejected" for s in newest)
     return CLUSTER if on_cluster else LOCAL
 

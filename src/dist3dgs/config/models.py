@@ -452,7 +452,8 @@ class RunSpec(PointSpec):
     """Everything one run depends on; its JSON form is the `--spec` of `dist3dgs launch`."""
 
     part: str = Field(
-        "", description="with parallel.blocks: coarse or block-N, a job of its own; empty: the job that merges"
+        "",
+        description="with parallel.blocks: coarse or block-N, a job of its own; empty: the job that merges",
     )
     parallel: Strategy
     train: TrainSettings

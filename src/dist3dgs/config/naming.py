@@ -85,7 +85,9 @@ class Point:
         if not re.fullmatch(REPEAT_PATTERN, repeat):
             raise UserError(f"repeat {repeat!r}: expected r0, r1, r2, ... Fix it in the target's path.")
         if part and not re.fullmatch(PART_PATTERN, part):
-            raise UserError(f"part {part!r}: expected coarse, block-0, block-1, ... Fix it in the target's path.")
+            raise UserError(
+                f"part {part!r}: expected coarse, block-0, block-1, ... Fix it in the target's path."
+            )
         return cls(scene, strategy, Layout.parse(layout), int(repeat[1:]), part)
 
     @classmethod

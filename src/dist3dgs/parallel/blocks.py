@@ -203,8 +203,13 @@ class Blocks(Parallel):
         exact = phase != "blocks" or (saved and blocks == self.num_blocks)
         self._enter(phase if exact else "coarse")
         self._saved = state if self.phase == "blocks" else {}
-        if self.in_jobs and phase == "coarse" and "assigned" in state:  # a coarse training that has ended with the cut
-            self._assigned, self._most = state["assigned"].bool().to(self.device), state["most"].to(self.device)
+        if (
+            self.in_jobs and phase == "coarse" and "assigned" in state
+        ):  # a coarse training that has ended with the cut
+            self._assigned, self._most = (
+                state["assigned"].bool().to(self.device),
+                state["most"].to(self.device),
+            )
         return exact
 
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
@@ -213,7 +218,10 @@ class Blocks(Parallel):
         comm, saved = self.comm, self._saved
         core = self.sharded.distribute(load, shards)
         if self.in_jobs and "is core" not in saved:  # the block begins
-            self._assigned, self._most = saved["assigned"].bool().to(self.device), saved["most"].to(self.device)
+            self._assigned, self._most = (
+                saved["assigned"].bool().to(self.device),
+                saved["most"].to(self.device),
+            )
             self._saved = {}
             return self._take_block(core)
         part = lambda prefix: {k.removeprefix(prefix): t for k, t in saved.items() if k.startswith(prefix)}  # noqa: E731

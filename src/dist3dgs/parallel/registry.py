@@ -26,7 +26,12 @@ def make_parallel(spec: RunSpec, comm: Communicator, renderer: Renderer, device:
     room = spec.hardware.max_gaussians_per_rank
     made: Parallel = pkgutil.resolve_name(path)(
         Setup(
-            comm=comm, renderer=renderer, settings=settings, strategy=strategy, device=device, block=spec.block,
+            comm=comm,
+            renderer=renderer,
+            settings=settings,
+            strategy=strategy,
+            device=device,
+            block=spec.block,
             max_rows=room,
         )  # fmt: skip
     )

@@ -259,9 +259,7 @@ def _why(p: Row) -> str:
     r = p.get("r_measured") or p.get("r_derived")
     ratio = p.get("gain") or p.get("speedup")
     pace = (
-        f"{place(p)} is {ratio:.2f} times as fast as the baseline"
-        if ratio
-        else f"{place(p)} does not gain"
+        f"{place(p)} is {ratio:.2f} times as fast as the baseline" if ratio else f"{place(p)} does not gain"
     )
     if r is None:
         return pace

@@ -91,7 +91,9 @@ class RunEvidence:
         """Judge the last attempt, or that of the first of its parts that has failed or is degraded."""
         for name, part in self.parts.items():
             if (verdict := part.diagnose()).status != "ok":
-                evidence = [e.model_copy(update={"file": f"{PARTS}/{name}/{e.file}"}) for e in verdict.evidence]
+                evidence = [
+                    e.model_copy(update={"file": f"{PARTS}/{name}/{e.file}"}) for e in verdict.evidence
+                ]
                 return verdict.model_copy(update={"evidence": evidence})
         verdict = diagnose_attempt(self.last, self.summary, self.totals)
         if verdict.status == "ok" and (wanting := self._wanting()):

@@ -19,7 +19,9 @@ _OF_ALL = ("lost_s", "lost_gpu_hours")
 MERGE = "merge"
 
 
-def join(run: RunEvidence, measured: Mapping[str, Metrics], reasons: dict[str, str]) -> tuple[Metrics, dict[str, str]]:
+def join(
+    run: RunEvidence, measured: Mapping[str, Metrics], reasons: dict[str, str]
+) -> tuple[Metrics, dict[str, str]]:
     """Return the metrics of the whole point, and their reasons.
 
     Args:
@@ -35,14 +37,20 @@ def join(run: RunEvidence, measured: Mapping[str, Metrics], reasons: dict[str, s
     reasons = {k: v for k, v in reasons.items() if k not in (*_SUMMED, "step_s", "images_per_s")}
     if COARSE not in measured or len(blocks) < int(run.spec["parallel"]["blocks"]):
         gone = "the folders of some of the point's parts are gone"
-        return merge.model_copy(update=values | dict.fromkeys(_SUMMED)), reasons | dict.fromkeys(_SUMMED, gone)
+        return merge.model_copy(update=values | dict.fromkeys(_SUMMED)), reasons | dict.fromkeys(
+            _SUMMED, gone
+        )
     slowest = max(blocks, key=lambda m: m.total_s or 0.0)
     line = [measured[COARSE], slowest, merge]
     values |= {name: _known(sum, line, name) for name in _SUMMED}
     values |= {name: _known(max, list(measured.values()), name) for name in _LARGEST}
     values |= {name: _known(sum, list(measured.values()), name) for name in _OF_ALL}
     values |= {name: _by_name([getattr(m, name) for m in line]) for name in ("phases_s", "step_parts_s")}
-    values |= {"step_s": slowest.step_s, "curve": [*measured[COARSE].curve, *merge.curve], **_rates(line, merge)}
+    values |= {
+        "step_s": slowest.step_s,
+        "curve": [*measured[COARSE].curve, *merge.curve],
+        **_rates(line, merge),
+    }
     values["ranks"] = [
         b.ranks[0].model_copy(
             update={"rank": i} | {f"block_{k}": n[i] for k, n in numbers.items() if i < len(n)}

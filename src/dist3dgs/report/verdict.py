@@ -182,9 +182,7 @@ def _series(series: Sequence[Row], points: Sequence[Row]) -> str:
         sentences.append(f"{where} shows no gain beyond the noise: {place(top)} brings {_gains(top)}.")
     others = [p for p in series if _missed(p) and p is not top]
     if others and not _missed(top):
-        sentences.append(
-            "; ".join(f"{place(p)} misses the quality: {_shortfall(p)}" for p in others) + "."
-        )
+        sentences.append("; ".join(f"{place(p)} misses the quality: {_shortfall(p)}" for p in others) + ".")
     if _beyond_ideal(top):
         sentences.append(
             "That is more than ideal: either the baseline was disturbed (repeat it on a quiet machine) or more ranks "
@@ -316,9 +314,7 @@ def headline(points: Sequence[Row], runs: Sequence[Row]) -> list[tuple[str, str,
     )
     if sooner is not None:
         worth = numbers.percent(sooner["efficiency_time_to_quality"])
-        note = (
-            f"{worth} efficient, {place(sooner)} over {_baseline_name(sooner)}, {_where(sooner, points)}"
-        )
+        note = f"{worth} efficient, {place(sooner)} over {_baseline_name(sooner)}, {_where(sooner, points)}"
         label = "time to equal quality, speedup"
         cards.append((f"{sooner['gain']:.2f}×", label, note))
     rated = max((t for t in tops if t.get("speedup") is not None), key=lambda t: t["speedup"], default=None)

@@ -140,7 +140,9 @@ class Collective(Model):
 class RankMetrics(Model):
     """One rank's share."""
 
-    rank: int = Field(description="where blocks train in jobs of their own: number of the block, whose job this is")
+    rank: int = Field(
+        description="where blocks train in jobs of their own: number of the block, whose job this is"
+    )
     host: str | None = None
     device: str | None = None
     phases_s: dict[str, float] = Field({}, description="as Metrics.phases_s, of this rank")

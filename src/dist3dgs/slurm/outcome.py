@@ -251,7 +251,9 @@ def record_failed_part(point: Path, spec_text: str) -> str | None:
         path = Path(point_folder(point), PARTS, part, FILE)
         summary = load_or_empty(path)
         if summary.is_empty:
-            raise UserError(f"{path}: {spec.point} goes on from this job, which has not ended{how_to_make(path)}")
+            raise UserError(
+                f"{path}: {spec.point} goes on from this job, which has not ended{how_to_make(path)}"
+            )
         if summary.status != "ok":
             cause: Cause = summary.final_cause or "unknown"
             note = f"{part} ended with {cause}, see {path}"

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config.naming import Point
+from ..config.naming import COARSE, Point
 from .client import SlurmError, available, rows, slurm
 
-#: The rule that trains a point, and that of its parts.
-RULE, PART_RULE = RULES = "train", "train_part"
+#: The rule that trains a point, or merges its blocks; those of its parts.
+RULES = "train", "train_coarse", "train_block"
 _TRAINING = tuple(f"rule_{rule}_wildcards_" for rule in RULES)
 #: A list this young is used again: the resources of one submission are asked for key by key.
 CACHE_S = 3.0
@@ -41,7 +41,7 @@ class Job:
     @property
     def part(self) -> str:
         """The part of a point that it trains; empty for a whole point."""
-        return self.comment.rpartition("_")[2] if self.comment.startswith(_TRAINING[1]) else ""
+        return self.comment.rpartition("_")[2] if self.comment.startswith(_TRAINING[1:]) else ""
 
     @property
     def waits_for_ever(self) -> str | None:
@@ -121,7 +121,7 @@ def queued(timeout_s: float = 20) -> list[Job]:
 def comment_of(point: Point, results: Path | str = "results") -> str:
     """Return the comment that Snakemake's plugin gives the job that trains `point`: rule, results folder, wildcards."""
     names = "_".join([str(results), *filter(None, point.names)]).replace("/", "_")
-    return _TRAINING[bool(point.part)] + names
+    return _TRAINING[0 if not point.part else 1 if point.part == COARSE else 2] + names
 
 
 class Queue:

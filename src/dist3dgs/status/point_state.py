@@ -175,12 +175,20 @@ def state_of(
 def _of_parts(own: PointState, folder: Path, parts: Mapping[str, PointState]) -> PointState:
     """Sum up the parts of a point, unless they have ended and its last job says more."""
     live = {name: state for name, state in parts.items() if state.state in LIVE}
-    ended = {name: load_or_empty(folder / PARTS / name / FILE) for name, s in parts.items() if s.state == "ended"}
-    bad = [f"{name} {summary.status}" for name, summary in ended.items() if summary.status != "ok"]
+    ended = {
+        name: load_or_empty(folder / PARTS / name / FILE) for name, s in parts.items() if s.state == "ended"
+    }
+    bad = [
+        f"{name}: {cause_words(s.final_cause or 'unknown')}" for name, s in ended.items() if s.status != "ok"
+    ]
     if not live and own.state != "waiting":
         return own
     said = [f"{name}: {state.text or state.state}" for name, state in live.items()]
-    done = [f"{len(ended) - len(bad)} part{'s' * (len(ended) - len(bad) != 1)} done"] if len(ended) > len(bad) else []
+    done = (
+        [f"{len(ended) - len(bad)} part{'s' * (len(ended) - len(bad) != 1)} done"]
+        if len(ended) > len(bad)
+        else []
+    )
     first = next((s for kind in LIVE for s in live.values() if s.state == kind), own)
     return replace(
         first,

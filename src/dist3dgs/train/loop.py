@@ -79,9 +79,7 @@ class Trainer:
         self.own_order: ViewSampler | None = None
         self.identity, self.resume_from = resume.identity(spec, scene.digest), resume_from
         self.saver = checkpoint.Saver(self.out, self.identity, self.train.keep_checkpoints)
-        self.progress = ProgressReporter(
-            spec.last_step, self.out, enabled=self.comm.rank == 0, spec=spec
-        )
+        self.progress = ProgressReporter(spec.last_step, self.out, enabled=self.comm.rank == 0, spec=spec)
         self.lpips = _lpips(device) if spec.train.lpips else None
         self.stop_requested: str | None = None
         self.poll, self.stopping = StopPoll(self.comm, device), False

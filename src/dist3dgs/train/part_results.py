@@ -34,7 +34,9 @@ def joined(blocks: list[Checkpoint], num_steps: int) -> Checkpoint:
     num_steps: of the run. Without steps left, the merged model is still to be evaluated.
     """
     headers = [block.header for block in blocks]
-    adam_steps = {name: max(h.adam_steps.get(name, 0.0) for h in headers) for h in headers for name in h.adam_steps}
+    adam_steps = {
+        name: max(h.adam_steps.get(name, 0.0) for h in headers) for h in headers for name in h.adam_steps
+    }
     header = replace(
         headers[0],
         elapsed_s=max(h.elapsed_s for h in headers),

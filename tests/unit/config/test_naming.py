@@ -13,6 +13,7 @@ from dist3dgs.config.naming import (
     check_name,
     how_to_make,
     is_target,
+    point_folder,
 )
 from dist3dgs.errors import UserError
 
@@ -100,3 +101,13 @@ def test_only_what_the_workflow_makes_is_called_a_target(path: str, is_one: bool
     assert how_to_make(Path(path)) == (
         f"; make it with: snakemake --profile profiles/local {path}" if is_one else ""
     )
+
+
+def test_parts_of_a_point_have_a_folder_below_it() -> None:
+    part = Point.parse("garden", "blocks-jobs", "n1g1", "r1", "block-2")
+    assert str(part) == "garden/blocks-jobs/n1g1/r1/parts/block-2" and Point.named(str(part)) == part
+    assert point_folder(part.folder(Path("results"))) == Path("results/garden/blocks-jobs/n1g1/r1")
+    assert is_target(Path("results", part.path, "launch.json"))
+    assert not is_target(Path("results", part.path, "record.json"))
+    with pytest.raises(UserError, match="part 'merge': expected coarse, block-0"):
+        Point.parse("garden", "blocks-jobs", "n1g1", "r1", "merge")

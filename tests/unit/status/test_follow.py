@@ -119,7 +119,7 @@ def test_a_new_submission_says_why_and_with_what(tmp_path: Path) -> None:
 class OneJob(Queue):
     """A queue with one job of the first point."""
 
-    def of_point(self, point: Point, *, but: int | None = None) -> list[Job]:
+    def of_point_and_parts(self, point: Point) -> list[Job]:
         waiting = Job(
             id=5, state="PENDING", reason="BeginTime", name="", comment="", workdir="", partition="gpu", nodes="",
             num_nodes=1, time_used="0:00", time_limit="10:00", start="N/A",

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from dist3dgs.config.naming import Point
 from dist3dgs.runs.attempts import Attempt
 from dist3dgs.runs.record import Evidence, Failure, Run, RunRecord, save_record
-from dist3dgs.slurm.queue import Job
+from dist3dgs.slurm.queue import Job, comment_of
 from dist3dgs.status.point_state import AttemptProgress, PointState, quoted, state_line, state_of
 from tests.unit.helpers.evidence import phase, spec, start, step, write_attempt
 
@@ -140,3 +141,28 @@ def test_only_the_end_of_a_long_file_is_read_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text, width, shown", [("a\tb\n c\x07", 90, "a b c"), ("x" * 100, 10, "xxxxxxx...")])
 def test_quoted_lines_stay_on_one_line(text: str, width: int, shown: str) -> None:
     assert quoted(text, width) == shown
+
+
+def test_a_point_of_block_jobs_is_what_its_parts_are_doing(tmp_path: Path) -> None:
+    whole = Point.parse("tiny", "blocks-jobs", "n1g1")
+
+    def queued(number: int, part: str, state: str = "PENDING") -> Job:
+        comment = comment_of(replace(whole, part=part))
+        assert replace(job(number), comment=comment).part == part
+        return replace(job(number, state), comment=comment)
+
+    def now(*jobs: Job) -> PointState:
+        return state_of(whole, tmp_path, jobs=jobs)
+
+    assert state_line(now(queued(3, "coarse"))) == f"{whole}: queued, coarse: Slurm job 3, Priority"
+    attempt(tmp_path / "parts/coarse", status="ok")
+    assert state_line(now()) == f"{whole}: waiting, 1 part done"
+    attempt(tmp_path / "parts/block-0", start(0, NOW), step(20, NOW), status="running", finished_at=None)
+    (tmp_path / "parts/block-0/launch.json").unlink()
+    state = now(queued(5, "block-1"))
+    assert (state.state, state.step, state.parts) == ("running", 20, ("block-0", "block-1"))
+    assert state.detail.startswith("block-0: step 20/") and state.detail.endswith(
+        "; block-1: Slurm job 5, Priority; 1 part done"
+    )
+    # Its last job is the point's own.
+    assert state_line(now(queued(6, ""))) == f"{whole}: queued, Slurm job 6, Priority"
