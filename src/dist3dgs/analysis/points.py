@@ -221,8 +221,8 @@ def _in_jobs(records: Sequence[RunRecord]) -> str | None:
     if jobs is None:
         return None
     return (
-        f"{len(jobs) - 2} blocks in jobs of their own: times are of the coarse training, the slowest block and the merge, "
-        f"as if all blocks ran at once; rank-hours are of all {len(jobs)} jobs"
+        f"{len(jobs) - 2} blocks in jobs of their own: times are of the coarse training, the slowest block and the "
+        f"merge, as if all blocks ran at once; rank-hours are of all {len(jobs)} jobs"
     )
 
 

@@ -1,7 +1,7 @@
 """Names of layouts, points and files: the only place that parses or formats them.
 
 A scaling point lives in `results/{scene}/{strategy}/{layout}/{repeat}/`, e.g. `results/bicycle/sharded/n1g4/r0/`. Of a
-strategy whose blocks train in jobs of their own, each of those jobs has a folder there: `parts/coarse`, `parts/block-0`.
+strategy whose blocks train in jobs of their own, each job has a folder there: `parts/coarse`, `parts/block-0`.
 """
 
 import re
@@ -95,7 +95,8 @@ class Point:
         """Read scene/strategy/layout[/repeat[/parts/part]], as a person types it."""
         parts = text.strip("/").split("/")
         if len(parts) == 6 and parts[4] == PARTS:
-            return cls.parse(*parts[:4], parts[5])
+            scene, strategy, layout, repeat, _, part = parts
+            return cls.parse(scene, strategy, layout, repeat, part)
         if len(parts) not in (3, 4):
             raise UserError(
                 f"point {text!r}: expected scene/strategy/layout[/repeat], e.g. builtin/replicated/n1g2/r0"

@@ -33,6 +33,6 @@ def make_parallel(spec: RunSpec, comm: Communicator, renderer: Renderer, device:
             device=device,
             block=spec.block,
             max_rows=room,
-        )  # fmt: skip
+        )
     )
     return made

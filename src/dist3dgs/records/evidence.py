@@ -76,9 +76,9 @@ class RunEvidence:
 
     @cached_property
     def parts(self) -> "dict[str, RunEvidence]":
-        """Evidence of the jobs before this one, by name, as far as it is there: where blocks train in jobs of their own.
+        """Evidence of the jobs before this one, by name, as far as it is there; empty for a part itself.
 
-        Empty for a part itself.
+        Only points whose blocks train in jobs of their own have any.
         """
         blocks = self.spec.get("parallel", {}).get("blocks")
         if blocks is None or self.spec.get("part"):

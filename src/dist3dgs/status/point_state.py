@@ -166,7 +166,7 @@ def state_of(
         return own
     parts = {}
     for name in sorted(names, key=lambda name: (name != COARSE, len(name), name)):
-        part = Point(*own.point.names[:2], point.layout, point.repeat, name)
+        part = replace(point, part=name)
         mine = [j for j in jobs if j.part == name]
         parts[name] = _state_of_job(part, Path(folder, PARTS, name), None, mine, jobs_at, since, tails)
     return _of_parts(own, folder, parts)

@@ -1,4 +1,4 @@
-"""What a job of a point goes on from when blocks train in jobs of their own: the last checkpoints of others."""
+"""Read what a job of a point goes on from when blocks train in jobs of their own: last checkpoints of others."""
 
 from dataclasses import replace
 from pathlib import Path
