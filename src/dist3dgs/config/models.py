@@ -306,8 +306,8 @@ class Strategy(Settings):
     )
     shared_memory: bool = Field(
         True,
-        description="replicated, on CPUs: gradients and parameters travel through memory that the ranks of one node "
-        "share, not through the network stack; the sum has the same bits",
+        description="replicated, sharded, on CPUs: what ranks of one node exchange in a step travels through memory "
+        "that they share, not through the network stack; the same bits",
     )
     shard: int | None = Field(
         None, ge=1, description="hybrid: ranks that hold the model together; null: those of a node"
