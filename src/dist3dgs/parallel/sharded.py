@@ -271,7 +271,7 @@ class _Trip:
     absgrad: bool
     returned: Callable[[], None]
     radii: list[Tensor] = field(default_factory=list)
-    """Of the cameras of this rank, int32 [V, 2], of all ranks' Gaussians."""
+    """By camera of this rank, int32 [V, 2], of all ranks' Gaussians."""
     arrived: list[Projection] = field(default_factory=list)
     """Cameras of this rank, with all ranks' Gaussians."""
 

@@ -39,6 +39,7 @@ class SharedMemory:
             False where they cannot be had: ranks on several nodes or in several containers, not Linux.
         """
         self._half = 1 - self._half
+        num_bytes = max(1, num_bytes)  # no rank may have anything to send in the first exchange
         if num_bytes > self._half_bytes and not self._refused:
             self._refused = not self._enlarge(int(HEADROOM * num_bytes))
         return num_bytes <= self._half_bytes
@@ -80,13 +81,13 @@ def exchange(
     Args:
         comm: the ranks.
         memory: theirs; None for the process group.
-        pieces: flat, this rank's messages one after the other, in the order of the receiving ranks.
+        pieces: [M] each, of any dtype, this rank's messages one after the other, in the order of the receiving ranks.
         plan: numbers in each message, by sending and receiving rank; none to oneself. The same on all ranks.
         like: a tensor of their dtype and device.
         name: under which bytes and seconds are booked.
 
     Returns:
-        The others' messages by rank, flat; read them before the next exchange but one.
+        The others' messages by rank, [M] each; read them before the next exchange but one.
     """
     me, size = comm.rank, like.element_size()
     others = [r for r in range(comm.world_size) if r != me]
