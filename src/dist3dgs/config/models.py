@@ -299,6 +299,16 @@ class Strategy(Settings):
         description="replicated, hybrid: gradients of the Gaussians that a view touched travel, or those of all; the "
         "sum has the same bits; auto: touched on CPUs where few are, else all",
     )
+    optimizer_state: Literal["auto", "whole", "split"] = Field(
+        "auto",
+        description="replicated: every rank has Adam's moments of all Gaussians and updates all, or of its part and "
+        "sends what it updated (ZeRO-1; same bits); auto: split where ranks share memory, else whole",
+    )
+    shared_memory: bool = Field(
+        True,
+        description="replicated, sharded, on CPUs: what ranks of one node exchange in a step travels through memory "
+        "that they share, not through the network stack; the same bits",
+    )
     shard: int | None = Field(
         None, ge=1, description="hybrid: ranks that hold the model together; null: those of a node"
     )
@@ -361,6 +371,15 @@ class Strategy(Settings):
             raise ValueError(f"a {self.kind} strategy needs init: broadcast and compression: none")
         if self.kind == "hybrid" and self.init != "broadcast":
             raise ValueError("a hybrid strategy needs init: broadcast")
+        exact = self.compression == "none" and self.gradient_rows != "touched"
+        if (
+            self.optimizer_state == "split"
+            and self.kind in STRATEGIES
+            and not (self.kind == "replicated" and exact)
+        ):
+            raise ValueError(
+                "optimizer_state: split needs kind: replicated, compression: none and gradient_rows: auto or all"
+            )
         if self.split == "pixels" and self.kind in STRATEGIES and self.kind != "sharded":
             raise ValueError(f"split: pixels is a setting of kind: sharded, not of {self.kind}")
         if self.shard is not None and self.kind in STRATEGIES and self.kind != "hybrid":

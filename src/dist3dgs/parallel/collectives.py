@@ -7,7 +7,8 @@ Collectives of the training steps are named after what travels: `all_reduce(grad
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -224,6 +225,31 @@ class Communicator:
             self._start(
                 "barrier", 0, torch.device("cpu"), lambda: dist.barrier(self._group, async_op=True)
             ).wait()
+
+    def meet(self) -> None:
+        """Wait until all ranks are here; not metered. On CPUs."""
+        if not self.alone:
+            dist.all_reduce(torch.zeros(1), group=self._group)
+
+    @contextmanager
+    def booked(self, name: str, num_bytes: int) -> Iterator[None]:
+        """Book the body as a collective on the CPU that this rank takes part in without a process group.
+
+        num_bytes: what this rank makes known to others, counted as if it were sent.
+        """
+        books = self._books
+        phase, timed = books.stage()
+        meter = books.meters[phase, name]
+        meter.calls += 1
+        meter.bytes += num_bytes
+        started = time.perf_counter()
+        yield
+        if timed:
+            ended = time.perf_counter()
+            meter.timed += 1
+            meter.s += ended - started
+            meter.exposed_s += ended - started
+            books.last_end = ended
 
     def _start_all_reduce(self, tensor: Tensor, op: Any, name: str, background: bool) -> Handle:
         if self.alone:

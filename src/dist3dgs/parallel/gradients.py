@@ -14,6 +14,7 @@ from ..config.models import Strategy
 from ..splats.gaussians import Gaussians
 from .collectives import Communicator
 from .compression import make_exchange
+from .row_parts import RowParts
 from .strategy import travelling
 
 #: Gradients are put together up to this size: six small all-reduces take twice as long as one (gloo), and a copy of
@@ -29,8 +30,18 @@ LOOK_AGAIN_STEPS = 50
 class GradientSum:
     """Sums the gradients of parameters over ranks that hold the same Gaussians."""
 
-    def __init__(self, comm: Communicator, strategy: Strategy) -> None:
+    def __init__(
+        self, comm: Communicator, strategy: Strategy, parts: RowParts | None = None, whole: bool = True
+    ) -> None:
+        """
+        Args:
+            comm: the ranks.
+            strategy: settings.
+            parts: sums all rows exactly, in parts; None for the process group's all-reduce.
+            whole: with `parts`, put the sum of all rows together on every rank.
+        """
         self.comm, self.exchange = comm, make_exchange(strategy, comm)
+        self.parts, self.whole = parts, whole
         self._setting, self._steps_to_look = strategy.gradient_rows, 0
 
     def reduce(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
@@ -44,6 +55,12 @@ class GradientSum:
             assert grad is not None
             targets[name] = grad if active is None else grad[:, :active]
         if self.comm.alone:
+            yield from targets
+            return
+        if self.parts is not None:
+            self.parts.reduce_scatter(list(targets.values()), "reduce_scatter(gradients)")
+            if self.whole:
+                self.parts.all_gather(list(targets.values()), "all_gather(gradients)")
             yield from targets
             return
         rows = self._rows(targets) if self._selects(gaussians.device) else None

@@ -12,7 +12,12 @@ from ..splats.gaussians import NAMES, Gaussians
 from .collectives import Communicator
 from .digests import ReplicasDiffer, gather_digests, parameter_digest
 from .gradients import GradientSum
-from .strategy import Parallel, Rendered, Rows, Setup, largest
+from .row_parts import RowParts
+from .shared_memory import shared_memory
+from .strategy import Parallel, Rendered, Rows, Setup, active_coefficients, largest
+
+#: Names of Adam's moments among the rows of a model begin with this.
+MOMENTS_PREFIX = "adam/"
 
 
 class Replicated(Parallel):
@@ -21,18 +26,37 @@ class Replicated(Parallel):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.init = setup.strategy.init
+        self.strategy = setup.strategy
         self.gradients = GradientSum(setup.comm, setup.strategy)
         self._num_gaussians = 0
+
+    def _part_rows(self) -> None:
+        """Sum gradients in parts, and update parts of the parameters, where the settings say so. Collective."""
+        s = self.strategy
+        exact = s.compression == "none" and s.gradient_rows != "touched"
+        if s.kind != "replicated" or self.comm.alone or not exact:
+            return
+        memory = shared_memory(self.comm, self.device, s.shared_memory)
+        shared = memory is not None and memory.reserve(1)
+        if not shared and s.optimizer_state != "split":
+            return
+        parts = RowParts(self.comm, memory if shared else None)
+        self.parts = None if s.optimizer_state == "whole" else parts
+        self.gradients = GradientSum(self.comm, s, parts, whole=self.parts is None)
 
     @property
     def shards(self) -> list[int]:
         return [self._num_gaussians]
 
     def distribute(self, load: Callable[[], Rows], shards: Sequence[int] = ()) -> Rows:
+        self._part_rows()
         start = load_independently if self.init == "independent" else broadcast
         rows = start(self.comm, load, self.device)
-        self._num_gaussians = len(rows["means"])
-        return rows
+        self._num_gaussians = n = len(rows["means"])
+        if self.parts is None:
+            return rows
+        own = self.parts.own(n)
+        return {k: t[own].clone() if k.startswith(MOMENTS_PREFIX) else t for k, t in rows.items()}
 
     def render(
         self,
@@ -54,6 +78,13 @@ class Replicated(Parallel):
     def reduce_gradients(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
         yield from self.gradients.reduce(gaussians, sh_degree)
 
+    def share_updates(self, gaussians: Gaussians, sh_degree: int) -> None:
+        if self.parts is None:
+            return
+        active = active_coefficients(sh_degree)
+        shared = [t[:, :active] if name == "shN" else t for name, t in gaussians.items()]
+        self.parts.all_gather([t.detach() for t in shared if t.numel()], "all_gather(parameters)")
+
     def reduce_statistics(self, statistics: Statistics) -> Statistics:
         return sum_statistics(self.comm, statistics)
 
@@ -69,7 +100,13 @@ class Replicated(Parallel):
         return None
 
     def whole(self, rows: Rows) -> Rows | None:
-        return rows if self.comm.rank == 0 else None
+        whole, n = {}, self._num_gaussians
+        for name, t in rows.items():
+            if self.parts is not None and name.startswith(MOMENTS_PREFIX):
+                t = self.parts.whole(t, n, "all_gather(moments)")
+            if self.comm.rank == 0:
+                whole[name] = t
+        return whole if self.comm.rank == 0 else None
 
     def compare_digests(self, gaussians: Gaussians) -> list[str]:
         digests = gather_digests(self.comm, parameter_digest(gaussians), self.device)

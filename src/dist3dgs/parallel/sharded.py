@@ -23,10 +23,11 @@ from .collectives import Communicator
 from .digests import compare_rows, gather_digests, parameter_digest, rows_checksum
 from .pixels import Piece, Strips, crop_to_strip, join_strips
 from .placement import assign_views, morton_order, owners_in_space
+from .shared_memory import SharedMemory, exchange, shared_memory
 from .strategy import Parallel, Rendered, Rows, Setup, View, largest, travelling
 
-#: Differentiable columns of a message: means2d 2, conics 3, depths 1, colors 3, opacities 1; then 2 of radii.
-NUM_FLOATS = 10
+#: Numbers of each differentiable field of a message: means2d, conics, depths, colors, opacities; then 2 of radii.
+WIDTHS = (2, 3, 1, 3, 1)
 
 
 class Sharded(Parallel):
@@ -37,6 +38,7 @@ class Sharded(Parallel):
         strategy, split = setup.strategy, setup.strategy.split == "pixels" and not setup.comm.alone
         self.rebalance_above, self.by_space = strategy.rebalance_above, strategy.placement == "space"
         self.strips = Strips(setup.comm, setup.device) if split else None
+        self.memory = shared_memory(setup.comm, setup.device, strategy.shared_memory)
         self._shards: list[int] = []
 
     @property
@@ -206,26 +208,23 @@ class Sharded(Parallel):
         counts = comm.all_gather(numbers, "all_gather(counts)").tolist()
         if self.by_space and self.strips is None and torch.is_grad_enabled():
             owners = assign_views(counts, [owners.count(r) for r in range(world)])
-        # Messages are in the order of the receiving ranks.
-        departing = [projections[c] for c in sorted(range(len(owners)), key=owners.__getitem__)]
-        own = [c for c, owner in enumerate(owners) if owner == comm.rank]
-        send = [sum(counts[comm.rank][c] for c, o in enumerate(owners) if o == r) for r in range(world)]
-        receive = [sum(counts[r][c] for c in own) for r in range(world)]
-        sources = [[counts[r][c] for r in range(world)] for c in own]
-        absgrad = track and self.settings.absgrad
-        trip = _Trip(comm, send, receive, departing, sources, absgrad, returned)
-        floats = torch.cat([_floats(p) for p in departing])
-        radii = torch.cat([p.radii for p in departing])
-        received, their_radii, anchor = _Travel.apply(floats, radii, trip)
-        if len(own) == 1:  # all that was received is this camera's, in order
-            trip.arrived = [_projection(received, their_radii)]
-        elif own:
-            parts = [counts[r][c] for r in range(world) for c in own]
-            pieces, radii_pieces = received.split(parts), their_radii.split(parts)
-            trip.arrived = [
-                _projection(torch.cat(pieces[i :: len(own)]), torch.cat(radii_pieces[i :: len(own)]))
-                for i in range(len(own))
-            ]
+        trip = _Trip(
+            comm, self.memory, counts, owners, list(projections), track and self.settings.absgrad, returned
+        )
+        *fields, anchor = _Travel.apply(trip, *(t for p in projections for t in _floats(p)))
+        for i, radii in enumerate(trip.radii):
+            means2d, conics, depths, colors, opacities = fields[i * len(WIDTHS) : (i + 1) * len(WIDTHS)]
+            trip.arrived.append(
+                Projection(
+                    ids=torch.arange(len(radii), device=self.device),
+                    means2d=means2d,
+                    conics=conics,
+                    depths=depths,
+                    radii=radii,
+                    colors=colors,
+                    opacities=opacities,
+                )
+            )
         return trip.arrived, anchor, owners
 
     def reduce_gradients(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
@@ -255,84 +254,143 @@ class Sharded(Parallel):
 
 @dataclass
 class _Trip:
-    """State that the backward pass of an exchange needs."""
+    """One exchange of projections, and what its backward pass needs.
+
+    A message has for each camera of its receiver one field of all Gaussians after the other, so that fields are copied
+    as they lie in memory.
+    """
 
     comm: Communicator
-    send: list[int]
-    receive: list[int]
+    memory: SharedMemory | None
+    counts: list[list[int]]
+    """By rank and camera, how many Gaussians it sees."""
+    owners: list[int]
+    """By camera, the rank that renders it."""
     sent: list[Projection]
-    sources: list[list[int]]
-    """Per camera of this rank, how many of its Gaussians came from each rank."""
+    """By camera, of this rank's Gaussians."""
     absgrad: bool
     returned: Callable[[], None]
+    radii: list[Tensor] = field(default_factory=list)
+    """By camera of this rank, int32 [V, 2], of all ranks' Gaussians."""
     arrived: list[Projection] = field(default_factory=list)
+    """Cameras of this rank, with all ranks' Gaussians."""
 
-    def absolute_gradients(self, like: Tensor) -> Tensor:
-        """Concatenate the absolute gradients, [sum(receive), 2], in the order of arrival: by rank, then camera."""
-        by_camera = []
-        for p, sources in zip(self.arrived, self.sources, strict=True):
-            absgrad = getattr(p.means2d, "absgrad", None)
-            by_camera.append((torch.zeros_like(p.means2d) if absgrad is None else absgrad).split(sources))
-        return torch.cat(
-            [like.new_zeros((0, 2)), *(part for parts in zip(*by_camera, strict=True) for part in parts)]
-        )
+    @property
+    def others(self) -> list[int]:
+        return [r for r in range(self.comm.world_size) if r != self.comm.rank]
 
-    def deliver(self, absgrad: Tensor) -> None:
-        """Assign the returned absolute gradients to the projections that were sent."""
-        for p, part in zip(self.sent, absgrad.split([len(p.ids) for p in self.sent]), strict=True):
-            if isinstance(p, Piece):
-                p.add_absgrad(part)
-            else:
-                p.means2d.absgrad = part  # type: ignore[attr-defined]
+    def cameras(self, owner: int) -> list[int]:
+        return [c for c, o in enumerate(self.owners) if o == owner]
+
+    def num_gaussians(self, holder: int, owner: int) -> int:
+        """Return how many Gaussians' projections go from their holder to the owners' cameras."""
+        if holder == owner:
+            return 0
+        return sum(self.counts[holder][c] for c in self.cameras(owner))
+
+    def send(
+        self, pieces: list[Tensor], like: Tensor, widths: Sequence[int], name: str, back: bool = False
+    ) -> dict[int, list[list[Tensor]]]:
+        """Exchange pieces of messages.
+
+        Args:
+            pieces: flat, in the order of the receiving ranks, then of cameras, then of fields.
+            like: a tensor of their dtype and device.
+            widths: numbers of each field of one Gaussian.
+            name: under which bytes and seconds are booked.
+            back: from the owners to the holders.
+
+        Returns:
+            By rank, and camera of this rank (back: of that rank), each field [V, width], or [V] for a width of 1.
+        """
+        me, world = self.comm.rank, range(self.comm.world_size)
+        plan = [[sum(widths) * self.num_gaussians(holder, owner) for owner in world] for holder in world]
+        if back:
+            plan = [list(column) for column in zip(*plan, strict=True)]
+        found: dict[int, list[list[Tensor]]] = {}
+        for r, received in exchange(self.comm, self.memory, pieces, plan, like, name).items():
+            found[r], at = [], 0
+            if (
+                back and self.memory is not None
+            ):  # autograd may keep gradients for longer than they last there
+                received = received.clone()
+            for c in self.cameras(r if back else me):
+                rows, fields = self.counts[me if back else r][c], []
+                for w in widths:
+                    part = received[at : at + rows * w]
+                    fields.append(part if w == 1 else part.view(rows, w))
+                    at += rows * w
+                found[r].append(fields)
+        return found
 
 
 class _Travel(torch.autograd.Function):
     """Send projections forward and their gradients back, in one exchange for all cameras of a step."""
 
     @staticmethod
-    def forward(ctx: Any, floats: Tensor, radii: Tensor, trip: _Trip) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.trip, ctx.dtype = trip, floats.dtype
+    def forward(ctx: Any, trip: _Trip, *floats: Tensor) -> tuple[Tensor, ...]:
+        ctx.trip, ctx.like = trip, floats[0][:0]
         ctx.set_materialize_grads(False)
+        me, num = trip.comm.rank, len(WIDTHS)
         # Radii beyond 2^24 px lose their last digits in float32, far outside any picture.
-        message = torch.cat([floats, radii.to(floats.dtype)], 1)
-        out = trip.comm.exchange(message, trip.send, trip.receive, "all_to_all(projections)")
-        their_radii = out[:, NUM_FLOATS:].to(radii.dtype)
-        ctx.mark_non_differentiable(their_radii)
-        return out[:, :NUM_FLOATS].contiguous(), their_radii, floats.new_zeros(())
+        mine = [
+            [*floats[c * num : (c + 1) * num], p.radii.to(floats[0].dtype)] for c, p in enumerate(trip.sent)
+        ]
+        pieces = [t.reshape(-1) for r in trip.others for c in trip.cameras(r) for t in mine[c]]
+        parts = trip.send(pieces, ctx.like, (*WIDTHS, 2), "all_to_all(projections)")
+        parts[me] = [mine[c] for c in trip.cameras(me)]
+        out: list[Tensor] = []
+        for i in range(len(trip.cameras(me))):
+            *fields, radii = (
+                torch.cat(field) for field in zip(*(parts[r][i] for r in sorted(parts)), strict=True)
+            )
+            out += fields
+            trip.radii.append(radii.to(torch.int32))
+        return *out, ctx.like.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None, None]:
-        trip, grad, anchor = ctx.trip, grads[0], grads[2]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        trip: _Trip = ctx.trip
         trip.returned()
-        if grad is None:
-            assert anchor is not None  # otherwise backward is not called
-            grad = anchor.new_zeros((sum(trip.receive), NUM_FLOATS), dtype=ctx.dtype)
-        if trip.absgrad:
-            grad = torch.cat([grad, trip.absolute_gradients(grad)], 1)
-        back = trip.comm.exchange(grad, trip.receive, trip.send, "all_to_all(projection gradients)")
-        if trip.absgrad:
-            trip.deliver(back[:, NUM_FLOATS:])
+        me, num = trip.comm.rank, len(WIDTHS)
+        widths = (*WIDTHS, 2) if trip.absgrad else WIDTHS
+        mine = trip.cameras(me)
+        full: list[list[Tensor]] = []
+        """By camera of this rank, gradients of each field of all its Gaussians."""
+        for i, c in enumerate(mine):
+            given = list(grads[i * num : (i + 1) * num])
+            if trip.absgrad:
+                given.append(getattr(trip.arrived[i].means2d, "absgrad", None))
+            total = sum(of_rank[c] for of_rank in trip.counts)
+            full.append(
+                [
+                    ctx.like.new_zeros((total, w) if w > 1 else total) if g is None else g
+                    for g, w in zip(given, widths, strict=True)
+                ]
+            )
+        cuts = [[of_rank[c] for of_rank in trip.counts] for c in mine]
+        split = [[g.split(cut) for g in fields] for fields, cut in zip(full, cuts, strict=True)]
+        pieces = [g[r].reshape(-1) for r in trip.others for fields in split for g in fields]
+        back = trip.send(pieces, ctx.like, widths, "all_to_all(projection gradients)", back=True)
+        back[me] = [[g[me] for g in fields] for fields in split]
+        found: list[Tensor] = []
+        seen = dict.fromkeys(range(trip.comm.world_size), 0)
+        for owner, p in zip(trip.owners, trip.sent, strict=True):
+            fields = back[owner][seen[owner]]
+            seen[owner] += 1
+            found += fields[:num]
+            if not trip.absgrad:
+                continue
+            if isinstance(p, Piece):
+                p.add_absgrad(fields[num])
+            else:
+                p.means2d.absgrad = fields[num]  # type: ignore[attr-defined]
         trip.arrived = []  # breaks the reference cycle with this node, which would keep every step's memory
-        return back[:, :NUM_FLOATS], None, None
+        return None, *found
 
 
-def _floats(p: Projection) -> Tensor:
-    return torch.cat([p.means2d, p.conics, p.depths[:, None], p.colors, p.opacities[:, None]], 1)
-
-
-def _projection(floats: Tensor, radii: Tensor) -> Projection:
-    """Make the projection of one camera from the floats and radii that arrived."""
-    # Contiguous, as the rasterisers need: absolute gradients would be left on a copy that they made.
-    means2d, conics, depths, colors, opacities = (t.contiguous() for t in floats.split([2, 3, 1, 3, 1], 1))
-    return Projection(
-        ids=torch.arange(len(floats), device=floats.device),
-        means2d=means2d,
-        conics=conics,
-        depths=depths[:, 0],
-        radii=radii,
-        colors=colors,
-        opacities=opacities[:, 0],
-    )
+def _floats(p: Projection) -> tuple[Tensor, ...]:
+    return p.means2d, p.conics, p.depths, p.colors, p.opacities
 
 
 def even(total: int, num_ranks: int) -> list[int]:

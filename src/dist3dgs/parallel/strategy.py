@@ -15,6 +15,7 @@ from ..splats.gaussians import Gaussians
 from ..splats.loss import Strip
 from ..splats.render import Image, Projection, Renderer, RenderSettings
 from .collectives import Communicator
+from .row_parts import RowParts
 
 #: Tensors by name, all with one row per Gaussian: parameters, Adam's moments, statistics.
 Rows = dict[str, Tensor]
@@ -70,6 +71,9 @@ class Parallel(ABC):
     replicates: bool
     #: As `Schedule.phase` names it; empty for strategies that share out the work in one way from start to end.
     phase: str = ""
+    #: The part of the rows that this rank's optimizer updates and has moments of; None: all that it holds. Outside it
+    #: `reduce_gradients` may leave anything.
+    parts: RowParts | None = None
 
     def __init__(self, setup: Setup) -> None:
         self.comm, self.renderer, self.settings = setup.comm, setup.renderer, setup.settings
@@ -193,6 +197,12 @@ class Parallel(ABC):
         Collective.
 
         Yields parameters by name as they become ready, so that the optimizer works while others still travel.
+        """
+
+    def share_updates(self, gaussians: Gaussians, sh_degree: int) -> None:  # noqa: B027 (most update all rows)
+        """Send the parameters that this rank's optimizer updated to the others, after every step. Collective.
+
+        gaussians: those this rank holds, N of them. sh_degree: 0..3, as in `reduce_gradients`.
         """
 
     def averages(self, step: int) -> bool:
@@ -335,7 +345,7 @@ def travelling(gaussians: Gaussians, sh_degree: int) -> Iterator[tuple[str, int 
     The bands above the degree in use have none, up to 76 % of all bytes. A gradient that is missing because no view
     of this rank saw a Gaussian becomes zero: the optimizer continues by momentum.
     """
-    active = (sh_degree + 1) ** 2 - 1
+    active = active_coefficients(sh_degree)
     for name, parameter in gaussians.items():
         if name == "shN" and active == 0:
             parameter.grad = None
@@ -343,3 +353,8 @@ def travelling(gaussians: Gaussians, sh_degree: int) -> Iterator[tuple[str, int 
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         yield name, active if name == "shN" else None
+
+
+def active_coefficients(sh_degree: int) -> int:
+    """Return how many coefficients of `shN`, 0..15, are in use at this degree, 0..3."""
+    return (sh_degree + 1) ** 2 - 1

@@ -98,6 +98,8 @@ class Workload:
     """local: steps from one average to the next."""
     gradient_rows: str = "all"
     """Rows of the gradients that travel between replicas: all, touched, or auto (touched on CPUs)."""
+    optimizer_state: str = "whole"
+    """Replicas: Adam of all rows on every rank (whole), of its part (split), or auto (split on one node's CPUs)."""
     compression: str = "none"
     powersgd_rank: int = 2
     batch: int | None = None
@@ -129,6 +131,13 @@ class Workload:
     def is_replica(self) -> bool:
         """Every rank holds all Gaussians."""
         return self.kind in ("replicated", "local")
+
+    def updaters(self, layout: Layout, machine: Machine) -> int:
+        """Return number of ranks that share out Adam's updates and moments of the Gaussians that each holds."""
+        exact = self.compression == "none" and self.gradient_rows != "touched"
+        auto = machine.accelerator == "cpu" and layout.nodes == 1 and exact
+        split = self.optimizer_state == "split" or (self.optimizer_state == "auto" and auto)
+        return layout.world_size if self.kind == "replicated" and split else 1
 
     def holders(self, layout: Layout) -> int:
         """Return number of ranks that hold the model together.
@@ -326,7 +335,7 @@ class Predictor:
         return Step(
             pixels_s=images * workload.pixels * density * r.pixel_flop / flops * waits,
             gaussians_s=images * n * r.image_bytes / bandwidth * waits,
-            optimiser_s=own * r.step_bytes / bandwidth,
+            optimiser_s=own / workload.updaters(layout, machine) * r.step_bytes / bandwidth,
             host_s=r.step_s,
             exchange_s=r.exchange_s if p > 1 and exchanges else 0.0,
             collectives=collectives,
@@ -366,17 +375,22 @@ class Predictor:
         p = layout.world_size
         own = workload.gaussians / workload.holders(layout)
         images = workload.global_batch(layout) / p
+        updaters, state_bytes = workload.updaters(layout, self.machine), float(FLOOR_BYTES)
+        if updaters > 1:
+            state_bytes -= 2 * PARAMETER_BYTES * (1 - 1 / updaters)
+            if self.machine.accelerator == "cpu" and layout.nodes == 1:  # parallel/shared_memory.py
+                state_bytes += PARAMETER_BYTES
         travelling = 0.0
         if workload.holders(layout) > 1:
             seen = workload.visible * workload.gaussians * images
             travelling = 2 * seen * (FORWARD_BYTES + BACKWARD_BYTES) / 1e9
         value = (
             r.memory_gb
-            + own * r.gaussian_memory_bytes / 1e9
+            + own * (r.gaussian_memory_bytes + state_bytes - FLOOR_BYTES) / 1e9
             + max(images, 1 / p) * workload.pixels * r.pixel_memory_bytes / 1e9
             + travelling
         )
-        floor = own * FLOOR_BYTES / 1e9
+        floor = own * state_bytes / 1e9
         # Within 6 % on one GPU and 14 % on four. At high resolutions more lives at once than there: photographs,
         # render, SSIM and the intersections with tiles.
         more = max(images, 1 / p) * workload.pixels * _MORE_PIXEL_BYTES / 1e9 if r.pixel_memory_bytes else 0.0
@@ -538,6 +552,7 @@ def workload_of(
         shard=strategy.shard,
         sync_every=strategy.sync_every,
         gradient_rows=strategy.gradient_rows,
+        optimizer_state=strategy.optimizer_state,
         batch=batch,
         images=images,
         densify_share=min(1.0, train.densify.stop_step / train.steps) if grows else 0.0,

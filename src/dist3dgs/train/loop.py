@@ -260,6 +260,8 @@ class Trainer:
         ready = clock.between(reduced, "communicate", "optimise")
         self.model.optimizer.step(rates, ready)
         clock.part("optimise")
+        self.parallel.share_updates(gaussians, degree)
+        clock.part("communicate")
         if track:
             for projection, camera in rendered.projections:
                 self.model.statistics.add(projection, camera, 1 / n, self.train.densify.absgrad)

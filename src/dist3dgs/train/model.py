@@ -27,7 +27,7 @@ class Model:
 
     def _take(self, rows: Rows, adam_steps: Mapping[str, float]) -> None:
         self.gaussians = Gaussians({name: rows[name] for name in NAMES})
-        self.optimizer = Optimizer(self.gaussians, self.rule)
+        self.optimizer = Optimizer(self.gaussians, self.rule, self.parallel.parts)
         self.optimizer.load(
             {k.removeprefix("adam/"): t for k, t in rows.items() if k.startswith("adam/")}, adam_steps
         )
@@ -38,7 +38,7 @@ class Model:
 
     def rows(self) -> Rows:
         """Return all tensors [N, ...] with one row per Gaussian of this rank, by name: float32, counts and names
-        int64.
+        int64. Of the moments those of `Parallel.parts` alone.
         """
         moments = {f"adam/{k}": t for k, t in self.optimizer.moments().items()}
         return {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from ..parallel.row_parts import RowParts
 from ..splats.densify.change import Change
 from ..splats.gaussians import Gaussians
 from .schedules import AdamRule
@@ -32,8 +33,9 @@ class Optimizer:
     seconds of every rank's start (decision 0012).
     """
 
-    def __init__(self, gaussians: Gaussians, rule: AdamRule) -> None:
-        self.gaussians, self.rule = gaussians, rule
+    def __init__(self, gaussians: Gaussians, rule: AdamRule, parts: RowParts | None = None) -> None:
+        """parts: of the rows, to update and to have moments of this rank's alone; None for all rows."""
+        self.gaussians, self.rule, self.parts = gaussians, rule, parts
         self._states: dict[str, _State] = {}
         #: Selective updates by gsplat's kernel and a mask; else by rows, whose number the host has to know.
         self.by_mask = gaussians.device.type == "cuda"
@@ -48,13 +50,15 @@ class Optimizer:
         rates: learning rate by parameter.
         """
         seen = rows = None
+        own = slice(None) if self.parts is None else self.parts.own(self.gaussians.num_gaussians)
         if self.rule.selective:
             ready = list(ready)  # the centres' gradient decides about all the others
-            seen = self.gaussians["means"].grad.any(1)  # type: ignore[union-attr]
+            seen = self.gaussians["means"].grad[own].any(1)  # type: ignore[index]
             rows = None if self.by_mask else seen.nonzero()[:, 0]
         for name in ready:
-            p, grad = self.gaussians[name], self.gaussians[name].grad
+            p, grad = self.gaussians[name][own], self.gaussians[name].grad
             assert grad is not None
+            grad = grad[own]
             if name not in self._states:
                 step = torch.zeros((), device=p.device)
                 self._states[name] = _State(torch.zeros_like(p), torch.zeros_like(p), step, 0.0)
@@ -101,10 +105,18 @@ class Optimizer:
         )  # fmt: skip
 
     def apply(self, change: Change) -> Gaussians:
-        """Switch to the changed set of Gaussians: moments follow their rows, new rows start at zero."""
-        kept, fresh = change.origin.clamp_min(0), change.origin < 0
+        """Switch to the changed set of Gaussians: moments follow their rows, new rows start at zero.
+
+        Collective where ranks have parts of the moments: each parameter's are put together on every rank for a moment.
+        """
+        origin, before = change.origin, self.gaussians.num_gaussians
+        if self.parts is not None:
+            origin = origin[self.parts.own(len(origin))]
+        kept, fresh = origin.clamp_min(0), origin < 0
         moments = {}
         for key, value in self.moments().items():
+            if self.parts is not None:
+                value = self.parts.whole(value, before, "all_gather(moments)")
             moved = value[kept]
             moved[fresh] = 0
             if key.partition(".")[0] in change.reset_moments:
@@ -115,7 +127,7 @@ class Optimizer:
         return self.gaussians
 
     def moments(self) -> dict[str, Tensor]:
-        """Return `{parameter}.exp_avg` and `.exp_avg_sq`, float32 [N, ...] as the parameter, of those ever updated."""
+        """Return `{parameter}.exp_avg` and `.exp_avg_sq`, float32 [rows of this rank, ...], of those ever updated."""
         return {f"{name}.{k}": getattr(state, k) for name, state in self._states.items() for k in MOMENTS}
 
     def steps(self) -> dict[str, float]:

@@ -27,7 +27,11 @@ from tests.unit.helpers.tiny import HEIGHT, WIDTH
 STRATEGIES = {
     "replicated": {"kind": "replicated"},
     "all-rows": {"kind": "replicated", "gradient_rows": "all"},
+    "whole": {"kind": "replicated", "optimizer_state": "whole"},
+    "network": {"kind": "replicated", "shared_memory": False},
+    "zero1": {"kind": "replicated", "optimizer_state": "split", "shared_memory": False},
     "sharded": {"kind": "sharded"},
+    "sharded-network": {"kind": "sharded", "shared_memory": False},
     "space": {"kind": "sharded", "placement": "space"},
     "pixels": {"kind": "sharded", "split": "pixels"},
     "pixels-space": {"kind": "sharded", "split": "pixels", "placement": "space"},
@@ -39,11 +43,12 @@ STRATEGIES = {
 #: Strategies and numbers of ranks; hybrid as 2 x 1, 1 x 2 and 2 x 2 (groups x ranks of a group).
 ONE_RANK = [("replicated", 1), ("sharded", 1), ("pixels", 1), ("hybrid", 1)]
 SEVERAL_RANKS = [
-    *((name, 2) for name in ("replicated", "sharded", "space", "pixels", "hybrid-1", "hybrid-2")),
+    *((name, 2) for name in ("replicated", "zero1", "sharded", "space", "pixels", "hybrid-1", "hybrid-2")),
     *(
         pytest.param(name, ranks, marks=pytest.mark.slow)
         for name, ranks in [
             *((name, ranks) for name in ("replicated", "sharded", "space", "pixels") for ranks in (3, 4)),
+            *(("whole", 3), ("zero1", 4), ("sharded-network", 3)),
             *(("pixels-space", 2), ("hybrid-1", 3), ("hybrid-2", 4)),
         ]
     ),
@@ -118,8 +123,14 @@ def one_step(
     statistics = parallel.reduce_statistics(statistics)
     total = loss.detach().clone()
     comm.all_reduce(total)
-    rows = {k: t.grad for k, t in gaussians.items() if t.grad is not None}
-    rows |= {"grad": statistics.mean_gradient(), "count": statistics.count, "means_": gaussians["means"]}
+    grads = {k: t.grad for k, t in gaussians.items() if t.grad is not None}
+    if parallel.parts is not None:  # this rank has the sums of its own rows
+        parallel.parts.all_gather(list(grads.values()))
+    rows = grads | {
+        "grad": statistics.mean_gradient(),
+        "count": statistics.count,
+        "means_": gaussians["means"],
+    }
     whole = parallel.whole(rows)
     if whole is None:
         return None
@@ -171,7 +182,7 @@ def test_gradients_that_travel_apart_are_the_same(single, world_size, monkeypatc
 
 
 def buckets_step(comm: Communicator) -> dict[str, torch.Tensor] | None:
-    answer = one_step(comm, "replicated", torch.float64, 3, False)
+    answer = one_step(comm, "network", torch.float64, 3, False)
     assert comm.meters["startup", "all_reduce(gradients)"].calls >= len(NAMES)
     return answer
 
@@ -185,6 +196,8 @@ def trainer_step(comm: Communicator, kind: str, scene: Path, out: Path) -> dict[
     trainer = make_trainer(comm, run, scene, out)
     trainer.start()
     trainer.one_step(1)
+    if kind in ("replicated", "zero1") and comm.world_size > 1:
+        assert len(trainer.model.optimizer.moments()["means.exp_avg"]) < 200, "a part of the moments"
     rows = trainer.model.whole()
     if rows is None:
         return None

@@ -173,7 +173,12 @@ def test_collectives_take_no_longer_than_the_clock_on_the_wall(kind, world_size)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
-    [{"kind": "replicated"}, {"kind": "sharded"}, {"compression": "bf16"}, {"compression": "powersgd"}],
+    [
+        {"optimizer_state": "split", "shared_memory": False},
+        {"kind": "sharded", "shared_memory": False},
+        {"compression": "bf16"},
+        {"compression": "powersgd"},
+    ],
     ids=["replicated", "sharded", "bf16", "powersgd"],
 )
 def test_the_meters_bytes_are_those_on_the_wire(strategy, tmp_path, repository):

@@ -201,7 +201,10 @@ def test_memory_follows_the_measured_line_and_never_the_floor(a100):
     large = made.memory_gb(replace(GARDEN, width_px=5187, height_px=3361), Layout(1, 1))
     assert large.value - one.value > 1 and large.high - one.high > 3
     assert made.memory_gb(GARDEN, Layout(1, 4)).value < one.value / 2
-    assert made.memory_gb(replace(GARDEN, kind="replicated"), Layout(1, 4)).value == pytest.approx(one.value)
+    replicas = replace(GARDEN, kind="replicated")
+    assert made.memory_gb(replicas, Layout(1, 4)).value == pytest.approx(one.value)
+    split = made.memory_gb(replace(replicas, optimizer_state="split"), Layout(1, 4)).value
+    assert one.value - split == pytest.approx(5.84e6 * 472 * 3 / 4 / 1e9)
 
 
 def test_a_forecast_adds_up(a100):

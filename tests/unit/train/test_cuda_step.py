@@ -98,7 +98,7 @@ def one_step(comm: Communicator, kind: str, absgrad: bool) -> dict[str, torch.Te
         comm=comm,
         renderer=get_renderer("cuda"),
         settings=settings,
-        strategy=Strategy(kind=kind),
+        strategy=Strategy(kind=kind, optimizer_state="whole"),  # gradients of all rows on every rank
         device=device,
     )
     parallel = make(setup)
