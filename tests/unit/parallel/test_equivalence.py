@@ -26,7 +26,7 @@ from tests.unit.helpers.tiny import HEIGHT, WIDTH
 
 STRATEGIES = {
     "replicated": {"kind": "replicated"},
-    "all-rows": {"kind": "replicated", "gradient_rows": "all"},
+    "touched": {"kind": "replicated", "gradient_rows": "touched"},
     "sharded": {"kind": "sharded"},
     "space": {"kind": "sharded", "placement": "space"},
     "pixels": {"kind": "sharded", "split": "pixels"},
@@ -44,7 +44,7 @@ SEVERAL_RANKS = [
         pytest.param(name, ranks, marks=pytest.mark.slow)
         for name, ranks in [
             *((name, ranks) for name in ("replicated", "sharded", "space", "pixels") for ranks in (3, 4)),
-            *(("pixels-space", 2), ("hybrid-1", 3), ("hybrid-2", 4)),
+            *(("touched", 4), ("pixels-space", 2), ("hybrid-1", 3), ("hybrid-2", 4)),
         ]
     ),
 ]
