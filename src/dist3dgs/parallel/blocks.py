@@ -88,6 +88,11 @@ class Blocks(Parallel):
                     "choose a layout of fewer ranks, or another strategy"
                 )
 
+    def rows_needed(self, most: int, at_start: int) -> int:
+        # Until the cut every rank trains the whole coarse model, which grows to the room that there is and no further.
+        # Then it trains a block; what it renders around it has no moments and no gradients, and is not counted.
+        return max(at_start, -(-most // self.comm.world_size))
+
     # ---------------------------------------------------------------- from phase to phase
 
     @torch.no_grad()
@@ -120,6 +125,8 @@ class Blocks(Parallel):
         # The room that is left is divided evenly.
         numbers = torch.stack([in_cell.sum(1), in_margin.sum(1)], 1)
         self._most = numbers + max(0, max_gaussians - len(means)) // world
+        if self.max_rows is not None:
+            self._most.clamp_(max=self.max_rows)
         model = {name: rows[name].detach() for name in NAMES}
         self._freeze(model)
         self._counts = numbers[:, 0].tolist()
@@ -323,6 +330,8 @@ class Blocks(Parallel):
         return self.total_gaussians / (self.comm.world_size if self.phase == "blocks" else 1)
 
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
+        if self.phase == "coarse" and self.max_rows is not None:
+            count = min(count, max(0, self.max_rows - len(pull)))
         if self.phase != "blocks":
             return self._now.global_topk(pull, wanted, count)
         assert self._most is not None

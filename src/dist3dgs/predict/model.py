@@ -9,8 +9,8 @@ host           step_s
 exchange       exchange_s where ranks exchange projections: the host's part of it
 collectives    every one as the strategy issues it (collectives.py), less what is hidden behind computation
 
-A step of `blocks` is the mean over its three phases: replicas; blocks apart, which render the rest forward only and
-send nothing; shards.
+A step of `blocks` is the mean over its three phases: replicas; blocks apart, which draw the rest with their own, so
+that only the optimiser's work is divided, and send nothing; shards.
 
 The few rates (`Rates`) are fitted to a part of the published points (validation.py), or to this study's own records
 (calibration.py); rates of one accelerator carry over to another by peak FLOP/s and memory bandwidth. Intervals are
@@ -377,8 +377,6 @@ class Predictor:
         if p > 1 and not apart and workload.kind != "pixels":
             waits += r.imbalance / math.sqrt(images) * _expected_maximum(p)
         own = n * workload.held_share(layout)
-        # Around a block the rest is rendered, without a backward pass.
-        drawn = own + (n - own) * EVALUATION_SHARE if apart else n
         density = 1.0 if self.calibrated else workload.density  # rates of the scene's records have it in them
         # Ranks on CPUs beyond the cores take turns.
         turns = (
@@ -394,7 +392,7 @@ class Predictor:
         exchanges = self.calibrated or any(c.op.startswith("all_to_all") for c in collectives)
         return Step(
             pixels_s=images * workload.pixels * density * r.pixel_flop / flops * waits,
-            gaussians_s=images * drawn * r.image_bytes / bandwidth * waits,
+            gaussians_s=images * n * r.image_bytes / bandwidth * waits,
             optimiser_s=own * r.step_bytes / bandwidth,
             host_s=r.step_s,
             exchange_s=r.exchange_s if p > 1 and exchanges and not apart else 0.0,

@@ -139,6 +139,22 @@ def test_bytes_are_those_of_the_formula(tiny_scene, tmp_path):
     assert bytes_sent(ranks, "step") == pytest.approx(p * 10 * 2 * (p - 1) / p * 4 * 14 * n, rel=0.05)
 
 
+@pytest.mark.slow
+def test_no_rank_trains_more_than_it_has_room_for(tiny_scene, tmp_path):
+    """200 Gaussians to start from, 400 at most: 210 in the coarse phase, then as many on each of two ranks."""
+    run = run_at(
+        "n1g2",
+        densify={"start_step": 3, "every": 4, "stop_step": 36, "max_gaussians": 400, "grad_threshold": 1e-6},
+    )
+    room = {"hardware": run.hardware.model_copy(update={"max_gaussians_per_rank": 210})}
+    ranks = run_ranks(2, train, run.model_copy(update=room), tiny_scene, tmp_path)
+    cut, merged = events_of(tmp_path, "blocks")
+    assert sum(cut["gaussians"]) == 210 and max(cut["trained"]) <= 210
+    assert 210 < sum(merged["gaussians"]) <= sum(ranks[0]["shards"]) <= 400 and max(ranks[0]["shards"]) <= 210
+    parallel = make_parallel(run, Communicator(0, 2), get_renderer("cpu"), torch.device("cpu"))
+    assert parallel.rows_needed(400, 200) == 200 and parallel.rows_needed(500, 200) == 250
+
+
 def cut_step(comm: Communicator, threshold: float, away: bool = False) -> dict[str, Any]:
     """A block's gradients right after the cut, on this rank; with `away` no view sees anything."""
     run = tiny.spec(

@@ -247,7 +247,7 @@ def test_blocks_are_replicas_then_apart_then_shards(a100, config):
         )
     )
     assert whole.collectives_s < 0.3 * max(replicas.collectives_s, shards.collectives_s)
-    assert whole.gaussians_s < replicas.gaussians_s, "the rest is rendered forward only"
+    assert whole.optimiser_s < 0.6 * replicas.optimiser_s
     # Of a block with its margin there are Adam's moments; with one block it is the whole scene.
     assert parts[1][2].held_share(layout) == pytest.approx(1.2**2 / 4)
     assert made.step(blocks, Layout(1, 1), n) == made.step(
