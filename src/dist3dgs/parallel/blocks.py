@@ -97,6 +97,11 @@ class Blocks(Parallel):
                     "another strategy"
                 )
 
+    def rows_needed(self, most: int, at_start: int) -> int:
+        # Until the cut every rank trains the whole coarse model, which grows to the room that there is and no further.
+        # Then it trains a block; what it renders around it has no moments and no gradients, and is not counted.
+        return max(at_start, -(-most // self.num_blocks))
+
     # ---------------------------------------------------------------- from phase to phase
 
     @torch.no_grad()
@@ -129,6 +134,8 @@ class Blocks(Parallel):
         # The room that is left is divided evenly.
         numbers = torch.stack([in_cell.sum(1), in_margin.sum(1)], 1)
         self._most = numbers + max(0, max_gaussians - len(means)) // self.num_blocks
+        if self.max_rows is not None:
+            self._most.clamp_(max=self.max_rows)
         facts = {
             "gaussians": numbers[:, 0].tolist(),
             "trained": numbers[:, 1].tolist(),
@@ -352,6 +359,8 @@ class Blocks(Parallel):
         return self.total_gaussians / (len(self.shards) if self.phase == "blocks" else 1)
 
     def global_topk(self, pull: Tensor, wanted: Tensor, count: int) -> Tensor:
+        if self.phase == "coarse" and self.max_rows is not None:
+            count = min(count, max(0, self.max_rows - len(pull)))
         if self.phase != "blocks":
             return self._now.global_topk(pull, wanted, count)
         assert self._most is not None

@@ -89,6 +89,13 @@ class Parallel(ABC):
         """Number of ranks that hold the model together."""
         return 1 if self.replicates else self.comm.world_size
 
+    def rows_needed(self, most: int, at_start: int) -> int:
+        """Return the number of Gaussians that a rank must have room for.
+
+        most: of the whole model. at_start: of the model that training starts from.
+        """
+        return -(-most // self.holders)
+
     @property
     def stream(self) -> int:
         """Number of the random stream that decides about this rank's Gaussians."""

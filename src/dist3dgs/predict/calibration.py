@@ -194,15 +194,27 @@ def _base_memory_gb(records: Sequence[RunRecord], size_px: tuple[int, int], fall
         m = r.metrics
         peak_gib = m.peak_gpu_gib if m.peak_gpu_gib is not None else m.peak_rss_gib
         if peak_gib is not None:
-            grown = fallback.memory_gb(_workload(r, size_px), Layout.parse(r.run.layout)).value
+            workload, layout = _workload(r, size_px), Layout.parse(r.run.layout)
+            on_gpu = m.peak_gpu_gib is not None
+            grown = (
+                fallback.memory_gb(workload, layout).value if on_gpu else fallback.rank_0_gb(workload, layout)
+            )
             found.append(peak_gib * 2**30 / 1e9 - (grown - fallback.rates.memory_gb))
     return max(0.0, median(found)) if found else fallback.rates.memory_gb
 
 
 def _is_modelled(record: RunRecord) -> bool:
-    """Return True for runs of our own with a strategy that the model knows, on all ranks of their layout."""
+    """Return True for runs of our own with a strategy that the model knows, on all ranks of their layout.
+
+    Not of `blocks`: its segments are of several phases.
+    """
     parallel = record.run.settings.get("parallel")
-    known = isinstance(parallel, dict) and parallel.get("kind") in MODELLED and parallel.get("ranks") != "one"
+    known = (
+        isinstance(parallel, dict)
+        and parallel.get("kind") in MODELLED
+        and parallel.get("kind") != "blocks"
+        and parallel.get("ranks") != "one"
+    )
     m = record.metrics
     return known and not (m.images and m.steps and round(m.images / m.steps) % record.world_size)
 

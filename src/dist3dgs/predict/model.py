@@ -9,6 +9,9 @@ host           step_s
 exchange       exchange_s where ranks exchange projections: the host's part of it
 collectives    every one as the strategy issues it (collectives.py), less what is hidden behind computation
 
+A step of `blocks` is the mean over its three phases: replicas; blocks apart, which draw the rest with their own, so
+that only the optimiser's work is divided, and send nothing; shards.
+
 The few rates (`Rates`) are fitted to a part of the published points (validation.py), or to this study's own records
 (calibration.py); rates of one accelerator carry over to another by peak FLOP/s and memory bandwidth. Intervals are
 the errors on held-out points, widened beyond them.
@@ -41,10 +44,25 @@ BUCKET_BYTES = 25 * 2**20
 MAX_TOUCHED_SHARE = 0.8
 #: Parameters, gradients and Adam's two moments of one Gaussian: no dense training needs less.
 FLOOR_BYTES = 4 * PARAMETER_BYTES
+#: Name and sums of the statistics of one Gaussian (train/model.py), which a checkpoint has beside three times the
+#: parameters.
+NAME_BYTES = 3 * 8
+CHECKPOINT_BYTES = 3 * PARAMETER_BYTES + NAME_BYTES
+#: Of one Gaussian and camera, kept for the backward pass on a CPU: activated scales and opacity; if it is seen, its
+#: projection (means2d 2, conics 3, depth, colours 3, opacity, radii 2, 8-byte id); and in the rank that draws it the
+#: projection's gradients.
+_ACTIVATED_BYTES, _PROJECTION_BYTES, _PROJECTION_GRADIENT_BYTES = 16, 56, 40
+#: Bytes per pixel of an image on a CPU: a count of photograph, render, SSIM's maps and gradients (250); the demo's
+#: rank has 270.
+_CPU_PIXEL_BYTES = 250
 #: Kinds of strategy that there is a model of.
-MODELLED = ("replicated", "sharded", "hybrid", "local", "pixels")
+MODELLED = ("replicated", "sharded", "hybrid", "local", "pixels", "blocks")
+#: The phase of `blocks` in which each rank trains its own, as a kind of `Workload`.
+APART = "apart"
 #: Mean number of Gaussians over the densification, as a share of the final one: gsplat's seven scenes (published.yaml).
 GROWTH_SHARE = 0.66
+#: Share at the start of a growth that is linear and has this mean.
+_START_SHARE = 2 * GROWTH_SHARE - 1
 #: Forward pass of an image, as a share of a training step's work on it.
 EVALUATION_SHARE = 1 / 3
 #: Startup of a distributed run: 25 to 28 s of gsplat's on 8 GPUs (gsplat pull request 1062).
@@ -91,11 +109,17 @@ class Workload:
     width_px: int
     height_px: int
     kind: str = "sharded"
-    """Strategy: replicated, sharded, hybrid, local, or pixels (an image is divided among all ranks, as by Grendel)."""
+    """Strategy: replicated, sharded, hybrid, local, blocks, or pixels (an image is divided among all ranks, as by
+    Grendel)."""
     shard: int | None = None
     """hybrid: ranks that hold the model together; None: those of a node."""
     sync_every: int = 1
     """local: steps from one average to the next."""
+    coarse_share: float = 0.2
+    """blocks: share of the steps before the cut; `finish_share` of those after the merge."""
+    finish_share: float = 0.0
+    margin: float = 0.2
+    """blocks: share of its extent by which a cell is enlarged at each cut."""
     gradient_rows: str = "all"
     """Rows of the gradients that travel between replicas: all, touched, or auto (touched on CPUs)."""
     optimizer_state: str = "whole"
@@ -127,6 +151,35 @@ class Workload:
         """Mean over the run's images."""
         return self.gaussians * (self.densify_share * GROWTH_SHARE + 1 - self.densify_share)
 
+    def growth(self, share: float) -> float:
+        """Return the number of Gaussians after this share of the run, as a share of the final one."""
+        done = min(1.0, share / self.densify_share) if self.densify_share else 1.0
+        return _START_SHARE + (1 - _START_SHARE) * done
+
+    def phases(self, layout: Layout) -> list[tuple[float, float, "Workload"]]:
+        """Divide a run of `blocks` into its phases; any other run is one.
+
+        Returns:
+            (Share of the steps, mean number of Gaussians over the run's mean, workload with the final number in it).
+        """
+        if self.kind != "blocks":
+            return [(1.0, 1.0, self)]
+        if layout.world_size == 1:  # the one block is the whole scene
+            return [(1.0, 1.0, replace(self, kind="replicated"))]
+        merge, found, at = 1 - self.finish_share, [], 0.0
+        for kind, end in (("replicated", self.coarse_share), (APART, merge), ("sharded", 1.0)):
+            if end > at:
+                mean = (self._grown(end) - self._grown(at)) / (end - at) / self._grown(1.0)
+                phase = replace(self, kind=kind, gaussians=self.gaussians * self.growth(end))
+                found.append((end - at, mean, phase))
+            at = end
+        return found
+
+    def _grown(self, share: float) -> float:
+        """Return the integral of `growth` from 0."""
+        rising = min(share, self.densify_share)
+        return rising * (_START_SHARE + self.growth(rising)) / 2 + share - rising
+
     @property
     def is_replica(self) -> bool:
         """Every rank holds all Gaussians."""
@@ -139,8 +192,25 @@ class Workload:
         split = self.optimizer_state == "split" or (self.optimizer_state == "auto" and auto)
         return layout.world_size if self.kind == "replicated" and split else 1
 
+    def state_bytes(self, layout: Layout, machine: Machine) -> float:
+        """Return bytes per Gaussian of parameters, gradients and Adam's moments on a rank that may share the update."""
+        updaters = self.updaters(layout, machine)
+        if updaters == 1:
+            return float(FLOOR_BYTES)
+        shared = (
+            PARAMETER_BYTES if machine.accelerator == "cpu" and layout.nodes == 1 else 0
+        )  # shared_memory.py
+        return FLOOR_BYTES - 2 * PARAMETER_BYTES * (1 - 1 / updaters) + shared
+
+    def held_share(self, layout: Layout) -> float:
+        """Return the share of the Gaussians that a rank trains; a block's margin grows with its cuts, log2(ranks)."""
+        if self.kind == APART:
+            p = layout.world_size
+            return min(1.0, (1 + self.margin) ** math.log2(p) / p)
+        return 1 / self.holders(layout)
+
     def holders(self, layout: Layout) -> int:
-        """Return number of ranks that hold the model together.
+        """Return number of ranks that hold the model together; of `blocks` after the cut.
 
         Raises:
             UserError: a hybrid strategy's groups do not divide the ranks.
@@ -303,7 +373,6 @@ class Predictor:
         Raises:
             UserError: no model of the strategy, or a batch that the ranks cannot share.
         """
-        r, machine = self.rates, self.machine
         n = self.mean_gaussians(workload) if gaussians is None else gaussians
         p, batch = layout.world_size, workload.global_batch(layout)
         if workload.kind not in MODELLED:
@@ -314,11 +383,19 @@ class Predictor:
             raise UserError(
                 f"a global batch of {batch} is no multiple of the {p} ranks of {layout}; give --batch-per-rank"
             )
-        images = batch / p  # of this rank; a part of one where pixels are divided
+        parts = workload.phases(layout)
+        return _mean_step([(share, self._step(phase, layout, n * grown)) for share, grown, phase in parts])
+
+    def _step(self, workload: Workload, layout: Layout, n: float) -> Step:
+        """Predict one step of a phase with n Gaussians."""
+        r, machine = self.rates, self.machine
+        p, apart = layout.world_size, workload.kind == APART
+        # Of this rank; a part of one where pixels are divided.
+        images = workload.global_batch(layout) / p
         waits = 1.0
-        if p > 1 and workload.kind != "pixels":
+        if p > 1 and not apart and workload.kind != "pixels":
             waits += r.imbalance / math.sqrt(images) * _expected_maximum(p)
-        own = n / workload.holders(layout)
+        own = n * workload.held_share(layout)
         density = 1.0 if self.calibrated else workload.density  # rates of the scene's records have it in them
         # Ranks on CPUs beyond the cores take turns.
         turns = (
@@ -337,7 +414,7 @@ class Predictor:
             gaussians_s=images * n * r.image_bytes / bandwidth * waits,
             optimiser_s=own / workload.updaters(layout, machine) * r.step_bytes / bandwidth,
             host_s=r.step_s,
-            exchange_s=r.exchange_s if p > 1 and exchanges else 0.0,
+            exchange_s=r.exchange_s if p > 1 and exchanges and not apart else 0.0,
             collectives=collectives,
             overlap=workload.overlap,
         )
@@ -370,30 +447,73 @@ class Predictor:
         )
 
     def memory_gb(self, workload: Workload, layout: Layout) -> Interval:
-        """Predict the memory of one accelerator at the end of a run; the lower bound is never under the floor."""
-        r = self.rates
-        p = layout.world_size
-        own = workload.gaussians / workload.holders(layout)
-        images = workload.global_batch(layout) / p
-        updaters, state_bytes = workload.updaters(layout, self.machine), float(FLOOR_BYTES)
-        if updaters > 1:
-            state_bytes -= 2 * PARAMETER_BYTES * (1 - 1 / updaters)
-            if self.machine.accelerator == "cpu" and layout.nodes == 1:  # parallel/shared_memory.py
-                state_bytes += PARAMETER_BYTES
-        travelling = 0.0
-        if workload.holders(layout) > 1:
-            seen = workload.visible * workload.gaussians * images
-            travelling = 2 * seen * (FORWARD_BYTES + BACKWARD_BYTES) / 1e9
+        """Predict the memory of one rank at the end of a run, of `blocks` in its largest phase.
+
+        The lower bound is never under the floor.
+
+        On an accelerator the base, the model and the images are fitted to published runs; what travels comes on top.
+        On a CPU it is a count (docs/benchmarks/distributed.md), for n of N Gaussians, m images drawn by the rank, c
+        cameras it projects its n into, v the visible share:
+
+            base + n (968 + c (16 + 56 v) + 236 ceil(log2 c)) + m v N (40 + 176 if they travel) + 250 m P
+        """
+        return self._memory_gb(self.largest_phase(workload, layout), layout)
+
+    def largest_phase(self, workload: Workload, layout: Layout) -> Workload:
+        """Return the phase of a run that needs the most memory, with the number of Gaussians at its end."""
+        phases = [phase for _, _, phase in workload.phases(layout)]
+        return max(phases, key=lambda phase: self._memory_gb(phase, layout).value)
+
+    def rank_0_gb(self, workload: Workload, layout: Layout) -> float:
+        """Predict the largest memory of a CPU's rank 0: in a step, or with a checkpoint, when no step is under way."""
+        own = workload.gaussians * workload.held_share(layout)
+        state_bytes = workload.state_bytes(layout, self.machine)
+        resting = self.rates.memory_gb + own * (state_bytes + NAME_BYTES - PARAMETER_BYTES) / 1e9
+        saving = resting + checkpoint_gb(workload, layout, on_cpu=True)
+        return max(saving, self.memory_gb(workload, layout).value)
+
+    def _memory_gb(self, workload: Workload, layout: Layout) -> Interval:
+        r, p = self.rates, layout.world_size
+        own = workload.gaussians * workload.held_share(layout)
+        batch = workload.global_batch(layout)
+        images = max(batch / p, 1 / p)
+        seen = workload.visible * workload.gaussians * batch / p
+        shares = workload.holders(layout) if workload.kind != APART else 1
+        travelling = 2 * seen * (FORWARD_BYTES + BACKWARD_BYTES) / 1e9 if shares > 1 else 0.0
+        state_bytes = workload.state_bytes(layout, self.machine)
+        floor = own * state_bytes / 1e9
+        if self.machine.accelerator == "cpu":
+            # A shard is projected into the cameras of all ranks that share the model.
+            cameras = batch * shares / p
+            # Each camera's backward pass makes gradients of all parameters. They are added along a binary tree, so that
+            # replicas keep their bits: one set per level waits for the other branch.
+            waiting = PARAMETER_BYTES * math.ceil(math.log2(max(1.0, cameras)))
+            of_cameras = cameras * (_ACTIVATED_BYTES + workload.visible * _PROJECTION_BYTES)
+            around = 0.0
+            if (
+                workload.kind == APART
+            ):  # frozen: parameters, activated and projected; rank 0 keeps the coarse model
+                around = (workload.gaussians - own) * (PARAMETER_BYTES + of_cameras)
+                around += workload.gaussians * PARAMETER_BYTES
+            value = (
+                r.memory_gb
+                + own * (state_bytes + NAME_BYTES + of_cameras + waiting) / 1e9
+                + (seen * _PROJECTION_GRADIENT_BYTES + around) / 1e9
+                + images * workload.pixels * _CPU_PIXEL_BYTES / 1e9
+                + travelling
+            )
+            return Interval(value, max(floor, 0.9 * value), 1.15 * value)
+        around = (workload.gaussians - own) * PARAMETER_BYTES / 1e9 if workload.kind == APART else 0.0
         value = (
             r.memory_gb
             + own * (r.gaussian_memory_bytes + state_bytes - FLOOR_BYTES) / 1e9
-            + max(images, 1 / p) * workload.pixels * r.pixel_memory_bytes / 1e9
+            + images * workload.pixels * r.pixel_memory_bytes / 1e9
             + travelling
+            + around
         )
-        floor = own * state_bytes / 1e9
         # Within 6 % on one GPU and 14 % on four. At high resolutions more lives at once than there: photographs,
         # render, SSIM and the intersections with tiles.
-        more = max(images, 1 / p) * workload.pixels * _MORE_PIXEL_BYTES / 1e9 if r.pixel_memory_bytes else 0.0
+        more = images * workload.pixels * _MORE_PIXEL_BYTES / 1e9 if r.pixel_memory_bytes else 0.0
         return Interval(value, max(floor, 0.9 * value), max(1.15 * value, floor) + more)
 
     def _width(self, workload: Workload, layout: Layout) -> float:
@@ -428,6 +548,30 @@ class Predictor:
         return notes
 
 
+def checkpoint_gb(workload: Workload, layout: Layout, *, on_cpu: bool) -> float:
+    """Host memory that a checkpoint takes on rank 0 beside the training: the whole model and its moments, once gathered
+    from the other ranks (on a GPU in its own memory) and once as the copy that is written while training goes on.
+    """
+    copies = 1 + (on_cpu and workload.holders(layout) > 1)
+    return copies * workload.gaussians * CHECKPOINT_BYTES / 1e9
+
+
+def _mean_step(parts: list[tuple[float, Step]]) -> Step:
+    """Weigh the steps of a run's phases by their shares of it; collectives keep one entry per phase."""
+    if len(parts) == 1:
+        return parts[0][1]
+    terms = ("pixels_s", "gaussians_s", "optimiser_s", "host_s", "exchange_s")
+    return Step(
+        **{name: sum(share * getattr(step, name) for share, step in parts) for name in terms},
+        collectives=tuple(
+            replace(c, bytes=c.bytes * share, seconds=c.seconds * share)
+            for share, step in parts
+            for c in step.collectives
+        ),
+        overlap=parts[0][1].overlap,
+    )
+
+
 def _expected_maximum(count: int) -> float:
     """Expected maximum of `count` standard normal numbers (Blom 1958)."""
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
@@ -438,7 +582,7 @@ def collectives_of(
 ) -> tuple[CollectiveCost, ...]:
     """List the collectives of one step as the strategy issues them; none on one rank."""
     p = layout.world_size
-    if p == 1:
+    if p == 1 or workload.kind == APART:
         return ()
     if workload.kind == "replicated":
         return _gradients(workload, layout, machine, gaussians, p)
@@ -551,6 +695,9 @@ def workload_of(
         powersgd_rank=strategy.powersgd_rank,
         shard=strategy.shard,
         sync_every=strategy.sync_every,
+        coarse_share=strategy.coarse_share,
+        finish_share=strategy.finish_share,
+        margin=strategy.margin,
         gradient_rows=strategy.gradient_rows,
         optimizer_state=strategy.optimizer_state,
         batch=batch,

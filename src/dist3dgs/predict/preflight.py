@@ -17,7 +17,7 @@ from ..config.naming import Layout, Point
 from ..config.workloads import WorkloadSpec
 from ..errors import UserError
 from .machine import Machine
-from .model import PARAMETER_BYTES, Forecast, Predictor, Workload
+from .model import CHECKPOINT_BYTES, Forecast, Predictor, Workload, checkpoint_gb
 from .run_time import limit_min
 from .study import SceneFacts, predictor_of, records_of, scene_facts, workload_at
 
@@ -26,10 +26,8 @@ Status = Literal["ok", "warn", "refuse"]
 _TIGHT = 0.9
 #: Of a rank with a GPU: the CUDA context and the libraries' pages, before any data.
 GPU_PROCESS_GIB = 4.0
-#: Of a rank on a CPU: the demo's ranks have 0.53 GiB with 0.1 M Gaussians (results/reference).
+#: Of a rank on a CPU that nothing predicts: the demo's ranks have 0.53 GiB with 0.1 M Gaussians (results/reference).
 CPU_PROCESS_GIB = 0.6
-#: A checkpoint holds parameters and Adam's two moments.
-CHECKPOINT_BYTES = 3 * PARAMETER_BYTES
 ADAM_BETA1 = 0.9
 #: Checks whose refusal closes a point before its job is submitted; Slurm itself judges the others.
 MEMORY_CHECKS = ("host memory", "GPU memory")
@@ -63,37 +61,41 @@ def host_memory(
     workers: int = 0,
     worker_gib: float = 0.0,
     scene_gib: float = 0.0,
+    checkpoint_gib: float = 0.0,
     what: str = "the node",
     setting: str = "site.mem_gib_per_gpu",
     assumed: bool = False,
 ) -> Finding:
-    """Compare ranks x (process + data workers) and the packed scene with a node's memory.
+    """Compare ranks x (process + data workers), the packed scene and a checkpoint with a node's memory.
 
     Args:
         workers: data-loading processes of each rank; our own training has none, other trainers may.
         worker_gib: resident size of one of them.
         scene_gib: the packed scene, which all ranks of a node share.
+        checkpoint_gib: what rank 0 needs beside its process while a checkpoint is written.
         what: the threshold's name, as the text says it.
         assumed: the sizes are not measured, so that too much of them is a warning.
     """
 
     def need(count: int) -> float:
-        return ranks_per_node * (process_gib + count * worker_gib) + scene_gib
+        return ranks_per_node * (process_gib + count * worker_gib) + shared_gib
 
+    shared_gib = scene_gib + checkpoint_gib
     total = need(workers)
+    saved = f" + {checkpoint_gib:.1f} GiB of a checkpoint on rank 0" if checkpoint_gib else ""
     arithmetic = (
         f"{ranks_per_node} ranks x ({process_gib:.1f} GiB + {workers} workers x {worker_gib:.1f} GiB)"
-        f" + {scene_gib:.1f} GiB of scene = {total:.1f} GiB; {what}: {node_gib:.1f} GiB",
+        f" + {scene_gib:.1f} GiB of scene{saved} = {total:.1f} GiB; {what}: {node_gib:.1f} GiB",
     )
     text = f"{total:.1f} GiB{' (assumed)' if assumed else ''} of {node_gib:.1f} GiB of {what}"
     if total <= _TIGHT * node_gib:
         return Finding(check="host memory", status="ok", text=text, arithmetic=arithmetic)
     status: Status = "refuse" if total > node_gib and not assumed else "warn"
     if workers and worker_gib and need(0) <= node_gib:
-        largest = math.floor(((node_gib - scene_gib) / ranks_per_node - process_gib) / worker_gib)
+        largest = math.floor(((node_gib - shared_gib) / ranks_per_node - process_gib) / worker_gib)
         fix = f"at most {largest} workers per rank fit"
     else:
-        most = math.floor((node_gib - scene_gib) / (process_gib + workers * worker_gib))
+        most = math.floor((node_gib - shared_gib) / (process_gib + workers * worker_gib))
         fix = f"raise {setting}, or at most {max(most, 0)} ranks per node fit"
     return Finding(check="host memory", status=status, text=text, setting=fix, arithmetic=arithmetic)
 
@@ -103,7 +105,8 @@ def accelerator_memory(made: Predictor, forecast: Forecast) -> Finding:
     f, limit, r = forecast, forecast.memory_limit_gb, made.rates
     m = f.memory_gb
     images = max(f.batch / f.layout.world_size, 1 / f.layout.world_size)
-    own = f.workload.gaussians / f.workload.holders(f.layout)
+    phase = made.largest_phase(f.workload, f.layout)
+    own = phase.gaussians * phase.held_share(f.layout)
     arithmetic = (
         f"{r.memory_gb:.2f} GB + {r.gaussian_memory_bytes / 1e3:.2f} kB x {own:,.0f} Gaussians of a rank"
         f" + {r.pixel_memory_bytes:.0f} B x {f.workload.pixels:,} px x {images:g} images, and what travels"
@@ -263,8 +266,9 @@ class PointChecks:
             return check_workload(self.study, point, self.limits, self._node)
         scene, made, measured_gib = self._scene(point.scene)
         scene_gib, on_cpu = (scene.pack_bytes or 0) / 2**30, spec.hardware.device == "cpu"
+        predicted = _predicted_host_gib(self.study, made, scene, spec, point.layout)
         found = [
-            _host(scene_gib, point.layout, self.limits, self._node, measured_gib, on_cpu=on_cpu),
+            _host(scene_gib, point.layout, self.limits, self._node, measured_gib, predicted, on_cpu=on_cpu),
             batch_rule(spec),
             disk(Path(self.study.config.results), spec, num_points),
         ]
@@ -331,7 +335,7 @@ def check_workload(study: Study, point: Point, limits: Limits, machine: Machine 
         # The measured size of a rank has its loaders in it.
         process, workers = _measured_process_gib(study, point.scene, point.strategy), 0
     told = replace(limits, process_gib=process, workers=workers, worker_gib=loader or 0.0)
-    found = [_host(0.0, point.layout, told, machine, None, on_cpu=spec.hardware.device == "cpu")]
+    found = [_host(0.0, point.layout, told, machine, None, (None, 0.0), on_cpu=spec.hardware.device == "cpu")]
     return found if machine is None else [*found, allocation(spec, point.layout, machine)]
 
 
@@ -359,26 +363,52 @@ def _host(
     limits: Limits,
     machine: Machine | None,
     measured_gib: float | None,
+    predicted_gib: tuple[float | None, float],
     *,
     on_cpu: bool,
 ) -> Finding:
+    """Compare with the node or the request.
+
+    The size of a process is told, else measured (of the largest rank, with its checkpoints), else predicted, else
+    assumed.
+
+    predicted_gib: as `_predicted_host_gib` gives it.
+    """
     ranks, node = layout.workers_per_node, None if machine is None else machine.host_memory_gib.value
     requested = limits.most_mem_gib
     if limits.mem_gib_per_rank is not None:
         requested = min(limits.mem_gib_per_rank * ranks + limits.base_mem_gib, requested)
     of_node = node is not None and (limits.mem_gib_per_rank is None or node < requested)
     process = limits.process_gib or measured_gib
+    predicted, checkpoint = predicted_gib
     on_cpu = on_cpu or (machine is not None and machine.accelerator == "cpu")
     return host_memory(
         ranks_per_node=ranks,
-        process_gib=process or (CPU_PROCESS_GIB if on_cpu else GPU_PROCESS_GIB),
+        process_gib=process or predicted or (CPU_PROCESS_GIB if on_cpu else GPU_PROCESS_GIB),
         node_gib=node if of_node and node is not None else requested,
         workers=limits.workers or 0,
         worker_gib=limits.worker_gib or 0.0,
         scene_gib=scene_gib,
+        checkpoint_gib=0.0 if measured_gib and not limits.process_gib else checkpoint,
         what="the node" if of_node else "the job's request per node",
         assumed=process is None and not limits.workers,
     )
+
+
+def _predicted_host_gib(
+    study: Study, made: Predictor | None, scene: SceneFacts, spec: RunSpec, layout: Layout
+) -> tuple[float | None, float]:
+    """Predict the memory of a rank on a CPU, None on a GPU, and what a checkpoint takes on rank 0 beside it, GiB."""
+    if made is None:
+        return None, 0.0
+    try:
+        workload = workload_at(study, scene, spec.strategy, layout)
+        if made.machine.accelerator != "cpu":
+            return None, checkpoint_gb(workload, spec.started, on_cpu=False) * 1e9 / 2**30
+        rank = made.memory_gb(workload, spec.started).value
+        return rank * 1e9 / 2**30, (made.rank_0_gb(workload, spec.started) - rank) * 1e9 / 2**30
+    except UserError:  # a batch that these ranks cannot share, which another finding says
+        return None, 0.0
 
 
 def _measured_process_gib(study: Study, scene: str, strategy: str | None = None) -> float | None:

@@ -146,12 +146,16 @@ class Trainer:
         self._compare_digests()
 
     def _check_room(self) -> None:
-        d, room, holders = self.train.densify, self.parallel.max_rows, self.parallel.holders
-        most = min(len(self.scene.points), d.max_gaussians) if d.kind == "none" else d.max_gaussians
-        needed = -(-most // holders)
+        d, room = self.train.densify, self.parallel.max_rows
+        at_start = min(len(self.scene.points), d.max_gaussians)
+        most = at_start if d.kind == "none" else d.max_gaussians
+        needed = self.parallel.rows_needed(most, at_start)
         if room is None or needed <= room:
             return
+        holders = -(-most // needed)
         among = f"each of {holders} ranks that share them" if holders > 1 else "a rank that holds all of them"
+        if self.spec.parallel.kind == "blocks" and needed == at_start:
+            among = f"every rank until they are cut into blocks (it starts from {at_start:,})"
         raise UserError(
             f"hardware.max_gaussians_per_rank is {room:,}, but {most:,} Gaussians need {needed:,} on {among} "
             f"(kind: {self.spec.parallel.kind}); use a strategy of kind sharded on {-(-most // room)} ranks or more, "

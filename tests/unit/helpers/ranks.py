@@ -1,6 +1,7 @@
 """Run a function on several ranks (gloo, one process each) without the launcher, for tests of collectives."""
 
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
@@ -34,6 +35,20 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
             _rank, (world_size, _free_port(), folder, function, args), nprocs=world_size, start_method="fork"
         )
         return [torch.load(Path(folder, f"{r}.pt"), weights_only=True) for r in range(world_size)]
+
+
+def left_by_a_killed_rank(function: Callable[..., Any], *args: Any, patience_s: float = 30) -> int | None:
+    """Call `function(comm, *args)` on two ranks, of which rank 1 kills itself; rank 0's exit status, None: it hangs."""
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = mp.start_processes(
+            _rank, (2, _free_port(), folder, function, args), nprocs=2, join=False, start_method="fork"
+        ).processes
+        ranks[1].join()
+        ranks[0].join(patience_s)
+        status = ranks[0].exitcode
+        ranks[0].kill()
+    assert ranks[1].exitcode == -signal.SIGKILL
+    return status
 
 
 def make_trainer(

@@ -139,6 +139,22 @@ def test_bytes_are_those_of_the_formula(tiny_scene, tmp_path):
     assert bytes_sent(ranks, "step") == pytest.approx(p * 10 * 2 * (p - 1) / p * 4 * 14 * n, rel=0.05)
 
 
+@pytest.mark.slow
+def test_no_rank_trains_more_than_it_has_room_for(tiny_scene, tmp_path):
+    """200 Gaussians to start from, 400 at most: 210 in the coarse phase, then as many on each of two ranks."""
+    run = run_at(
+        "n1g2",
+        densify={"start_step": 3, "every": 4, "stop_step": 36, "max_gaussians": 400, "grad_threshold": 1e-6},
+    )
+    room = {"hardware": run.hardware.model_copy(update={"max_gaussians_per_rank": 210})}
+    ranks = run_ranks(2, train, run.model_copy(update=room), tiny_scene, tmp_path)
+    cut, merged = events_of(tmp_path, "blocks")
+    assert sum(cut["gaussians"]) == 210 and max(cut["trained"]) <= 210
+    assert 210 < sum(merged["gaussians"]) <= sum(ranks[0]["shards"]) <= 400 and max(ranks[0]["shards"]) <= 210
+    parallel = make_parallel(run, Communicator(0, 2), get_renderer("cpu"), torch.device("cpu"))
+    assert parallel.rows_needed(400, 200) == 200 and parallel.rows_needed(500, 200) == 250
+
+
 def cut_step(comm: Communicator, threshold: float, away: bool = False) -> dict[str, Any]:
     """A block's gradients right after the cut, on this rank; with `away` no view sees anything."""
     run = tiny.spec(
@@ -169,10 +185,11 @@ def cut_step(comm: Communicator, threshold: float, away: bool = False) -> dict[s
     }  # fmt: skip
 
 
-def test_a_block_is_rendered_with_the_rest_and_learns_its_own_part():
+@pytest.mark.parametrize("world_size", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
+def test_a_block_is_rendered_with_the_rest_and_learns_its_own_part(world_size):
     """Images are those of the whole model; gradients those of the whole model's loss, for this block's Gaussians."""
     alone = cut_step(Communicator(), 0.0)
-    ranks = run_ranks(2, cut_step, 0.0)
+    ranks = run_ranks(world_size, cut_step, 0.0)
     assert alone["views"] == list(range(12)) and alone["facts"]["trained"] == [203]
     for rank in ranks:
         assert rank["ready"] == list(NAMES) and rank["grow"] == len(rank["means"]) < 203
@@ -180,8 +197,8 @@ def test_a_block_is_rendered_with_the_rest_and_learns_its_own_part():
         for image, want in zip(rank["image"], alone["image"], strict=True):
             assert torch.allclose(image, want, atol=1e-12)
         where = [int((alone["means"] == m).all(1).nonzero()) for m in rank["means"]]
-        # Twice: a rank's images are the batch, a half of the ranks' images.
-        assert torch.allclose(rank["grad"], 2 * alone["grad"][where], rtol=1e-8, atol=1e-10)
+        # A rank's images are the batch, one of so many parts of the ranks' images.
+        assert torch.allclose(rank["grad"], world_size * alone["grad"][where], rtol=1e-8, atol=1e-10)
 
 
 def test_a_block_that_no_view_sees_stays_as_it_is():

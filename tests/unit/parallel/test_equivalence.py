@@ -30,6 +30,7 @@ STRATEGIES = {
     "whole": {"kind": "replicated", "optimizer_state": "whole"},
     "network": {"kind": "replicated", "shared_memory": False},
     "zero1": {"kind": "replicated", "optimizer_state": "split", "shared_memory": False},
+    "touched": {"kind": "replicated", "gradient_rows": "touched"},
     "sharded": {"kind": "sharded"},
     "sharded-network": {"kind": "sharded", "shared_memory": False},
     "space": {"kind": "sharded", "placement": "space"},
@@ -48,7 +49,7 @@ SEVERAL_RANKS = [
         pytest.param(name, ranks, marks=pytest.mark.slow)
         for name, ranks in [
             *((name, ranks) for name in ("replicated", "sharded", "space", "pixels") for ranks in (3, 4)),
-            *(("whole", 3), ("zero1", 4), ("sharded-network", 3)),
+            *(("whole", 3), ("zero1", 4), ("sharded-network", 3), ("touched", 4)),
             *(("pixels-space", 2), ("hybrid-1", 3), ("hybrid-2", 4)),
         ]
     ),

@@ -42,7 +42,7 @@ def sgd(comm: Communicator, strategy: dict[str, Any]) -> dict[str, torch.Tensor]
     return {name: t.detach() for name, t in gaussians.items()}
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_averages_of_sgd_after_every_step_are_steps_of_replicas(world_size):
     local = run_ranks(world_size, sgd, {"kind": "local", "sync_every": 1, "average": "plain"})
     want, start = run_ranks(1, sgd, {"kind": "replicated"})[0], some_gaussians(torch.float64)

@@ -1,6 +1,7 @@
 """Images cut into strips that the ranks share: borders, the times that move them, batches smaller than the ranks."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +14,7 @@ from dist3dgs.parallel import pixels
 from dist3dgs.parallel.collectives import Communicator
 from dist3dgs.parallel.pixels import MOVE_ABOVE, TILE_PX, divide_again, strip_rows
 from dist3dgs.parallel.sharded import Sharded
+from dist3dgs.parallel.strategy import Rendered
 from dist3dgs.splats.loss import HALO_PX
 from tests.unit.helpers import tiny
 from tests.unit.helpers.ranks import make_trainer, run_ranks
@@ -97,6 +99,39 @@ def test_a_batch_smaller_than_the_ranks_trains_as_one_process_and_borders_move(t
     assert losses == pytest.approx(one, rel=1e-4)
     assert border == pytest.approx(2 / 3), "rank 1 took three times as long: half of its strip goes to rank 0"
     assert borders_sent == 1.0, "the rows next to one border in every step"
+
+
+def one_step(comm: Communicator, strategy: dict[str, Any], scene: Path, out: Path) -> dict[str, Any]:
+    """Bytes of this rank in a step of one image, and where Gaussians are in it before the step, px."""
+    run = tiny.spec(f"n1g{comm.world_size}", strategy=strategy, global_batch=1, densify={"kind": "none"})
+    trainer = make_trainer(comm, run, scene, out)
+    trainer.start()
+    rendered = []
+
+    def kept(*args: Any, **options: Any) -> Rendered:
+        rendered.append(Sharded.render(*args, **options))
+        return rendered[0]
+
+    with mock.patch.object(trainer.parallel, "render", partial(kept, trainer.parallel)):
+        trainer.one_step(1)
+    ((projection, _),) = rendered[0].projections
+    ops = ("projection", "strip borders")
+    sent = {op: sum(m.bytes for (_, name), m in comm.meters.items() if op in name) for op in ops}
+    return sent | {"y": projection.means2d[:, 1].detach(), "radius": projection.radii[:, 1]}
+
+
+def test_bytes_are_those_of_the_formula(tiny_scene, tmp_path):
+    """(p-1)/p d v N 88 per view, d strips in which a Gaussian is seen, and 120 per pixel of width and border."""
+    p = tiny.HEIGHT // TILE_PX
+    (one,) = run_ranks(1, one_step, {"kind": "sharded"}, tiny_scene, tmp_path / "one")
+    strips = [(r * TILE_PX, (r + 1) * TILE_PX) for r in range(p)]
+    top, bottom = one["y"] - one["radius"], one["y"] + one["radius"]
+    pieces = sum(int(((bottom > first) & (top < last)).sum()) for first, last in strips)
+    assert p == 3 and 1.1 < pieces / len(top) < p, "d"
+    ranks = run_ranks(p, one_step, PIXELS, tiny_scene, tmp_path / "three")
+    sent = {op: sum(rank[op] for rank in ranks) for op in ("projection", "strip borders")}
+    assert sent["projection"] == pytest.approx((p - 1) / p * pieces * 88, rel=0.05)
+    assert sent["strip borders"] == 2 * (p - 1) * 120 * tiny.WIDTH
 
 
 def test_only_pixels_share_a_batch_smaller_than_the_ranks():

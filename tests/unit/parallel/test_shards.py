@@ -276,7 +276,8 @@ def test_cpu_ranks_share_their_device():
 
 
 @pytest.mark.parametrize(
-    "kind, room, needed", [("replicated", 599, "600"), ("hybrid", 299, "300"), ("sharded", 299, "300")]
+    "kind, room, needed",
+    [("replicated", 599, "600"), ("hybrid", 299, "300"), ("sharded", 299, "300"), ("blocks", 299, "300")],
 )
 def test_a_model_that_may_outgrow_a_rank_is_refused_before_it_is_loaded(
     kind, room, needed, tiny_scene, tmp_path

@@ -207,6 +207,64 @@ def test_memory_follows_the_measured_line_and_never_the_floor(a100):
     assert one.value - split == pytest.approx(5.84e6 * 472 * 3 / 4 / 1e9)
 
 
+#: Measured: docs/benchmarks/distributed.md. Gaussians, ranks, visible share, GiB in steps, on rank 0 with a checkpoint.
+CPU_RANKS = [
+    (100_000, 1, 1.0, 0.44, 0.49),
+    (400_000, 2, 0.98, 0.65, 1.06),
+    (400_000, 4, 0.98, 0.57, 0.99),
+    (1_600_000, 8, 0.97, 1.04, 2.77),
+    (5_000_000, 4, 0.98, 3.37, 8.49),
+]
+
+
+@pytest.mark.parametrize(("gaussians", "ranks", "visible", "steps_gib", "checkpoint_gib"), CPU_RANKS)
+def test_memory_of_cpu_ranks_is_what_was_measured(
+    gaussians, ranks, visible, steps_gib, checkpoint_gib, config
+):
+    made = predictor(load_machine("cpu", config))
+    kind = "sharded" if ranks > 1 else "replicated"
+    workload = Workload(gaussians=gaussians, width_px=192, height_px=128, kind=kind, visible=visible)
+    layout, gib = Layout(1, ranks), 2**30 / 1e9
+    assert made.memory_gb(workload, layout).value == pytest.approx(steps_gib * gib, rel=0.1)
+    assert made.rank_0_gb(workload, layout) == pytest.approx(checkpoint_gib * gib, rel=0.1)
+
+
+def test_blocks_are_replicas_then_apart_then_shards(a100, config):
+    layout = Layout(1, 4)
+    blocks = replace(GARDEN, kind="blocks", coarse_share=0.2, finish_share=0.1)
+    parts = blocks.phases(layout)
+    assert [w.kind for _, _, w in parts] == ["replicated", "apart", "sharded"]
+    assert [share for share, _, _ in parts] == pytest.approx([0.2, 0.7, 0.1])
+    assert sum(share * grown for share, grown, _ in parts) == pytest.approx(1)
+    assert parts[0][2].gaussians < blocks.gaussians == parts[1][2].gaussians
+    made, n = predictor(a100), 1e6
+    whole = made.step(blocks, layout, n)
+    replicas, shards = (
+        made.step(replace(GARDEN, kind=kind), layout, n) for kind in ("replicated", "sharded")
+    )
+    assert whole.collectives_s == pytest.approx(
+        sum(
+            share * made.step(w, layout, n * grown).collectives_s
+            for share, grown, w in parts
+            if w.kind != "apart"
+        )
+    )
+    assert whole.collectives_s < 0.3 * max(replicas.collectives_s, shards.collectives_s)
+    assert whole.optimiser_s < 0.6 * replicas.optimiser_s
+    # Of a block with its margin there are Adam's moments; with one block it is the whole scene.
+    assert parts[1][2].held_share(layout) == pytest.approx(1.2**2 / 4)
+    assert made.step(blocks, Layout(1, 1), n) == made.step(
+        replace(GARDEN, kind="replicated"), Layout(1, 1), n
+    )
+    fixed = replace(blocks, densify_share=0.0)  # all there from the start: the coarse phase needs the most
+    for machine in (a100, load_machine("cpu", config)):
+        memory = {
+            w.kind: predictor(machine).memory_gb(w, layout).value
+            for w in (fixed, *(replace(fixed, kind=kind) for kind in ("replicated", "apart", "sharded")))
+        }
+        assert memory["blocks"] == memory["replicated"] > memory["apart"] > memory["sharded"]
+
+
 def test_a_forecast_adds_up(a100):
     f = predictor(a100).forecast(replace(GARDEN, images=30_000), Layout(1, 4))
     assert f.num_steps == 7500 and f.batch == 4

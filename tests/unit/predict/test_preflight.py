@@ -73,6 +73,17 @@ def test_without_workers_the_ranks_that_fit_are_named():
     assert host_memory(ranks_per_node=6, process_gib=10, node_gib=64).status == "warn"  # above 90 %
 
 
+def test_a_checkpoint_counts_once_per_node_in_host_memory(study, config):
+    with_it = host_memory(ranks_per_node=4, process_gib=3.0, node_gib=16, checkpoint_gib=5.0)
+    assert (
+        with_it.status == "refuse" and "5.0 GiB of a checkpoint on rank 0 = 17.0 GiB" in with_it.arithmetic[0]
+    )
+    assert "at most 3 ranks per node fit" in with_it.setting
+    limits = Limits(runtime_s=7200, longest_s=86400, mem_gib_per_rank=32, most_mem_gib=1024)
+    (found,) = check_study(study, [Layout(1, 4)], limits, load_machine("h100-nvlink", config)).values()
+    assert next("of a checkpoint" in f.arithmetic[0] for f in found if f.check == "host memory")
+
+
 @pytest.mark.parametrize(
     ("gaussians", "layout", "kind", "status"),
     [(5.8e6, "n1g1", "sharded", "ok"), (22e6, "n1g1", "sharded", "warn"), (60e6, "n1g4", "replicated", "refuse"),
@@ -132,7 +143,7 @@ def test_the_batch_rule_is_judged_by_what_it_leaves(study):
 def test_disk_counts_every_checkpoint_that_is_there_at_a_time(study, tmp_path):
     spec = spec_of(study, "n1g1", train={"densify": {"max_gaussians": 1_000_000}, "keep_checkpoints": 2})
     one = disk(tmp_path / "results/not/there", spec, 1)
-    assert "2.1 GB a point" in one.text
+    assert "2.2 GB a point" in one.text
     assert disk(tmp_path, spec, 10**9).status == "warn"
     assert (
         disk(tmp_path, spec_of(study, "n1g1", train={"densify": {"max_gaussians": 10**15}}), 1).status
