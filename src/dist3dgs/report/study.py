@@ -42,13 +42,13 @@ def subject(records: Sequence[RunRecord]) -> str:
     """Say what was studied: each program, and the scenes it ran on where it is not named like them."""
     scenes: dict[str, dict[str, None]] = {}
     for record in records:
-        scenes.setdefault(program(record), {})[record.run.scene] = None
+        name = record.run.scene if is_workload(record) else program(record)
+        scenes.setdefault(name, {})[record.run.scene] = None
     alike: dict[str, list[str]] = {}
     for name, on in scenes.items():
         alike.setdefault("" if list(on) == [name] else f" on {', '.join(on)}", []).append(name)
-    return (
-        ", ".join(f"{', '.join(names)}{on}" for on, names in alike.items()) or f"{SPLATTING} on no runs yet"
-    )
+    parts = [f"{', '.join(names)}{on}" for on, names in alike.items()]
+    return "; ".join(parts) or f"{SPLATTING} on no runs yet"
 
 
 def programs(records: Sequence[RunRecord]) -> list[str]:

@@ -24,6 +24,11 @@ def verdict(points: Sequence[Row]) -> list[str]:
     paragraphs += [_series(series, points) for series in every]
     paragraphs[1:1] = _recommendations(points)
     measured = [p for p in points if p["n_ok"]]
+    if shared := sum(1 for p in measured if p.get("n_shared")):
+        paragraphs.append(
+            f"At {shared} of {len(measured)} points other jobs were on the nodes (†): their times are not to be "
+            "trusted. Whole nodes: site.exclusive in the profile."
+        )
     if mixed := _mixed(points):
         paragraphs.append(mixed)
     if measured and all(p["n_ok"] == 1 for p in measured):
@@ -65,7 +70,9 @@ def _summary(every: Sequence[Sequence[Row]]) -> str:
         count = f"{len(tops)} of {len(compared)} combinations {kinds}; most"
     best_of = f"{top['scene']} with {top['strategy']} at {place(top)}"
     beyond = ", more than ideal, so the baseline may have been disturbed" if _beyond_ideal(top) else ""
-    return f"In time, distributed training pays for {count} on {best_of}: {_faster(top)}{beyond}."
+    is_shared = any(p.get("n_shared") for p in (top, _baseline_of(top, list(itertools.chain(*every)))))
+    shared = ", on nodes shared with other jobs, so that its times are not to be trusted" if is_shared else ""
+    return f"In time, distributed training pays for {count} on {best_of}: {_faster(top)}{beyond}{shared}."
 
 
 def _kinds(every: Sequence[Sequence[Row]]) -> str:

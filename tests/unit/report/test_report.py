@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dist3dgs import figures
+from dist3dgs.analysis.points import point_rows
 from dist3dgs.analysis.tables import read_table, tabulate
 from dist3dgs.report import write_report
 from dist3dgs.report.markup import Html, tag, with_code
@@ -419,4 +420,16 @@ def test_workloads_are_told_in_their_own_words_each_variant_by_itself(report):
 
 def test_gaussians_beside_workloads_are_named_with_their_scene(report):
     page = report([make_record(), make_workload("resnet50", "default", images_per_s=500.0, unit="image")])
-    assert "3D Gaussian Splatting on builtin, resnet50: a scaling study" in page.text
+    assert "3D Gaussian Splatting on builtin; resnet50: a scaling study" in page.text
+
+
+def test_the_first_sentence_says_that_nodes_were_shared(report):
+    alone = [make_record(), make_record(layout="n1g2")]
+    assert "shared with other jobs" not in report(alone).text
+    points = [
+        {**p, "n_shared": 1 if p["layout"] == "n1g2" else 0}
+        for p in point_rows(
+            [make_record(scene, layout=layout) for scene in ("a", "b") for layout in ("n1g1", "n1g2")]
+        )
+    ]
+    assert "on nodes shared with other jobs, so that its times are not to be trusted" in verdict(points)[0]
