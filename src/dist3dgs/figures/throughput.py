@@ -27,9 +27,8 @@ def data(study: Study) -> list[lines.Row]:
 def plot(rows: list[lines.Row]) -> Any:
     key = [Entry("ideal", lines.IDEAL)] if any(r["status"] == "ok" for r in rows) else []
     units = dict.fromkeys(r["unit"] for r in rows)
-    return lines.figure(
-        lines.by_scene(rows), f"throughput [{' or '.join(units)}], log scale", _behind, key=key
-    )
+    unit = next(iter(units)) if len(units) == 1 else "per s"
+    return lines.figure(lines.by_scene(rows), f"throughput [{unit}], log scale", _behind, key=key)
 
 
 def _behind(ax: Any, cell: lines.Cell, ranks: Ranks) -> None:
