@@ -150,6 +150,7 @@ def train(
     optimise = optimizer(model)
     schedule = torch.optim.lr_scheduler.StepLR(optimise, step_size=max(1, args.epochs // 3), gamma=0.5)
     scaler = torch.amp.GradScaler(enabled=device.type == "cuda")
+    per_epoch = len(batches) * args.batch_per_rank * ranks.world_size
     begun = time.perf_counter()
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)
@@ -172,13 +173,14 @@ def train(
             comm_s, exposed_s = ranks.mean(*communication.take())
             shares = f" | Compute: {seconds - exposed_s:.3f} s"
             shares += f" | Communication: {comm_s:.3f} s, {exposed_s:.3f} s exposed"
-        done = len(batches) * args.batch_per_rank * ranks.world_size
         ranks.say(
             f"Epoch [{epoch + 1}/{args.epochs}] LR: {lr:.6f} | Loss (train, val): {loss:.3f}, {val_loss:.3f}"
             f" | Accuracy (train, val): {100 * accuracy:.2f}%, {100 * val_accuracy:.2f}%"
-            f" | Throughput: {done / seconds:.1f} {unit} | Epoch time: {seconds:.3f} s{shares}"
+            f" | Throughput: {per_epoch / seconds:.1f} {unit} | Epoch time: {seconds:.3f} s{shares}"
         )
-    ranks.say(f"Total training time: {time.perf_counter() - begun:.2f} s")
+    ranks.say(
+        f"Total training time: {time.perf_counter() - begun:.2f} s, {per_epoch * args.epochs} {unit.split('/')[0]}"
+    )
     if ranks.world_size > 1:
         dist.destroy_process_group()
 

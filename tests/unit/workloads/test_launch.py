@@ -56,7 +56,7 @@ def test_a_transformer_on_two_ranks(repository: Path, tmp_path: Path) -> None:
     assert m.images_per_s == pytest.approx(64 / m.epoch_s, rel=0.3)
     assert m.compute_s and m.comm_s and m.exposed_comm_s is not None
     assert m.exposed_comm_s <= m.train_s and m.compute_to_comm == m.compute_s / m.comm_s
-    assert m.train_s == pytest.approx(3 * m.epoch_s) and m.images == pytest.approx(3 * 64, rel=0.02)
+    assert m.train_s == pytest.approx(3 * m.epoch_s) and m.images == 3 * 64
     assert m.phases_s["step"] == pytest.approx(m.train_s), "loading torch and validating are not training"
     assert m.compute_s + m.exposed_comm_s == pytest.approx(m.train_s, rel=0.2)
     assert m.figures_of_merit["images_per_s"].unit == "samples/s" and m.figures_of_merit["epoch_s"].count == 3
