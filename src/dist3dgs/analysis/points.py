@@ -48,6 +48,7 @@ POINT_COLUMNS = (
         "n_degraded",
         "n_other",
         "n_shared",
+        "cores",
         "causes",
         "left_out",
         "global_batch",
@@ -323,6 +324,9 @@ def _row(
         "n_other": statuses["unknown"] + statuses["ok"] - len(counted),
         # Successful runs during which other jobs were on their nodes.
         "n_shared": sum(1 for r in counted if r.environment.nodes_shared),
+        # Of a node, where ranks are on processors: those beyond them take turns.
+        "cores": min((r.environment.cores or 0 for r in counted if "cpu" in r.environment.devices), default=0)
+        or None,
         "causes": ", ".join(f"{cause} x{n}" if n > 1 else cause for cause, n in sorted(causes.items())),
         "left_out": left_out,
         "target_psnr": target,

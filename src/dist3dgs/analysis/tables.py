@@ -57,7 +57,7 @@ INTEGERS = {
         "n_other",
         "n_reached",
     ),
-    *("n_shared", "n_scenes"),
+    *("n_shared", "n_scenes", "cores"),
 }
 TEXTS = {
     *("scene", "strategy", "layout", "status", "cause", "causes", "phase", "node", "evidence", "remedy"),

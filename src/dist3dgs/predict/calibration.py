@@ -159,8 +159,8 @@ def workload_of_record(record: RunRecord, size_px: tuple[int, int]) -> Workload 
     n = record.metrics.num_gaussians
     if "gradient_rows" not in settings["parallel"]:  # recorded before rows were chosen
         asked = replace(asked, gradient_rows="all")
-    if "optimizer_state" not in settings["parallel"]:  # before it could be split
-        asked = replace(asked, optimizer_state="whole")
+    if "shared_memory" not in settings["parallel"]:  # before ranks shared memory
+        asked = replace(asked, optimizer_state="whole", shared_memory=False)
     held_out = len(record.metrics.views) or asked.held_out
     return Workload(**(vars(asked) | {"gaussians": float(n or asked.gaussians), "held_out": held_out}))
 

@@ -6,6 +6,8 @@ way (Hockney 1994; Thakur, Rabenseifner and Gropp 2005 for ring and tree):
 ring all-reduce   2 (p - 1)/p S bytes through every worker's link and every node's; 2 (p - 1) hops
 tree all-reduce   2 S bytes; 2 log2(p) hops. The faster of both counts, as NCCL chooses
 all-to-all        each worker sends S bytes, (g - 1)/p of them inside its node, (p - g)/p through the node's link
+shared memory     between CPU ranks of one node: the ring's bytes at the rate of copying, which ranks beyond the cores
+                  share, and one meeting per exchange, two of an all-reduce
 """
 
 import math
@@ -30,18 +32,32 @@ class CollectiveCost:
     algorithm: str
 
 
-def all_reduce(op: str, payload: float, calls: int, layout: Layout, machine: Machine) -> CollectiveCost:
-    """Sum `payload` bytes, in `calls` messages of equal size, over all ranks."""
+def turns(layout: Layout, machine: Machine) -> float:
+    """Return how many ranks share a core of a CPU, 1 where each has its own."""
+    return (
+        max(1.0, layout.workers_per_node / machine.workers_per_node) if machine.accelerator == "cpu" else 1.0
+    )
+
+
+def all_reduce(
+    op: str, payload: float, calls: int, layout: Layout, machine: Machine, *, shared: bool = False
+) -> CollectiveCost:
+    """Sum `payload` bytes, in `calls` messages of equal size, over all ranks.
+
+    shared: through the memory of their node, in parts (parallel/row_parts.py).
+    """
     p, nodes = layout.world_size, layout.nodes
     if p == 1:
         return CollectiveCost(op=op, calls=0, bytes=0.0, seconds=0.0, algorithm="none")
+    if shared:
+        return _shared(op, 2 * (p - 1) / p * payload, payload, 2, layout, machine)
     bandwidth = _bandwidth(layout, machine)
     local, far = _hops(machine)
     ring_hops = 2 * (p - nodes) * local + (2 * (nodes - 1) * far if nodes > 1 else 0)
     tree_hops = (
         2 * math.ceil(math.log2(layout.workers_per_node or 1)) * local + 2 * math.ceil(math.log2(nodes)) * far
     )
-    fixed = machine.collective_us.value * 1e-6
+    fixed = _fixed_s(layout, machine)
     ring = calls * (fixed + ring_hops) + 2 * (p - 1) / p * payload / bandwidth
     tree = calls * (fixed + tree_hops) + 2 * payload / bandwidth
     seconds, algorithm = min((ring, "ring"), (tree, "tree"))
@@ -49,21 +65,31 @@ def all_reduce(op: str, payload: float, calls: int, layout: Layout, machine: Mac
 
 
 def all_to_all(
-    op: str, sent: float, calls: int, layout: Layout, machine: Machine, unevenness: float = 0.0
+    op: str,
+    sent: float,
+    calls: int,
+    layout: Layout,
+    machine: Machine,
+    unevenness: float = 0.0,
+    *,
+    shared: bool = False,
 ) -> CollectiveCost:
     """Send `sent` bytes of each rank, spread over all ranks including itself.
 
     Args:
         unevenness: by how much the fullest rank exceeds the mean; all wait for it.
+        shared: through the memory of their node.
     """
     p, g = layout.world_size, layout.workers_per_node
     if p == 1:
         return CollectiveCost(op=op, calls=0, bytes=0.0, seconds=0.0, algorithm="none")
     fullest = sent * (1 + unevenness)
+    if shared:
+        return _shared(op, fullest * (p - 1) / p, sent * (p - 1) / p, calls, layout, machine)
     inside = fullest * (g - 1) / p / (machine.worker_link_gb_s * 1e9)
     outside = fullest * (p - g) / p * g / (machine.node_link_gb_s * 1e9) if layout.nodes > 1 else 0.0
     local, far = _hops(machine)
-    fixed = machine.collective_us.value * 1e-6 + (g - 1) * local + (p - g) * far / g
+    fixed = _fixed_s(layout, machine) + (g - 1) * local + (p - g) * far / g
     return CollectiveCost(
         op=op,
         calls=calls,
@@ -71,6 +97,27 @@ def all_to_all(
         seconds=calls * fixed + max(inside, outside),
         algorithm="pairwise",
     )
+
+
+def _shared(
+    op: str, copied: float, num_bytes: float, meetings: int, layout: Layout, machine: Machine
+) -> CollectiveCost:
+    """Exchange through the memory of a node. copied: bytes that each rank sends."""
+    assert machine.shared_memory_gb_s is not None
+    seconds = turns(layout, machine) * copied / (machine.shared_memory_gb_s.value * 1e9)
+    return CollectiveCost(
+        op=op,
+        calls=meetings,
+        bytes=num_bytes,
+        seconds=meetings * _fixed_s(layout, machine) + seconds,
+        algorithm="shared memory",
+    )
+
+
+def _fixed_s(layout: Layout, machine: Machine) -> float:
+    """Return seconds of a collective of no bytes."""
+    waits_us = machine.turn_us.value if machine.turn_us is not None and turns(layout, machine) > 1 else 0.0
+    return 1e-6 * (machine.collective_us.value + waits_us)
 
 
 def _bandwidth(layout: Layout, machine: Machine) -> float:

@@ -44,6 +44,13 @@ class Machine(Settings):
     link_gb_s: Number = Field(description="link of one worker to the others of its node, one direction")
     link_efficiency: Number = Field(description="share of it that collectives reach")
     collective_us: Number = Field(description="microseconds of a collective of no bytes inside a node")
+    shared_memory_gb_s: Number | None = Field(
+        None,
+        description="what ranks on a CPU exchange through the memory of their node, sent and received by each",
+    )
+    turn_us: Number | None = Field(
+        None, description="microseconds that a collective takes longer where ranks take turns on a core"
+    )
     ports_per_node: Number = Field(description="network ports of a node")
     host_memory_gib: Number
     network: str | Network = Field(description="an entry of networks.yaml")

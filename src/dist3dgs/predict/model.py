@@ -29,7 +29,7 @@ from ..config.load import load_yaml
 from ..config.models import Strategy, TrainSettings
 from ..config.naming import Layout
 from ..errors import UserError
-from .collectives import CollectiveCost, all_reduce, all_to_all
+from .collectives import CollectiveCost, all_reduce, all_to_all, turns
 from .machine import Machine
 
 #: Fitted rates and errors, written by `python -m dist3dgs.predict.validation`.
@@ -40,8 +40,8 @@ PARAMETER_BYTES, SMALL_PARAMETER_BYTES = 59 * 4, 14 * 4
 FORWARD_BYTES, BACKWARD_BYTES = 48, 40
 #: Gradients travel in messages of at most this size, larger parameters alone (parallel/replicated.py).
 BUCKET_BYTES = 25 * 2**20
-#: Where more of the rows are touched all travel (parallel/gradients.py).
-MAX_TOUCHED_SHARE = 0.8
+#: With `gradient_rows: auto`, where more of the rows are touched all travel (parallel/gradients.py).
+AUTO_SHARE = 0.25
 #: Parameters, gradients and Adam's two moments of one Gaussian: no dense training needs less.
 FLOOR_BYTES = 4 * PARAMETER_BYTES
 #: Name and sums of the statistics of one Gaussian (train/model.py), which a checkpoint has beside three times the
@@ -124,6 +124,8 @@ class Workload:
     """Rows of the gradients that travel between replicas: all, touched, or auto (touched on CPUs)."""
     optimizer_state: str = "whole"
     """Replicas: Adam of all rows on every rank (whole), of its part (split), or auto (split on one node's CPUs)."""
+    shared_memory: bool = True
+    """CPU ranks of one node exchange through its memory."""
     compression: str = "none"
     powersgd_rank: int = 2
     batch: int | None = None
@@ -187,10 +189,17 @@ class Workload:
 
     def updaters(self, layout: Layout, machine: Machine) -> int:
         """Return number of ranks that share out Adam's updates and moments of the Gaussians that each holds."""
-        exact = self.compression == "none" and self.gradient_rows != "touched"
-        auto = machine.accelerator == "cpu" and layout.nodes == 1 and exact
-        split = self.optimizer_state == "split" or (self.optimizer_state == "auto" and auto)
+        auto = self.optimizer_state == "auto" and self.through_memory(layout, machine)
+        split = self.optimizer_state == "split" or auto
         return layout.world_size if self.kind == "replicated" and split else 1
+
+    def through_memory(self, layout: Layout, machine: Machine) -> bool:
+        """Return True where what the strategy exchanges goes through the memory of the ranks' one node."""
+        there = self.shared_memory and machine.shared_memory_gb_s is not None and layout.nodes == 1
+        if not self.is_replica:
+            return there
+        exact = self.compression == "none" and self.gradient_rows != "touched"
+        return there and self.kind == "replicated" and exact
 
     def state_bytes(self, layout: Layout, machine: Machine) -> float:
         """Return bytes per Gaussian of parameters, gradients and Adam's moments on a rank that may share the update."""
@@ -397,14 +406,9 @@ class Predictor:
             waits += r.imbalance / math.sqrt(images) * _expected_maximum(p)
         own = n * workload.held_share(layout)
         density = 1.0 if self.calibrated else workload.density  # rates of the scene's records have it in them
-        # Ranks on CPUs beyond the cores take turns.
-        turns = (
-            max(1.0, layout.workers_per_node / machine.workers_per_node)
-            if machine.accelerator == "cpu"
-            else 1.0
-        )
+        sharing = turns(layout, machine)
         flops, bandwidth = (
-            x / turns for x in (machine.fp32_tflops.value * 1e12, machine.memory_gb_s.value * 1e9)
+            x / sharing for x in (machine.fp32_tflops.value * 1e12, machine.memory_gb_s.value * 1e9)
         )
         collectives = collectives_of(workload, layout, machine, n)
         # Published rates: an all-reduce costs the host its launches alone, and those are in the collective's time.
@@ -618,9 +622,14 @@ def _projections(
     if p == 1:
         return ()
     seen = workload.visible * gaussians / p * cameras
+    shared = workload.through_memory(layout, machine)
     counts = all_reduce("all_gather(counts)", 8.0 * cameras * p, 1, layout, machine)
-    forward = all_to_all("all_to_all(projections)", seen * FORWARD_BYTES, 1, layout, machine, 0.05)
-    back = all_to_all("all_to_all(projection gradients)", seen * BACKWARD_BYTES, 1, layout, machine, 0.05)
+    forward = all_to_all(
+        "all_to_all(projections)", seen * FORWARD_BYTES, 1, layout, machine, 0.05, shared=shared
+    )
+    back = all_to_all(
+        "all_to_all(projection gradients)", seen * BACKWARD_BYTES, 1, layout, machine, 0.05, shared=shared
+    )
     return counts, forward, back
 
 
@@ -630,6 +639,9 @@ def _gradients(
     """Return the all-reduce of gradients: a message of the small parameters while they fit, the large ones alone."""
     if layout.world_size == 1:
         return ()
+    if workload.through_memory(layout, machine):
+        whole = PARAMETER_BYTES * gaussians
+        return (all_reduce("all_reduce(gradients)", whole, 1, layout, machine, shared=True),)
     found: list[CollectiveCost] = []
     rows = gaussians
     wanted = workload.gradient_rows == "touched" or (
@@ -638,7 +650,8 @@ def _gradients(
     if wanted and workload.compression != "powersgd":
         found.append(all_reduce("all_gather(touched rows)", gaussians / 8, 1, layout, machine))
         touched = 1 - (1 - workload.visible) ** (workload.batch or ranks)  # by any of the step's views
-        rows *= touched if touched <= MAX_TOUCHED_SHARE else 1.0
+        few = touched <= AUTO_SHARE or workload.gradient_rows == "touched"
+        rows *= touched if few else 1.0
     payload, small = rows * PARAMETER_BYTES, rows * SMALL_PARAMETER_BYTES
     calls = 1 if payload <= BUCKET_BYTES else 2 if small <= BUCKET_BYTES else 6
     if workload.compression == "bf16":
@@ -700,6 +713,7 @@ def workload_of(
         margin=strategy.margin,
         gradient_rows=strategy.gradient_rows,
         optimizer_state=strategy.optimizer_state,
+        shared_memory=strategy.shared_memory,
         batch=batch,
         images=images,
         densify_share=min(1.0, train.densify.stop_step / train.steps) if grows else 0.0,

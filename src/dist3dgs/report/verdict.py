@@ -295,8 +295,11 @@ def _turns(ok: Sequence[Row]) -> list[str]:
             1 + (SINGLE_RUN_NOISE if min(before["n_ok"], after["n_ok"]) < 2 else 0)
         )
         if after["ranks"] > before["ranks"] and falls:
+            why = ""
+            if (cores := after.get("cores")) and after["workers_per_node"] > cores:
+                why = f"; {after['workers_per_node']:g} ranks take turns on the {cores:g} cores of a node"
             return [
-                f"Going from {place(before)} to {place(after)} lowers the throughput: scaling has turned."
+                f"Going from {place(before)} to {place(after)} lowers the throughput: scaling has turned{why}."
             ]
     return []
 

@@ -137,15 +137,34 @@ def test_local_steps_average_once_in_so_many(a100):
 
 
 def test_touched_rows_alone_travel_where_few_are(a100, config):
-    def sent(machine, **changes):
-        found = collectives_of(replace(GARDEN, kind="replicated", **changes), Layout(1, 2), machine, 30_000)
+    def sent(machine, of=GARDEN, **changes):
+        found = collectives_of(replace(of, kind="replicated", **changes), Layout(1, 2), machine, 30_000)
         return sum(c.bytes for c in found if c.op == "all_reduce(gradients)")
 
     cpu = load_machine("cpu", config)
     whole = sent(a100, gradient_rows="auto")
     assert whole == pytest.approx(7.08e6, rel=0.001)
-    assert sent(cpu, gradient_rows="auto") == pytest.approx(0.51 * whole)  # 1 - 0.7 ** 2 of them
-    assert sent(cpu, gradient_rows="touched", visible=0.6) == whole  # 84 % are too many
+    assert sent(cpu, gradient_rows="touched") == pytest.approx(0.51 * whole)  # 1 - 0.7 ** 2 of them
+    over_gloo = replace(GARDEN, shared_memory=False)
+    assert sent(cpu, over_gloo, gradient_rows="auto", visible=0.1) == pytest.approx(0.19 * whole)
+    assert sent(cpu, over_gloo, gradient_rows="auto") == whole  # 51 % are too many
+    assert sent(cpu, gradient_rows="auto", visible=0.1) == whole  # through shared memory all do
+
+
+def test_ranks_that_share_memory_and_cores_exchange_at_the_rate_of_copying(config):
+    cpu = load_machine("cpu", config)
+
+    def all_reduce_s(layout, **changes):
+        replicas = replace(GARDEN, kind="replicated", gradient_rows="all", **changes)
+        return sum(c.seconds for c in collectives_of(replicas, layout, cpu, 1e6))
+
+    rate = cpu.shared_memory_gb_s.value * 1e9
+    meeting_s, turn_s = cpu.collective_us.value / 1e6, cpu.turn_us.value / 1e6
+    assert all_reduce_s(Layout(1, 2)) == pytest.approx(2 * meeting_s + 236e6 / rate)
+    # Four ranks on two cores take turns to copy, and wait for their turns.
+    assert all_reduce_s(Layout(1, 4)) == pytest.approx(2 * (meeting_s + turn_s) + 2 * 1.5 * 236e6 / rate)
+    assert all_reduce_s(Layout(1, 2), shared_memory=False) > 2 * all_reduce_s(Layout(1, 2))
+    assert all_reduce_s(Layout(2, 1)) == all_reduce_s(Layout(2, 1), shared_memory=False)
 
 
 def test_replicas_repeat_the_optimiser_and_shards_divide_it(a100):

@@ -50,10 +50,11 @@ def test_all_reduces_on_one_and_several_nodes_follow_the_formulae(validation):
     assert len(nodes) == 6 and errors_of(nodes)[2] <= 0.25
 
 
-def test_two_ranks_are_predicted_from_one(validation):
-    (two,) = [c for c in validation.own if c.name == "demo, 2 ranks"]
-    assert not two.fitted and abs(two.error) < 0.1
-    assert len(validation.speedups) == 8 and errors_of(validation.speedups)[2] < 0.15
+def test_two_and_four_ranks_are_predicted_from_one(validation):
+    own = {c.name: c for c in validation.own}
+    assert not own["demo, replicated, 2 ranks"].fitted and abs(own["demo, replicated, 2 ranks"].error) < 0.1
+    assert {c.ranks for c in validation.own} == {1, 2, 4} and errors_of(validation.own)[2] < 0.2
+    assert len(validation.speedups) == 10 and errors_of(validation.speedups)[2] < 0.15
 
 
 def test_published_rows_name_their_source(repository):

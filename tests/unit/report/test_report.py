@@ -433,3 +433,11 @@ def test_the_first_sentence_says_that_nodes_were_shared(report):
         )
     ]
     assert "on nodes shared with other jobs, so that its times are not to be trusted" in verdict(points)[0]
+
+
+def test_ranks_beyond_the_cores_are_named_where_throughput_falls():
+    records = [make_record(layout=name, images_per_s=r) for name, r in (("n1g2", 40.0), ("n1g4", 30.0))]
+    points = [{**p, "cores": 2} for p in point_rows([make_record(images_per_s=25.0), *records])]
+    assert "scaling has turned; 4 ranks take turns on the 2 cores of a node." in " ".join(verdict(points))
+    enough = [{**p, "cores": 8} for p in points]
+    assert "scaling has turned." in " ".join(verdict(enough))

@@ -64,8 +64,6 @@ def test_another_layout_is_predicted_by_the_model_with_its_bound(repository, mon
         for n in (1, 2)
     )
     asked = RunSpec.model_validate(two.run.settings)
-    # The reference runs are from before ranks chose the rows that travel.
-    asked = asked.model_copy(update={"parallel": asked.parallel.model_copy(update={"gradient_rows": "all"})})
     found = predict([asked], [one], {}, 7200)
     assert found.source == "model fitted to 1 records of builtin"
     assert found.seconds == pytest.approx(two.metrics.total_s, rel=0.1)
@@ -73,7 +71,7 @@ def test_another_layout_is_predicted_by_the_model_with_its_bound(repository, mon
     ideal = predict(
         [asked], [one.model_copy(update={"metrics": one.metrics.model_copy(update={"curve": []})})], {}, 1
     )
-    assert ideal.most_s is None and ideal.seconds < 0.9 * found.seconds
+    assert ideal.most_s is None and ideal.seconds < 0.95 * found.seconds
     assert predict([asked], [one, two], {}, 7200).source == "from builtin/replicated/n1g2/r0"
 
 
