@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,18 @@ def _rank(rank: int, job: tuple[int, list[float], float, int, str]) -> None:
         for _ in range(repeats):
             torch.mm(*factors)
 
+    def add(t: torch.Tensor) -> None:
+        parts.reduce_scatter([t])
+        parts.all_gather([t])
+
     kinds: dict[str, Callable[[], object]] = {}
     for mib in sizes:
         t = torch.zeros(max(1, round(mib * 2**20 / 4 / _WIDTH)), _WIDTH)
         if mib == 0:
             kinds["meeting"] = comm.meet
             continue
-        kinds[f"shared, {mib:g} MiB"] = lambda t=t: (parts.reduce_scatter([t]), parts.all_gather([t]))
-        kinds[f"gloo, {mib:g} MiB"] = lambda t=t: dist.all_reduce(t)
+        kinds[f"shared, {mib:g} MiB"] = partial(add, t)
+        kinds[f"gloo, {mib:g} MiB"] = partial(dist.all_reduce, t)
     took: dict[str, list[float]] = {name: [] for name in ("alone", *kinds)}
     for number in range(rounds + 2):
         started = time.perf_counter()
