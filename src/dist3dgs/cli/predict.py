@@ -129,7 +129,10 @@ def predict(args: argparse.Namespace) -> None:
         made = predictor_of(study, machine, scene)
         shown: list[tuple[str, Any]] = []
         for layout in map(Layout.parse, names):
-            found, problems = forecasts(study, made, scene, strategies, [layout], _changes(args, layout))
+            changes = _changes(args)
+            found, problems = forecasts(
+                study, made, scene, strategies, [layout], changes, args.batch_per_rank
+            )
             shown += found
             answer["left_out"] += problems
         answer["predictions"] += [
@@ -197,16 +200,14 @@ def _sized(study: Any, name: str, size: str | None) -> Any:
     return replace(scene, size_px=(int(width), int(height)), size_known=True)
 
 
-def _changes(args: argparse.Namespace, layout: Any) -> dict[str, Any]:
-    """Return fields of the workload that the options replace."""
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    """Return fields of the workload that the options replace, all but the batch per rank."""
     given = {"gaussians": args.gaussians, "images": args.images, "visible": args.visible}
     batches = {"global-batch": args.global_batch, "batch-per-rank": args.batch_per_rank}
     for name, value in (given | batches).items():
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name}: expected a number above 0, found {value:g}")
-    if args.batch_per_rank:
-        given["batch"] = args.batch_per_rank * layout.world_size
-    elif args.global_batch:
+    if args.global_batch and not args.batch_per_rank:
         given["batch"] = args.global_batch
     return {name: value for name, value in given.items() if value is not None}
 

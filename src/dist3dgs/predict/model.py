@@ -10,7 +10,8 @@ exchange       exchange_s where ranks exchange projections: the host's part of i
 collectives    every one as the strategy issues it (collectives.py), less what is hidden behind computation
 
 A step of `blocks` is the mean over its three phases: replicas; blocks apart, which draw the rest with their own, so
-that only the optimiser's work is divided, and send nothing; shards.
+that only the optimiser's work is divided, and send nothing; shards. With `blocks: k` each block is a job: the coarse
+phase's images are all of one rank, blocks run at the same time, and each job starts by itself.
 
 The few rates (`Rates`) are fitted to a part of the published points (validation.py), or to this study's own records
 (calibration.py); rates of one accelerator carry over to another by peak FLOP/s and memory bandwidth. Intervals are
@@ -63,6 +64,8 @@ APART = "apart"
 GROWTH_SHARE = 0.66
 #: Share at the start of a growth that is linear and has this mean.
 _START_SHARE = 2 * GROWTH_SHARE - 1
+#: Starts that a point of block jobs waits for: the coarse job's, a block's and the merge's.
+_JOBS_IN_A_ROW = 3
 #: Forward pass of an image, as a share of a training step's work on it.
 EVALUATION_SHARE = 1 / 3
 #: Startup of a distributed run: 25 to 28 s of gsplat's on 8 GPUs (gsplat pull request 1062).
@@ -118,6 +121,8 @@ class Workload:
     coarse_share: float = 0.2
     """blocks: share of the steps before the cut; `finish_share` of those after the merge."""
     finish_share: float = 0.0
+    blocks: int | None = None
+    """blocks: their number where each is a job of its own; None: one per rank."""
     margin: float = 0.2
     """blocks: share of its extent by which a cell is enlarged at each cut."""
     gradient_rows: str = "all"
@@ -166,7 +171,7 @@ class Workload:
         """
         if self.kind != "blocks":
             return [(1.0, 1.0, self)]
-        if layout.world_size == 1:  # the one block is the whole scene
+        if self.cells(layout) == 1:  # the one block is the whole scene
             return [(1.0, 1.0, replace(self, kind="replicated"))]
         merge, found, at = 1 - self.finish_share, [], 0.0
         for kind, end in (("replicated", self.coarse_share), (APART, merge), ("sharded", 1.0)):
@@ -186,6 +191,10 @@ class Workload:
     def is_replica(self) -> bool:
         """Every rank holds all Gaussians."""
         return self.kind in ("replicated", "local")
+
+    def cells(self, layout: Layout) -> int:
+        """Return number of blocks, or of ranks of any other strategy: what is trained at a time."""
+        return self.blocks or layout.world_size
 
     def updaters(self, layout: Layout, machine: Machine) -> int:
         """Return number of ranks that share out Adam's updates and moments of the Gaussians that each holds."""
@@ -212,10 +221,10 @@ class Workload:
         return FLOOR_BYTES - 2 * PARAMETER_BYTES * (1 - 1 / updaters) + shared
 
     def held_share(self, layout: Layout) -> float:
-        """Return the share of the Gaussians that a rank trains; a block's margin grows with its cuts, log2(ranks)."""
+        """Return the share of the Gaussians that a rank trains; a block's margin grows with its cuts, log2(blocks)."""
         if self.kind == APART:
-            p = layout.world_size
-            return min(1.0, (1 + self.margin) ** math.log2(p) / p)
+            cells = self.cells(layout)
+            return min(1.0, (1 + self.margin) ** math.log2(cells) / cells)
         return 1 / self.holders(layout)
 
     def holders(self, layout: Layout) -> int:
@@ -234,7 +243,12 @@ class Workload:
         return shard
 
     def global_batch(self, layout: Layout) -> int:
-        return self.batch or (1 if self.kind == "pixels" else layout.world_size)
+        return self.batch or (1 if self.kind == "pixels" else self.cells(layout))
+
+    def images_of_rank(self, layout: Layout) -> float:
+        """Return images of a step that one rank draws; a part of one where pixels are divided."""
+        sharing = self.cells(layout) if self.kind == APART else layout.world_size
+        return self.global_batch(layout) / sharing
 
 
 @dataclass(frozen=True)
@@ -308,6 +322,8 @@ class Forecast:
     """Relative half-width of the interval of all times."""
     num_steps: int
     phases_s: dict[str, float]
+    rank_s: float
+    """Seconds of all ranks together, of all jobs of a point."""
     memory_gb: Interval
     """Per rank, at the end of the run."""
     memory_limit_gb: float
@@ -335,11 +351,11 @@ class Forecast:
 
     @property
     def rank_hours(self) -> Interval:
-        return self.total_s.scaled(self.layout.world_size / 3600)
+        return Interval.around(self.rank_s / 3600, self.width)
 
     @property
     def efficiency(self) -> float:
-        return self.speedup / self.layout.world_size
+        return self.speedup / self.workload.cells(self.layout)
 
     @property
     def fits(self) -> bool:
@@ -399,8 +415,7 @@ class Predictor:
         """Predict one step of a phase with n Gaussians."""
         r, machine = self.rates, self.machine
         p, apart = layout.world_size, workload.kind == APART
-        # Of this rank; a part of one where pixels are divided.
-        images = workload.global_batch(layout) / p
+        images = workload.images_of_rank(layout)
         waits = 1.0
         if p > 1 and not apart and workload.kind != "pixels":
             waits += r.imbalance / math.sqrt(images) * _expected_maximum(p)
@@ -431,7 +446,7 @@ class Predictor:
         num_steps = math.ceil(workload.images / batch)
         image_s = alone.pixels_s + alone.gaussians_s
         phases = {
-            "startup": self.startup_s,
+            "startup": self.startup_s * (1 if workload.blocks is None else _JOBS_IN_A_ROW),
             "step": num_steps * step.seconds,
             "evaluate": workload.evaluations * math.ceil(workload.held_out / p) * image_s * EVALUATION_SHARE,
         }
@@ -443,12 +458,26 @@ class Predictor:
             width=self._width(workload, layout),
             num_steps=num_steps,
             phases_s=phases,
+            rank_s=self._rank_s(workload, layout, num_steps, phases),
             memory_gb=self.memory_gb(workload, layout),
             memory_limit_gb=self.machine.memory_gb.value,
             speedup=alone.seconds / (step.seconds / batch),
             ratio=alone.compute_s / comm_per_image if comm_per_image else None,
             notes=self._notes(workload, layout),
         )
+
+    def _rank_s(
+        self, workload: Workload, layout: Layout, num_steps: int, phases_s: Mapping[str, float]
+    ) -> float:
+        """Add up the seconds of all ranks; of blocks with jobs of their own, those of each job."""
+        if workload.blocks is None:
+            return layout.world_size * sum(phases_s.values())
+        n = self.mean_gaussians(workload)
+        steps_s = sum(
+            num_steps * share * self._step(phase, layout, n * grown).seconds * (workload.blocks if phase.kind == APART else 1)
+            for share, grown, phase in workload.phases(layout)
+        )  # fmt: skip
+        return (workload.blocks + 2) * self.startup_s + steps_s + phases_s["evaluate"]
 
     def memory_gb(self, workload: Workload, layout: Layout) -> Interval:
         """Predict the memory of one rank at the end of a run, of `blocks` in its largest phase.
@@ -479,9 +508,9 @@ class Predictor:
     def _memory_gb(self, workload: Workload, layout: Layout) -> Interval:
         r, p = self.rates, layout.world_size
         own = workload.gaussians * workload.held_share(layout)
-        batch = workload.global_batch(layout)
-        images = max(batch / p, 1 / p)
-        seen = workload.visible * workload.gaussians * batch / p
+        images = max(workload.images_of_rank(layout), 1 / p)
+        batch = images * p
+        seen = workload.visible * workload.gaussians * images
         shares = workload.holders(layout) if workload.kind != APART else 1
         travelling = 2 * seen * (FORWARD_BYTES + BACKWARD_BYTES) / 1e9 if shares > 1 else 0.0
         state_bytes = workload.state_bytes(layout, self.machine)
@@ -710,6 +739,7 @@ def workload_of(
         sync_every=strategy.sync_every,
         coarse_share=strategy.coarse_share,
         finish_share=strategy.finish_share,
+        blocks=strategy.blocks,
         margin=strategy.margin,
         gradient_rows=strategy.gradient_rows,
         optimizer_state=strategy.optimizer_state,
@@ -732,7 +762,7 @@ def describe(forecast: Forecast) -> Mapping[str, Any]:
     return {
         "layout": str(f.layout),
         "strategy": f.workload.kind,
-        "ranks": f.layout.world_size,
+        "ranks": f.workload.cells(f.layout),
         "global_batch": f.batch,
         "step_s": listed(f.step_s),
         "step_terms_s": f.step.terms(),

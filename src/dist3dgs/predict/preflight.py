@@ -104,8 +104,8 @@ def accelerator_memory(made: Predictor, forecast: Forecast) -> Finding:
     """Compare the predicted memory of a rank with its accelerator's; name the most Gaussians and the ranks that fit."""
     f, limit, r = forecast, forecast.memory_limit_gb, made.rates
     m = f.memory_gb
-    images = max(f.batch / f.layout.world_size, 1 / f.layout.world_size)
     phase = made.largest_phase(f.workload, f.layout)
+    images = phase.images_of_rank(f.layout)
     own = phase.gaussians * phase.held_share(f.layout)
     arithmetic = (
         f"{r.memory_gb:.2f} GB + {r.gaussian_memory_bytes / 1e3:.2f} kB x {own:,.0f} Gaussians of a rank"

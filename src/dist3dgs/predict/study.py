@@ -134,9 +134,14 @@ def predictor_of(
 
 
 def workload_at(
-    study: Study, scene: SceneFacts, strategy: str, layout: Layout, changes: Mapping[str, Any] | None = None
+    study: Study,
+    scene: SceneFacts,
+    strategy: str,
+    layout: Layout,
+    changes: Mapping[str, Any] | None = None,
+    batch_per_rank: int | None = None,
 ) -> Workload:
-    """Make the workload of a point; `changes` replaces fields of it.
+    """Make the workload of a point; `changes` replaces fields of it, `batch_per_rank` the batch (of blocks: per block).
 
     Raises:
         UserError: the config's batch is not one that these ranks can share.
@@ -148,6 +153,8 @@ def workload_at(
     made = replace(made, density=scene.density)
     if scene.gaussians and spec.train.densify.kind == "default":  # mcmc goes to its bound
         made = replace(made, gaussians=min(made.gaussians, float(scene.gaussians)))
+    if batch_per_rank:
+        made = replace(made, batch=batch_per_rank * made.cells(layout))
     return replace(made, **(changes or {}))
 
 
@@ -158,13 +165,15 @@ def forecasts(
     strategies: Sequence[str],
     layouts: Sequence[Layout],
     changes: Mapping[str, Any] | None = None,
+    batch_per_rank: int | None = None,
 ) -> tuple[list[tuple[str, Forecast]], list[str]]:
     """Predict each strategy on each layout; return (strategy, forecast) pairs and why some have none."""
     found, problems = [], []
     for name in strategies:
         for layout in layouts:
             try:
-                found.append((name, made.forecast(workload_at(study, scene, name, layout, changes), layout)))
+                workload = workload_at(study, scene, name, layout, changes, batch_per_rank)
+                found.append((name, made.forecast(workload, layout)))
             except UserError as e:
                 problems.append(f"{name} on {layout}: {e}")
     return found, problems

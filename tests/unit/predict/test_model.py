@@ -284,6 +284,25 @@ def test_blocks_are_replicas_then_apart_then_shards(a100, config):
         assert memory["blocks"] == memory["replicated"] > memory["apart"] > memory["sharded"]
 
 
+def test_blocks_that_are_jobs_train_at_once_on_a_rank_each(a100):
+    """The coarse job draws the images of all blocks, each block its own, and every job starts by itself."""
+    apart = replace(GARDEN, kind="blocks", coarse_share=0.5, batch=4, densify_share=0.0, evaluations=0)
+    jobs, made = replace(apart, blocks=4), predictor(a100)
+    (_, _, coarse), (_, _, block) = jobs.phases(Layout(1, 1))
+    assert (coarse.images_of_rank(Layout(1, 1)), block.images_of_rank(Layout(1, 1))) == (4, 1)
+    one, n = Layout(1, 1), GARDEN.gaussians
+    replicas = replace(apart, kind="replicated")
+    coarse_s, of_ranks_s = (made.step(replicas, layout, n).seconds for layout in (one, Layout(1, 4)))
+    block_s = 2 * made.step(jobs, one, n).seconds - coarse_s
+    assert block_s == pytest.approx(2 * made.step(apart, Layout(1, 4), n).seconds - of_ranks_s)
+    f = made.forecast(jobs, one)
+    steps = f.num_steps / 2
+    assert f.total_s.value == pytest.approx(3 * made.startup_s + steps * (coarse_s + block_s))
+    paid_s = 6 * made.startup_s + steps * (coarse_s + 4 * block_s)
+    assert f.rank_hours.value == pytest.approx(paid_s / 3600)
+    assert f.efficiency == pytest.approx(f.speedup / 4)
+
+
 def test_a_forecast_adds_up(a100):
     f = predictor(a100).forecast(replace(GARDEN, images=30_000), Layout(1, 4))
     assert f.num_steps == 7500 and f.batch == 4
