@@ -473,10 +473,10 @@ class Predictor:
         if workload.blocks is None:
             return layout.world_size * sum(phases_s.values())
         n = self.mean_gaussians(workload)
-        steps_s = sum(
-            num_steps * share * self._step(phase, layout, n * grown).seconds * (workload.blocks if phase.kind == APART else 1)
-            for share, grown, phase in workload.phases(layout)
-        )  # fmt: skip
+        steps_s = 0.0
+        for share, grown, phase in workload.phases(layout):
+            jobs = workload.blocks if phase.kind == APART else 1
+            steps_s += jobs * num_steps * share * self._step(phase, layout, n * grown).seconds
         return (workload.blocks + 2) * self.startup_s + steps_s + phases_s["evaluate"]
 
     def memory_gb(self, workload: Workload, layout: Layout) -> Interval:
