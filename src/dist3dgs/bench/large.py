@@ -28,8 +28,10 @@ from ..errors import UserError
 from ..files import write_json
 from ..parallel.collectives import Communicator
 from ..parallel.registry import make_parallel
+from ..predict.collectives import FORWARD_BYTES
 from ..predict.machine import load_machine
-from ..predict.model import FORWARD_BYTES, predictor, workload_of
+from ..predict.model import predictor
+from ..predict.workload import workload_of
 from ..runs.events import EventWriter
 from ..scenes.pack import PackedScene, scene_extent, write_packed
 from ..splats.render import get_renderer, set_threads

@@ -1,7 +1,8 @@
 """Predict time and memory of runs that were not made, check requests with them, and recommend layouts.
 
 machine.py       machine files (config/machines/*.yaml): rates, memories and links, each with its source
-collectives.py   seconds of all-reduce and all-to-all from message sizes, bandwidths and latencies
+workload.py      a training as far as its time depends on it: strategy, phases, images, Gaussians
+collectives.py   what each strategy sends, and its seconds from message sizes, bandwidths and latencies
 model.py         a step, its memory and a whole run of any layout; intervals from the errors on held-out points
 calibration.py   the same model, scaled to what this study's records measured
 validation.py    fits the few rates to a part of published.yaml and writes the errors on the rest

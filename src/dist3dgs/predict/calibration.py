@@ -7,15 +7,10 @@ from statistics import median
 from ..config.models import Strategy, TrainSettings
 from ..config.naming import Layout
 from ..runs.record import RunRecord
+from .collectives import collectives_of
 from .machine import Machine
-from .model import (
-    MODELLED,
-    Predictor,
-    Rates,
-    Workload,
-    collectives_of,
-    workload_of,
-)
+from .model import MODELLED, Predictor, Rates
+from .workload import Workload, workload_of
 
 #: Phases of a run outside its steps and evaluations, which do not depend on the layout to first order.
 _FIXED_PHASES = ("startup", "load", "init", "export", "checkpoint")

@@ -17,9 +17,10 @@ from ..config.naming import Layout, Point
 from ..config.workloads import WorkloadSpec
 from ..errors import UserError
 from .machine import Machine
-from .model import CHECKPOINT_BYTES, Forecast, Predictor, Workload, checkpoint_gb
+from .model import CHECKPOINT_BYTES, Forecast, Predictor, checkpoint_gb
 from .run_time import limit_min
 from .study import SceneFacts, predictor_of, records_of, scene_facts, workload_at
+from .workload import Workload
 
 Status = Literal["ok", "warn", "refuse"]
 #: Above this share of a memory, a request is warned of: what is not counted needs room too.

@@ -13,7 +13,8 @@ from ..analysis.measures import R_PAYS
 from ..analysis.points import place
 from ..config.naming import Layout
 from ..errors import UserError
-from .model import Forecast, Predictor, Workload
+from .model import Forecast, Predictor
+from .workload import Workload
 
 Row = dict[str, Any]
 #: Predicts a strategy on a layout; None where there is no model of it.

@@ -10,8 +10,9 @@ from ..errors import UserError
 from ..runs.record import RunRecord
 from .calibration import calibrate
 from .compare import machine_with
-from .model import Interval, predictor, workload_of
+from .model import Interval, predictor
 from .study import USUAL_SIZE_PX
+from .workload import workload_of
 
 #: Part of every time limit: what starting, reading and writing may take on a busy file system.
 LIMIT_BASE_MIN = 10

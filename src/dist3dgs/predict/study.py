@@ -14,7 +14,8 @@ from ..errors import UserError
 from ..runs.record import RunRecord, load_record
 from .calibration import calibrate
 from .machine import Machine, load_machine, machine_names
-from .model import Forecast, Predictor, Workload, fitted, predictor, workload_of
+from .model import Forecast, Predictor, fitted, predictor
+from .workload import Workload, workload_of
 
 #: Photographs of a scene whose size is not known before it is ingested: Mip-NeRF 360 as it is trained.
 USUAL_SIZE_PX = (1297, 840)

@@ -20,7 +20,8 @@ from ..runs.record import load_record
 from .calibration import IMBALANCE, calibrate, predicted_train_s, segments, workload_of_record
 from .collectives import all_reduce
 from .machine import Machine, load_machine
-from .model import FITTED, FLOOR_BYTES, Predictor, Rates, Workload
+from .model import FITTED, Predictor, Rates
+from .workload import FLOOR_BYTES, Workload
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 PAGE = Path("docs/benchmarks/prediction.md")

@@ -7,9 +7,10 @@ import pytest
 from dist3dgs.config.models import Strategy, TrainSettings
 from dist3dgs.config.naming import Layout
 from dist3dgs.errors import UserError
-from dist3dgs.predict.collectives import all_reduce, all_to_all
+from dist3dgs.predict.collectives import all_reduce, all_to_all, collectives_of
 from dist3dgs.predict.machine import Number, load_machine, machine_names
-from dist3dgs.predict.model import FLOOR_BYTES, Workload, collectives_of, describe, predictor, workload_of
+from dist3dgs.predict.model import describe, predictor
+from dist3dgs.predict.workload import FLOOR_BYTES, Workload, workload_of
 
 GARDEN = Workload(gaussians=5.84e6, width_px=1297, height_px=840)
 

@@ -10,7 +10,7 @@ from dist3dgs.config.matrix import load_study
 from dist3dgs.config.models import TrainSettings, validate
 from dist3dgs.config.naming import Layout, Point
 from dist3dgs.predict.machine import load_machine
-from dist3dgs.predict.model import Workload, predictor
+from dist3dgs.predict.model import predictor
 from dist3dgs.predict.preflight import (
     Limits,
     accelerator_memory,
@@ -23,6 +23,7 @@ from dist3dgs.predict.preflight import (
     worst,
 )
 from dist3dgs.predict.study import machine_of
+from dist3dgs.predict.workload import Workload
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from dist3dgs.analysis.points import point_rows
 from dist3dgs.cli import main
 from dist3dgs.config.naming import Layout
 from dist3dgs.predict.machine import load_machine
-from dist3dgs.predict.model import Workload, predictor
+from dist3dgs.predict.model import predictor
 from dist3dgs.predict.recommend import (
     alternatives,
     comparisons,
@@ -19,6 +19,7 @@ from dist3dgs.predict.recommend import (
     paragraph,
     sentences,
 )
+from dist3dgs.predict.workload import Workload
 from tests.unit.helpers.records import make_record, make_workload, write_records
 
 
