@@ -20,7 +20,7 @@ DTYPE = re.compile(r"\b(u?int(8|16|32|64)|float(16|32|64)?|bool|bfloat16|dtypes?
 
 
 #: Modules for GPUs: Triton comes with the CUDA builds of PyTorch alone.
-WITH_TRITON = ("dist3dgs.splats.loss_triton",)
+WITH_TRITON = ("dist3dgs.splats.harmonics_triton", "dist3dgs.splats.loss_triton")
 
 
 def modules(package: str) -> Iterator[ModuleType]:

@@ -41,6 +41,7 @@ from ..parallel.registry import make_parallel
 from ..runs.events import EventWriter, read_events
 from ..runs.provenance import code_digest
 from ..scenes.pack import PackedScene
+from ..splats import triton_kernels
 from ..splats.densify.lineage import founders
 from ..splats.gaussians import NAMES, Gaussians, initial_gaussians
 from ..splats.loss import l1_ssim_loss
@@ -157,6 +158,9 @@ def check(args: argparse.Namespace) -> int:
         if name == "build" and stage["status"] != "ok":
             print(f"error: {stage['error']}", file=sys.stderr)
             break
+    triton = result["stages"].get("agreement", {}).get("result", {}).get("triton", {})
+    if missing := [triton_kernels.INSTEAD[name] for name, runs in triton.items() if not runs]:
+        print(f"WARNING: Triton's kernels do not run here: {'; '.join(missing)}", file=sys.stderr)
     training = result["stages"].get("training", {}).get("result")
     if training and not training["is_fox"]:
         print("WARNING: trained on a scene that is not fox (FOX=folder of its photographs)", file=sys.stderr)
@@ -244,12 +248,15 @@ def agreement(args: argparse.Namespace) -> dict[str, Any]:
         name_of(*case): compare_renderers(args.gaussians, *case, device, size) for case in CASES
     }
     cases["no Gaussians"] = compare_renderers(0, 3, False, False, device, size)
+    # colours by gsplat, which they also are where Triton's kernels do not run
+    cases["sh3-joined"] = compare_renderers(args.gaussians, 3, False, False, device, size, joined=True)
     agrees = all(
         error <= TOLERANCE["image" if what == "image" else "gradient"]
         for case in cases.values()
         for what, error in case.items()
     )
-    return {"agrees": agrees, "cases": cases}
+    runs = {name: triton_kernels.load(name, device) is not None for name in triton_kernels.INSTEAD}
+    return {"agrees": agrees, "triton": runs, "cases": cases}
 
 
 def nccl(args: argparse.Namespace) -> dict[str, Any]:
@@ -459,13 +466,14 @@ def compare_renderers(
     absgrad: bool,
     device: torch.device,
     size: tuple[int, int] = DRAWN_SIZE,
+    joined: bool = False,
 ) -> dict[str, float]:
     """Return the relative L2 difference of image and gradients, CUDA against CPU, the worst of three views."""
     worst: dict[str, float] = {}
     case = (num_gaussians, sh_degree, antialiased, absgrad)
     for view in range(3):
-        cpu = draw(get_renderer("cpu"), torch.device("cpu"), *case, view, size)
-        cuda = draw(get_renderer("cuda"), device, *case, view, size)
+        cpu = draw(get_renderer("cpu"), torch.device("cpu"), *case, view, size, joined)
+        cuda = draw(get_renderer("cuda"), device, *case, view, size, joined)
         for name, want in cpu.items():
             error = float((cuda[name].cpu() - want).double().norm() / want.double().norm().clamp_min(1e-12))
             worst[name] = max(worst.get(name, 0.0), error)
@@ -481,8 +489,12 @@ def draw(
     absgrad: bool,
     view: int,
     size: tuple[int, int] = DRAWN_SIZE,
+    joined: bool = False,
 ) -> dict[str, Tensor]:
-    """Return one view's image and gradients of a loss against a fixed random photograph."""
+    """Return one view's image and gradients of a loss against a fixed random photograph.
+
+    joined: all coefficients of the harmonics are given as one tensor.
+    """
     g = torch.Generator().manual_seed(3)
     width, height = size
     points, colors = (
@@ -498,8 +510,11 @@ def draw(
     viewmat = torch.from_numpy(ring_of_cameras(8)[view]).float().to(device)
     K = torch.from_numpy(intrinsics(1, width, height)[0]).float().to(device)
     settings = RenderSettings(sh_degree=sh_degree, antialiased=antialiased, absgrad=absgrad)
+    inputs = gaussians.activated()
+    if joined:
+        inputs["colors"] = torch.cat([gaussians["sh0"], gaussians["shN"]], 1)
     projection = renderer.project(
-        **gaussians.activated(),  # type: ignore[arg-type]
+        **inputs,  # type: ignore[arg-type]
         viewmat=viewmat,
         K=K,
         width=width,

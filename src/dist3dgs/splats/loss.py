@@ -5,7 +5,6 @@ padding, constants 0.01^2 and 0.03^2 for a value range of 1, the mean over pixel
 """
 
 import functools
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dist3dgs.errors import UserError
+from dist3dgs.splats import triton_kernels
 from dist3dgs.splats.loss_window import C1, C2, RADIUS, WEIGHTS
 
 #: Rows on each side of a strip that the gradient of its pixels depends on: their windows, and the windows of these.
@@ -100,22 +100,10 @@ def gpu_loss(image: Tensor) -> Any:
     large images and where Triton is missing.
     """
     large = 12 * image.shape[0] * image.shape[1] >= 1 << 31  # the kernels count in int32
-    return TorchLoss if large or image.dtype != torch.float32 else triton_loss(image.device) or TorchLoss
-
-
-@functools.cache
-def triton_loss(device: torch.device) -> Any:
-    """Return the loss in Triton kernels; None where Triton is missing or cannot compile: it needs a C compiler."""
-    try:
-        from dist3dgs.splats.loss_triton import TritonLoss
-
-        TritonLoss.apply(torch.zeros(1, 1, 3, device=device), torch.zeros(1, 1, 3, device=device), 0.2)
-    except Exception as e:  # any error of the compiler
-        warnings.warn(
-            f"the loss runs in plain torch, several times slower: {type(e).__name__}: {e}", stacklevel=2
-        )
-        return None
-    return TritonLoss
+    kernels = (
+        None if large or image.dtype != torch.float32 else triton_kernels.load("loss_triton", image.device)
+    )
+    return TorchLoss if kernels is None else kernels.TritonLoss
 
 
 @functools.cache

@@ -172,6 +172,12 @@ class TritonLoss(torch.autograd.Function):
         return ctx.saved_tensors[0] * v, None, None
 
 
+def try_out(device: torch.device) -> None:
+    """Run all kernels on one pixel."""
+    image = torch.zeros(1, 1, 3, device=device, requires_grad=True)
+    TritonLoss.apply(image, torch.zeros(1, 1, 3, dtype=torch.uint8, device=device), 0.2).backward()
+
+
 _cached: dict[torch.device, Tensor] = {}
 
 

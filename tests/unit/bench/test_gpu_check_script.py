@@ -242,7 +242,7 @@ def test_a_rehearsal_without_gpu_from_build_to_steps_and_again(repository, tmp_p
     status = {name: stage["status"] for name, stage in result["stages"].items()}
     assert status == dict.fromkeys(gpu.STAGES, "ok") | {"lpips": "left out"}
     stages = {name: stage["result"] for name, stage in result["stages"].items() if "result" in stage}
-    assert stages["agreement"]["agrees"] and len(stages["agreement"]["cases"]) == len(gpu.CASES) + 1
+    assert stages["agreement"]["agrees"] and len(stages["agreement"]["cases"]) == len(gpu.CASES) + 2
     assert stages["nccl"]["one rank"] == "ok" and stages["training"]["steps"] == 6
     for which in ("simple_trainer", "ours"):
         assert [point["step"] for point in stages[which]["curve"]] == [1, 2]

@@ -1,10 +1,12 @@
 """Operations of one training step on the CUDA path outside of gsplat's extension, and its waits for the host.
 
-    python -m tests.unit.helpers.operations     # a table of all cases
+    python -m tests.unit.helpers.operations                                # a table of all cases
+    TRITON_INTERPRET=1 python -m tests.unit.helpers.operations --triton    # with the Triton kernels
 
 Each operation is at least one kernel launch on a GPU (fused Adam: one); views, which launch none, are left out.
 """
 
+import sys
 import tempfile
 import threading
 from collections import Counter
@@ -25,7 +27,7 @@ from dist3dgs.runs.events import EventWriter
 from dist3dgs.scenes.pack import PackedScene
 from dist3dgs.splats import loss
 from dist3dgs.splats.host_copy import HostCopy
-from dist3dgs.splats.render import get_renderer, set_threads
+from dist3dgs.splats.render import cuda, get_renderer, set_threads
 from dist3dgs.train import loop
 from dist3dgs.train.timing import Clock
 from tests.unit.helpers import gsplat_standin, tiny
@@ -48,8 +50,31 @@ VIEWS = {
 }  # fmt: skip
 
 
+class Kernel:
+    """A Triton kernel that counts itself once where it is launched, and not what its interpreter does."""
+
+    running = False
+
+    def __init__(self, kernel: Any, name: str) -> None:
+        self.kernel, self.name = kernel, name
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            if Operations.active is not None:
+                Operations.active.launches[self.name] += 1
+            Kernel.running = True
+            try:
+                self.kernel[grid](*args, **kwargs)
+            finally:
+                Kernel.running = False
+
+        return launch
+
+
 class Operations(TorchDispatchMode):
-    """Counts what is dispatched while it is active, in all but the extension."""
+    """Counts what is dispatched while it is active, in all but the extension and Triton's interpreter."""
+
+    active: "Operations | None" = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +83,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if not gsplat_standin.is_inside():
+        if not gsplat_standin.is_inside() and not Kernel.running:
             if name in WAITS:
                 self.waits[name] += 1
             elif name not in VIEWS:
@@ -87,7 +112,8 @@ class Operations(TorchDispatchMode):
         def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
                 # Not in the thread that writes checkpoints: its tensors are on the host.
-                if not gsplat_standin.is_inside() and threading.current_thread() is threading.main_thread():
+                inside = gsplat_standin.is_inside() or Kernel.running
+                if not inside and threading.current_thread() is threading.main_thread():
                     self.waits[name] += 1
                 return original(*args, **kwargs)
 
@@ -97,13 +123,32 @@ class Operations(TorchDispatchMode):
             for name in ("cpu", "numpy", "tolist"):
                 method = counted(name, getattr(torch.Tensor, name))
                 stack.enter_context(mock.patch.object(torch.Tensor, name, method))
+            stack.enter_context(mock.patch.object(Operations, "active", self))
             stack.enter_context(mock.patch.object(HostCopy, "__init__", note))
             stack.enter_context(mock.patch.object(HostCopy, "read", arrived))
             yield
 
 
 @contextmanager
-def cuda_trainer(case: str) -> Iterator[loop.Trainer]:
+def _kernels(triton: bool) -> Iterator[None]:
+    """Compute loss and colours as on a GPU with Triton, whose interpreter must be on, or without."""
+    with ExitStack() as stack:
+        if not triton:
+            stack.enter_context(mock.patch.object(loop, "l1_ssim_loss", loss.TorchLoss.apply))
+        else:
+            from dist3dgs.splats import harmonics_triton, loss_triton
+
+            for module in (harmonics_triton, loss_triton):
+                for name in [name for name in vars(module) if name.endswith("_kernel")]:
+                    kernel = Kernel(getattr(module, name), name)
+                    stack.enter_context(mock.patch.object(module, name, kernel))
+            stack.enter_context(mock.patch.object(loop, "l1_ssim_loss", loss_triton.TritonLoss.apply))
+            stack.enter_context(mock.patch.object(cuda, "harmonics_kernels", lambda means: harmonics_triton))
+        yield
+
+
+@contextmanager
+def cuda_trainer(case: str, triton: bool = False) -> Iterator[loop.Trainer]:
     """A trainer whose renderer is `cuda` over the stand-in, and whose loss is that of a GPU, on CPU tensors."""
     strategy, densify, train = CASES[case]
     gsplat_standin.install()
@@ -120,26 +165,26 @@ def cuda_trainer(case: str) -> Iterator[loop.Trainer]:
         trainer = loop.Trainer(
             spec, PackedScene.open(path), Path(folder), parallel, device, events, Clock(events, device)
         )
-        with mock.patch.object(loop, "l1_ssim_loss", loss.TorchLoss.apply):
+        with _kernels(triton):
             trainer.start()
             # As on a GPU, after the first steps.
             trainer.defers, trainer.poll.slow, trainer.model.optimizer.by_mask = True, False, True
             yield trainer
 
 
-def count(case: str, of: Callable[[loop.Trainer, int], None] = loop.Trainer.one_step) -> Operations:
+def count(case: str, triton: bool = False) -> Operations:
     """Operations of the 5th step: all degrees of the harmonics are in use, moments exist, cameras are cached."""
-    with cuda_trainer(case) as trainer:
+    with cuda_trainer(case, triton) as trainer:
         for step in range(1, 5):
             trainer.one_step(step)
         with Operations() as operations, operations.transfers():
-            of(trainer, 5)
+            trainer.one_step(5)
     return operations
 
 
 def main() -> None:
     for case in CASES:
-        operations = count(case)
+        operations = count(case, triton="--triton" in sys.argv)
         print(f"{case}: {operations.launches.total()} operations, {operations.waits.total()} waits")
         print("   ", ", ".join(f"{name} {n}" for name, n in operations.launches.most_common()))
 

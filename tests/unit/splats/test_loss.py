@@ -10,6 +10,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dist3dgs.errors import UserError
 from dist3dgs.splats import loss as losses
+from dist3dgs.splats import triton_kernels
 from dist3dgs.splats.loss import HALO_PX, Strip, TorchLoss, l1_ssim_loss, psnr, ssim, ssim_reference
 
 
@@ -120,9 +121,9 @@ def test_bad_input(bad) -> None:
 def test_without_triton_a_gpu_computes_the_loss_in_plain_torch(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "dist3dgs.splats.loss_triton", raising=False)
-    losses.triton_loss.cache_clear()
+    triton_kernels.load.cache_clear()
     image = torch.zeros(4, 4, 3)
     with pytest.warns(UserWarning, match="plain torch"):
         assert losses.gpu_loss(image) is TorchLoss
     assert losses.gpu_loss(image.double()) is TorchLoss
-    losses.triton_loss.cache_clear()
+    triton_kernels.load.cache_clear()

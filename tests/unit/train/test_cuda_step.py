@@ -21,7 +21,7 @@ from tests.unit.helpers.clouds import random_cloud, relative
 from tests.unit.helpers.ranks import run_ranks
 
 #: Largest number of operations of a step outside of gsplat's extension.
-BOUNDS = {"default": 110, "absgrad": 110, "mcmc": 166, "sharded": 110, "selective": 94}
+BOUNDS = {"default": 109, "absgrad": 109, "mcmc": 154, "sharded": 109, "selective": 93}
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from dist3dgs.errors import UserError
 from dist3dgs.launch import gsplat_build
+from dist3dgs.splats import triton_kernels
 from dist3dgs.splats.host_copy import HostCopy
 from dist3dgs.splats.render import checks
 from dist3dgs.splats.render.api import (
@@ -171,6 +172,9 @@ def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degr
     parts = colors if isinstance(colors, tuple) else (colors,)
     if sh_degree is None:
         return parts[0].index_select(0, ids)
+    offset = viewmat[:3, 3] @ viewmat[:3, :3]  # from the camera's place to the world's origin
+    if len(parts) == 2 and (kernels := harmonics_kernels(means)) is not None:
+        return kernels.TritonColors.apply(means, *parts, ids, offset, sh_degree)
     from gsplat import spherical_harmonics
 
     # coefficients beyond the degree are left out before they are copied; at degree 0 shN takes no part at all
@@ -181,9 +185,13 @@ def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degr
         coefficients = parts[0].index_select(0, ids)
     else:
         coefficients = _Coefficients.apply(*parts, ids, count)
-    centre = -(viewmat[:3, 3] @ viewmat[:3, :3])
-    directions = means.index_select(0, ids) - centre
+    directions = means.index_select(0, ids) + offset
     return (spherical_harmonics(sh_degree, directions, coefficients) + 0.5).clamp_min(0.0)
+
+
+def harmonics_kernels(means: Tensor) -> Any:
+    """Return `splats.harmonics_triton` if its kernels run where means [N,3] float are, else None."""
+    return triton_kernels.load("harmonics_triton", means.device) if means.is_cuda else None
 
 
 class _Coefficients(torch.autograd.Function):
