@@ -73,7 +73,7 @@ bench-distributed: setup ## images per second at 1 and 2 ranks, side by side
 .PHONY: gpu-check gpu-wheels
 gpu-check: ## on a machine with an NVIDIA GPU: build, agreement, NCCL, training, steps; again: only what is left; FOX=its photographs, or packed; GSPLAT=checkout COLMAP=scene: gsplat's trainer beside
 	@PYTHON="$(PYTHON)" BIN="$(CURDIR)/$(BIN)" FOX="$(FOX)" GSPLAT="$(GSPLAT)" COLMAP="$(COLMAP)" FACTOR="$(FACTOR)" OUT="$(OUT)" OWN="$(OWN)" WHEELS="$(WHEELS)" bash scripts/gpu-check.sh
-gpu-wheels: setup ## download what gpu-check needs beside PyTorch, to be carried to a machine without internet; FOR=3.12: its Python
+gpu-wheels: setup ## download what gpu-check needs beside PyTorch, to be carried to a machine without internet; FOR=3.12: the version of its Python (default: the one here)
 	@$(BIN)/python -m pip download --disable-pip-version-check --no-deps --only-binary=:all: -r scripts/gpu-wheels.txt -d wheels \
 	  $(if $(FOR),--python-version $(FOR) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform any)
 

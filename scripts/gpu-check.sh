@@ -32,9 +32,15 @@ export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 WHEELS=${WHEELS:-wheels}
 if [ -d "$WHEELS" ] && ! "$python" -m dist3dgs.bench.needs 2>/dev/null; then
   # Into a folder of this checkout: the Python that was found is nobody's to change.
-  "$python" -m pip install --disable-pip-version-check -q --no-index --no-deps --upgrade --find-links "$WHEELS" \
-    --target .gpu-packages -r scripts/gpu-wheels.txt
+  if ! "$python" -m pip install --disable-pip-version-check -q --no-index --no-deps --upgrade --find-links "$WHEELS" \
+    --target .gpu-packages -r scripts/gpu-wheels.txt; then
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    echo "error: the packages in $WHEELS are not all there, or for another Python than $python, which is $version;" \
+      "where there is internet: make gpu-wheels FOR=$version" >&2
+    exit 2
+  fi
   export PYTHONPATH="$PYTHONPATH:$PWD/.gpu-packages"
+  export PATH="$PWD/.gpu-packages/bin:$PATH" # ninja
 fi
 "$python" -m dist3dgs.bench.needs
 "$python" -m dist3dgs.bench.gpu ${FOX:+--scene "$FOX"} ${GSPLAT:+--repository "$GSPLAT"} ${COLMAP:+--colmap "$COLMAP"} \

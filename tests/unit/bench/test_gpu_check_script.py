@@ -193,7 +193,10 @@ def test_carried_wheels_are_what_the_check_needs_with_the_versions_of_the_lock(r
 
 def test_packages_that_a_bare_machine_lacks_come_from_the_carried_wheels(repository, tmp_path):
     calls = tmp_path / "calls"
-    lacks = 'case "$*" in *bench.needs*) [ -d .gpu-packages ] || exit 2;; *"pip install"*) mkdir .gpu-packages;; esac\n'
+    lacks = (
+        'case "$*" in *bench.needs*) [ -d .gpu-packages ] || exit 2;; *"pip install"*) mkdir .gpu-packages;;\n'
+        '*bench.gpu*) case "$PATH" in "$PWD/.gpu-packages/bin:"*);; *) exit 3;; esac;; esac\n'
+    )
     executable(tmp_path / "system/python3", SEES.format(0, calls) + lacks)
     executable(tmp_path / "own/python3", SEES.format(1, calls))
     (tmp_path / "wheels").mkdir()
@@ -204,6 +207,15 @@ def test_packages_that_a_bare_machine_lacks_come_from_the_carried_wheels(reposit
         "--no-index" in install and "--target .gpu-packages" in install and "--find-links wheels" in install
     )
     assert calls.read_text().splitlines()[-1].endswith("docs/benchmarks/gpu-check.json")
+
+
+def test_wheels_for_another_python_are_said(repository, tmp_path):
+    fails = 'case "$*" in *bench.needs*|*"pip install"*) exit 1;; *version_info*) echo 3.12;; esac\n'
+    executable(tmp_path / "system/python3", SEES.format(0, tmp_path / "calls") + fails)
+    executable(tmp_path / "own/python3", SEES.format(1, tmp_path / "calls"))
+    (tmp_path / "wheels").mkdir()
+    done = script(repository, tmp_path)
+    assert done.returncode == 2 and "make gpu-wheels FOR=3.12" in done.stderr
 
 
 REHEARSAL = ["--device", "cpu", "--preload", "tests.unit.helpers.gsplat_standin"]
