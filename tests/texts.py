@@ -80,6 +80,8 @@ WAYS = (
     Way(r"python -m dist3dgs\.predict\.validation", How.OPTIONS, "writes into the package; its test fits the same"),
     Way(r"python -m dist3dgs\.bench\..+", How.OPTIONS, "a measurement of minutes"),
     Way(r"python -m tests\.unit\.helpers\.operations", How.SHELL, "counted by tests/unit/train/test_cuda_step.py"),
+    Way(r"pip install --no-deps triton.+", How.SHELL, "needs the internet"),
+    Way(r"(python -m )?pytest tests/(gpu|unit/splats/test_triton\.py)", How.SHELL, "run by the test ladder"),
     Way(r"python scripts/slurm/.+", How.OPTIONS, "a measurement of minutes on the test cluster"),
     Way(r"python -X .+", How.SHELL, "an option of Python itself"),
     # -- Slurm

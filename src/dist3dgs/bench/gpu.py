@@ -436,8 +436,8 @@ def packed(given: Path | None) -> Path | None:
     if find_spec("pycolmap") is None:
         raise UserError(
             f"{given}: photographs need structure from motion, and pycolmap is not installed for {sys.executable}: "
-            f"pip install pycolmap, or pack the scene elsewhere (snakemake {FOX}) and give that: make gpu-check "
-            f"FOX={FOX}"
+            f"pip install pycolmap, or pack the scene elsewhere (snakemake --profile profiles/local --configfile "
+            f"docs/benchmarks/fox.yaml -- {FOX}) and give that: make gpu-check FOX={FOX}"
         )
     from ..scenes.ingest import IngestSettings, IngestSource, ingest
 
