@@ -1,8 +1,8 @@
 """Densification to a budget: the number of Gaussians follows a curve, and scores over several views say which grow.
 
-The number after each densification is the parabola of Taming 3DGS (Mallick et al. 2024, arXiv 2406.15643), which ends
-at the budget exactly. Who grows and who goes is decided by what several training views say together (FastGS, Ren et al.
-2025, arXiv 2511.04283), with the error of a pixel shared out among its Gaussians in proportion to their blending
+The number after each densification is given (Taming 3DGS, Mallick et al. 2024, arXiv 2406.15643), and ends at the
+budget exactly. Who grows and who goes is decided by what several training views say together (FastGS, Ren et al. 2025,
+arXiv 2511.04283), with the squared error of a pixel shared out among its Gaussians in proportion to their blending
 weights (Rota Bulo et al. 2024, arXiv 2404.06109): the sum over pixels of weight times error is the gradient, by a
 Gaussian's colour, of the image times that error, so that any renderer's backward pass computes it, and a sharded
 strategy's exchange returns it to the Gaussian's owner. Gaussians are split along their longest axis (Deng et al. 2025,
@@ -37,7 +37,7 @@ class Scores:
     """Sums over the pixels of several views, per Gaussian, in multiples of `QUANTUM`."""
 
     error: Tensor
-    """int64 [N]: blending weight times the pixel's absolute error, mean over RGB."""
+    """int64 [N]: blending weight times the pixel's squared error, mean over RGB."""
     weight: Tensor
     """int64 [N]: blending weight; 0 where none of the views sees it."""
 
@@ -59,25 +59,23 @@ class Scores:
 def attribution(image: Tensor, photo: Tensor) -> Tensor:
     """Return weights [H, W, 3] whose product with a rendered image has the scores as its gradient by the colours.
 
-    The gradient by a Gaussian's red is the sum over pixels of its blending weight times the error, by its green that of
-    the weights alone.
+    The gradient by a Gaussian's red is the sum over pixels of its blending weight times the squared error, by its green
+    that of the weights alone. Squared: a split is to mend what is wrong, not what is large and nearly right.
 
     Args:
         image: [H, W, 3] float RGB, as rendered.
         photo: [H, W, 3] uint8.
     """
-    error = (image.detach() - photo.to(image.dtype) / 255).abs().mean(-1)
+    error = (image.detach() - photo.to(image.dtype) / 255).square().mean(-1)
     return torch.stack([error, torch.ones_like(error), torch.zeros_like(error)], -1)
 
 
 def curve(start: int, budget: int, index: int, count: int) -> int:
-    """Return the number of Gaussians after the `index`-th of `count` densifications, 1-based.
+    """Return the number of Gaussians after the `index`-th of `count` densifications, 1-based: a straight line.
 
-    (B - S - 2N) / N^2 x^2 + 2x + S from S = `start` to B = `budget` (Taming 3DGS): few while the scores say little yet,
-    and never below the start or above the budget.
+    It goes from `start` to `budget`, and is never below the smaller of them or above the budget.
     """
-    target = (budget - start - 2 * count) / count**2 * index**2 + 2 * index + start
-    return max(min(start, budget), min(budget, round(target)))
+    return min(budget, round(start + (budget - start) * index / count))
 
 
 @torch.no_grad()
