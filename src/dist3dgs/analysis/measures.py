@@ -139,6 +139,19 @@ def rank_hours(record: RunRecord) -> float | None:
     return None if total_s is None else total_s * record.world_size / 3600
 
 
+def sent_mb_per_step(record: RunRecord) -> float | None:
+    """Return MB that a rank sends in a step, mean over ranks and steps, densification included.
+
+    None for one rank, and for records that do not say in which phase a collective was.
+    """
+    m = record.metrics
+    known = [c for c in m.collectives if c.phase is not None and c.bytes_all_ranks is not None]
+    if not m.timed_steps or not known:
+        return None
+    sent = sum(c.bytes_all_ranks or 0 for c in known if c.phase in ("step", "densify"))
+    return sent / record.world_size / m.timed_steps / 1e6
+
+
 def _of_step(name: str, *, over_repeats: metrics.Aggregation | None = None) -> Metric:
     """Make a column of one statistic of a run's step times."""
 
@@ -198,6 +211,13 @@ DERIVED: dict[str, Metric] = {
             label="exposed communication per image",
             unit="s",
             derive=lambda record: seconds_per_image(record, "exposed_comm_s"),
+        ),
+        Metric(
+            name="sent_mb_per_step",
+            label="sent per rank and step",
+            unit="MB",
+            description="payload that a rank sends in a step, densification included; mean over ranks and steps; MB: 10^6",
+            derive=sent_mb_per_step,
         ),
     )
 }

@@ -33,6 +33,9 @@ _SHOWN: dict[str, tuple[str, str]] = {
     "accuracy": ("validation\naccuracy", ".4g"),
     "images_per_s": ("images/s", ".4g"),
     "epoch_s": ("epoch\n[s]", ".4g"),
+    "step_s": ("step\n[s]", ".3g"),
+    "sent_mb_per_step": ("sent/step\n[MB]", ".3g"),
+    "r_measured": ("R", ".3g"),
     "gpu0_memory_peak_gib": ("GPU 0 peak\n[GiB]", ".2f"),
     "gpu0_memory_average_gib": ("GPU 0 avg.\n[GiB]", ".2f"),
     "gpu0_memory_mode_gib": ("GPU 0 mode\n[GiB]", ".2f"),
@@ -53,7 +56,7 @@ _SHOWN: dict[str, tuple[str, str]] = {
 _RATIOS = ("throughput_vs_1_gpu", "throughput_vs_1_node", "memory_vs_1_gpu", "memory_vs_1_node")
 SCALING_COLUMNS = (
     *("scene", "strategy", "layout", "nodes", "ranks", "n_ok", "hardware", "loss", "psnr", "train_accuracy"),
-    *("accuracy", "images_per_s", "epoch_s"),
+    *("accuracy", "images_per_s", "epoch_s", "step_s", "sent_mb_per_step", "r_measured"),
     *("gpu0_memory_peak_gib", "gpu0_memory_average_gib", "gpu0_memory_mode_gib", "memory_gib", "memory_of"),
     *_RATIOS,
     "one_node_layout",
@@ -65,9 +68,10 @@ OVER_SCENES_COLUMNS = (
     *("psnr_over_baseline_mean_db", "psnr_over_baseline_scenes"),
 )
 CAPTION = (
-    "Per layout, medians over repeats: quality, throughput, memory in use on GPU 0 (peak, average and mode of its "
-    "samples), and ratios versus one GPU (or CPU rank) and versus one node with as many workers per node. Only runs of "
-    "the same scene with the same settings, code and hardware are compared."
+    "Per layout, medians over repeats: quality, throughput, what a rank sends in a step (10^6 bytes, mean over ranks "
+    "and steps), R (computing of one rank over communication of N, for the same images), memory in use on GPU 0 (peak, "
+    "average and mode of its samples), and ratios versus one GPU (or CPU rank) and versus one node with as many "
+    "workers per node. Only runs of the same scene with the same settings, code and hardware are compared."
 )
 OVER_SCENES_CAPTION = (
     "Over scenes in which the layout succeeded: geometric mean of each ratio, and arithmetic mean of the PSNR's "

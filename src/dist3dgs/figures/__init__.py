@@ -80,7 +80,7 @@ def draw(name: str, runs_csv: Path, points_csv: Path, records: list[Path], out_b
     study = Study.load(Path(runs_csv), Path(points_csv), records)
     rows = [_printable(r) for r in module.data(study)]
     out_base = Path(out_base)
-    with style.styled():
+    with style.styled(study.strategies):
         if rows:
             figure = module.plot(rows)
         else:

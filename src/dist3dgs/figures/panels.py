@@ -76,7 +76,7 @@ class Sheet:
             self._title(page, i, top + row * pitch)
             ax = page.axes(self._left(column), top + row * pitch + above, self.panel_mm, height)
             if not self.own_x and i + self.columns < len(self.titles):
-                ax.tick_params(axis="x", labelbottom=False)
+                ax.tick_params(axis="x", which="both", labelbottom=False)
             axes.append(ax)
         middle = (self._left(0) + self._left(self.columns - 1) + self.panel_mm) / 2
         page.text(middle, page.top_mm + body - 1.8, self.xlabel, size_pt=7, ha="center")

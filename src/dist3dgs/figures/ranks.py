@@ -15,6 +15,9 @@ _DODGE_PT = 2.4
 _MARGIN = 1.35
 #: Between the groups of marks of two layouts with as many ranks.
 _GROUP_MM = 3.0
+#: From the middle of a mark to the end of the axis.
+_MARK_MM = 1.5
+_TICK_LENGTH_PT = 2.5
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,39 @@ class Ranks:
         return sorted({ranks for ranks, _, _ in self.layouts}) or [1]
 
     @cached_property
+    def _groups(self) -> dict[int, list[int]]:
+        """Numbers of nodes by number of ranks: the marks of each are a group, those on fewest nodes at the tick."""
+        return {
+            size: sorted({nodes for ranks, nodes, _ in self.layouts if ranks == size}) or [1]
+            for size in self.sizes
+        }
+
+    @cached_property
+    def _most_groups(self) -> int:
+        return max(map(len, self._groups.values()))
+
+    @cached_property
+    def _gap_octaves(self) -> float:
+        """Between the two nearest ticks."""
+        pairs = zip(self.sizes, self.sizes[1:], strict=False)
+        return min((math.log2(b / a) for a, b in pairs), default=2 * math.log2(_MARGIN))
+
+    @cached_property
+    def _group_share(self) -> float:
+        """Most that a group may take of the distance between ticks."""
+        return min(0.4, 0.8 / self._most_groups)
+
+    @cached_property
     def limits(self) -> tuple[float, float]:
-        return self.sizes[0] / _MARGIN, self.sizes[-1] * _MARGIN
+        """Ends of the axis; the last tick's groups are inside."""
+        margin, span = math.log2(_MARGIN), math.log2(self.sizes[-1] / self.sizes[0])
+        others = len(self._groups[self.sizes[-1]]) - 1
+        most = max(margin, (others + 0.5) * self._group_share * self._gap_octaves)
+        across_mm = _DODGE_PT * style.MM_PER_PT * (len(self.series) - 1)
+        wanted_mm = (others + 0.5) * across_mm + others * _GROUP_MM + _MARK_MM
+        wanted = wanted_mm * (margin + span + most) / self.width_mm
+        right = max(margin, min(most, wanted))
+        return self.sizes[0] / _MARGIN, self.sizes[-1] * 2**right
 
     @cached_property
     def _octave_mm(self) -> float:
@@ -47,12 +81,31 @@ class Ranks:
     @cached_property
     def _gap_mm(self) -> float:
         """Between the two nearest ticks."""
-        pairs = zip(self.sizes, self.sizes[1:], strict=False)
-        return min((math.log2(b / a) * self._octave_mm for a, b in pairs), default=self.width_mm)
+        return self._gap_octaves * self._octave_mm if len(self.sizes) > 1 else self.width_mm
+
+    @cached_property
+    def _apart_mm(self) -> float:
+        """Between the marks of neighbouring series."""
+        room = self._group_share * self._gap_mm
+        if self._most_groups > 1:
+            room -= min(_GROUP_MM, room / 4)
+        return min(_DODGE_PT * style.MM_PER_PT, room / max(len(self.series), 1))
+
+    @cached_property
+    def _group_mm(self) -> float:
+        """Between the middles of neighbouring groups."""
+        return min(self._apart_mm * (len(self.series) - 1) + _GROUP_MM, self._group_share * self._gap_mm)
 
     @cached_property
     def _names(self) -> list[list[str]]:
         return [[name for r, _, name in self.layouts if r == size] for size in self.sizes]
+
+    @cached_property
+    def _is_labelled_by_group(self) -> bool:
+        """True if there is room for the layouts' names below each group, not all below the tick."""
+        widest = max((style.width_mm(name, _TICK_PT) for _, _, name in self.layouts), default=0.0) + 0.8
+        fits = widest <= self._group_mm and (self._most_groups - 1) * self._group_mm + widest <= self._gap_mm
+        return self._most_groups > 1 and fits and not self.upright
 
     @cached_property
     def upright(self) -> bool:
@@ -64,7 +117,7 @@ class Ranks:
     def height_mm(self) -> float:
         """Height of the labels below a panel."""
         if not self.upright:
-            return _LINE_MM * (1 + max(map(len, self._names))) + 1.0
+            return _LINE_MM * max(label.count("\n") + 1 for label in self._labels) + 1.0
         return max(style.width_mm(label, _TICK_PT) for label in self._labels) + 1.0
 
     @property
@@ -72,7 +125,12 @@ class Ranks:
         pairs = zip(self.sizes, self._names, strict=True)
         if self.upright:
             return [f"{', '.join(names)}  {size}" for size, names in pairs]
+        if self._is_labelled_by_group:
+            return ["\n".join([str(s), *self._named(s, g[0])]) for s, g in self._groups.items()]
         return ["\n".join([str(size), *names]) for size, names in pairs]
+
+    def _named(self, size: int, nodes: int) -> list[str]:
+        return [name for r, n, name in self.layouts if (r, n) == (size, nodes)]
 
     def apply(self, axes: Any) -> None:
         from matplotlib.ticker import NullLocator
@@ -81,15 +139,21 @@ class Ranks:
         axes.set_xlim(*self.limits)
         axes.set_xticks(self.sizes, self._labels, rotation=90 if self.upright else 0)
         axes.xaxis.set_minor_locator(NullLocator())
+        if self._is_labelled_by_group:
+            others = [(s, i, n) for s, g in self._groups.items() for i, n in enumerate(g) if i]
+            at = [self.shifted(size, i * self._group_mm) for size, i, _ in others]
+            labels = ["\n".join(["", *self._named(size, nodes)]) for size, _, nodes in others]
+            axes.set_xticks(at, labels, minor=True)
+            major = axes.xaxis.get_major_ticks()[0]
+            axes.tick_params(axis="x", which="minor", length=0, pad=major.get_pad() + _TICK_LENGTH_PT)
 
     def at(self, ranks: float, series: str, layout: str | None = None) -> float:
         """Return where a mark stands: beside those of other series, and right of layouts on fewer nodes."""
         place = self.series.index(series) - (len(self.series) - 1) / 2
-        apart_mm = min(_DODGE_PT * style.MM_PER_PT, 0.4 * self._gap_mm / len(self.series))
-        alike = [name for r, _, name in self.layouts if r == ranks]
-        group_mm = min(apart_mm * (len(self.series) - 1) + _GROUP_MM, 0.4 * self._gap_mm)
-        groups = alike.index(layout) if layout in alike else 0
-        return self.shifted(ranks, place * apart_mm + groups * group_mm)
+        nodes = next((n for r, n, name in self.layouts if (r, name) == (ranks, layout)), None)
+        groups = self._groups.get(int(ranks), [])
+        group = groups.index(nodes) if nodes in groups else 0
+        return self.shifted(ranks, place * self._apart_mm + group * self._group_mm)
 
     def shifted(self, ranks: float, by_mm: float) -> float:
         return float(ranks * 2 ** (by_mm / self._octave_mm))

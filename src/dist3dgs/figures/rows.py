@@ -9,7 +9,8 @@ from . import lines, style, ticks
 from .page import EDGE_MM, Entry, Page, body_room_mm, size_mm
 
 _TITLE_MM, _TICKS_MM, _LABEL_MM, _BETWEEN_MM, _RIGHT_MM = 4.4, 5.0, 4.0, 3.0, 2.5
-_STRATEGY_MM, _LAYOUT_MM = 15.0, 10.5
+#: The column of strategies is as wide as the longest name, within these bounds.
+_STRATEGY_MM, _MOST_STRATEGY_MM, _LAYOUT_MM = 15.0, 22.0, 10.5
 #: Rows are this high; one column of panels more is taken before they are lower than the second, and a figure of more
 #: rows than fit at the third is taller than a page.
 _ROW_MM, _COMFORTABLE_MM, _LEAST_MM = 4.6, 3.0, 2.1
@@ -44,12 +45,16 @@ def draw(
     heights = [_TITLE_MM + row_mm * max(len(p.rows) for p in part) + _TICKS_MM for part in grid]
     page = Page(style.DOUBLE_MM, sum(heights) + _LABEL_MM, key=key, notes=notes, trouble=trouble)
     pitch = (page.width_mm - EDGE_MM - _RIGHT_MM + _BETWEEN_MM) / columns
-    gutter = _STRATEGY_MM + _LAYOUT_MM
+    size_pt = 6.0 if row_mm >= 2.6 else 5.0
+    widest = max(
+        (style.width_mm(name, size_pt) + 1.0 for panel in panels for name, _ in panel.rows), default=0.0
+    )
+    gutter = min(max(_STRATEGY_MM, widest), _MOST_STRATEGY_MM) + _LAYOUT_MM
     axes, top = [], page.top_mm
     for part, height in zip(grid, heights, strict=True):
         for i, panel in enumerate(part):
             left = EDGE_MM + i * pitch
-            _words(page, panel, left, top, row_mm, pitch - _BETWEEN_MM)
+            _words(page, panel, left, top, row_mm, pitch - _BETWEEN_MM, gutter, size_pt)
             ax = page.axes(
                 left + gutter, top + _TITLE_MM, pitch - _BETWEEN_MM - gutter, row_mm * len(panel.rows)
             )
@@ -73,17 +78,19 @@ def _fit(num_rows: Sequence[int], room_mm: float) -> tuple[int, float]:
     return columns, min(_ROW_MM, max(_LEAST_MM, row_mm))
 
 
-def _words(page: Page, panel: Panel, left: float, top: float, row_mm: float, width_mm: float) -> None:
-    size_pt = 6.0 if row_mm >= 2.6 else 5.0
+def _words(
+    page: Page, panel: Panel, left: float, top: float, row_mm: float, width_mm: float, gutter_mm: float,
+    size_pt: float,
+) -> None:  # fmt: skip
     page.text(
         left, top + 2.2, style.fit(panel.title, width_mm, 7, bold=True), size_pt=7, weight="bold", gid="title"
     )
     for i, (strategy, label) in enumerate(panel.rows):
         y = top + _TITLE_MM + (i + 0.5) * row_mm
         name = style.fit(label, _LAYOUT_MM - 1.2, size_pt)
-        page.text(left + _STRATEGY_MM + _LAYOUT_MM - 1.0, y, name, size_pt=size_pt, ha="right", gid="name")
+        page.text(left + gutter_mm - 1.0, y, name, size_pt=size_pt, ha="right", gid="name")
         if i == 0 or panel.rows[i - 1][0] != strategy:
-            short = style.fit(strategy, _STRATEGY_MM - 1.0, size_pt)
+            short = style.fit(strategy, gutter_mm - _LAYOUT_MM - 1.0, size_pt)
             page.text(left, y, short, size_pt=size_pt, color=style.GREY, gid="name")
 
 

@@ -9,6 +9,7 @@ import colorsys
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,16 @@ def rc() -> dict[str, Any]:
     }
 
 
+#: Strategies of the study whose figure is being drawn.
+_strategies: ContextVar[Sequence[str]] = ContextVar("strategies", default=())
+
+
 @contextmanager
-def styled() -> Iterator[None]:
-    """Apply the style of all figures on top of matplotlib's defaults, whatever a matplotlibrc says."""
+def styled(strategies: Sequence[str] = ()) -> Iterator[None]:
+    """Apply the style of all figures on top of matplotlib's defaults, whatever a matplotlibrc says.
+
+    strategies: all of the study, each of which looks the same in a figure that leaves others out.
+    """
     import matplotlib
 
     with matplotlib.rc_context():
@@ -95,7 +103,11 @@ def styled() -> Iterator[None]:
         _add_bundled_font()
         settings: Any = rc()
         matplotlib.rcParams.update(settings)
-        yield
+        token = _strategies.set(tuple(strategies))
+        try:
+            yield
+        finally:
+            _strategies.reset(token)
 
 
 def _add_bundled_font() -> None:
@@ -150,11 +162,15 @@ def wrap(text: str, room_mm: float, size_pt: float, *, indent: str = "") -> list
 
 
 def series_style(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """Return colour, marker and line of a series, by its place among all of the study, the same in every figure."""
-    i = sorted(names).index(name)
+    """Return colour, marker and line of a series, by its place among the study's strategies, else among `names`.
+
+    Of up to 49 series no two have both colour and marker in common.
+    """
+    i = sorted(_strategies.get() if name in _strategies.get() else names).index(name)
+    again, place = divmod(i, len(SERIES_COLOURS))
     return {
-        "color": SERIES_COLOURS[i % len(SERIES_COLOURS)],
-        "marker": SERIES_MARKERS[i % len(SERIES_MARKERS)],
+        "color": SERIES_COLOURS[place],
+        "marker": SERIES_MARKERS[(place + again) % len(SERIES_MARKERS)],
         "linestyle": SERIES_LINES[i % len(SERIES_LINES)],
         "markeredgecolor": "white",
         "markeredgewidth": 0.5,

@@ -19,6 +19,10 @@ def milliseconds(value: float | None) -> str | None:
     return None if value is None else f"{1000 * value:.3g}\u00a0ms" if value < 1 else f"{value:.3g}\u00a0s"
 
 
+def megabytes(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}\u00a0MB"
+
+
 def times(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f}×"
 

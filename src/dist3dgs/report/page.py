@@ -1,15 +1,18 @@
 """The page: the answer first, then the evidence."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .. import __version__
 from . import failures, ingestion, journey, origin, results, usage
-from .content import Content
+from .content import Content, Row
 from .markup import Html, join, tag
 from .study import SPLATTING, programs, subject
-from .verdict import headline, verdict
+from .verdict import headline, verdict_parts
+
+#: A verdict of more is shortened.
+_MANY_PARAGRAPHS = 5
 
 
 def page(content: Content, elapsed_s: Callable[[], float]) -> str:
@@ -66,16 +69,15 @@ def _top(content: Content) -> Html:
         [
             tag("h1", "Does distributed training pay?"),
             tag("p", f"{subject(content.records)}: a scaling study", class_="lead"),
-            _verdict(verdict(content.points)),
+            _verdict(content.points),
             tag("div", *cards, class_="cards") if content.runs else None,
         ]
     )
 
 
-def _verdict(paragraphs: list[str]) -> Html:
-    """Return the whole verdict in a box, or its first sentence, the details below, where there are many series."""
-    texts = [tag("p", text) for text in paragraphs]
-    if len(texts) <= 5:
-        return tag("div", *texts, class_="verdict")
-    rest = tag("details", tag("summary", "For each scene and strategy"), *texts[1:])
-    return tag("div", texts[0], rest, class_="verdict")
+def _verdict(points: Sequence[Row]) -> Html:
+    """Return the verdict in a box; where there are many series, each one's paragraph is collapsed."""
+    answer, series, limits = ([tag("p", text) for text in part] for part in verdict_parts(points))
+    if len(answer) + len(series) + len(limits) > _MANY_PARAGRAPHS and series:
+        series = [tag("details", tag("summary", "For each scene and strategy"), *series)]
+    return tag("div", *answer, *series, *limits, class_="verdict")

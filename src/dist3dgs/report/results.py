@@ -29,11 +29,12 @@ _NARROW = '<figure class="single">'
 
 _TIME_HEAD = (
     *("scene", "strategy", "layout", "ranks", "runs ok", "batch"),
-    *("images/s", "step", "R measured", "R derived", "training", "total"),
+    *("images/s", "step", "sent", "R measured", "R derived", "training", "total"),
 )
 _TIME_NOTE = (
     "Medians over the successful runs, with the smallest and largest where there are repeats. Batch: images per step "
-    "over all ranks (a workload counts in its own unit: images, samples, tokens). R: computing of one rank / "
+    "over all ranks (a workload counts in its own unit: images, samples, tokens). Sent: by a rank in a step, mean over ranks "
+    "and steps, densification included. R: computing of one rank / "
     "communication of N ranks, for the same images: measured, or derived from the speedup, which counts every loss. "
     "Training: steps and densification. Total: from launch to end, wall clock."
 )
@@ -143,6 +144,7 @@ def _time_row(p: Row) -> tuple[Any, ...]:
         "unknown" if p["global_batch"] is None and p["n_ok"] else p["global_batch"],
         _spread(p, "images_per_s", numbers.plain),
         _spread(p, "step_s", numbers.milliseconds),
+        numbers.megabytes(p["sent_mb_per_step"]),
         numbers.plain(p["r_measured"]),
         numbers.plain(p["r_derived"]),
         numbers.seconds(p["train_s"]),

@@ -17,12 +17,24 @@ SUPERLINEAR = 1.05
 
 def verdict(points: Sequence[Row]) -> list[str]:
     """Say whether it pays: a summary where there are several series, what to use, each series, the limits."""
+    return [text for part in verdict_parts(points) for text in part]
+
+
+def verdict_parts(points: Sequence[Row]) -> tuple[list[str], list[str], list[str]]:
+    """Return the verdict's paragraphs: the answer with what to use, each further series, the limits of the data."""
     if not points:
-        return ["There are no runs yet: nothing is known. Start with: make demo"]
+        return ["There are no runs yet: nothing is known. Start with: make demo"], [], []
     every = by_series(points)
-    paragraphs = [_summary(every)] if len(every) > 1 else []
-    paragraphs += [_series(series, points) for series in every]
-    paragraphs[1:1] = _recommendations(points)
+    first, *series = [
+        *([_summary(every)] if len(every) > 1 else []),
+        *(_series(series, points) for series in every),
+    ]
+    return [first, *_recommendations(points)], series, _limits(points)
+
+
+def _limits(points: Sequence[Row]) -> list[str]:
+    """Say what the data cannot tell."""
+    paragraphs = []
     measured = [p for p in points if p["n_ok"]]
     if shared := sum(1 for p in measured if p.get("n_shared")):
         paragraphs.append(

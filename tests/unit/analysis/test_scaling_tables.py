@@ -8,7 +8,7 @@ from dist3dgs.analysis.points import point_rows
 from dist3dgs.analysis.scaling_tables import over_scenes_rows, scaling_rows
 from dist3dgs.analysis.tables import read_table, tabulate
 from dist3dgs.analysis.typeset import markdown, tabular, tex
-from dist3dgs.runs.record import GpuTotals
+from dist3dgs.runs.record import Collective, GpuTotals
 from tests.unit.helpers.records import make_record, write_records
 
 
@@ -47,6 +47,18 @@ def test_memory_is_compared_by_what_both_know():
     two = make_record(layout="n1g2", peak_gpu_gib=5.0, gpu=True)
     rows, _ = tables([one, two])
     assert rows["builtin", "replicated", "n1g2"]["memory_vs_1_gpu"] == pytest.approx(1.25)
+
+
+def test_what_a_rank_sends_in_a_step_has_densification_and_no_digests():
+    sent = {"step": 800_000_000, "densify": 200_000_000, "between steps": 70_000_000, "init": 90_000_000}
+    totals = [
+        Collective(op="all_reduce", phase=phase, calls=100, bytes=b // 2, bytes_all_ranks=b)
+        for phase, b in sent.items()
+    ]
+    known = make_record(layout="n1g2", collectives=totals, timed_steps=100)
+    rows, _ = tables([make_record(), known, make_record(layout="n1g4", timed_steps=100)])
+    assert rows["builtin", "replicated", "n1g2"]["sent_mb_per_step"] == pytest.approx(5.0)
+    assert rows["builtin", "replicated", "n1g4"]["sent_mb_per_step"] is None, "no phase is known"
 
 
 def test_no_ratio_to_another_machine():

@@ -237,6 +237,12 @@ def test_a_strategy_looks_the_same_where_another_is_not_drawn(tmp_path):
     assert looks == {style.series_style("replicated", ["hybrid", "replicated"])["color"]}
 
 
+def test_a_strategy_has_the_look_of_the_whole_study_in_a_figure_without_the_others():
+    with style.styled(["bf16", "blocks", "sharded"]):
+        alone = style.series_style("sharded", ["sharded"])
+    assert alone == style.series_style("sharded", ["bf16", "blocks", "sharded"])
+
+
 def test_a_step_is_computation_overlap_and_exposed_communication(tmp_path):
     """Of 50 ms computation 5 ms run beside collectives; 20 more are waited for."""
     record = make_record(

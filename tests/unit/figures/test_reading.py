@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from dist3dgs import figures
-from dist3dgs.figures import style
+from dist3dgs.figures import rows, style
 from tests.unit.helpers.drawn import Drawn, texts
 from tests.unit.helpers.records import make_record
 
@@ -335,3 +335,20 @@ def test_names_are_shortened_in_the_middle_to_their_room():
         assert all(
             style.width_mm(line, 7) <= 20 for line in style.wrap(f"{LONG[0]} not measured here", 20, 7)
         )
+
+
+def test_a_dozen_strategies_are_told_apart_and_all_their_marks_are_inside(tmp_path):
+    names = [f"strategy-{chr(97 + i)}" for i in range(12)]
+    looks = {(s["color"], s["marker"]) for s in (style.series_style(n, names) for n in names)}
+    assert len(looks) == 12
+    records = [make_record(strategy=n, layout=x) for n in names for x in ("n1g1", "n1g2", "n1g4", "n2g2")]
+    ax = Drawn(tmp_path, records).picture("step_time").axes[1]
+    places = [x for line in ax.lines if line.get_gid() == "line" for x in line.get_xdata()]
+    assert len(places) == 48 and len(set(places)) == 48 and max(places) < ax.get_xlim()[1]
+    assert [t.get_text().split() for t in ax.get_xticklabels(minor=True)] == [["n2g2"]]
+
+
+def test_names_of_strategies_stand_in_full_beside_rows():
+    with style.styled():
+        figure = rows.draw([rows.Panel("builtin", [("sharded-pixels", "n1g2")])], "time").figure
+        assert "sharded-pixels" in [t.get_text() for t in texts(figure)]

@@ -45,7 +45,7 @@ class Drawn:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         module = importlib.import_module(f"dist3dgs.figures.{name}")
-        with style.styled():
+        with style.styled(self.study.strategies):
             figure = module.plot(module.data(self.study))
             FigureCanvasAgg(figure)
             figure.draw_without_rendering()

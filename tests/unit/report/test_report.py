@@ -192,6 +192,14 @@ def test_what_to_use_and_what_not_stands_with_the_verdict(report):
     assert "Recommendation" not in report([make_record()]).text, "one point is too little"
 
 
+def test_of_many_series_their_paragraphs_alone_are_collapsed(report):
+    records = [make_record(strategy=s, layout=x) for s in "abcde" for x in ("n1g1", "n1g2")]
+    box = report(records).html.split('class="verdict"')[1].split("</div>")[0]
+    shown, hidden = re.sub("<details>.*</details>", "", box), re.findall("<details>.*</details>", box)
+    assert "Recommendation." in shown and "Every point is a single run" in shown
+    assert len(hidden) == 1 and "On builtin, e" in hidden[0] and "On builtin" not in shown
+
+
 def test_no_run_and_no_success_are_said_plainly(report):
     assert "nothing is known" in report([]).text
 
