@@ -51,7 +51,7 @@ _SHOWN: dict[str, tuple[str, str]] = {
     "throughput_vs_1_node_geomean": ("throughput\nvs 1 node", ".2f"),
     "memory_vs_1_gpu_geomean": ("memory\nvs 1 GPU", ".2f"),
     "memory_vs_1_node_geomean": ("memory\nvs 1 node", ".2f"),
-    "psnr_over_baseline_mean_db": ("PSNR over\nbaseline [dB]", "+.2f"),
+    "psnr_over_baseline_mean_db": ("PSNR over\nbaseline [dB]", "+z.2f"),
 }
 _RATIOS = ("throughput_vs_1_gpu", "throughput_vs_1_node", "memory_vs_1_gpu", "memory_vs_1_node")
 SCALING_COLUMNS = (

@@ -199,10 +199,13 @@ def _fits(content: Content) -> Html | None:
             lines.append(tag("li", f"{where}: {apart}"))
     if not lines:
         return None
+    fitted = tag("ul", *lines)
+    if len(lines) > 12:
+        fitted = tag("details", tag("summary", f"{len(lines)} lines"), fitted)
     return join(
         [
             tag("h3", "Fitted laws"),
-            tag("ul", *lines),
+            fitted,
             tag(
                 "p",
                 "Throughput over ranks p as X(p) = λp / (1 + σ(p − 1) + κp(p − 1)): σ is the serial share (Amdahl when "

@@ -293,7 +293,7 @@ def _quality(top: Row | None, baseline: Row) -> list[str]:
         ]
     delta = top["psnr"] - baseline["psnr"]
     return [
-        f"Held-out PSNR: {top['psnr']:.2f} dB against {baseline['psnr']:.2f} dB ({delta:+.2f} dB).".replace(
+        f"Held-out PSNR: {top['psnr']:.2f} dB against {baseline['psnr']:.2f} dB ({delta:+z.2f} dB).".replace(
             "(-", "(−"
         )
     ]
