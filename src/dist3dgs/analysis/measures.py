@@ -216,7 +216,8 @@ DERIVED: dict[str, Metric] = {
             name="sent_mb_per_step",
             label="sent per rank and step",
             unit="MB",
-            description="payload that a rank sends in a step, densification included; mean over ranks and steps; MB: 10^6",
+            description="payload that a rank sends in a step, densification included; mean over ranks and steps; "
+            "MB: 10^6 bytes",
             derive=sent_mb_per_step,
         ),
     )

@@ -33,9 +33,9 @@ _TIME_HEAD = (
 )
 _TIME_NOTE = (
     "Medians over the successful runs, with the smallest and largest where there are repeats. Batch: images per step "
-    "over all ranks (a workload counts in its own unit: images, samples, tokens). Sent: by a rank in a step, mean over ranks "
-    "and steps, densification included. R: computing of one rank / "
-    "communication of N ranks, for the same images: measured, or derived from the speedup, which counts every loss. "
+    "over all ranks (a workload counts in its own unit: images, samples, tokens). Sent: by a rank in a step, mean over "
+    "ranks and steps, densification included. R: computing of one rank / communication of N ranks, for the same "
+    "images: measured, or derived from the speedup, which counts every loss. "
     "Training: steps and densification. Total: from launch to end, wall clock."
 )
 _SCALING_HEAD = (
