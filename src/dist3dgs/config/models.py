@@ -9,7 +9,15 @@ from importlib.metadata import entry_points
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..errors import UserError
 from .naming import COARSE, Layout, Point
@@ -361,6 +369,13 @@ class Strategy(Settings):
         1.2, ge=1, description="sharded, hybrid: rows move when the largest shard is this many times the mean"
     )
     train: dict[str, Any] = Field({}, description="training settings that differ from config.yaml's `train`")
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _several_blocks(cls, value: Any) -> Any:
+        if value == 1 and not isinstance(value, bool):
+            raise ValueError("one block is the whole scene: use kind: replicated, or 2 blocks or more")
+        return value
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:

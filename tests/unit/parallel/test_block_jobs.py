@@ -107,7 +107,8 @@ def test_steps_are_shared_out_among_the_jobs():
     ("layout", "strategy", "settings", "told"),
     [
         ("n1g2", {"blocks": 2}, {}, r"blocks = 2 trains each block in a job of one rank, and n1g2 has 2"),
-        ("n1g1", {"blocks": 1}, {}, "greater than or equal to 2"),
+        ("n1g1", {"blocks": 1}, {}, "one block is the whole scene: use kind: replicated"),
+        ("n1g1", {"blocks": 0}, {}, "greater than or equal to 2"),
         (
             "n1g1",
             {"blocks": 2, "kind": "sharded"},
