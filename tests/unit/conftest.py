@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Test workers that share cores wait for each other's threads: at two threads each, small kernels take five times as
+# long. Tests of threads set their number themselves. OpenMP reads it when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -53,6 +53,7 @@ try:
         scene_digest,
     )
     from dist3dgs.scenes.listing import not_a_folder, scene_files
+    from dist3dgs.slurm.client import wait_for_slurm
     from dist3dgs.slurm.planner import Planner, TrainJobs
     from dist3dgs.slurm.resources import (
         MemoryCheck,
@@ -509,6 +510,15 @@ if workflow.is_main_process:
     follow.announce(FOLLOWED)
 else:
     os.environ.pop(follow.FOLLOWED, None)  # a job on a node prints to its own log, which Slurm keeps
+
+
+def check_slurm():
+    """Stop where jobs are to be submitted and no Slurm answers."""
+    try:
+        if ON_CLUSTER and workflow.is_main_process and any(not j.is_local for j in workflow.dag.needrun_jobs()):
+            wait_for_slurm()
+    except UserError as error:
+        stop(error)
 
 
 def points_of_run():
