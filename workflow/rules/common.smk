@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -505,6 +506,7 @@ FOLLOWED = follow.FollowedStudy(
     queue=PLANNER.queue if ON_CLUSTER else None,
     poll_s=SITE.poll_s,
     status_command=status_command(),
+    files=(*FIGURE_FILES, *RECORDS),
 )
 if workflow.is_main_process:
     follow.announce(FOLLOWED)
@@ -512,9 +514,19 @@ else:
     os.environ.pop(follow.FOLLOWED, None)  # a job on a node prints to its own log, which Slurm keeps
 
 
-def check_slurm():
-    """Stop where jobs are to be submitted and no Slurm answers."""
+def check_start():
+    """Stop where the study cannot be written, or where jobs are to be submitted and no Slurm answers."""
     try:
+        for name, folder in (("results", RESULTS), ("data", DATA)):
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise UserError(
+                    f"{STUDY.layers.where(name)}: `{name}: {folder}` cannot be written ({error.strerror}); give a "
+                    f"folder that can: --config {name}=FOLDER"
+                ) from None
         if ON_CLUSTER and workflow.is_main_process and any(not j.is_local for j in workflow.dag.needrun_jobs()):
             wait_for_slurm()
     except UserError as error:

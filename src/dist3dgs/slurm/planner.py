@@ -160,7 +160,9 @@ class Planner:
     def not_taken(self, name: str, refusal: Refusal) -> None:
         """Say that a job is to be submitted again; once a minute for all jobs that are refused for the same reason."""
         if time.monotonic() - self._said_at.get(refusal.reason, -math.inf) > SAID_AGAIN_S:
-            say(f"{name} is not taken yet: {refusal}; asking again, for this and all others that are refused so")
+            say(
+                f"{name} is not taken yet: {refusal}; asking again, for this and all others that are refused so"
+            )
             self._said_at[refusal.reason] = time.monotonic()
 
     def asks(self, point: Point, attempt: int, spec_text: str) -> Resources:

@@ -84,6 +84,7 @@ def test_page_loads_nothing_and_runs_nothing(report):
     assert policy["content"].startswith("default-src 'none'")
 
 
+@pytest.mark.slow
 def test_hostile_text_is_shown_as_text(report):
     records = [
         make_record(),

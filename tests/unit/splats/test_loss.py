@@ -98,6 +98,7 @@ def test_equal_images() -> None:
     assert psnr(torch.zeros(4, 4, 3), torch.full((4, 4, 3), 0.1)).item() == pytest.approx(20, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_scales_with_what_comes_in() -> None:
     image, target = images(12, 12, torch.float64)
     for function in (l1_ssim_loss, TorchLoss.apply):
