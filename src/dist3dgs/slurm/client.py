@@ -91,8 +91,8 @@ def wait_for_slurm(patience_s: float = 60, pause_s: float = 5) -> None:
             words = re.sub(r"^squeue: (error: |fatal: )?", "", last.strip())[:300]
             if time.monotonic() - began + pause_s > patience_s:
                 raise UserError(
-                    f"no Slurm answers: `squeue` says: {words}. Nothing was submitted. Fix: run `scontrol ping` on this "
-                    f"machine until a controller is UP, and then the same command again; {elsewhere}"
+                    f"no Slurm answers: `squeue` says: {words}. Nothing was submitted. Fix: run `scontrol ping` "
+                    f"on this machine until a controller is UP, and then the same command again; {elsewhere}"
                 ) from None
             if not said:
                 print(f"dist3dgs: Slurm does not answer ({words}); asking again", file=sys.stderr, flush=True)
