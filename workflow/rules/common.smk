@@ -527,7 +527,11 @@ def check_start():
                     f"{STUDY.layers.where(name)}: `{name}: {folder}` cannot be written ({error.strerror}); give a "
                     f"folder that can: --config {name}=FOLDER"
                 ) from None
-        if ON_CLUSTER and workflow.is_main_process and any(not j.is_local for j in workflow.dag.needrun_jobs()):
+        if (
+            ON_CLUSTER
+            and workflow.is_main_process
+            and any(not j.is_local for j in workflow.dag.needrun_jobs())
+        ):
             wait_for_slurm()
     except UserError as error:
         stop(error)
