@@ -49,6 +49,7 @@ localrules:
 
 # The terminal follows the points of the run and sums them up (dist3dgs.status.follow).
 onstart:
+    check_start()
     follow.begin(FOLLOWED, *points_of_run(), log)
 
 

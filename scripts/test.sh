@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # All tests, or the stages that are named: scripts/test.sh [check|fast|slow|workflow|slurm]... The first failure ends it.
 set -euo pipefail
+# Tests start many Pythons; each would compile every module anew.
+unset PYTHONDONTWRITEBYTECODE
 if [ $# -eq 0 ]; then set -- check fast slow workflow slurm; fi
 for stage in "$@"; do
   started=$SECONDS

@@ -5,6 +5,7 @@ Snakemake finds it by its name. What it prints: `dist3dgs.status.follow`.
 
 import logging
 import sys
+from typing import Any
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
@@ -17,6 +18,8 @@ class LogHandler(LogHandlerBase):
     """
 
     def __post_init__(self) -> None:
+        self._check_command_line()
+        self.study: Any = None
         s = self.common_settings
         self.steps_aside = s.dryrun or s.verbose or s.debug_dag or s.printshellcmds
         if self.steps_aside:
@@ -31,22 +34,31 @@ class LogHandler(LogHandlerBase):
             format=self.format,
         )
 
+    def _check_command_line(self) -> None:
+        """End with a line per mistake: Snakemake makes its loggers before it reads the files of `--configfile`."""
+        from dist3dgs.config.load import command_line_problems
+
+        if problems := command_line_problems(sys.argv):
+            print(*(f"error: {problem}" for problem in problems), sep="\n", file=sys.stderr)
+            sys.exit(2)
+
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR and "not valid JSON or YAML" in record.getMessage():
-            self._name_broken_overlays()
+        from dist3dgs.status.follow import STUDY
+
+        self.study = getattr(record, STUDY, None) or self.study
+        if (
+            record.levelno >= logging.ERROR
+            and self.study
+            and (hint := self.study.target_hint(record.getMessage()))
+        ):
+            print(f"error: {hint}", file=sys.stderr)
+            return
         if self.steps_aside:
             return
         try:
             self.terminal.handle(record)
         except Exception:
             self.handleError(record)
-
-    def _name_broken_overlays(self) -> None:
-        """Print file and line of what Snakemake could not read, which it does not say."""
-        from dist3dgs.config.load import broken_overlays
-
-        for problem in broken_overlays(sys.argv):
-            print(f"error: {problem}", file=sys.stderr)
 
     def close(self) -> None:
         if not self.steps_aside:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -116,7 +117,8 @@ def test_a_run_that_has_begun_is_not_refused_for_its_memory(tmp_path, jobs):
 
 def test_a_refusal_that_passes_is_waited_for_and_said_once_a_minute(made, caplog):
     full = "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates"
-    assert all(made.refused(POINT, 1, "{}", full) for _ in range(50))
+    other = replace(POINT, repeat=POINT.repeat + 1)
+    assert all(made.refused(point, 1, "{}", full) for point in [POINT, other] * 25)
     assert causes(made) == [] and caplog.text.count("asking again") == 1
 
 

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from dist3dgs.config.naming import Layout
-from dist3dgs.slurm.client import environment
+from dist3dgs.errors import UserError
+from dist3dgs.slurm.client import environment, wait_for_slurm
 from dist3dgs.slurm.resources import layout_resources
 from dist3dgs.slurm.site import Site, read_site
 from dist3dgs.slurm.submission import explain, limit_problem, preflight, test_only
@@ -169,3 +170,21 @@ def test_slurm_sends_a_mail_at_the_end_of_a_study(on_cluster):
     while not (sent.exists() and "Name=study-ended-1 Ended" in sent.read_text()):
         assert time.monotonic() < end, on_cluster("squeue")
         time.sleep(0.2)
+
+
+def test_where_no_slurm_answers_a_study_ends_with_one_error(no_controller, capsys, monkeypatch, tmp_path):
+    """As the Snakefile asks before the first job; the PATH of tests without a cluster has a dead one."""
+    with pytest.raises(
+        UserError, match=r"`squeue` says: error: Unable to contact slurm controller\. .*scontrol ping"
+    ):
+        wait_for_slurm(patience_s=0.2, pause_s=0.05)
+    assert capsys.readouterr().err.count("asking again") == 1
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\n[ -e answered ] || { touch answered; exit 1; }\n")
+    squeue.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    wait_for_slurm(patience_s=9, pause_s=0.05)  # it comes back
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="squeue and sbatch were not found"):
+        wait_for_slurm()

@@ -1,10 +1,18 @@
 """Shared by the unit tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Test workers that share cores wait for each other's threads: at two threads each, small kernels take five times as
+# long. Tests of threads set their number themselves. OpenMP reads it when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Shells have jobs in the background, and nohup its command, ignore these; tests send them, to children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

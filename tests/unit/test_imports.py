@@ -1,6 +1,7 @@
 """The analysis side starts fast and never imports torch; imports run one way."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -55,6 +56,11 @@ APPLICATIONS = (
 )
 
 
+@functools.cache
+def nodes(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text())))
+
+
 def test_the_analysis_side_never_imports_torch() -> None:
     """One process imports all of it in turn; the first module that brings a heavy one along is named."""
     code = (
@@ -75,7 +81,7 @@ def test_no_analysis_source_imports_torch_even_lazily(repository: Path) -> None:
         for file in path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]:
             if str(file.relative_to(package)) in LAZILY + APPLICATIONS:
                 continue
-            for node in ast.walk(ast.parse(file.read_text())):
+            for node in nodes(file):
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
                 assert not [n for n in names if n.split(".")[0] in HEAVY], f"{file} imports {names}"
@@ -85,7 +91,7 @@ def imported_packages(file: Path, package: Path) -> set[str]:
     """Packages that a file imports anywhere, also in functions."""
     here = [package.name, *file.relative_to(package).parent.parts]
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             modules = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -146,7 +152,7 @@ def test_no_module_imports_itself_through_others(repository: Path) -> None:
     graph: dict[str, set[str]] = {}
     for name, file in known.items():
         here = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in nodes(file):
             if isinstance(node, ast.ImportFrom) and node.level:
                 base = ".".join(
                     [*here[: len(here) - node.level + 1], *([node.module] if node.module else [])]

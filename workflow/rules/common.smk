@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,7 @@ try:
         scene_digest,
     )
     from dist3dgs.scenes.listing import not_a_folder, scene_files
+    from dist3dgs.slurm.client import wait_for_slurm
     from dist3dgs.slurm.planner import Planner, TrainJobs
     from dist3dgs.slurm.resources import (
         MemoryCheck,
@@ -504,11 +506,37 @@ FOLLOWED = follow.FollowedStudy(
     queue=PLANNER.queue if ON_CLUSTER else None,
     poll_s=SITE.poll_s,
     status_command=status_command(),
+    files=(*FIGURE_FILES, *RECORDS),
 )
 if workflow.is_main_process:
     follow.announce(FOLLOWED)
 else:
     os.environ.pop(follow.FOLLOWED, None)  # a job on a node prints to its own log, which Slurm keeps
+
+
+def check_start():
+    """Stop where the study cannot be written, or where jobs are to be submitted and no Slurm answers."""
+    try:
+        for name, folder in (("results", RESULTS), ("data", DATA)):
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise UserError(
+                    f"{STUDY.layers.where(name)}: `{name}: {folder}` cannot be written ({error.strerror}); give a "
+                    f"folder that can: --config {name}=FOLDER"
+                ) from None
+        if (
+            ON_CLUSTER
+            and workflow.is_main_process
+            and any(not j.is_local for j in workflow.dag.needrun_jobs())
+        ):
+            wait_for_slurm()
+    except UserError as error:
+        stop(error)
+    except KeyboardInterrupt:
+        stop("interrupted before anything was started")
 
 
 def points_of_run():

@@ -1,6 +1,7 @@
 """Load and merge config files, keeping track of where each setting came from."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         json.dumps(value, default=str)  # raises ValueError for an alias within its own anchor
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run where config/ is, or give --config FOLDER") from None
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}; expected a file of settings in YAML") from None
     except (yaml.YAMLError, ValueError) as e:
         raise UserError(f"{_short(path)}{_syntax_error(e, text)}") from None
     if not isinstance(value, dict):
@@ -94,22 +97,34 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def broken_overlays(argv: Sequence[str]) -> list[str]:
-    """Say, with file and line, what is wrong with the files of `--configfile` on Snakemake's command line.
+def command_line_problems(argv: Sequence[str]) -> list[str]:
+    """Say what is wrong with `--configfile` and `--config` on Snakemake's command line, with file and line.
 
-    Snakemake reads them before the workflow and names neither.
+    Snakemake reads them before the workflow: it names no file, and answers some mistakes with a traceback. Both options
+    take all words up to the next option, a target too.
     """
-    problems, in_option = [], False
-    for word in argv:
-        option, _, value = word.partition("=")
+    problems, option = [], ""
+    for word in argv[1:]:
+        if word == "--":
+            break
         if word.startswith("-"):
-            in_option = option in ("--configfile", "--configfiles")
-            word = value
-        if in_option and word:
+            option, _, word = word.partition("=")
+        if not word:
+            continue
+        if option in ("--configfile", "--configfiles"):
             try:
+                if not Path(word).exists():
+                    raise UserError(
+                        f"--configfile {word}: no such file; a target comes after `--`: ... -- all"
+                    )
                 load_yaml(Path(word))
             except UserError as e:
                 problems.append(str(e))
+        elif option in ("--config", "-C") and not re.match(r"[a-zA-Z_][\w-]*\w=", word):
+            problems.append(
+                f"--config {word}: expected NAME=VALUE, e.g. --config results=elsewhere 'train={{steps: 500}}'; "
+                "a target comes after `--`: ... -- all"
+            )
     return problems
 
 

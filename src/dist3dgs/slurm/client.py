@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 
 from ..errors import UserError
@@ -69,6 +71,33 @@ def slurm(*argv: str, timeout_s: float = 30, stdin: str | None = None) -> str:
     if done.returncode != 0:
         raise SlurmError(argv, done.returncode, done.stderr or done.stdout)
     return done.stdout
+
+
+def wait_for_slurm(patience_s: float = 60, pause_s: float = 5) -> None:
+    """Return once `squeue` answers, which a restarting controller may take a while to do.
+
+    Raises `UserError` with Slurm's own words where it does not within `patience_s`, or at once without its commands.
+    """
+    elsewhere = "on a machine without Slurm: --profile profiles/local"
+    if not available():
+        raise UserError(f"no Slurm here: squeue and sbatch were not found. {INSTALL_HINT} Or, {elsewhere}")
+    began, said = time.monotonic(), False
+    while True:
+        try:
+            slurm("squeue", "-h", "--me", "-o", "%i", timeout_s=20)
+            return
+        except SlurmError as e:
+            last = e.text.splitlines()[-1] if e.text else "no message"
+            words = re.sub(r"^squeue: (error: |fatal: )?", "", last.strip())[:300]
+            if time.monotonic() - began + pause_s > patience_s:
+                raise UserError(
+                    f"no Slurm answers: `squeue` says: {words}. Nothing was submitted. Fix: run `scontrol ping` "
+                    f"on this machine until a controller is UP, and then the same command again; {elsewhere}"
+                ) from None
+            if not said:
+                print(f"dist3dgs: Slurm does not answer ({words}); asking again", file=sys.stderr, flush=True)
+                said = True
+            time.sleep(pause_s)
 
 
 def rows(text: str, fields: int, separator: str = "|") -> list[list[str]]:

@@ -40,9 +40,9 @@ from .resources import Resources, layout_resources, small_resources
 from .retry import Decision, next_action
 from .runtime_prediction import predict, read_records, time_limit_min
 from .site import Site
-from .submission import explain, max_time, test_only
+from .submission import Refusal, explain, max_time, test_only
 
-#: Submissions after a refusal in unknown words; seconds between messages about one that may pass.
+#: Submissions after a refusal in unknown words; seconds between messages about one that may pass, of all jobs.
 UNKNOWN_REFUSALS, SAID_AGAIN_S = 3, 60.0
 #: Seconds after which a job that has left the queue, or can never start, is given up.
 GONE_S, NEVER_S = 60.0, 60.0
@@ -90,7 +90,8 @@ class Planner:
         self._never: dict[int, str] = {}
         self._stuck_since: dict[int, float] = {}
         self._unseen_since: dict[int, float] = {}
-        self._refusals: dict[tuple[Point, int], tuple[int, float]] = {}
+        self._refusals: dict[tuple[Point, int], int] = {}
+        self._said_at: dict[str, float] = {}
 
     def resources(self, point: Point, attempt: int, spec_text: str) -> Resources:
         """Plan Snakemake's `attempt` (1, 2, ...) at `point`, whose spec is `spec_text` (one-line JSON)."""
@@ -146,17 +147,23 @@ class Planner:
         refusal = explain(text, request, account=str(self.site.account), max_time=max_time(request))
         if "sbatch: " not in text:  # the plugin did not come to ask it
             refusal = test_only(request, self.site.account).refusal or refusal
-        count, said_at = self._refusals.get((point, attempt), (0, -math.inf))
-        count += 1
+        count = self._refusals.get((point, attempt), 0) + 1
         again = refusal.transient or (not refusal.known and count <= UNKNOWN_REFUSALS)
         if not again:
             say(f"{point} cannot be submitted: {refusal}")
             record_refusal(point.folder(self.results), spec_text, str(refusal))
-        elif time.monotonic() - said_at > SAID_AGAIN_S:
-            say(f"{point} is not taken yet: {refusal}; asking again")
-            said_at = time.monotonic()
-        self._refusals[(point, attempt)] = count, said_at
+        else:
+            self.not_taken(str(point), refusal)
+        self._refusals[(point, attempt)] = count
         return again
+
+    def not_taken(self, name: str, refusal: Refusal) -> None:
+        """Say that a job is to be submitted again; once a minute for all jobs that are refused for the same reason."""
+        if time.monotonic() - self._said_at.get(refusal.reason, -math.inf) > SAID_AGAIN_S:
+            say(
+                f"{name} is not taken yet: {refusal}; asking again, for this and all others that are refused so"
+            )
+            self._said_at[refusal.reason] = time.monotonic()
 
     def asks(self, point: Point, attempt: int, spec_text: str) -> Resources:
         """Return the resources that have changed since the job was scheduled: the partition, if it is chosen."""
@@ -353,7 +360,7 @@ class TrainJobs:
         request = dict(job.resources.items())
         refusal = explain(text, request, for_ingest=True, account=str(self.planner.site.account))
         if refusal.transient:
-            say(f"{_named(job)} is not taken yet: {refusal}; asking again")
+            self.planner.not_taken(_named(job), refusal)
         else:
             say(f"{_named(job)} cannot be submitted: {refusal}")
         return refusal.transient

@@ -6,9 +6,11 @@ events, looks at the points' files and at Slurm's queue, and prints. Snakemake's
 """
 
 import contextlib
+import difflib
 import logging
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -36,8 +38,10 @@ PROGRESS_S, RUNNING_WITHOUT_PAUSE = 30.0, 10
 COMPLAINT_S = 8.0
 #: Rules whose jobs are reported in one line for all: they take seconds, and there is one per figure.
 DRAWING = ("tabulate", "figure", "write_report")
+#: Targets that are no files.
+TARGETS = ("all", "train_all", "tables", "figures", "report")
 #: Rules without a line: points have lines of their own, and targets do nothing.
-SILENT_RULES = (*RULES, "record", "check", "all", "train_all", "tables", "figures", "report")
+SILENT_RULES = (*RULES, "record", "check", *TARGETS)
 #: Rows of the live table that the terminal's height leaves.
 MARGIN_ROWS = 6
 NOTHING = "Nothing to be done"
@@ -55,11 +59,24 @@ class FollowedStudy:
     """seconds between looks at the queue"""
     status_command: str | None = None
     """command that prints the status of this study; None where the command line has settings that it cannot take"""
+    files: Sequence[str] = ()
+    """paths of figures and records, as they are given as targets"""
     run: "FollowedRun | None" = None
 
     def summary(self, states: Sequence[PointState], elapsed_s: float | None = None) -> str:
         report, status = self.results / "report/report.html", self.status_command
         return summary(states, report=report, elapsed_s=elapsed_s, status_command=status)
+
+    def target_hint(self, message: str) -> str | None:
+        """Say which target was meant where Snakemake says that nothing makes one; None for other messages."""
+        found = re.search(r"No rule to produce (.+) \(if you use input functions", message)
+        if found is None:
+            return None
+        nearest = difflib.get_close_matches(found[1], [*TARGETS, *self.files], n=1)
+        return (
+            f"no such target: {found[1]}{f'; did you mean {nearest[0]}?' if nearest else '.'} Expected one of "
+            f"{', '.join(TARGETS)}, or a file: {self.results}/SCENE/STRATEGY/n1g2/r0/record.json"
+        )
 
     def states(self) -> list[PointState]:
         """Find the state of each point of the matrix, from its files and the queue."""

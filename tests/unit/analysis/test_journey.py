@@ -166,6 +166,7 @@ def test_without_a_success_nothing_is_expected():
     assert only.expected_s is None and "no successful run" in (only.reason or "")
 
 
+@pytest.mark.slow
 def test_journey_figure_keeps_every_failure_apart_from_successes(tmp_path):
     records = [
         make_record(

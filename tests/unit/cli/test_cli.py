@@ -113,7 +113,10 @@ def test_an_imported_record_is_replaced_only_by_its_own_logs(
     assert not (tmp_path / "results/s/imported/n1g1/r2").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGHUP, signal.SIGINT))],
+)
 def test_a_program_that_is_told_to_end_leaves_no_temporary_files(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist3dgs.cli import main
-from dist3dgs.config.load import Layers, broken_overlays, load_yaml, merge
+from dist3dgs.config.load import Layers, command_line_problems, load_yaml, merge
 from dist3dgs.config.matrix import load_study
 from dist3dgs.config.models import Scene
 from dist3dgs.errors import UserError
@@ -242,13 +242,19 @@ def test_home_folders_are_found_wherever_a_path_stands(
             load_study(repository / "config", [overlay])
 
 
-def test_broken_overlays_of_a_command_line_are_found(tmp_path):
+def test_command_line_problems_of_a_command_line_are_found(tmp_path):
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text("seed: 1\n")
     bad.write_text("seed: [1\n")
-    (problem,) = broken_overlays(
+    (problem,) = command_line_problems(
         ["snakemake", "--configfile", str(good), str(bad), "--cores", "2", "--", "all"]
     )
     assert "bad.yaml, line" in problem
-    assert len(broken_overlays(["snakemake", f"--configfiles={bad}"])) == 1
-    assert broken_overlays(["snakemake", "--cores", str(bad)]) == []
+    assert len(command_line_problems(["snakemake", f"--configfiles={bad}"])) == 1
+    (problem,) = command_line_problems(["snakemake", "--configfile", str(good), "all"])
+    assert "all: no such file" in problem and "-- all" in problem
+    (problem,) = command_line_problems(["snakemake", "--configfile", str(tmp_path)])
+    assert "directory; expected a file" in problem
+    (problem,) = command_line_problems(["snakemake", "--config", "results=x", "train.steps=5", "--", "y"])
+    assert "train.steps=5: expected NAME=VALUE" in problem
+    assert command_line_problems(["snakemake", "--cores", str(bad)]) == []

@@ -87,6 +87,7 @@ def test_any_bytes(tmp_path: Path, head: bytes, parts: list[bytes]) -> None:
     check(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_real_logs_cut_and_spoiled(tmp_path: Path, data: st.DataObject) -> None:
@@ -99,6 +100,7 @@ def test_real_logs_cut_and_spoiled(tmp_path: Path, data: st.DataObject) -> None:
     check(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(event={"host": "\x1b]0;x\x07\x1f", "device": "\x9b", "versions": {"\x07": "\x1f"}}, kind="start")
 @given(event=st.dictionaries(st.sampled_from(["t", "rank", "step", "loss", "phase", "s", "step_s", "phases_s", "message", "type", "status", "host", "versions", "world_size", "traceback", "psnr"]),
@@ -141,6 +143,7 @@ def test_ten_megabyte_lines(tmp_path: Path) -> None:
     assert verdict.cause == "gpu_oom" and verdict.evidence[0].line == 2
 
 
+@pytest.mark.slow
 def test_a_million_steps_and_a_hole_of_nuls(tmp_path: Path) -> None:
     path = tmp_path / "steps.log"
     with path.open("wb") as f:

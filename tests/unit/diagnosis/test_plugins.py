@@ -75,6 +75,7 @@ def test_readers_are_added_from_outside(installed: Path) -> None:
     assert summary["files"][1]["format"] == "acme-table" and "Acme" in summary["files"][1]["note"]
 
 
+@pytest.mark.slow
 def test_records_and_retries_know_the_cause(installed: Path) -> None:
     code = (
         "from dist3dgs.runs.record import Failure; from dist3dgs.slurm.retry import decide;"
@@ -86,6 +87,7 @@ def test_records_and_retries_know_the_cause(installed: Path) -> None:
     assert "no such cause" in run(installed / "elsewhere", "-c", code).stderr
 
 
+@pytest.mark.slow
 def test_a_plugin_that_does_not_import_is_named(installed: Path) -> None:
     (installed / "acme.py").write_text("import nothing_of_that_name\n")
     log = installed / "job.out"

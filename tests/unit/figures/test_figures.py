@@ -32,9 +32,11 @@ STUDIES = {
 }  # fmt: skip
 
 
+#: Drawn by the fast tests: lines over layouts, and bars. Other tests draw the rest as well.
+_FAST = ("speedup", "phases")
 _ALL = ("none", "one run", "all failed", "nothing measured")
 _CASES = [
-    pytest.param(study, name, marks=[] if study == "one run" else pytest.mark.slow)
+    pytest.param(study, name, marks=[] if study == "one run" and name in _FAST else pytest.mark.slow)
     for study in STUDIES
     for name in (figures.NAMES if study in _ALL else ("speedup", "phases"))
 ]
@@ -336,6 +338,7 @@ def test_a_figure_is_added_from_outside(tmp_path):
     assert done.returncode == 2 and "'speedup' cannot be the name of a figure" in done.stderr
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(tmp_path):
     records = [
         make_record(scene="s", evidence="<script>alert(1)</script>", status="failed"),

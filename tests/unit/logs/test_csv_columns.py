@@ -164,6 +164,7 @@ def test_psrecord_averages(tmp_path: Path) -> None:
         assert s.total_s == 2.0
 
 
+@pytest.mark.slow
 def test_a_long_metrics_csv_keeps_its_course(tmp_path: Path) -> None:
     text = "step,time,loss\n" + "".join(f"{i},0.5,{1 / (i + 1)}\n" for i in range(300_000))
     series = metrics_csv.read(write(tmp_path / "metrics.csv", text), Facts())

@@ -312,6 +312,7 @@ def test_evaluation_is_a_phase_where_its_bars_are_shown(tmp_path: Path) -> None:
     assert read_logs([log]).phases_s["evaluation"] == 60.0
 
 
+@pytest.mark.slow
 def test_step_times_of_a_sample_say_so(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     row = "step %d/400000 (1.0%%) | loss: 0.1000 | dt: %.2fms\n"

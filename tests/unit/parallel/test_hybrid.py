@@ -52,6 +52,7 @@ def test_groups_stay_equal_and_resume_exactly_and_elsewhere(tiny_scene, tmp_path
         assert last["num_gaussians"] == pytest.approx(grown[-1]["num_gaussians"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_the_formula(tiny_scene, tmp_path):
     """Inside a group of g ranks (g-1)/g v N 88 per view; across r groups 2 (r-1)/r x 236 N / g per rank."""
     g, r, n, steps = 2, 2, 200, 12

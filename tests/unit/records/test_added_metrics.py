@@ -88,6 +88,7 @@ def test_a_metric_is_added_from_outside(study: Path) -> None:
     assert read_table(study / "points.csv")[0]["swap_gib"] == 0.75, "also where acme is not installed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entry", "said"),
     [("Metric(name='psnr', label='x')", "psnr"), ("Metric(name='scene', label='x')", "scene"), ("3", "3")],

@@ -41,6 +41,7 @@ def study():
     return [*records, make_record("two", layout="n1g4", status="failed", evidence=HOSTILE, remedy=HOSTILE)]
 
 
+@pytest.mark.slow
 def test_it_has_the_verdict_tables_and_figures_of_the_page(tmp_path):
     text = write(tmp_path, study(), draw=("speedup",))
     first = verdict(read_table(tmp_path / "tables/points.csv"))[0]

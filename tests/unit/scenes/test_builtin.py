@@ -43,6 +43,7 @@ SOLIDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solid", "inside"), SOLIDS, ids=lambda s: type(s).__name__)
 def test_rays_meet_solids_where_marching_does(solid, inside):
     """The oracle: fine steps along every ray until the implicit function changes sign."""

@@ -127,6 +127,7 @@ def unrelated(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_unrelated_photographs(unrelated, tmp_path):
     with pytest.raises(UserError, match=r"sfm_failed.*4 photographs") as error:
         run_sfm(unrelated, photos_in(unrelated), tmp_path / "work", SFM, say=print)

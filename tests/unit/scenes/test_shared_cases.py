@@ -38,6 +38,7 @@ def notes(report: dict[str, Any]) -> str:
     return "\n".join(f"{x['image']}: {x['note']}" for x in report["notes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "registered", "words"),
     [
@@ -79,6 +80,7 @@ def test_folders_of_photographs(shared: Path, tmp_path: Path) -> None:
         prepare_photos(root, tmp_path / "copies-07")
 
 
+@pytest.mark.slow
 def test_smaller_copies(shared: Path, tmp_path: Path) -> None:
     folder = made(shared, tmp_path, "14")
     for scene, words in (("scene", "12 of 12"), ("scene-b", "7 of 12")):

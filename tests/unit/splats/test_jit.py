@@ -150,6 +150,7 @@ def test_avx2_and_plainer_processors_give_the_same_bits(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("render-*.o"))) == 2, "the target is part of the cache's key"
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_arm() -> None:
     """The same code for arm64: NEON fused multiply-add of four lanes, and no call of a scalar function."""
     llvm.initialize_all_targets()

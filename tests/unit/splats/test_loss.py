@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dist3dgs.errors import UserError
 from dist3dgs.splats import loss as losses
@@ -63,7 +62,10 @@ def test_strips_add_up_to_the_whole_image(function) -> None:
     assert total == pytest.approx(whole.item(), rel=1e-13)
 
 
+@pytest.mark.slow
 def test_agrees_with_torchmetrics() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure  # imports for two seconds
+
     image, target = images(120, 90, torch.float32)
     # torchmetrics pads by reflection: in a frame of zeros, its map inside the frame is that of zero padding
     a, b = (
@@ -97,6 +99,7 @@ def test_equal_images() -> None:
     assert psnr(torch.zeros(4, 4, 3), torch.full((4, 4, 3), 0.1)).item() == pytest.approx(20, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_scales_with_what_comes_in() -> None:
     image, target = images(12, 12, torch.float64)
     for function in (l1_ssim_loss, TorchLoss.apply):

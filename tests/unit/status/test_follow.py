@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
-from snakemake_interface_logger_plugins.tests import TestLogHandlerBase
+from snakemake_interface_logger_plugins.tests import MockOutputSettings, TestLogHandlerBase
 
 from dist3dgs.config.naming import Point
 from dist3dgs.console import FOLLOWED, logged
@@ -237,3 +237,16 @@ def test_jobs_of_a_followed_run_print_to_their_logs_alone(
             print("words")
         assert capsys.readouterr().out == shown
         assert (tmp_path / "job.log").read_text() == "words\n"
+
+
+def test_a_misspelt_target_is_answered_with_the_nearest(tmp_path, monkeypatch, capsys):
+    """The plugin prints it in place of Snakemake's words, and ends where the command line itself is wrong."""
+    study = FollowedStudy(tmp_path, POINTS, lambda p: 100, files=["figures/speedup.svg"])
+    for name, nearest in (("al", "all"), ("figures/speedupp.svg", "figures/speedup.svg")):
+        hint = study.target_hint(f"No rule to produce {name} (if you use input functions make sure that")
+        assert hint and f"no such target: {name}; did you mean {nearest}?" in hint
+    assert study.target_hint("another error") is None
+    monkeypatch.setattr("sys.argv", ["snakemake", "--config", "results=x", "all"])
+    with pytest.raises(SystemExit):
+        LogHandler(MockOutputSettings(), None)
+    assert "error: --config all: expected NAME=VALUE" in capsys.readouterr().err

@@ -17,7 +17,14 @@ from dist3dgs.status.point_state import AttemptProgress, PointState, quoted, sta
 from tests.unit.helpers.evidence import phase, spec, start, step, write_attempt
 
 POINT = Point.parse("tiny", "replicated", "n1g2")
-NOW = time.time()
+NOW = 0.0
+
+
+@pytest.fixture(autouse=True)
+def _now() -> None:
+    """Start each test at its own time: some ten minutes into a slow run of all tests a point would be silent."""
+    global NOW
+    NOW = time.time()
 
 
 def job(number: int, state: str = "PENDING", reason: str = "Priority", start: str = "N/A") -> Job:

@@ -90,6 +90,7 @@ def run(repository: Path, folder: Path, name: str, layout: str) -> tuple[Workloa
     return made, find(made.criteria, process.output_paths(attempt), out, Layout.parse(layout).world_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layout", "values"),
     [

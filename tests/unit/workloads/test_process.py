@@ -92,6 +92,7 @@ def test_output_and_events(tmp_path: Path) -> None:
     assert kinds == ["start", "leave", "enter", "leave", "memory", "end"]
 
 
+@pytest.mark.slow
 def test_the_words_of_resume_and_events_of_checkpoints(tmp_path: Path) -> None:
     code = "import sys; print(sys.argv[1:]); open(sys.argv[1] + '/step-2.pt', 'w')"
     words = ["{python}", "-c", code, "{out}", "{loader_workers}"]
