@@ -290,7 +290,8 @@ def test_a_disk_that_fills_up_while_stepping(tiny_scene, tmp_path):
     assert record.failure.remedy and "df -h" in record.failure.remedy
 
 
-def test_a_quota_on_file_size_at_a_checkpoint(tiny_scene, tmp_path):
+def test_a_quota_on_file_size_at_a_checkpoint(tiny_scene, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # no compiled module is cut off
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
     record = tiny.launch(tiny.spec("n1g1", **LONG), tiny_scene, tmp_path, preexec_fn=limit)
     assert record.failure is not None

@@ -140,10 +140,8 @@ def test_full_disk_leaves_no_half_file(tmp_path):
         "from tests.unit.scenes.test_pack import scene_arrays, write_packed\n"
         "write_packed(Path(sys.argv[1]) / 's', **scene_arrays())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", code, tmp_path], capture_output=True, text=True
-    )  # -B: no
-    # compiled module is cut off either, which would be read again by the next process
+    # -B: no compiled module is cut off either, which the next process would read.
+    done = subprocess.run([sys.executable, "-B", "-c", code, tmp_path], capture_output=True, text=True)
     assert done.returncode == 1 and "OSError" in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
 
