@@ -23,6 +23,8 @@ Predict = Callable[[str, Layout], Forecast | None]
 LARGER_BATCH = 4
 #: Fewer sizes than this cannot tell how a strategy scales.
 LEAST_SIZES = 3
+#: Layouts that are listed by name as better not used.
+_MOST_NAMES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +204,7 @@ def describe_alternatives(found: Sequence[Alternative], unit: str) -> str:
     """Put alternatives into one sentence, each with its predicted time and cost."""
     parts = [
         f"{a.what}: {duration(a.forecast.total_s.value)} ({duration(a.forecast.total_s.low)} to "
-        f"{duration(a.forecast.total_s.high)}), {a.forecast.rank_hours.value:.3g} {unit}-hours"
+        f"{duration(a.forecast.total_s.high)}), {_paid(unit, a.forecast.rank_hours.value)}"
         + ("" if a.forecast.fits else ", but it does not fit in memory")
         for a in found
     ]
@@ -218,12 +220,12 @@ def _use(name: str, best: Cost, baseline: Cost, unit: str) -> str:
     if best is baseline:
         return (
             f"{name}: use {_one(baseline)}: no larger layout gains ({duration(baseline.time_s)} {work}, "
-            f"{baseline.rank_hours:.3g} {unit}-hours)."
+            f"{_paid(unit, baseline.rank_hours)})."
         )
     return (
         f"{name}: for the shortest time use {best.name}: {duration(best.time_s)} {work} instead of "
         f"{duration(baseline.time_s)} on {_one(baseline)} ({baseline.time_s / best.time_s:.2f} times sooner), for "
-        f"{best.rank_hours:.3g} instead of {baseline.rank_hours:.3g} {unit}-hours."
+        f"{_paid(unit, best.rank_hours, baseline.rank_hours)}."
     )
 
 
@@ -262,9 +264,9 @@ def _why(p: Row) -> str:
     pace = (
         f"{place(p)} is {ratio:.2f} times as fast as the baseline" if ratio else f"{place(p)} does not gain"
     )
-    if r is None:
+    if r is None or r >= R_PAYS:  # communication is not what it is for
         return pace
-    return f"R = {r:.1f} {'<' if r < R_PAYS else '>='} {R_PAYS:g} ({pace})"
+    return f"R = {r:.1f} < {R_PAYS:g} ({pace})"
 
 
 def _last_doubling(every: Sequence[Cost], best: Cost, unit: str) -> list[str]:
@@ -316,21 +318,30 @@ def _margin(before: Cost, time_s: float, rank_hours: float, unit: str, *, past: 
     saved, more = before.time_s - time_s, rank_hours - before.rank_hours
     saves, costs = ("saved", "cost") if past else ("saves", "costs")
     if saved <= 0:
-        return f"{saves} nothing and {costs} {more:.3g} {unit}-hours more."
+        return f"{saves} nothing and {costs} {_paid(unit, more)} more."
     if more <= 0:
-        return f"{saves} {duration(saved)} and {-more:.3g} {unit}-hours."
+        return f"{saves} {duration(saved)} and {_paid(unit, -more)}."
     each = more / (saved / 3600)
-    return f"{saves} {duration(saved)} for {more:.3g} {unit}-hours more, {each:.3g} for each hour saved."
+    return f"{saves} {duration(saved)} for {_paid(unit, more)} more, {each:.3g} {unit}-hours for each hour saved."
 
 
 def _front(own: Sequence[Row], every: Sequence[Cost], unit: str) -> list[str]:
     kept = front(own)
     if len(every) < 2:
         return []
-    listed = ", ".join(f"{c.name} ({duration(c.time_s)}, {c.rank_hours:.3g} {unit}-hours)" for c in kept)
+    listed = ", ".join(f"{c.name} ({duration(c.time_s)}, {_paid(unit, c.rank_hours)})" for c in kept)
     dominated = [c.name for c in every if c not in kept]
+    if len(dominated) > _MOST_NAMES:
+        dominated[_MOST_NAMES - 1 :] = [f"and {len(dominated) - _MOST_NAMES + 1} more"]
     rest = f" Slower and no cheaper than one of these: {', '.join(dominated)}." if dominated else ""
     return [f"Best in time or cost: {listed}.{rest}"]
+
+
+def _paid(unit: str, *rank_hours: float) -> str:
+    """Write one amount, or one instead of another, in hours, minutes or seconds of ranks."""
+    most = max(map(abs, rank_hours))
+    scale, name = (1, "hours") if most >= 1 else (60, "minutes") if 60 * most >= 1 else (3600, "seconds")
+    return f"{' instead of '.join(f'{scale * h:.3g}' for h in rank_hours)} {unit}-{name}"
 
 
 def _doubts(own: Sequence[Row], every: Sequence[Cost]) -> list[str]:

@@ -35,7 +35,18 @@ def study(rates, strategy="replicated", scene="garden", **more):
 def test_the_fastest_that_gains_is_recommended_with_time_and_cost():
     text = paragraph(study({"n1g1": 4.0, "n1g2": 7.6, "n1g4": 13.0}))
     assert text.startswith("garden: for the shortest time use replicated on n1g4")
-    assert "3.25 times sooner" in text and "GPU-hours" in text
+    assert "3.25 times sooner" in text and "GPU-minutes" in text
+
+
+def test_a_ratio_that_speaks_for_a_layout_is_no_reason_against_it():
+    text = paragraph(study({"n1g1": 4.0, "n1g2": 3.0}, comm_s=1.0, compute_s=100.0))
+    assert "Not replicated above 1 GPU here: n1g2 is 0.75 times as fast as the baseline." in text
+
+
+def test_a_long_list_of_what_not_to_use_is_cut():
+    rates = {"n1g1": 4.0, "n1g2": 8.4} | {f"n1g{n}": 3.0 for n in range(3, 9)}
+    text = paragraph(study(rates))
+    assert text.count("replicated on n1g") < 8 and "and 4 more" in text
 
 
 def test_a_strategy_is_not_recommended_above_the_size_where_r_is_too_small():
@@ -79,7 +90,7 @@ def test_marginal_hours_of_a_doubling_are_differences():
     assert four.rank_hours == pytest.approx(4 * four.time_s / 3600)
     more, saved = four.rank_hours - two.rank_hours, (two.time_s - four.time_s) / 3600
     said = " ".join(sentences(*comparisons(points)))
-    assert f"for {more:.3g} GPU-hours more, {more / saved:.3g} for each hour saved" in said
+    assert f"for {60 * more:.3g} GPU-minutes more, {more / saved:.3g} GPU-hours for each hour saved" in said
     assert "The last doubling, n1g2 to n1g4, saved" in said
     assert "next doubling" not in said  # nothing twice as large was measured, and nothing is predicted
 
