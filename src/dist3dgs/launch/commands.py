@@ -134,21 +134,27 @@ def gpu_settings(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in settings.items() if name not in environ}
 
 
-def flight_recorder(folder: Path) -> dict[str, str]:
-    """Environment that switches torch's flight recorder on; `folder`: where each rank's dump goes.
+def flight_recorder(folder: Path, *, any_torch: bool = False) -> dict[str, str]:
+    """Return the environment that switches torch's flight recorder on.
 
-    Names as in torch 2.13 (FlightRecorder.hpp, ProcessGroupNCCL.hpp), and those of torch before 2.9. Without stacks,
-    for which a dump would wait for an interpreter that hangs; ranks write theirs themselves.
+    Without stacks, for which a dump would wait for an interpreter that hangs; ranks write theirs themselves.
+
+    Args:
+        folder: where each rank's dump goes.
+        any_torch: also by the names before torch 2.9, which a program of others may have; newer ones warn of them.
+            The others are as in torch 2.13 (FlightRecorder.hpp, ProcessGroupNCCL.hpp).
     """
     prefix = str(folder / FLIGHT)
-    return {
+    settings = {
         "TORCH_FR_BUFFER_SIZE": str(FLIGHT_ENTRIES),
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": str(FLIGHT_ENTRIES),
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "TORCH_FR_DUMP_TEMP_FILE": prefix,
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": prefix,
         "TORCH_INCLUDE_STACK_TRACE": "0",
     }
+    if any_torch:
+        settings["TORCH_NCCL_TRACE_BUFFER_SIZE"] = settings["TORCH_FR_BUFFER_SIZE"]
+        settings["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] = prefix
+    return settings
 
 
 def torchrun_argv(

@@ -279,7 +279,9 @@ class _Run:
         # PyTorch makes this folder when DistributedDataParallel is imported, in /tmp unless told otherwise.
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.attempt.folder.resolve() / INDUCTOR))
         # A bounded buffer of each rank's last collectives, which NCCL's watchdog dumps into the attempt's folder.
-        environment |= commands.flight_recorder(self.attempt.folder.resolve())
+        environment |= commands.flight_recorder(
+            self.attempt.folder.resolve(), any_torch=isinstance(self.spec, WorkloadSpec)
+        )
         environment["DIST3DGS_ATTEMPT"] = str(self.attempt.folder.resolve())
         if self.weights is not None:
             environment["DIST3DGS_LPIPS"] = str(self.weights.resolve())

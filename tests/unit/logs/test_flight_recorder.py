@@ -242,6 +242,9 @@ def test_the_buffer_is_bounded_and_dumped_into_the_attempt(tmp_path: Path) -> No
         names["TORCH_FR_DUMP_TEMP_FILE"] == str(tmp_path / FLIGHT)
         and names["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
     )
+    # The newest torch warns of the older names in every rank's log; a program of others may know these alone.
+    assert "TORCH_NCCL_TRACE_BUFFER_SIZE" not in names
+    assert flight_recorder(tmp_path, any_torch=True)["TORCH_NCCL_TRACE_BUFFER_SIZE"] == str(FLIGHT_ENTRIES)
 
 
 def test_the_record_and_diagnose_name_the_missing_rank(
