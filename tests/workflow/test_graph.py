@@ -228,6 +228,14 @@ def test_a_newcomer_draws_the_reference_records(study: Path, repository: Path) -
     assert "n1g2" in (study / "reference/tables/points.csv").read_text()
 
 
+@pytest.mark.parametrize("name", ["results", "data"])
+def test_a_folder_below_a_file_is_one_error(study: Path, name: str) -> None:
+    flags = ["--profile", "profiles/local", "--config", f"{name}=Snakefile/x"]
+    text = snakemake(study, *flags, "--", "all", check=False)
+    assert f"`{name}: Snakefile/x`: " in text and f"is a file; give a folder: --config {name}=FOLDER" in text
+    assert "Traceback" not in text
+
+
 @pytest.mark.parametrize("options", [["-n"], []])
 def test_an_overlay_that_is_no_yaml_is_named_with_its_line(study: Path, options: list[str]) -> None:
     (study / "bad.yaml").write_text("scenes: [tiny\nlayouts: [n1g1]\n")

@@ -83,6 +83,18 @@ except UserError as error:
 
 RESULTS = STUDY.config.results
 DATA = STUDY.config.data
+
+
+def nearest_existing(folder):
+    """Return the folder, or what there is of the path to it."""
+    return next(f for f in (Path(folder), *Path(folder).absolute().parents) if f.exists())
+
+
+for _name, _folder in (("results", RESULTS), ("data", DATA)):
+    if not (_there := nearest_existing(_folder)).is_dir():
+        stop(
+            f"{STUDY.layers.where(_name)}: `{_name}: {_folder}`: {_there} is a file; give a folder: --config {_name}=FOLDER"
+        )
 WEIGHTS = f"{DATA}/weights/lpips-alex.safetensors"
 try:
     FIGURES = figures_module.names()
@@ -516,22 +528,21 @@ else:
 
 def check_start():
     """Stop where the study cannot be written, or where jobs are to be submitted and no Slurm answers."""
+    needed = list(workflow.dag.needrun_jobs())
+    outputs = [Path(f) for j in needed for f in j.output]
     try:
-        for name, folder in (("results", RESULTS), ("data", DATA)):
+        for name, folder in (("results", Path(RESULTS)), ("data", Path(DATA))):
+            if not any(folder in f.parents for f in outputs):
+                continue  # e.g. packed scenes of others, which are read alone
             try:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=folder):
+                with tempfile.TemporaryFile(dir=nearest_existing(folder)):
                     pass
             except OSError as error:
                 raise UserError(
                     f"{STUDY.layers.where(name)}: `{name}: {folder}` cannot be written ({error.strerror}); give a "
                     f"folder that can: --config {name}=FOLDER"
                 ) from None
-        if (
-            ON_CLUSTER
-            and workflow.is_main_process
-            and any(not j.is_local for j in workflow.dag.needrun_jobs())
-        ):
+        if ON_CLUSTER and workflow.is_main_process and any(not j.is_local for j in needed):
             wait_for_slurm()
     except UserError as error:
         stop(error)
