@@ -265,8 +265,9 @@ def test_records_alone_are_redrawn_in_another_clone(study: Path, tmp_path: Path)
         "results=other",
         "layouts=[n1g1,n1g2]",
     ]
-    table = job_table(snakemake(tmp_path, *flags, "--", "all"))
+    table = job_table(snakemake(tmp_path, *flags, "-n", "--", "all"))
     assert set(table) == {"all", "figure", "tabulate", "total", "write_report"}
+    assert "drawn: other/figures" in snakemake(tmp_path, *flags, "--", "all")
     assert (tmp_path / "other/figures/speedup.svg").is_file() and not (tmp_path / "data").exists()
     assert "Nothing to be done" in snakemake(tmp_path, *flags, "--", "all")
 

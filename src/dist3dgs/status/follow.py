@@ -213,6 +213,10 @@ class Terminal:
         with self._lock:
             self._stop_live()
             held, self._held = self._held, []
+            drawn_alone = self._drawing and self._run is None  # a run of points ends with their summary
+            if drawn_alone and self._study is not None and not self._error_shown and "all" not in self.quiet:
+                self._write(f"drawn: {self._study.results / 'figures'}")
+                self._drawing = False
             if self._started or self._error_shown or "all" in self.quiet:
                 return
             if self._study is not None and (nothing := [text for text in held if text.startswith(NOTHING)]):
