@@ -206,18 +206,26 @@ class Study:
             raise UserError(f"{self.layers.where('scene_library', name, 'download')}: {name}: {e}") from None
 
     def _check_exclusion(self, i: int, exclusion: Exclusion) -> None:
-        """Refuse an exclusion that matches no point: it is a typing error, and what it should exclude would run."""
+        """Refuse an exclusion that matches no point: it is a typing error, and what it should exclude would run.
+
+        Where another layer narrows the study, e.g. `--config layouts=[n1g1]`, what it leaves out is no error.
+        """
         c = self.config
-        for what, name, names in (
-            ("scene", exclusion.scene, [*c.scenes, *c.workloads]),
-            ("strategy", exclusion.strategy, [*c.strategies, *self._variants()]),
-            ("layout", exclusion.layout, c.layouts),
+        for what, name, names, keys in (
+            ("scene", exclusion.scene, [*c.scenes, *c.workloads], ("scenes", "workloads")),
+            ("strategy", exclusion.strategy, [*c.strategies, *self._variants()], ("strategies",)),
+            ("layout", exclusion.layout, c.layouts, ("layouts",)),
         ):
-            if name is not None and name not in names:
+            if name is not None and name not in names and not self._is_listed(name, keys):
                 raise UserError(
                     f"{self.layers.where('exclude', i)}: exclude[{i}] leaves out no point: the study has no {what}"
                     f" {name!r}; {_nearest(name, names)} Fix the name or remove the exclusion."
                 )
+
+    def _is_listed(self, name: str, keys: Sequence[str]) -> bool:
+        """Return True if a layer has this name in one of these lists, whatever the layers above it have there."""
+        lists = [layer.get(key) for _, layer in self.layers.layers for key in keys]
+        return any(isinstance(names, list | tuple) and name in names for names in lists)
 
     def _check_baseline(self) -> None:
         """Refuse a baseline that the study has no points of: everything would be compared with something else."""

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from dist3dgs.cli.study import models, write_schemas
+from dist3dgs.config.load import Layers
 from dist3dgs.config.matrix import Study, load_spec, load_study, spec_json
 from dist3dgs.config.models import Config, Scene, Strategy, TrainSettings, validate
 from dist3dgs.config.naming import Point
@@ -125,3 +126,15 @@ def test_repeats_differ_in_seed_alone(repository: Path) -> None:
 
 def test_a_scene_says_its_source() -> None:
     assert validate(Scene, {"images": "photos"}, "x").images == "photos"
+
+
+def test_a_study_that_a_layer_narrows_keeps_its_exclusions(repository: Path) -> None:
+    """As `--config layouts=[n1g1]` does: what is excluded beyond it is no typing error."""
+    raw = raw_config(repository)
+    whole = ("study.yaml", {"layouts": ["n1g1", "n2g2"], "exclude": [{"layout": "n2g2", "reason": "one node"}]})
+    layers = Layers((("config.yaml", raw), whole, ("--config", {"layouts": ["n1g1"]})))
+    study = Study.from_config(layers.merged(), layers)
+    assert {str(p.layout) for p in study.points()} == {"n1g1"}
+    bad = Layers((*layers.layers, ("more.yaml", {"exclude": [{"layout": "n3g3", "reason": "a typo"}]})))
+    with pytest.raises(UserError, match="no point"):
+        Study.from_config(bad.merged(), bad)
