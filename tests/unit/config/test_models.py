@@ -131,7 +131,10 @@ def test_a_scene_says_its_source() -> None:
 def test_a_study_that_a_layer_narrows_keeps_its_exclusions(repository: Path) -> None:
     """As `--config layouts=[n1g1]` does: what is excluded beyond it is no typing error."""
     raw = raw_config(repository)
-    whole = ("study.yaml", {"layouts": ["n1g1", "n2g2"], "exclude": [{"layout": "n2g2", "reason": "one node"}]})
+    whole = (
+        "study.yaml",
+        {"layouts": ["n1g1", "n2g2"], "exclude": [{"layout": "n2g2", "reason": "one node"}]},
+    )
     layers = Layers((("config.yaml", raw), whole, ("--config", {"layouts": ["n1g1"]})))
     study = Study.from_config(layers.merged(), layers)
     assert {str(p.layout) for p in study.points()} == {"n1g1"}
