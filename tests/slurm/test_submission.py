@@ -173,7 +173,7 @@ def test_slurm_sends_a_mail_at_the_end_of_a_study(on_cluster):
 
 
 def test_where_no_slurm_answers_a_study_ends_with_one_error(no_controller, capsys, monkeypatch, tmp_path):
-    """As the Snakefile asks before the first job; the PATH of tests without a cluster has a dead one."""
+    """The Snakefile asks so before the first job; the PATH of tests without a cluster has a dead one."""
     with pytest.raises(
         UserError, match=r"`squeue` says: error: Unable to contact slurm controller\. .*scontrol ping"
     ):

@@ -168,13 +168,13 @@ def alternatives(
     Args:
         tried: kinds of strategy and layouts that were measured; they are no alternatives to what was measured.
     """
-    per_rank = max(1, workload.global_batch(layout) // layout.world_size)
+    per_rank = max(1, workload.global_batch(layout) // workload.cells(layout))
     other = "sharded" if workload.is_replica else "replicated"
     tries = [
         (
             f"batch_per_rank: {per_rank * LARGER_BATCH} (gradient accumulation: {LARGER_BATCH} times the images in an"
             " exchange)",
-            replace(workload, batch=per_rank * LARGER_BATCH * layout.world_size),
+            replace(workload, batch=per_rank * LARGER_BATCH * workload.cells(layout)),
             layout,
         ),
     ]
@@ -186,7 +186,11 @@ def alternatives(
         two = _double(layout)
         batch = per_rank * two.world_size
         tries.append(
-            (f"{other} on {two}", replace(workload, kind=other, compression="none", batch=batch), two)
+            (
+                f"{other} on {two}",
+                replace(workload, kind=other, blocks=None, compression="none", batch=batch),
+                two,
+            )
         )
     found = []
     for what, changed, where in tries:

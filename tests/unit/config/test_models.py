@@ -129,7 +129,7 @@ def test_a_scene_says_its_source() -> None:
 
 
 def test_a_study_that_a_layer_narrows_keeps_its_exclusions(repository: Path) -> None:
-    """As `--config layouts=[n1g1]` does: what is excluded beyond it is no typing error."""
+    """`--config layouts=[n1g1]` narrows one so: what is excluded beyond it is no typing error."""
     raw = raw_config(repository)
     whole = (
         "study.yaml",

@@ -200,3 +200,11 @@ def test_the_meters_bytes_are_those_on_the_wire(strategy, tmp_path, repository):
     metered, sent = sum(r["metered"] for r in ranks), ranks[0]["sent"]
     assert metered > 1_000_000
     assert metered < sent < 1.1 * metered, (metered, sent, sent / metered)
+
+
+def test_the_model_of_time_has_the_numbers_of_what_it_models():
+    """It does not import torch, and so has copies."""
+    from dist3dgs.parallel import gradients
+    from dist3dgs.predict import collectives as model
+
+    assert (model.AUTO_SHARE, model.BUCKET_BYTES) == (gradients.AUTO_SHARE, gradients.BUCKET_BYTES)

@@ -127,6 +127,14 @@ def test_alternatives_are_a_batch_a_strategy_and_fewer_ranks(repository):
     assert [str(a.forecast.layout) for a in one] == ["n1g1", "n1g2"]
 
 
+def test_block_jobs_have_a_batch_per_block_and_other_strategies_none(repository):
+    made = predictor(load_machine("h100-nvlink", repository / "config"))
+    jobs = Workload(gaussians=1e6, width_px=800, height_px=600, kind="blocks", blocks=4, batch=8)
+    larger, other = alternatives(made, jobs, Layout(1, 1))
+    assert larger.what.startswith("batch_per_rank: 8 ") and larger.forecast.batch == 32
+    assert other.forecast.workload.blocks is None and other.forecast.batch == 4
+
+
 def test_too_few_data_are_said_to_be_too_few():
     assert "too few data" in paragraph(study({"n1g1": 4.0}))
     text = paragraph(study({"n1g1": 4.0, "n1g2": 7.0}))
