@@ -236,6 +236,15 @@ def test_a_folder_below_a_file_is_one_error(study: Path, name: str) -> None:
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize("name", ["results", "data"])
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_job(study: Path, name: str) -> None:
+    """In /proc not even root may."""
+    flags = ["--profile", "profiles/local", "--config", f"{name}=/proc/nowhere"]
+    text = snakemake(study, *flags, "--", "all", check=False)
+    assert f"`{name}: /proc/nowhere` cannot be written" in text and "started" not in text
+    assert not any((study / ".snakemake/locks").glob("*"))
+
+
 @pytest.mark.parametrize("options", [["-n"], []])
 def test_an_overlay_that_is_no_yaml_is_named_with_its_line(study: Path, options: list[str]) -> None:
     (study / "bad.yaml").write_text("scenes: [tiny\nlayouts: [n1g1]\n")
