@@ -82,9 +82,11 @@ def _summary(every: Sequence[Sequence[Row]]) -> str:
         count = f"{len(tops)} of {len(compared)} combinations {kinds}; most"
     best_of = f"{top['scene']} with {top['strategy']} at {place(top)}"
     beyond = ", more than ideal, so the baseline may have been disturbed" if _beyond_ideal(top) else ""
-    is_shared = any(p.get("n_shared") for p in (top, _baseline_of(top, list(itertools.chain(*every)))))
+    pair = (top, _baseline_of(top, list(itertools.chain(*every))))
+    single = " (single runs)" if any(p["n_ok"] == 1 for p in pair) else ""
+    is_shared = any(p.get("n_shared") for p in pair)
     shared = ", on nodes shared with other jobs, so that its times are not to be trusted" if is_shared else ""
-    return f"In time, distributed training pays for {count} on {best_of}: {_faster(top)}{beyond}{shared}."
+    return f"In time, distributed training pays for {count} on {best_of}: {_faster(top)}{single}{beyond}{shared}."
 
 
 def _kinds(every: Sequence[Sequence[Row]]) -> str:

@@ -453,3 +453,17 @@ def test_ranks_beyond_the_cores_are_named_where_throughput_falls():
     assert "scaling has turned; 4 ranks take turns on the 2 cores of a node." in " ".join(verdict(points))
     enough = [{**p, "cores": 8} for p in points]
     assert "scaling has turned." in " ".join(verdict(enough))
+
+
+def test_the_first_sentence_says_that_it_rests_on_single_runs():
+    def first(repeats: int) -> str:
+        layouts = (("replicated", "n1g1", 4.0), ("replicated", "n1g2", 7.6), ("sharded", "n1g2", 7.0))
+        records = [
+            make_record(strategy=s, layout=name, repeat=i, images_per_s=rate)
+            for s, name, rate in layouts
+            for i in range(repeats)
+        ]
+        return verdict(point_rows(records))[0]
+
+    assert first(1).endswith("times sooner than n1g1 (single runs).")
+    assert "single run" not in first(3)
