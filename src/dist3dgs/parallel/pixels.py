@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,10 +40,22 @@ class Strips:
         #: 0, the borders, 1.
         self.edges = [r / comm.world_size for r in range(comm.world_size + 1)]
         self._steps, self._seconds, self._backward_from = 0, 0.0, 0.0
+        self._on_device: tuple[Any, Tensor] | None = None
 
     def rows(self, height: int) -> list[tuple[int, int]]:
         """Return the rows [first, last) of each rank's strip in an image of this height, px."""
         return strip_rows(self.edges, height)
+
+    def on_device(self, heights: Sequence[int]) -> Tensor:
+        """Return the rows of all strips of images of these heights, int64 [R, C, 2], px, on the device.
+
+        They are copied there when they change: a copy from the host waits for a GPU.
+        """
+        key = [*self.edges, *heights]
+        if self._on_device is None or self._on_device[0] != key:
+            rows = torch.tensor([self.rows(height) for height in heights], device=self.device)
+            self._on_device = key, rows.transpose(0, 1).contiguous()
+        return self._on_device[1]
 
     def begin_step(self) -> None:
         """Move the borders if the times since the last look differ. Collective, the same decision on all ranks."""
@@ -110,7 +123,9 @@ def divide_again(edges: Sequence[float], seconds: Sequence[float]) -> list[float
 
 @dataclass(kw_only=True)
 class Piece(Projection):
-    """The Gaussians of a projection that touch a strip; `ids` are their places in it."""
+    """The Gaussians of a projection that touch a strip: `ids` are their rows in it, and `means2d` counts from the
+    strip's first row.
+    """
 
     parent: Projection
 
@@ -124,23 +139,30 @@ class Piece(Projection):
         total.index_add_(0, self.ids, absgrad)
 
 
-def crop_to_strip(projection: Projection, first: int, last: int) -> Piece:
-    """Select the Gaussians that touch rows [first, last), px; differentiable."""
-    y, radius = projection.means2d.detach()[:, 1], projection.radii[:, 1]
-    touches = (
-        (y + radius > first) & (y - radius < last) if first < last else torch.zeros_like(y, dtype=torch.bool)
-    )
-    ids = touches.nonzero()[:, 0]
-    return Piece(
-        ids=ids,
-        means2d=projection.means2d[ids],
-        conics=projection.conics[ids],
-        depths=projection.depths[ids],
-        radii=projection.radii[ids],
-        colors=projection.colors[ids],
-        opacities=projection.opacities[ids],
-        parent=projection,
-    )
+@torch.no_grad()
+def find_in_strips(
+    seen: Projection, numbers: Tensor, strips: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Find the Gaussians that touch each strip of each camera; one wait for the device.
+
+    Args:
+        seen: of C cameras, one after the other, V Gaussians.
+        numbers: int64 [C], how many Gaussians each camera sees.
+        strips: int64 [R, C, 2], the rows [first, last) of each rank's strip, px.
+
+    Returns:
+        By rank, then camera, for each of W: its row in `seen`, int64 [W]; its row in the camera's projection, int64
+        [W]; the first row of its strip, px, int64 [W]. And how many each strip has, int64 [R * C].
+    """
+    ends = numbers.cumsum(0)
+    camera = torch.searchsorted(ends, torch.arange(len(seen.ids), device=ends.device), right=True)
+    first, last = strips.index_select(1, camera).unbind(-1)
+    y, radius = seen.means2d[:, 1], seen.radii[:, 1]
+    rank, row = ((y + radius > first) & (y - radius < last) & (first < last)).nonzero().unbind(1)
+    camera = camera.index_select(0, row)
+    strip = torch.arange(len(strips) * len(numbers) + 1, device=ends.device)
+    sizes = torch.searchsorted(rank * len(numbers) + camera, strip).diff()
+    return row, row - (ends - numbers).index_select(0, camera), first[rank, row], sizes
 
 
 def join_strips(

@@ -21,10 +21,10 @@ from ..splats.gaussians import Gaussians
 from ..splats.render import Image, Projection
 from .collectives import Communicator
 from .digests import compare_rows, gather_digests, parameter_digest, rows_checksum
-from .pixels import Piece, Strips, crop_to_strip, join_strips
+from .pixels import Piece, Strips, find_in_strips, join_strips
 from .placement import assign_views, morton_order, owners_in_space
 from .shared_memory import SharedMemory, exchange, shared_memory
-from .strategy import Parallel, Rendered, Rows, Setup, View, largest, travelling
+from .strategy import Parallel, Rendered, Rows, Setup, largest, travelling
 
 #: Numbers of each differentiable field of a message: means2d, conics, depths, colors, opacities; then 2 of radii.
 WIDTHS = (2, 3, 1, 3, 1)
@@ -142,16 +142,16 @@ class Sharded(Parallel):
         strips = self.strips if torch.is_grad_enabled() else None
         owners = [owner for owner, part in enumerate(cameras) for _ in part]
         every = [camera for part in cameras for camera in part]
-        projections = [
-            self.project(inputs, camera, sh_degree, track)
-            for inputs, camera in zip(gaussians.activated_per_view(len(every)), every, strict=True)
-        ]
+        seen, numbers = self._project_every(gaussians, every, sh_degree, track)
         if strips is not None:
-            views, anchor = self._render_strips(strips, projections, every, background, track)
-            return Rendered(views, list(zip(projections, every, strict=True)), anchor)
-        mine, anchor = projections, gaussians["means"][:0].sum()
-        if not self.comm.alone:
-            mine, anchor, owners = self._exchange(projections, owners, track)
+            return self._render_strips(strips, seen, numbers, every, background, track)
+        if self.comm.alone:
+            projections = mine = self._by_camera(seen, numbers, track)
+            anchor = gaussians["means"][:0].sum()
+        else:
+            counts = self._gather_counts(numbers)
+            projections = self._by_camera(seen, counts[rank], track)
+            mine, anchor, owners = self._exchange(projections, counts, owners, track)
         ours = [camera for camera, owner in zip(every, owners, strict=True) if owner == rank]
         views = [
             self.rasterize(projection, camera, background, track)
@@ -159,22 +159,75 @@ class Sharded(Parallel):
         ]
         return Rendered(views, list(zip(projections, every, strict=True)), anchor)
 
+    def _project_every(
+        self, gaussians: Gaussians, cameras: Sequence[Camera], sh_degree: int, track: bool
+    ) -> tuple[list[Projection] | Projection, Tensor]:
+        """Project this rank's Gaussians into every camera, in one call where the renderer can.
+
+        Returns:
+            The projections, one after the other in one if they were made in one call; and how many Gaussians each has,
+            int64 [C], on the device in that case.
+        """
+        one_size = len({(c.width, c.height) for c in cameras}) == 1
+        if self.renderer.several_views and one_size and len(cameras) > 1:
+            return self.renderer.project_views(
+                **gaussians.activated(),  # type: ignore[arg-type]
+                viewmats=[camera.viewmat for camera in cameras],
+                Ks=[camera.K for camera in cameras],
+                width=cameras[0].width,
+                height=cameras[0].height,
+                settings=replace(self.settings, sh_degree=sh_degree),
+            )
+        projections = [
+            self.project(inputs, camera, sh_degree, track)
+            for inputs, camera in zip(gaussians.activated_per_view(len(cameras)), cameras, strict=True)
+        ]
+        return projections, torch.tensor([len(p.ids) for p in projections])
+
+    def _by_camera(
+        self, seen: list[Projection] | Projection, numbers: list[int] | Tensor, track: bool
+    ) -> list[Projection]:
+        """Return one projection per camera. numbers: how many Gaussians each has; int64 [C] or known to the host."""
+        if isinstance(seen, list):
+            return seen
+        projections = seen.split(numbers if isinstance(numbers, list) else numbers.tolist())
+        for projection in projections:
+            if track and projection.means2d.requires_grad:
+                projection.means2d.retain_grad()
+        return projections
+
+    def _gather_counts(self, numbers: Tensor) -> list[list[int]]:
+        """Return every rank's numbers, int64 [C]. Collective, and the host waits for the device."""
+        return self.comm.all_gather(numbers.to(self.device), "all_gather(counts)").tolist()
+
     def _render_strips(
         self,
         strips: Strips,
-        projections: list[Projection],
+        seen: list[Projection] | Projection,
+        numbers: Tensor,
         cameras: list[Camera],
         background: Tensor | None,
         track: bool,
-    ) -> tuple[list[View], Tensor]:
-        """Render this rank's strip of every camera; return them with their neighbours' rows, and the anchor."""
+    ) -> Rendered:
+        """Render this rank's strip of every camera; the views have their neighbours' rows."""
         strips.begin_step()
-        rows = [strips.rows(camera.height) for camera in cameras]
+        num_cameras, rows = len(cameras), [strips.rows(camera.height) for camera in cameras]
+        whole = seen if isinstance(seen, Projection) else Projection.join(seen)
+        on_device = strips.on_device([camera.height for camera in cameras])
+        row, ids, first_row, sizes = find_in_strips(whole, numbers.to(self.device), on_device)
+        gathered = self._gather_counts(torch.cat([numbers.to(self.device), sizes]))
+        counts = [of_rank[num_cameras:] for of_rank in gathered]
+        projections = self._by_camera(seen, gathered[self.comm.rank][:num_cameras], track)
+        # From the cameras' own projections, so that each gets the gradient of its means2d.
+        cut = (whole if projections is seen else Projection.join(projections)).take(row)
+        cut.means2d = cut.means2d - torch.stack([torch.zeros_like(first_row), first_row], 1)
+        cut.ids = ids
         pieces = [
-            crop_to_strip(p, *part) for p, parts in zip(projections, rows, strict=True) for part in parts
+            Piece(**vars(part), parent=projections[i % num_cameras])
+            for i, part in enumerate(cut.split(counts[self.comm.rank]))
         ]
-        owners = list(range(self.comm.world_size)) * len(cameras)
-        mine, anchor, _ = self._exchange(pieces, owners, track, strips.end_backward)
+        owners = [rank for rank in range(self.comm.world_size) for _ in cameras]
+        mine, anchor, _ = self._exchange(pieces, counts, owners, track, strips.end_backward)
         images: list[Image | None] = []
         with strips.timed():
             for projection, camera, parts in zip(mine, cameras, rows, strict=True):
@@ -182,16 +235,16 @@ class Sharded(Parallel):
                 if first == last:  # more ranks than rows of tiles
                     images.append(None)
                     continue
-                # In place: the backward pass reads absolute gradients from the tensor that was rasterised.
-                projection.means2d = projection.means2d - projection.means2d.new_tensor([0.0, first])
                 size = replace(camera, height=last - first)
                 images.append(self.rasterize(projection, size, background, track).image)
         strips.watch_backward([image.colors for image in images if image is not None])
-        return join_strips(self.comm, images, cameras, rows), anchor
+        views = join_strips(self.comm, images, cameras, rows)
+        return Rendered(views, list(zip(projections, cameras, strict=True)), anchor)
 
     def _exchange(
         self,
         projections: Sequence[Projection],
+        counts: list[list[int]],
         owners: list[int],
         track: bool,
         returned: Callable[[], None] = lambda: None,
@@ -201,11 +254,10 @@ class Sharded(Parallel):
 
         By space, a training step's owners are chosen here, as many cameras each as were given to them.
 
+        counts: by rank and camera, how many Gaussians it sees.
         returned: called in the backward pass, when this rank's part of it before the exchange is done.
         """
         comm, world = self.comm, self.comm.world_size
-        numbers = torch.tensor([len(p.ids) for p in projections], device=self.device)
-        counts = comm.all_gather(numbers, "all_gather(counts)").tolist()
         if self.by_space and self.strips is None and torch.is_grad_enabled():
             owners = assign_views(counts, [owners.count(r) for r in range(world)])
         trip = _Trip(

@@ -75,122 +75,155 @@ def _by_z(x, y, z):
 @triton.jit
 def _direction(means, offset, row, mask):
     """x, y, z [BLOCK,1] of the unit direction from the camera to the mean, and one over the distance."""
-    x = tl.load(means + 3 * row, mask=mask, other=1.0) + tl.load(offset)
-    y = tl.load(means + 3 * row + 1, mask=mask, other=1.0) + tl.load(offset + 1)
-    z = tl.load(means + 3 * row + 2, mask=mask, other=1.0) + tl.load(offset + 2)
+    x = tl.load(means + 3 * row, mask=mask, other=1.0) + tl.load(offset, mask=mask, other=0.0)
+    y = tl.load(means + 3 * row + 1, mask=mask, other=1.0) + tl.load(offset + 1, mask=mask, other=0.0)
+    z = tl.load(means + 3 * row + 2, mask=mask, other=1.0) + tl.load(offset + 2, mask=mask, other=0.0)
     inverse = 1.0 / tl.sqrt(x * x + y * y + z * z)
     return x * inverse, y * inverse, z * inverse, inverse
 
 
-@triton.jit(do_not_specialize=["number"])
-def colors_kernel(
-    means, sh0, shn, ids, offset, colors, places, number, COUNT: tl.constexpr, OTHERS: tl.constexpr,
-    WANTED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """colors [V,3] of the Gaussians `ids` [V]; places [N]: where each of them stands in `ids`, if WANTED.
+@triton.jit
+def _add_products(sums, values, v):
+    """sums + values * v, 15 of them."""
+    return (
+        sums[0] + values[0] * v, sums[1] + values[1] * v, sums[2] + values[2] * v, sums[3] + values[3] * v,
+        sums[4] + values[4] * v, sums[5] + values[5] * v, sums[6] + values[6] * v, sums[7] + values[7] * v,
+        sums[8] + values[8] * v, sums[9] + values[9] * v, sums[10] + values[10] * v, sums[11] + values[11] * v,
+        sums[12] + values[12] * v, sums[13] + values[13] * v, sums[14] + values[14] * v,
+    )  # fmt: skip
 
-    COUNT: coefficients in use. OTHERS: those of a Gaussian in shn.
+
+@triton.jit(do_not_specialize=["number", "total"])
+def colors_kernel(
+    means, sh0, shn, ids, cameras, offsets, colors, places, number, total, MANY: tl.constexpr, COUNT: tl.constexpr,
+    OTHERS: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """colors [V,3] of the Gaussians `ids` [V], number V, of total N, as the cameras [V] see them; places [C,N]: where
+    each of them stands in `ids`, if WANTED.
+
+    MANY: there are several cameras. COUNT: coefficients in use. OTHERS: those of a Gaussian in shn.
     """
     place = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
     channel = tl.arange(0, 4)[None, :]
     mask = place < number
     row = tl.load(ids + place, mask=mask, other=0)
+    camera = row * 0
+    if MANY:
+        camera = tl.load(cameras + place, mask=mask, other=0)
     mask_rgb = mask & (channel < 3)
     color = tl.load(sh0 + 3 * row + channel, mask=mask_rgb, other=0.0) * _C0 + 0.5
     if COUNT > 1:
-        x, y, z, _ = _direction(means, offset, row, mask)
+        x, y, z, _ = _direction(means, offsets + 3 * camera, row, mask)
         values = _values(x, y, z)
         for k in tl.static_range(COUNT - 1):
             color += values[k] * tl.load(shn + 3 * (OTHERS * row + k) + channel, mask=mask_rgb, other=0.0)
     tl.store(colors + 3 * place + channel, tl.maximum(color, 0.0), mask=mask_rgb)
     if WANTED:
-        tl.store(places + row, place.to(tl.int32), mask=mask)
+        tl.store(places + camera * total + row, place.to(tl.int32), mask=mask)
 
 
-@triton.jit(do_not_specialize=["number"])
+@triton.jit(do_not_specialize=["number", "num_cameras"])
 def colors_gradient_kernel(
-    means, sh0, shn, offset, places, v_colors, v_means, v_sh0, v_shn, number, COUNT: tl.constexpr,
-    OTHERS: tl.constexpr, BLOCK: tl.constexpr,
+    means, sh0, shn, offsets, places, v_colors, v_means, v_sh0, v_shn, number, num_cameras, MANY: tl.constexpr,
+    COUNT: tl.constexpr, OTHERS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of all N means [N,3], sh0 [N,3] and shn [N,OTHERS,3] from those of the colours [V,3]."""
+    """Gradients of all N means [N,3], sh0 [N,3] and shn [N,OTHERS,3], number N, from those of the colours [V,3]."""
     row = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None].to(tl.int64)
     channel = tl.arange(0, 4)[None, :]
     mask = row < number
-    place = tl.load(places + row, mask=mask, other=-1).to(tl.int64)
-    seen, mask_rgb = place >= 0, mask & (channel < 3)
-    seen_rgb = seen & (channel < 3)
-    color = tl.load(sh0 + 3 * row + channel, mask=seen_rgb, other=0.0) * _C0 + 0.5
-    v = tl.load(v_colors + 3 * place + channel, mask=seen_rgb, other=0.0)
+    mask_rgb = mask & (channel < 3)
+    zero, zeros = tl.zeros((BLOCK, 1), tl.float32), tl.zeros((BLOCK, 4), tl.float32)
+    sum_x, sum_y, sum_z, sum_0 = zero, zero, zero, zeros
+    sums = (
+        zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
+    )  # fmt: skip
+    for camera in range(num_cameras if MANY else 1):
+        place = tl.load(places + camera * number + row, mask=mask, other=-1).to(tl.int64)
+        seen = place >= 0
+        seen_rgb = seen & (channel < 3)
+        color = tl.load(sh0 + 3 * row + channel, mask=seen_rgb, other=0.0) * _C0 + 0.5
+        v = tl.load(v_colors + 3 * place + channel, mask=seen_rgb, other=0.0)
+        if COUNT > 1:
+            x, y, z, inverse = _direction(means, offsets + 3 * (row * 0 + camera), row, seen)
+            values, xs, ys, zs = _values(x, y, z), _by_x(x, y, z), _by_y(x, y, z), _by_z(x, y, z)
+            by_x, by_y, by_z = zeros, zeros, zeros
+            for k in tl.static_range(COUNT - 1):
+                coefficient = tl.load(shn + 3 * (OTHERS * row + k) + channel, mask=seen_rgb, other=0.0)
+                color += values[k] * coefficient
+                by_x += xs[k] * coefficient
+                by_y += ys[k] * coefficient
+                by_z += zs[k] * coefficient
+            v = tl.where(color >= 0.0, v, 0.0)
+            sums = _add_products(sums, values, v)
+            v_x = tl.sum(by_x * v, 1, keep_dims=True)
+            v_y = tl.sum(by_y * v, 1, keep_dims=True)
+            v_z = tl.sum(by_z * v, 1, keep_dims=True)
+            along = x * v_x + y * v_y + z * v_z  # a longer direction is the same direction
+            sum_x += (v_x - along * x) * inverse
+            sum_y += (v_y - along * y) * inverse
+            sum_z += (v_z - along * z) * inverse
+        else:
+            v = tl.where(color >= 0.0, v, 0.0)
+        sum_0 += v
     if COUNT > 1:
-        x, y, z, inverse = _direction(means, offset, row, seen)
-        values, xs, ys, zs = _values(x, y, z), _by_x(x, y, z), _by_y(x, y, z), _by_z(x, y, z)
-        by_x = tl.zeros((BLOCK, 4), tl.float32)
-        by_y = tl.zeros((BLOCK, 4), tl.float32)
-        by_z = tl.zeros((BLOCK, 4), tl.float32)
         for k in tl.static_range(COUNT - 1):
-            coefficient = tl.load(shn + 3 * (OTHERS * row + k) + channel, mask=seen_rgb, other=0.0)
-            color += values[k] * coefficient
-            by_x += xs[k] * coefficient
-            by_y += ys[k] * coefficient
-            by_z += zs[k] * coefficient
-        v = tl.where(color >= 0.0, v, 0.0)
-        for k in tl.static_range(COUNT - 1):
-            tl.store(v_shn + 3 * (OTHERS * row + k) + channel, values[k] * v, mask=mask_rgb)
+            tl.store(v_shn + 3 * (OTHERS * row + k) + channel, sums[k], mask=mask_rgb)
         for k in tl.static_range(COUNT - 1, OTHERS):  # of degrees not in use yet
-            tl.store(
-                v_shn + 3 * (OTHERS * row + k) + channel, tl.zeros((BLOCK, 4), tl.float32), mask=mask_rgb
-            )
-        v_x = tl.sum(by_x * v, 1, keep_dims=True)
-        v_y = tl.sum(by_y * v, 1, keep_dims=True)
-        v_z = tl.sum(by_z * v, 1, keep_dims=True)
-        along = x * v_x + y * v_y + z * v_z  # a longer direction is the same direction
-        tl.store(v_means + 3 * row, (v_x - along * x) * inverse, mask=mask)
-        tl.store(v_means + 3 * row + 1, (v_y - along * y) * inverse, mask=mask)
-        tl.store(v_means + 3 * row + 2, (v_z - along * z) * inverse, mask=mask)
-    else:
-        v = tl.where(color >= 0.0, v, 0.0)
-    tl.store(v_sh0 + 3 * row + channel, v * _C0, mask=mask_rgb)
+            tl.store(v_shn + 3 * (OTHERS * row + k) + channel, zeros, mask=mask_rgb)
+        tl.store(v_means + 3 * row, sum_x, mask=mask)
+        tl.store(v_means + 3 * row + 1, sum_y, mask=mask)
+        tl.store(v_means + 3 * row + 2, sum_z, mask=mask)
+    tl.store(v_sh0 + 3 * row + channel, sum_0 * _C0, mask=mask_rgb)
 
 
 class TritonColors(torch.autograd.Function):
-    """(means [N,3], sh0 [N,1,3], shn [N,K-1,3], int64 ids [V], offset [3], degree) -> RGB [V,3], clamped below at 0.
+    """(means [N,3], sh0 [N,1,3], shn [N,K-1,3], int64 ids [V], int64 cameras [V], offsets [C,3], degree) -> RGB [V,3],
+    clamped below at 0.
 
-    All float32 but the ids, which differ; a mean plus `offset` is the direction from the camera. At degree 0 means and
-    shn are not read, and their gradients are None.
+    All float32 but the ids and cameras; no camera has an id twice. A mean plus a camera's offset is the direction from
+    the camera. At degree 0 means and shn are not read, and their gradients are None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, means: Tensor, sh0: Tensor, shn: Tensor, ids: Tensor, offset: Tensor, degree: int
+        ctx: Any,
+        means: Tensor,
+        sh0: Tensor,
+        shn: Tensor,
+        ids: Tensor,
+        cameras: Tensor,
+        offsets: Tensor,
+        degree: int,
     ) -> Tensor:
-        means, sh0, shn, offset = (t.contiguous() for t in (means, sh0, shn, offset))
-        wanted = any(ctx.needs_input_grad)
+        means, sh0, shn, offsets = (t.contiguous() for t in (means, sh0, shn, offsets))
+        wanted, num_cameras = any(ctx.needs_input_grad), len(offsets)
         colors = means.new_empty(len(ids), 3)
-        places = ids.new_full((len(means) if wanted else 0,), -1, dtype=torch.int32)
-        fixed = {"COUNT": (degree + 1) ** 2, "OTHERS": shn.shape[1], "BLOCK": BLOCK}
+        places = ids.new_full((num_cameras, len(means) if wanted else 0), -1, dtype=torch.int32)
+        fixed = {"MANY": num_cameras > 1, "COUNT": (degree + 1) ** 2, "OTHERS": shn.shape[1], "BLOCK": BLOCK}
         colors_kernel[(triton.cdiv(len(ids), BLOCK),)](
-            means, sh0, shn, ids.contiguous(), offset, colors, places, len(ids), WANTED=wanted, **fixed
-        )
-        ctx.save_for_backward(means, sh0, shn, offset, places)
+            means, sh0, shn, ids.contiguous(), cameras.contiguous(), offsets, colors, places, len(ids), len(means),
+            WANTED=wanted, **fixed,
+        )  # fmt: skip
+        ctx.save_for_backward(means, sh0, shn, offsets, places)
         ctx.fixed = fixed
         return colors
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        means, sh0, shn, offset, places = ctx.saved_tensors
+        means, sh0, shn, offsets, places = ctx.saved_tensors
         v_means, v_sh0, v_shn = (torch.empty_like(t) for t in (means, sh0, shn))
         colors_gradient_kernel[(triton.cdiv(len(means), BLOCK),)](
-            means, sh0, shn, offset, places, v.contiguous(), v_means, v_sh0, v_shn, len(means), **ctx.fixed
-        )
+            means, sh0, shn, offsets, places, v.contiguous(), v_means, v_sh0, v_shn, len(means), len(offsets),
+            **ctx.fixed,
+        )  # fmt: skip
         if ctx.fixed["COUNT"] == 1:
-            return None, v_sh0, None, None, None, None
-        v_offset = v_means.sum(0) if ctx.needs_input_grad[4] else None
-        return v_means, v_sh0, v_shn, None, v_offset, None
+            return None, v_sh0, None, None, None, None, None
+        return v_means, v_sh0, v_shn, None, None, None, None
 
 
 def try_out(device: torch.device) -> None:
     """Run both kernels on one Gaussian with all degrees in use."""
     means, sh0, shn = (torch.ones(1, k, 3, device=device, requires_grad=True) for k in (1, 1, 15))
-    ids, offset = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(3, device=device)
-    TritonColors.apply(means.view(1, 3), sh0, shn, ids, offset, 3).sum().backward()
+    ids, offsets = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, 3, device=device)
+    TritonColors.apply(means.view(1, 3), sh0, shn, ids, ids, offsets, 3).sum().backward()

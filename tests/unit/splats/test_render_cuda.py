@@ -1,5 +1,6 @@
 """gsplat's own Python over a stand-in of its extension: what the `cuda` renderer draws, on CPU tensors."""
 
+import dataclasses
 import inspect
 import re
 from importlib.util import find_spec
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist3dgs.splats.render import RenderSettings, get_renderer, render
+from dist3dgs.splats.render import Projection, RenderSettings, get_renderer, render
 from tests.unit.helpers import gsplat_standin as standin
 from tests.unit.helpers.clouds import GRADIENTS, edge_pixels, random_cloud, relative, run
 
@@ -57,6 +58,53 @@ def test_the_same_as_gsplats_own_rasterization(mode: str) -> None:
     ours = render(get_renderer("cuda"), *x, sh, *camera, settings)
     colors, alphas, _ = rasterization(*x, sh, *camera, sh_degree=3, packed=True, rasterize_mode=mode)
     assert relative(colors, ours.colors) < 1e-6 and relative(alphas, ours.alphas) < 1e-6
+
+
+@pytest.mark.parametrize(("degree", "joined"), [(0, False), (1, False), (3, False), (2, True), (None, True)])
+@pytest.mark.parametrize("antialiased", [False, True])
+@pytest.mark.parametrize("num_gaussians", [0, 200])
+def test_several_views_at_once(degree, joined, antialiased, num_gaussians) -> None:
+    """As one after the other, and in one call of gsplat. The second camera sees nothing."""
+    cloud, renderer = random_cloud(num_gaussians, 3, 50, 35), get_renderer("cuda")
+    views = [cloud.viewmat.clone() for _ in range(4)]
+    views[1][2, 3], views[2][0, 3], views[3][1, 3] = -90.0, 0.4, -0.3
+    settings = RenderSettings(sh_degree=degree, antialiased=antialiased)
+    found = {}
+    for way in ("apart", "together"):
+        leaves = [
+            getattr(cloud, n).clone().requires_grad_() for n in ("means", "quats", "scales", "opacities")
+        ]
+        leaves += [t.clone().requires_grad_() for t in (cloud.sh0, cloud.shn, *views)]
+        sh0, shn, *matrices = leaves[4:]
+        colors = sh0[:, 0] if degree is None else torch.cat([sh0, shn], 1) if joined else (sh0, shn)
+        gaussians, size = (*leaves[:4], colors), (cloud.width, cloud.height)
+        standin.calls.clear()
+        if way == "apart":
+            projections = [renderer.project(*gaussians, view, cloud.K, *size, settings) for view in matrices]
+        else:
+            whole, numbers = renderer.project_views(*gaussians, matrices, [cloud.K] * 4, *size, settings)
+            projections = whole.split(numbers.tolist())
+            assert standin.calls.count("projection_ewa_3dgs_packed_fwd") == (num_gaussians > 0)
+        g, total = torch.Generator().manual_seed(1), torch.zeros(())
+        for p in projections:
+            for t in (p.means2d, p.conics, p.depths, p.colors, p.opacities):
+                total = total + (t * torch.randn(t.shape, generator=g, dtype=t.dtype)).sum()
+        total.backward()
+        found[way] = projections, [leaf.grad for leaf in leaves]
+    (apart, gradients), (together, sums) = found["apart"], found["together"]
+    others = get_renderer("reference").project_views(*gaussians, matrices, [cloud.K] * 4, *size, settings)
+    assert torch.equal(numbers, others[1]) and torch.equal(whole.ids, others[0].ids)
+    assert len(apart[1].ids) == 0 and (num_gaussians == 0 or len(apart[0].ids) > 20)
+    for one, other in zip(apart, together, strict=True):
+        assert torch.equal(one.ids, other.ids) and torch.equal(one.radii, other.radii)
+        for field in dataclasses.fields(Projection):
+            a, b = (getattr(p, field.name).detach() for p in (one, other))
+            assert relative(a, b) < 1e-12, field.name
+    for one, other in zip(gradients, sums, strict=True):
+        # Of no Gaussians, the cameras have no gradient or none that is not 0.
+        one, other = (None if t is None or not t.any() else t for t in (one, other))
+        assert (one is None) == (other is None)
+        assert one is None or relative(one, other) < 1e-6
 
 
 @pytest.mark.parametrize("num_gaussians", [0, 5])

@@ -5,7 +5,8 @@ the top left pixel is at (0.5, 0.5), a Gaussian contributes to a pixel where its
 clamped at 0.999, and a pixel stops before its transmittance would reach 1e-4.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -76,6 +77,25 @@ class Projection:
     opacities: Tensor
     """[V] in 0..1, times the compensation when antialiased."""
 
+    def split(self, numbers: Sequence[int]) -> list["Projection"]:
+        """Cut it into parts of so many Gaussians each, V together."""
+        parts = {name: t.split(list(numbers)) for name, t in self._tensors()}
+        return [Projection(**{name: part[i] for name, part in parts.items()}) for i in range(len(numbers))]
+
+    def take(self, rows: Tensor) -> "Projection":
+        """Return the Gaussians of these rows, int64 [W]; differentiable."""
+        return Projection(**{name: t.index_select(0, rows) for name, t in self._tensors()})
+
+    @staticmethod
+    def join(parts: Sequence["Projection"]) -> "Projection":
+        """Put one after the other."""
+        names = [field.name for field in fields(Projection)]
+        return Projection(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for field in fields(Projection):
+            yield field.name, getattr(self, field.name)
+
 
 @dataclass(kw_only=True)
 class Image:
@@ -107,6 +127,8 @@ class Renderer(Protocol):
     """Two phases, so that a sharded strategy can exchange projected Gaussians between them."""
 
     name: str
+    #: True if `project_views` is one call, cheaper than one of `project` per camera.
+    several_views: bool = False
 
     def project(
         self,
@@ -145,6 +167,44 @@ class Renderer(Protocol):
             UserError: wrong shape, dtype or device; NaN or infinite parameters; an invalid camera.
         """
         ...
+
+    def project_views(
+        self,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Colors,
+        viewmats: Sequence[Tensor],
+        Ks: Sequence[Tensor],
+        width: int,
+        height: int,
+        settings: RenderSettings = DEFAULTS,
+    ) -> tuple[Projection, Tensor]:
+        """Project Gaussians into C cameras of one size; with `several_views` the host waits for the device once, not C
+        times.
+
+        Args:
+            means, quats, scales, opacities, colors: as in `project`. With `several_views` their gradients are sums over
+                the cameras in no fixed order.
+            viewmats: C of [4,4], as in `project`.
+            Ks: C of [3,3].
+            width, height: of all images, px.
+            settings: as in `project`.
+
+        Returns:
+            What the cameras see, one camera after the other, and how many Gaussians each sees, int64 [C], on the
+            device: `Projection.split` cuts it once the host knows them.
+
+        Raises:
+            UserError: as in `project`.
+        """
+        gaussians = means, quats, scales, opacities, colors
+        parts = [
+            self.project(*gaussians, viewmat, K, width, height, settings)
+            for viewmat, K in zip(viewmats, Ks, strict=True)
+        ]
+        return Projection.join(parts), torch.tensor([len(part.ids) for part in parts], device=means.device)
 
     def rasterize(
         self,

@@ -6,6 +6,7 @@ missing (`launch/gsplat_build.py`).
 
 import math
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class CudaRenderer(Renderer):
     """
 
     name = "cuda"
+    several_views = True
 
     def __init__(self) -> None:
         self._projections, self._some_short = 0, True
@@ -64,23 +66,61 @@ class CudaRenderer(Renderer):
         height: int,
         settings: RenderSettings = DEFAULTS,
     ) -> Projection:
+        camera = [viewmat], [K], width, height
+        return self._project(means, quats, scales, opacities, colors, *camera, settings)[0]
+
+    def project_views(
+        self,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Colors,
+        viewmats: Sequence[Tensor],
+        Ks: Sequence[Tensor],
+        width: int,
+        height: int,
+        settings: RenderSettings = DEFAULTS,
+    ) -> tuple[Projection, Tensor]:
+        projection, cameras = self._project(
+            means, quats, scales, opacities, colors, viewmats, Ks, width, height, settings
+        )
+        ends = torch.arange(len(viewmats) + 1, device=means.device)
+        return projection, torch.searchsorted(cameras, ends).diff()
+
+    def _project(
+        self,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        colors: Colors,
+        viewmats: Sequence[Tensor],
+        Ks: Sequence[Tensor],
+        width: int,
+        height: int,
+        settings: RenderSettings,
+    ) -> tuple[Projection, Tensor]:
+        """Return what the cameras see, by camera, then Gaussian, and the camera of each row, int64 [V]."""
         checks.check_size(width, height)
         checks.check_settings(settings)
         checks.check_gaussians(means, quats, scales, opacities, colors, settings.sh_degree)
-        self._check_camera(viewmat, K)
+        for viewmat, K in zip(viewmats, Ks, strict=True):
+            self._check_camera(viewmat, K)
         check_device(means)
-        if len(means) == 0:
-            return _nothing(means, scales, opacities, colors)  # gsplat 1.5.3 divides by their number
+        if len(means) == 0:  # gsplat 1.5.3 divides by their number
+            nothing = _nothing(means, scales, opacities, colors)
+            return nothing, nothing.ids
         self._look(means, quats, scales, opacities)
         gsplat_build.load()
         wait_for_gpu(means)
         from gsplat import fully_fused_projection
 
-        viewmat, K = viewmat.to(means), K.to(means)
+        viewmat, K = (_stacked(matrices).to(means) for matrices in (viewmats, Ks))
         if self._some_short:
             quats = _with_no_rotation(quats)
-        _, _, ids, radii, means2d, depths, conics, compensations = fully_fused_projection(
-            means, None, quats, scales, viewmat[None], K[None], width, height, eps2d=settings.eps2d, packed=True,
+        _, cameras, ids, radii, means2d, depths, conics, compensations = fully_fused_projection(
+            means, None, quats, scales, viewmat, K, width, height, eps2d=settings.eps2d, packed=True,
             near_plane=settings.near, far_plane=settings.far, calc_compensations=settings.antialiased,
             opacities=opacities,
         )  # fmt: skip
@@ -88,10 +128,11 @@ class CudaRenderer(Renderer):
         opacities = opacities.index_select(0, ids)
         if settings.antialiased:
             opacities = opacities * compensations
-        return Projection(
-            ids=ids, means2d=means2d, conics=conics, depths=depths, radii=radii,
-            colors=_colors(means, colors, ids, viewmat, settings.sh_degree), opacities=opacities,
+        colors = _colors(means, colors, ids, cameras, viewmat, settings.sh_degree)
+        projection = Projection(
+            ids=ids, means2d=means2d, conics=conics, depths=depths, radii=radii, colors=colors, opacities=opacities
         )  # fmt: skip
+        return projection, cameras
 
     def _look(self, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor) -> None:
         """Look at the values at the first projection, then every `FINITE_EVERY` and read a projection later."""
@@ -164,17 +205,26 @@ def _nothing(means: Tensor, scales: Tensor, opacities: Tensor, colors: Colors) -
     )  # fmt: skip
 
 
-def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degree: int | None) -> Tensor:
-    """Return colours [V,3] of the visible Gaussians.
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """Return [C,...]. One matrix is not copied."""
+    return torch.stack(tuple(matrices)) if len(matrices) > 1 else matrices[0][None]
 
-    Rows are taken with index_select: the backward pass of `tensor[ids]` sorts the ids, which come only once here.
+
+def _colors(
+    means: Tensor, colors: Colors, ids: Tensor, cameras: Tensor, viewmats: Tensor, sh_degree: int | None
+) -> Tensor:
+    """Return colours [V,3] of the Gaussians ids [V] in the cameras [V], of C.
+
+    Rows are taken with index_select: the backward pass of `tensor[ids]` sorts the ids.
     """
     parts = colors if isinstance(colors, tuple) else (colors,)
     if sh_degree is None:
         return parts[0].index_select(0, ids)
-    offset = viewmat[:3, 3] @ viewmat[:3, :3]  # from the camera's place to the world's origin
-    if len(parts) == 2 and (kernels := harmonics_kernels(means)) is not None:
-        return kernels.TritonColors.apply(means, *parts, ids, offset, sh_degree)
+    # from the cameras' places to the world's origin
+    offsets = (viewmats[:, None, :3, 3] @ viewmats[:, :3, :3])[:, 0]
+    kernels = None if len(parts) == 1 or viewmats.requires_grad else harmonics_kernels(means)
+    if kernels is not None:
+        return kernels.TritonColors.apply(means, *parts, ids, cameras, offsets, sh_degree)
     from gsplat import spherical_harmonics
 
     # coefficients beyond the degree are left out before they are copied; at degree 0 shN takes no part at all
@@ -184,7 +234,8 @@ def _colors(means: Tensor, colors: Colors, ids: Tensor, viewmat: Tensor, sh_degr
     elif sh_degree == 0:
         coefficients = parts[0].index_select(0, ids)
     else:
-        coefficients = _Coefficients.apply(*parts, ids, count)
+        coefficients = _Coefficients.apply(*parts, ids, count, len(viewmats) > 1)
+    offset = offsets if len(viewmats) == 1 else offsets.index_select(0, cameras)
     directions = means.index_select(0, ids) + offset
     return (spherical_harmonics(sh_degree, directions, coefficients) + 0.5).clamp_min(0.0)
 
@@ -195,15 +246,17 @@ def harmonics_kernels(means: Tensor) -> Any:
 
 
 class _Coefficients(torch.autograd.Function):
-    """(sh0 [N,1,3], shN [N,K-1,3], int64 ids [V], count) -> the first `count` coefficients of each id, [V,count,3].
+    """(sh0 [N,1,3], shN [N,K-1,3], int64 ids [V], count, repeated) -> the first `count` coefficients of each id,
+    [V,count,3].
 
-    Both are read into one tensor and their gradients written from one, without a copy in between. The ids differ.
+    Both are read into one tensor and their gradients written from one, without a copy in between. The ids differ
+    unless `repeated`.
     """
 
     @staticmethod
-    def forward(ctx: Any, sh0: Tensor, shn: Tensor, ids: Tensor, count: int) -> Tensor:
+    def forward(ctx: Any, sh0: Tensor, shn: Tensor, ids: Tensor, count: int, repeated: bool) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.shapes = sh0.shape, shn.shape
+        ctx.shapes, ctx.repeated = (sh0.shape, shn.shape), repeated
         out = sh0.new_empty(len(ids), count, 3)
         torch.index_select(sh0, 0, ids, out=out[:, :1])
         torch.index_select(shn[:, : count - 1], 0, ids, out=out[:, 1:])
@@ -211,12 +264,15 @@ class _Coefficients(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (ids,) = ctx.saved_tensors
         first, others = (v.new_zeros(shape) for shape in ctx.shapes)
-        first.index_copy_(0, ids, v[:, :1])
-        others[:, : v.shape[1] - 1].index_copy_(0, ids, v[:, 1:])
-        return first, others, None, None
+        for total, part in ((first, v[:, :1]), (others[:, : v.shape[1] - 1], v[:, 1:])):
+            if ctx.repeated:
+                total.index_add_(0, ids, part)
+            else:
+                total.index_copy_(0, ids, part)
+        return first, others, None, None, None
 
 
 def _empty(
