@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -250,6 +251,7 @@ def agreement(args: argparse.Namespace) -> dict[str, Any]:
     cases["no Gaussians"] = compare_renderers(0, 3, False, False, device, size)
     # colours by gsplat, which they also are where Triton's kernels do not run
     cases["sh3-joined"] = compare_renderers(args.gaussians, 3, False, False, device, size, joined=True)
+    cases["sh3-views"] = compare_renderers(args.gaussians, 3, False, True, device, size, together=True)
     agrees = all(
         error <= TOLERANCE["image" if what == "image" else "gradient"]
         for case in cases.values()
@@ -467,13 +469,16 @@ def compare_renderers(
     device: torch.device,
     size: tuple[int, int] = DRAWN_SIZE,
     joined: bool = False,
+    together: bool = False,
 ) -> dict[str, float]:
-    """Return the relative L2 difference of image and gradients, CUDA against CPU, the worst of three views."""
+    """Return the relative L2 difference of image and gradients, CUDA against CPU, the worst of three views, or of the
+    three projected together.
+    """
     worst: dict[str, float] = {}
     case = (num_gaussians, sh_degree, antialiased, absgrad)
-    for view in range(3):
-        cpu = draw(get_renderer("cpu"), torch.device("cpu"), *case, view, size, joined)
-        cuda = draw(get_renderer("cuda"), device, *case, view, size, joined)
+    for views in [(0, 1, 2)] if together else [(0,), (1,), (2,)]:
+        cpu = draw(get_renderer("cpu"), torch.device("cpu"), *case, views, size, joined)
+        cuda = draw(get_renderer("cuda"), device, *case, views, size, joined)
         for name, want in cpu.items():
             error = float((cuda[name].cpu() - want).double().norm() / want.double().norm().clamp_min(1e-12))
             worst[name] = max(worst.get(name, 0.0), error)
@@ -487,12 +492,13 @@ def draw(
     sh_degree: int,
     antialiased: bool,
     absgrad: bool,
-    view: int,
+    views: Sequence[int],
     size: tuple[int, int] = DRAWN_SIZE,
     joined: bool = False,
 ) -> dict[str, Tensor]:
-    """Return one view's image and gradients of a loss against a fixed random photograph.
+    """Return the views' images and gradients of a loss against a fixed random photograph.
 
+    views: numbers of cameras; several are projected together.
     joined: all coefficients of the harmonics are given as one tensor.
     """
     g = torch.Generator().manual_seed(3)
@@ -507,28 +513,29 @@ def draw(
     values["shN"] = 0.1 * torch.randn(num_gaussians, 15, 3, generator=g)
     photo = torch.randint(0, 255, (height, width, 3), generator=g, dtype=torch.uint8).to(device)
     gaussians = Gaussians({k: values[k].to(device) for k in NAMES})
-    viewmat = torch.from_numpy(ring_of_cameras(8)[view]).float().to(device)
+    viewmats = [torch.from_numpy(ring_of_cameras(8)[view]).float().to(device) for view in views]
     K = torch.from_numpy(intrinsics(1, width, height)[0]).float().to(device)
     settings = RenderSettings(sh_degree=sh_degree, antialiased=antialiased, absgrad=absgrad)
-    inputs = gaussians.activated()
+    inputs: dict[str, Any] = gaussians.activated()
     if joined:
         inputs["colors"] = torch.cat([gaussians["sh0"], gaussians["shN"]], 1)
-    projection = renderer.project(
-        **inputs,  # type: ignore[arg-type]
-        viewmat=viewmat,
-        K=K,
-        width=width,
-        height=height,
-        settings=settings,
-    )
-    image = renderer.rasterize(projection, width, height, settings).colors
-    l1_ssim_loss(image, photo).backward()
+    size_and_settings: dict[str, Any] = {"width": width, "height": height, "settings": settings}
+    if len(views) == 1:
+        projections = [renderer.project(**inputs, viewmat=viewmats[0], K=K, **size_and_settings)]
+    else:
+        whole, numbers = renderer.project_views(
+            **inputs, viewmats=viewmats, Ks=[K] * len(views), **size_and_settings
+        )
+        projections = whole.split(numbers.tolist())
+    images = [renderer.rasterize(projection, width, height, settings).colors for projection in projections]
+    torch.stack([l1_ssim_loss(image, photo) for image in images]).sum().backward()
     gradients = {f"d {k}": torch.zeros_like(t) if t.grad is None else t.grad for k, t in gaussians.items()}
     if absgrad:
-        whole = torch.zeros(num_gaussians, 2, device=device)
-        whole[projection.ids] = projection.means2d.absgrad  # type: ignore[attr-defined]
-        gradients["d means2d, absolute"] = whole
-    return {"image": image.detach(), **gradients}
+        total = torch.zeros(num_gaussians, 2, device=device)
+        for projection in projections:
+            total.index_add_(0, projection.ids, projection.means2d.absgrad)  # type: ignore[attr-defined]
+        gradients["d means2d, absolute"] = total
+    return {"image": torch.stack(images).detach(), **gradients}
 
 
 def train(scene_path: Path | None, steps: int, device: torch.device) -> dict[str, Any]:

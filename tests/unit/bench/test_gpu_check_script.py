@@ -163,7 +163,7 @@ def test_photographs_are_ingested_by_our_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize("num_gaussians", [0, 300])
 @pytest.mark.parametrize("case", gpu.CASES, ids=lambda case: gpu.name_of(*case))
 def test_the_cpu_side_of_the_comparison(case, num_gaussians):
-    drawn = gpu.draw(get_renderer("cpu"), torch.device("cpu"), num_gaussians, *case, 0)
+    drawn = gpu.draw(get_renderer("cpu"), torch.device("cpu"), num_gaussians, *case, (0, 1))
     assert {"image", "d means", "d shN"} <= drawn.keys() and ("d means2d, absolute" in drawn) == case[2]
     assert all(bool(t.isfinite().all()) for t in drawn.values())
 
@@ -254,7 +254,7 @@ def test_a_rehearsal_without_gpu_from_build_to_steps_and_again(repository, tmp_p
     status = {name: stage["status"] for name, stage in result["stages"].items()}
     assert status == dict.fromkeys(gpu.STAGES, "ok") | {"lpips": "left out"}
     stages = {name: stage["result"] for name, stage in result["stages"].items() if "result" in stage}
-    assert stages["agreement"]["agrees"] and len(stages["agreement"]["cases"]) == len(gpu.CASES) + 2
+    assert stages["agreement"]["agrees"] and len(stages["agreement"]["cases"]) == len(gpu.CASES) + 3
     assert stages["nccl"]["one rank"] == "ok" and stages["training"]["steps"] == 6
     for which in ("simple_trainer", "ours"):
         assert [point["step"] for point in stages[which]["curve"]] == [1, 2]
