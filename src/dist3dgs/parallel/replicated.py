@@ -68,12 +68,10 @@ class Replicated(Parallel):
         track: bool,
     ) -> Rendered:
         own = cameras[self.comm.rank]
-        out = Rendered([], [], gaussians["means"][:0].sum())
-        for inputs, camera in zip(gaussians.activated_per_view(len(own)), own, strict=True):
-            projection = self.project(inputs, camera, sh_degree, track)
-            out.views.append(self.rasterize(projection, camera, background, track))
-            out.projections.append((projection, camera))
-        return out
+        projections = self.by_camera(*self.project_every(gaussians, own, sh_degree, track), track)
+        pairs = list(zip(projections, own, strict=True))
+        views = [self.rasterize(projection, camera, background, track) for projection, camera in pairs]
+        return Rendered(views, pairs, gaussians["means"][:0].sum())
 
     def reduce_gradients(self, gaussians: Gaussians, sh_degree: int) -> Iterator[str]:
         yield from self.gradients.reduce(gaussians, sh_degree)

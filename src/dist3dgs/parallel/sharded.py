@@ -142,15 +142,15 @@ class Sharded(Parallel):
         strips = self.strips if torch.is_grad_enabled() else None
         owners = [owner for owner, part in enumerate(cameras) for _ in part]
         every = [camera for part in cameras for camera in part]
-        seen, numbers = self._project_every(gaussians, every, sh_degree, track)
+        seen, numbers = self.project_every(gaussians, every, sh_degree, track)
         if strips is not None:
             return self._render_strips(strips, seen, numbers, every, background, track)
         if self.comm.alone:
-            projections = mine = self._by_camera(seen, numbers, track)
+            projections = mine = self.by_camera(seen, numbers, track)
             anchor = gaussians["means"][:0].sum()
         else:
             counts = self._gather_counts(numbers)
-            projections = self._by_camera(seen, counts[rank], track)
+            projections = self.by_camera(seen, counts[rank], track)
             mine, anchor, owners = self._exchange(projections, counts, owners, track)
         ours = [camera for camera, owner in zip(every, owners, strict=True) if owner == rank]
         views = [
@@ -158,43 +158,6 @@ class Sharded(Parallel):
             for projection, camera in zip(mine, ours, strict=True)
         ]
         return Rendered(views, list(zip(projections, every, strict=True)), anchor)
-
-    def _project_every(
-        self, gaussians: Gaussians, cameras: Sequence[Camera], sh_degree: int, track: bool
-    ) -> tuple[list[Projection] | Projection, Tensor]:
-        """Project this rank's Gaussians into every camera, in one call where the renderer can.
-
-        Returns:
-            The projections, one after the other in one if they were made in one call; and how many Gaussians each has,
-            int64 [C], on the device in that case.
-        """
-        one_size = len({(c.width, c.height) for c in cameras}) == 1
-        if self.renderer.several_views and one_size and len(cameras) > 1:
-            return self.renderer.project_views(
-                **gaussians.activated(),  # type: ignore[arg-type]
-                viewmats=[camera.viewmat for camera in cameras],
-                Ks=[camera.K for camera in cameras],
-                width=cameras[0].width,
-                height=cameras[0].height,
-                settings=replace(self.settings, sh_degree=sh_degree),
-            )
-        projections = [
-            self.project(inputs, camera, sh_degree, track)
-            for inputs, camera in zip(gaussians.activated_per_view(len(cameras)), cameras, strict=True)
-        ]
-        return projections, torch.tensor([len(p.ids) for p in projections])
-
-    def _by_camera(
-        self, seen: list[Projection] | Projection, numbers: list[int] | Tensor, track: bool
-    ) -> list[Projection]:
-        """Return one projection per camera. numbers: how many Gaussians each has; int64 [C] or known to the host."""
-        if isinstance(seen, list):
-            return seen
-        projections = seen.split(numbers if isinstance(numbers, list) else numbers.tolist())
-        for projection in projections:
-            if track and projection.means2d.requires_grad:
-                projection.means2d.retain_grad()
-        return projections
 
     def _gather_counts(self, numbers: Tensor) -> list[list[int]]:
         """Return every rank's numbers, int64 [C]. Collective, and the host waits for the device."""
@@ -217,7 +180,7 @@ class Sharded(Parallel):
         row, ids, first_row, sizes = find_in_strips(whole, numbers.to(self.device), on_device)
         gathered = self._gather_counts(torch.cat([numbers.to(self.device), sizes]))
         counts = [of_rank[num_cameras:] for of_rank in gathered]
-        projections = self._by_camera(seen, gathered[self.comm.rank][:num_cameras], track)
+        projections = self.by_camera(seen, gathered[self.comm.rank][:num_cameras], track)
         # From the cameras' own projections, so that each gets the gradient of its means2d.
         cut = (whole if projections is seen else Projection.join(projections)).take(row)
         cut.means2d = cut.means2d - torch.stack([torch.zeros_like(first_row), first_row], 1)

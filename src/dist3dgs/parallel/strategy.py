@@ -318,6 +318,55 @@ class Parallel(ABC):
             projection.means2d.retain_grad()
         return projection
 
+    def project_every(
+        self, gaussians: Gaussians, cameras: Sequence[Camera], sh_degree: int, track: bool
+    ) -> tuple[list[Projection] | Projection, Tensor]:
+        """Project this rank's Gaussians into C cameras, in one call where the renderer can.
+
+        Args:
+            gaussians: those this rank holds, N of them.
+            cameras: any rank's.
+            sh_degree: 0..3.
+            track: keep the gradients of `means2d` in the backward pass.
+
+        Returns:
+            The projections, one after the other in one if they were made in one call; and how many Gaussians each has,
+            int64 [C], on the device in that case.
+        """
+        one_size = len({(c.width, c.height) for c in cameras}) == 1
+        if self.renderer.several_views and one_size and len(cameras) > 1:
+            return self.renderer.project_views(
+                **gaussians.activated(),  # type: ignore[arg-type]
+                viewmats=[camera.viewmat for camera in cameras],
+                Ks=[camera.K for camera in cameras],
+                width=cameras[0].width,
+                height=cameras[0].height,
+                settings=replace(self.settings, sh_degree=sh_degree),
+            )
+        projections = [
+            self.project(inputs, camera, sh_degree, track)
+            for inputs, camera in zip(gaussians.activated_per_view(len(cameras)), cameras, strict=True)
+        ]
+        return projections, torch.tensor([len(p.ids) for p in projections])
+
+    def by_camera(
+        self, seen: list[Projection] | Projection, numbers: list[int] | Tensor, track: bool
+    ) -> list[Projection]:
+        """Return one projection per camera of what `project_every` returned.
+
+        Args:
+            seen: the projections.
+            numbers: how many Gaussians each has, int64 [C]; a list where the host knows them already.
+            track: as there.
+        """
+        if isinstance(seen, list):
+            return seen
+        projections = seen.split(numbers if isinstance(numbers, list) else numbers.tolist())
+        for projection in projections:
+            if track and projection.means2d.requires_grad:
+                projection.means2d.retain_grad()
+        return projections
+
     def rasterize(
         self, projection: Projection, camera: Camera, background: Tensor | None, track: bool
     ) -> View:

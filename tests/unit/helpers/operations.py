@@ -38,6 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "absgrad": ({}, {"absgrad": True}, {}),
     "mcmc": ({}, {"kind": "mcmc"}, {}),
     "sharded": ({"kind": "sharded"}, {}, {}),
+    "4 views": ({}, {}, {"batch_per_rank": 4}),
     "sharded, 4 views": ({"kind": "sharded"}, {}, {"batch_per_rank": 4}),
     "selective": ({}, {"kind": "budget"}, {"optimizer": "selective"}),
 }
