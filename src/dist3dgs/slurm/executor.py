@@ -26,7 +26,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -63,6 +63,7 @@ METHODS = {
     "additional_general_args": ("self",),
     "get_job_exec_prefix": ("self", "job"),
     "get_python_executable": ("self",),
+    "get_account_arg": ("self", "job"),
     "sleep": ("self",),
 }
 
@@ -169,6 +170,13 @@ class Executor(SlurmExecutor):
     def get_python_executable(self) -> str:
         """Quote Python's path for the batch script, where a space would end it."""
         return shlex.quote(super().get_python_executable())
+
+    def get_account_arg(self, job: Any) -> Iterator[str]:
+        """Give sbatch no account where the site names none: the plugin would give that of the user's last job."""
+        if job.resources.get("slurm_account"):
+            yield from super().get_account_arg(job)
+        else:
+            yield ""
 
     # -- submitting
 

@@ -211,6 +211,15 @@ def test_a_job_is_one_snakemake_by_a_path_that_may_have_a_space(make, monkeypatc
     assert executor.get_python_executable() == "'/my work/bin/python'"
 
 
+def test_no_account_is_guessed(make, monkeypatch):
+    """Slurm has a default account of its own; the plugin would take the last job's, whatever that was."""
+    monkeypatch.setattr(SlurmExecutor, "get_account_arg", lambda self, job: iter([" -A from-the-plugin"]))
+    executor = make(Listener({}))
+    for account, argument in ((None, ""), ("mine", " -A from-the-plugin")):
+        resources = {"slurm_account": account} if account else {}
+        assert next(executor.get_account_arg(SimpleNamespace(resources=resources))) == argument
+
+
 def test_another_workflow_is_told_that_nobody_plans_its_jobs():
     from snakemake_interface_common.exceptions import WorkflowError
 
