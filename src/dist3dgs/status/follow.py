@@ -23,6 +23,7 @@ from ..config.naming import Point
 from ..console import FOLLOWED
 from ..errors import UserError
 from ..slurm.queue import CACHE_S, RULES, Job, Queue
+from .interrupt import INTERRUPTS
 from .point_state import DONE, AttemptProgress, PointState, duration, quoted, state_line, state_of, totals
 from .table import points_table, summary
 
@@ -45,6 +46,10 @@ SILENT_RULES = (*RULES, "record", "check", *TARGETS)
 #: Rows of the live table that the terminal's height leaves.
 MARGIN_ROWS = 6
 NOTHING = "Nothing to be done"
+#: Said after the first Ctrl-C, and after each more.
+STOPPING = "stopping: runs in progress save a checkpoint and end; finished points are kept"
+STOPPED = "stopped; finished points are kept, and the same command goes on"
+STILL_STOPPING = "still stopping; finished points are kept, and the same command goes on"
 
 
 @dataclass
@@ -174,6 +179,7 @@ class Terminal:
         self._points: dict[Point, _Followed] = {}
         self._drawing = self._error_shown = False
         self._queued: tuple[float, dict[Point, list[Job]]] = (0.0, {})
+        self._interrupts_said = 0
         self._live: Any = None
         self._stop = threading.Event()
         self._ticker: threading.Thread | None = None
@@ -213,6 +219,9 @@ class Terminal:
         with self._lock:
             self._stop_live()
             held, self._held = self._held, []
+            if INTERRUPTS.count and self._run is None:  # a run of points ends with their summary
+                self._write(STOPPED)
+                return
             drawn_alone = self._drawing and self._run is None  # a run of points ends with their summary
             if drawn_alone and self._study is not None and not self._error_shown and "all" not in self.quiet:
                 self._write(f"drawn: {self._study.results / 'figures'}")
@@ -247,6 +256,8 @@ class Terminal:
 
     def _job_error(self, record: Any) -> None:
         self._error_shown = True
+        if INTERRUPTS.count:  # it was stopped, as the summary says
+            return
         job = self._jobs.get(record.jobid) or _RuleJob(record.jobid, record.rule_name, {}, list(record.log))
         job.running = False
         log = next((p for path in record.log if (p := Path(path)).is_file()), None)
@@ -265,6 +276,8 @@ class Terminal:
     def _error(self, record: logging.LogRecord) -> None:
         """Print an exception, unless it repeats a failed job that was reported with its log."""
         self._error_shown, shown_before = True, self._error_shown
+        if INTERRUPTS.count:  # of a job that was stopped
+            return
         text = self.format(record)
         kind = getattr(record, "exception", None)
         if shown_before and text.rstrip().endswith("At least one job did not complete successfully."):
@@ -320,6 +333,7 @@ class Terminal:
                     jobs_at, jobs = time.time() - CACHE_S, {p: queue.of_point_and_parts(p) for p in active}
                     self._queued, asked_at = (jobs_at, jobs), time.monotonic()
                 with self._lock:
+                    self._say_interrupts()
                     for point in active:
                         self._look_at(point, *self._queued_jobs(point))
                     if self._live is not None:
@@ -329,6 +343,11 @@ class Terminal:
                     self._stop_live()
                     self._line(f"the points are not followed any more ({type(e).__name__}: {e})")
                 return
+
+    def _say_interrupts(self) -> None:
+        said, self._interrupts_said = self._interrupts_said, INTERRUPTS.count
+        if said < self._interrupts_said:
+            self._line(STILL_STOPPING if said else STOPPING)
 
     def _active(self) -> list[Point]:
         with self._lock:
