@@ -15,7 +15,7 @@ class Interrupts:
         self.count = 0
 
     def install(self) -> None:
-        """Handle SIGINT from now on, unless it is ignored (nohup), handled by others, or this is not the main thread."""
+        """Handle SIGINT from now on; not where it is ignored (nohup), handled by others, or not in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
