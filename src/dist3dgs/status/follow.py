@@ -23,6 +23,7 @@ from ..config.naming import Point
 from ..console import FOLLOWED
 from ..errors import UserError
 from ..slurm.queue import CACHE_S, RULES, Job, Queue
+from .controller import Controller
 from .interrupt import INTERRUPTS
 from .point_state import DONE, AttemptProgress, PointState, duration, quoted, state_line, state_of, totals
 from .table import points_table, summary
@@ -111,6 +112,7 @@ class FollowedRun:
     points: list[Point]
     needed: set[Point]
     began: float = field(default_factory=time.time)
+    controller: Controller | None = None
 
     def state(self, point: Point, **how: Any) -> PointState:
         return self.study.state(point, since=self.began if point in self.needed else None, **how)
@@ -135,6 +137,9 @@ def begin(
         logs: Snakemake's own.
     """
     run = study.run = FollowedRun(study, list(points), set(needed))
+    if run.needed:
+        run.controller = Controller(study.results, sys.argv)
+        run.controller.begin()
     if run.points:
         counts = totals(s.state for s in run.states())
         log = f"; full log: {os.path.relpath(logs[0])}" if logs else ""
@@ -145,7 +150,10 @@ def end(study: FollowedStudy) -> None:
     """Sum up the run."""
     run = study.run
     if run is not None and run.points:
-        LOGGER.info(study.summary(run.states(), time.time() - run.began), extra={END: True})
+        states = run.states()
+        if run.controller is not None:
+            run.controller.end(is_done=all(s.state in DONE for s in states))
+        LOGGER.info(study.summary(states, time.time() - run.began), extra={END: True})
 
 
 class Terminal:
