@@ -11,7 +11,7 @@ from dist3dgs import figures
 from dist3dgs.analysis.tables import tabulate
 from dist3dgs.errors import UserError
 from dist3dgs.figures import style
-from tests.unit.helpers.drawn import Drawn
+from tests.unit.helpers.drawn import Drawn, texts
 from tests.unit.helpers.records import make_record, make_workload, usl_rate
 
 ENDINGS = ("svg", "png", "pdf", "csv")
@@ -180,6 +180,24 @@ def test_phases_of_a_run_add_up_to_its_total(tmp_path):
     assert sum(float(r["s"]) for r in rows) == pytest.approx(record.metrics.total_s)
     exposed = next(float(r["s"]) for r in rows if r["phase"] == "communication")
     assert exposed == pytest.approx(record.metrics.exposed_comm_s)
+
+
+def test_phases_name_a_scene_once_and_a_strategy_beside_its_first_bar(tmp_path):
+    points = [
+        ("builtin", "replicated", "n1g1"),
+        ("builtin", "replicated", "n1g2"),
+        ("builtin", "sharded", "n1g2"),
+    ]
+    points += [("fox", "sharded", "n1g4")]
+    study = Drawn(tmp_path, [make_record(scene, s, layout) for scene, s, layout in points])
+    titles = sorted(study.artists("phases", "title"), key=lambda t: t.get_position()[1])
+    assert [t.get_text() for t in titles] == ["builtin", "replicated", "sharded", "fox", "sharded"]
+    bars = {}
+    for text in texts(study.picture("phases")):
+        if text.get_text() in {layout for _, _, layout in points}:
+            bars[round(text.get_position()[1], 4)] = text.get_text()
+    beside = {t.get_text(): bars.get(round(t.get_position()[1], 4)) for t in titles[:3]}
+    assert beside == {"builtin": None, "replicated": "n1g1", "sharded": "n1g2"}
 
 
 def test_phases_are_means_over_repeats(tmp_path):
