@@ -19,10 +19,13 @@ class LogHandler(LogHandlerBase):
 
     def __post_init__(self) -> None:
         self._check_command_line()
+        from dist3dgs.status.interrupt import INTERRUPTS
+
+        INTERRUPTS.install()
         self.study: Any = None
         s = self.common_settings
-        self.steps_aside = s.dryrun or s.verbose or s.debug_dag or s.printshellcmds
-        if self.steps_aside:
+        self.steps_aside = True  # until there is a terminal
+        if s.dryrun or s.verbose or s.debug_dag or s.printshellcmds:
             return
         from dist3dgs.status.follow import Terminal, stream_of
 
@@ -33,6 +36,7 @@ class LogHandler(LogHandlerBase):
             nocolor=s.nocolor,
             format=self.format,
         )
+        self.steps_aside = False
 
     def _check_command_line(self) -> None:
         """End with a line per mistake: Snakemake makes its loggers before it reads the files of `--configfile`."""

@@ -1,6 +1,7 @@
 """A cluster without slurmdbd: no accounts, no sacct, and a node that cannot start jobs."""
 
 import signal
+import time
 
 import pytest
 from study import Study
@@ -43,8 +44,11 @@ def test_a_preempted_job_that_slurm_cancels_is_submitted_again(plain_cluster, tm
     finally:
         plain_cluster("scontrol", "update", "PartitionName=low", "PreemptMode=REQUEUE")
         plain_cluster("scancel", urgent, check=False)
-        snakemake.send_signal(signal.SIGINT)
+        for _ in range(3):
+            snakemake.send_signal(signal.SIGINT)
+            time.sleep(0.3)
         snakemake.wait(90)
+    assert "Traceback" not in study.terminal() and "the same command goes on" in study.terminal()
     first, _ = study.attempts("n1g2")
     assert first["ended"]["cause"] == "preempted" and "PREEMPTED" in first["ended"]["note"]
     assert study.events("n1g2", "resume")[0]["step"] >= 20

@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
 import re
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,9 @@ import pytest
 import yaml
 
 from dist3dgs.cli import main
+from tests.plain import plain_bin
 from tests.unit.helpers.tiny import write_tiny
-from tests.workflow.test_graph import job_table, snakemake
+from tests.workflow.test_graph import ENVIRONMENT, job_table, snakemake
 
 pytestmark = pytest.mark.slow
 
@@ -148,3 +153,34 @@ def test_the_ten_lines_of_the_manual(study: Path, repository: Path) -> None:
     record = json.loads((study / target).read_text())
     assert record["status"] == "ok" and record["metrics"]["epoch_s"] == 2.0
     assert record["metrics"]["images_per_s"] == 25000.0 and record["run"]["seed"] == 43
+
+
+def test_ctrl_c_more_than_once_ends_in_a_summary(repository: Path, tmp_path: Path) -> None:
+    """All of the terminal's foreground processes get it, as from a keyboard."""
+    for name in ("Snakefile", "workflow", "config", "profiles"):
+        (tmp_path / name).symlink_to(repository / name)
+    (tmp_path / "program.py").write_text("import time\nopen('running', 'w')\ntime.sleep(600)\n")
+    write_config(tmp_path, application="{python} program.py", scene=None, setup=None)
+    # A shell's background jobs ignore Ctrl-C, and so would what this test starts.
+    heeding = ["env", "--default-signal=INT", str(plain_bin() / "python"), "-m", "snakemake"]
+    out = tmp_path / "terminal.txt"
+    with out.open("w") as f:
+        process = subprocess.Popen(
+            [*heeding, *FLAGS, "--", "train_all"], cwd=tmp_path, env=ENVIRONMENT, stdout=f,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    end = time.monotonic() + 120
+    while not (tmp_path / "running").exists():
+        assert time.monotonic() < end and process.poll() is None, out.read_text()
+        time.sleep(0.1)
+    for _ in range(3):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    assert process.wait(120) != 0
+    text = out.read_text()
+    assert "Traceback" not in text and "Exception" not in text, text
+    assert "2 points: 1 waiting, 1 stopped" in text or "2 points: 1 stopped, 1 waiting" in text, text
+    assert text.strip().endswith("the same command goes on from here")
+    states = [json.loads(path.read_text())["status"] for path in tmp_path.rglob("attempts/*/launch.json")]
+    assert states == ["stopped"]
+    assert not list((tmp_path / ".snakemake/locks").glob("*")), "or the next run would be refused"

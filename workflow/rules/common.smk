@@ -546,8 +546,6 @@ def check_start():
             wait_for_slurm()
     except UserError as error:
         stop(error)
-    except KeyboardInterrupt:
-        stop("interrupted before anything was started")
 
 
 def points_of_run():

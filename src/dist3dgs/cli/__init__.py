@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..console import logged
+from ..console import FOLLOWED, logged
 from ..errors import UserError
 
 
@@ -24,14 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
     try:
+        args = _parser().parse_args(argv)
         with _unwinding(), logged(args.log):
             return _run(args)
     except UserError as e:  # the log's own
         return _mistake(str(e))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if not os.environ.get(FOLLOWED):  # a job of a run, whose terminal says it
+            print("interrupted", file=sys.stderr)
         return 130
 
 

@@ -1,8 +1,14 @@
-"""Turn arguments of the command line into readable files: pipes, gzip, folders, our own runs."""
+"""Turn arguments of the command line into readable files: pipes, gzip, folders, our own runs.
+
+A folder is a run of ours, or holds runs (a results folder, or what is below it), or the logs of jobs. Programs,
+documents and settings are no logs: in a README the words of an error prove nothing.
+"""
 
 import gzip
 import os
+import re
 import select
+import shlex
 import stat
 import sys
 import tempfile
@@ -14,6 +20,7 @@ from typing import BinaryIO
 
 from ..errors import UserError
 from ..logs.lines import looks_binary
+from ..logs.readers import binary_format_of, format_of
 from ..runs.attempts import FLIGHT
 from ..runs.events import is_event_file
 from .own_run import is_summary
@@ -25,8 +32,19 @@ MAX_SPOOLED_BYTES = 4 << 30
 PIPE_PATIENCE_S = 60.0
 MAX_FILES_OF_FOLDER = 1000
 CHUNK = 1 << 20
+HEAD_BYTES = 8192
 #: Files that the launcher writes into an attempt's folder, see dist3dgs.runs.attempts.
 EVIDENCE = ("launch.json", "train.log")
+#: Below a folder that holds runs: of a layout, a strategy, a scene, a whole study.
+RUN_FOLDERS = ("r*", "n*g*/r*", "*/n*g*/r*", "*/*/n*g*/r*")
+#: Files of a folder that are logs only if a reader knows their format.
+NO_LOGS = re.compile(
+    r"\.(?:md|rst|tex|bib|html|css|svg|xml|csv|tsv|json|toml|ya?ml|cfg|ini|conf|lock|cff|diff|patch"
+    r"|pyi?|ipynb|(?:ba)?sh|sbatch|slurm|smk|[chmr]|cc|[ch]pp|cuh?|rs|go|jl|js|ts|java)$"
+    r"|^(?:readme|licen[cs]e|copying|notice|authors|contributing|changelog|version|citation|requirements|makefile"
+    r"|dockerfile|snakefile|cmakelists)(?:\.|$)",
+    re.IGNORECASE,
+)
 
 
 @dataclass
@@ -57,9 +75,11 @@ def open_inputs(paths: Sequence[Path | str]) -> Iterator[InputFiles]:
         for path in dict.fromkeys(Path(p) for p in paths):
             _take(path, found, Path(scratch))
         found.runs = list(dict.fromkeys(found.runs))
-        named = {Path(p) for p in paths} | {Path(p) / "launch.json" for p in paths}
+        named = {Path(p) for p in paths}
         found.notes += [
-            f"{run} is read too: the launcher's summary" for run in found.runs if run not in named
+            f"{run} is read too: the launcher's summary"
+            for run in found.runs
+            if named.isdisjoint((run, *run.parents))
         ]
         # An attempt's files are judged together with its launch.json.
         ours = {run.parent for run in found.runs}
@@ -99,18 +119,53 @@ def _take(path: Path, found: InputFiles, scratch: Path) -> None:
 
 
 def _take_folder(folder: Path, found: InputFiles) -> None:
-    run = next((folder / n for n in ("launch.json", "record.json") if is_summary(folder / n)), None)
-    if run is not None:
+    if (run := _run_in(folder)) is not None:
         found.runs.append(run)
         return
+    if runs := _runs_below(folder):
+        found.runs += runs
+        found.notes.append(f"{folder}: {len(runs)} run{'s' * (len(runs) != 1)} below it")
+        return
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    texts = [p for p in files[:MAX_FILES_OF_FOLDER] if not _is_binary(p)]
-    if not texts:
-        raise UserError(
-            f"{folder}: no text file is in this folder; name the job's logs: dist3dgs diagnose job.out job.err"
-        )
-    found.notes.append(f"{folder}: {len(texts)} of its {len(files)} files are read")
-    found.logs += texts
+    logs = [p for p in files[:MAX_FILES_OF_FOLDER] if _is_log(p)]
+    if not logs:
+        raise UserError(f"{folder}: {_no_input(folder, len(files))}")
+    found.notes.append(
+        f"{folder}: {len(logs)} of its {_files(len(files))} {'is' if len(logs) == 1 else 'are'} read"
+    )
+    found.logs += logs
+
+
+def _run_in(folder: Path) -> Path | None:
+    return next((folder / n for n in ("launch.json", "record.json") if is_summary(folder / n)), None)
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    """List the runs of a layout's, a strategy's, a scene's or a study's folder."""
+    for pattern in RUN_FOLDERS:
+        if runs := [run for f in sorted(folder.glob(pattern)) if (run := _run_in(f)) is not None]:
+            return runs
+    return []
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'s' * (count != 1)}"
+
+
+def _no_input(folder: Path, num_files: int) -> str:
+    """Say what was expected of a folder that holds neither runs nor logs, and the next command."""
+    here = f"none of its {_files(num_files)} is a log" if num_files else "no file is in it"
+    results = folder if folder.name == "results" else folder / "results"
+    studies = [f for f in (results, *sorted(results.glob("*/"))) if f != folder and _runs_below(f)]
+    command = (
+        f"dist3dgs diagnose {shlex.quote(str(studies[0]))}"
+        if studies
+        else "dist3dgs diagnose job.out job.err"
+    )
+    return (
+        f"no run and no logs are in this folder ({here}); expected a results folder, a run's folder "
+        f"(results/SCENE/STRATEGY/n1g2/r0), or a job's logs, files or their folder. Try: {command}"
+    )
 
 
 def _spool(stream: BinaryIO, shown: str, name: str, found: InputFiles, scratch: Path) -> None:
@@ -154,10 +209,17 @@ def _starts_with(path: Path, magic: bytes) -> bool:
         return f.read(len(magic)) == magic
 
 
-def _is_binary(path: Path) -> bool:
+def _is_log(path: Path) -> bool:
+    """Return True for text that a program may have printed and for formats that a reader knows."""
     try:
         with path.open("rb") as f:
-            head = f.read(4096)
+            head = f.read(HEAD_BYTES)
     except OSError:
+        return False
+    if binary_format_of(head) is not None:
         return True
-    return looks_binary(head) if head else True
+    if not head or looks_binary(head):
+        return False
+    if NO_LOGS.search(path.name) or head.startswith(b"#!"):
+        return format_of(head.decode("utf-8", "replace")) is not None
+    return True

@@ -100,6 +100,7 @@ class Cell:
     rows: Sequence[Row]
     other_rows: Sequence[Row] = ()
     """Drawn by the figure itself."""
+    subtitle: str = ""
 
 
 #: Behind a mark whose ratio is 1 because it is compared with itself.
@@ -160,7 +161,7 @@ def figure(
     rows = [r for cell in cells for r in (*cell.rows, *cell.other_rows)]
     ranks = Ranks.of(rows, panels.panel_width_mm(len(cells), columns))
     sheet = panels.Sheet(
-        titles=[(cell.title, "") for cell in cells],
+        titles=[(cell.title, cell.subtitle) for cell in cells],
         columns=columns,
         headings=headings,
         xlabel="ranks (log scale), layouts below them",

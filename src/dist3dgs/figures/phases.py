@@ -89,7 +89,7 @@ def _ordered(names: Iterable[str]) -> list[str]:
     return first + phase_order(found - set(first) - {"other"}) + [p for p in ("other",) if p in found]
 
 
-#: From left to right: scene and strategy, layout, bars, numbers.
+#: From left to right: strategy (scenes have rows of their own above theirs), layout, bars, numbers.
 _GROUP_MM, _LAYOUT_MM, _MIN_BARS_MM, _NUMBER_MM = 27.0, 12.0, 40.0, 7.2
 _HEAD_MM, _FOOT_MM = 16.0, 8.5
 _BAR_MM, _MIN_BAR_MM = 5.0, 2.7
@@ -101,11 +101,12 @@ def plot(rows: list[Row]) -> Any:
     bars = list(dict.fromkeys(_bar_key(r) for r in rows))
     key, trouble = lines.trouble_key(rows), _trouble(bars)
     room = body_room_mm(style.DOUBLE_MM, key=key, trouble=trouble) - _HEAD_MM - _FOOT_MM
-    if len(bars) > room / _MIN_BAR_MM:
+    at = _places(bars)
+    num_rows = at[-1] + 1
+    if num_rows > room / _MIN_BAR_MM:
         return _in_panels(rows, bars)
-    shown = bars
-    pitch = min(_BAR_MM, room / len(shown))
-    body = _HEAD_MM + pitch * len(shown) + _FOOT_MM
+    pitch = min(_BAR_MM, room / num_rows)
+    body = _HEAD_MM + pitch * num_rows + _FOOT_MM
     page = Page(style.DOUBLE_MM, body, key=key, trouble=trouble)
 
     phases = _ordered({r["phase"] for r in rows if r["phase"]})
@@ -114,15 +115,21 @@ def plot(rows: list[Row]) -> Any:
     phases = [p for p in phases if p not in merged or p == "other"]
     numbers = page.width_mm - EDGE_MM - _NUMBER_MM * (len(phases) + 1)
     top = page.top_mm + _HEAD_MM
-    parts = {bar: _parts([r for r in rows if _bar_key(r) == bar], merged) for bar in shown}
+    parts = {bar: _parts([r for r in rows if _bar_key(r) == bar], merged) for bar in bars}
     longest = max(sum(p.values()) for p in parts.values())
-    ax = _axes(page, (left, top, numbers - left - 3.0, pitch * len(shown)), longest)
+    ax = _axes(page, (left, top, numbers - left - 3.0, pitch * num_rows), longest)
     _head(page, numbers, top, phases)
-    for i, bar in enumerate(shown):
+    for i, bar in zip(at, bars, strict=True):
         _bar(ax, (i + 0.5) * pitch, pitch, bar, parts[bar])
         _numbers(page, top + (i + 0.5) * pitch, numbers, phases, bar, parts[bar])
-    _groups(page, top, pitch, shown)
+    _groups(page, top, pitch, bars, at)
     return page.figure
+
+
+def _places(bars: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Return the row of each bar; the row above a scene's first one is its name's."""
+    scenes = list(dict.fromkeys(b[0] for b in bars))
+    return [i + scenes.index(bar[0]) + 1 for i, bar in enumerate(bars)]
 
 
 def _in_panels(rows: Sequence[Row], bars: Sequence[tuple[Any, ...]]) -> Any:
@@ -196,28 +203,29 @@ def _bar(ax: Any, y: float, pitch: float, key: tuple[Any, ...], parts: dict[str,
         )
 
 
-def _groups(page: Page, top: float, pitch: float, bars: Sequence[tuple[Any, ...]]) -> None:
-    """Layouts beside the bars; scene and strategy beside the first two of a group, a line above it."""
+def _groups(page: Page, top: float, pitch: float, bars: Sequence[tuple[Any, ...]], at: Sequence[int]) -> None:
+    """Layouts beside the bars, a strategy beside its first, a scene's name above its bars, a line above each group."""
     from matplotlib.lines import Line2D
 
-    room = _GROUP_MM - EDGE_MM - 1
-    for i, (scene, strategy, layout, _, _, n) in enumerate(bars):
-        y = top + (i + 0.5) * pitch
+    before: tuple[Any, ...] = (None, None)
+    for row, (scene, strategy, layout, _, _, n) in zip(at, bars, strict=True):
+        y = top + (row + 0.5) * pitch
         name = style.fit(layout if n == 1 else f"{layout} ×{n}", _LAYOUT_MM - 1.5, _PT)
         page.text(_GROUP_MM + _LAYOUT_MM - 1.2, y, name, size_pt=_PT, ha="right")
-        if i and bars[i - 1][:2] == (scene, strategy):
+        if before == (scene, strategy):
             continue
-        alone = i + 1 == len(bars) or bars[i + 1][:2] != (scene, strategy)
-        text = f"{scene}, {strategy}" if alone else scene
-        short = style.fit(text, room, _PT, bold=True)
-        page.text(EDGE_MM, y, short, size_pt=_PT, weight="bold", gid="title")
-        if not alone:
-            page.text(
-                EDGE_MM, y + pitch, style.fit(strategy, room, _PT), size_pt=_PT, color=style.GREY, gid="title"
-            )
-        if i:
+        is_new_scene, is_first = scene != before[0], before[0] is None
+        before = scene, strategy
+        room = _GROUP_MM - EDGE_MM - 1
+        page.text(EDGE_MM, y, style.fit(strategy, room, _PT), size_pt=_PT, color=style.GREY, gid="title")
+        if is_new_scene:
+            room += _LAYOUT_MM
+            short = style.fit(scene, room, _PT, bold=True)
+            page.text(EDGE_MM, y - pitch, short, size_pt=_PT, weight="bold", gid="title")
+        if not is_first:
+            line_y = y - (1.5 if is_new_scene else 0.5) * pitch
             ends = [EDGE_MM, page.width_mm - EDGE_MM]
-            page.paper.add_line(Line2D(ends, [y - pitch / 2] * 2, color=style.LIGHT_GREY, linewidth=0.4))
+            page.paper.add_line(Line2D(ends, [line_y] * 2, color=style.LIGHT_GREY, linewidth=0.4))
 
 
 def _head(page: Page, x: float, y: float, phases: Sequence[str]) -> None:

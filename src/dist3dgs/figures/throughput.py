@@ -1,5 +1,6 @@
 """Training images (of workloads: samples, tokens) per second over ranks."""
 
+from dataclasses import replace
 from typing import Any
 
 from . import lines, style, ticks
@@ -26,9 +27,13 @@ def data(study: Study) -> list[lines.Row]:
 
 def plot(rows: list[lines.Row]) -> Any:
     key = [Entry("ideal", lines.IDEAL)] if any(r["status"] == "ok" for r in rows) else []
-    units = dict.fromkeys(r["unit"] for r in rows)
-    unit = next(iter(units)) if len(units) == 1 else "per s"
-    return lines.figure(lines.by_scene(rows), f"throughput [{unit}], log scale", _behind, key=key)
+    units = {r["panel"]: r["unit"] for r in rows}
+    cells, label = lines.by_scene(rows), "throughput, log scale"
+    if len(set(units.values())) == 1:
+        label = f"throughput [{rows[0]['unit']}], log scale"
+    else:  # programs with other units of work: each panel names its own
+        cells = [replace(cell, subtitle=units[cell.title]) for cell in cells]
+    return lines.figure(cells, label, _behind, key=key)
 
 
 def _behind(ax: Any, cell: lines.Cell, ranks: Ranks) -> None:
@@ -44,7 +49,8 @@ def _behind(ax: Any, cell: lines.Cell, ranks: Ranks) -> None:
     ticks.set_log(ax.yaxis, ticks.decimal(low, high, size_mm(ax)[1]))
     for name, (sizes, ends) in ideals.items():
         colour = style.series_style(name, ranks.series)["color"]
-        ax.plot(sizes, ends, zorder=1, gid="ideal", **lines.IDEAL | {"color": colour, "linewidth": 0.8})
+        x = [ranks.at(size, name) for size in sizes]  # through its series' first mark
+        ax.plot(x, ends, zorder=1, gid="ideal", **lines.IDEAL | {"color": colour, "linewidth": 0.8})
 
 
 def _ideal(cell: lines.Cell, name: str, last: int) -> tuple[list[int], list[float]] | None:

@@ -41,9 +41,17 @@ def binary(low: float, high: float, room_mm: float) -> list[float]:
 
 
 def set_log(axis: Any, values: list[float], unit: str = "") -> None:
-    """Ticks at these values alone, written as plain numbers."""
+    """Ticks at these values alone, written as plain numbers, thousands as k and millions as M from 10k on."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axis.set_major_locator(FixedLocator(values))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}{unit}"))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{_short(v)}{unit}"))
+
+
+def _short(value: float) -> str:
+    """Write 200000 as 200k and 3000000 as 3M: long numbers would run into the panel on their left."""
+    for factor, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= max(factor, 1e4):
+            return f"{value / factor:g}{letter}"
+    return f"{value:g}"

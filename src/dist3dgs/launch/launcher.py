@@ -152,6 +152,11 @@ class _Run:
         )
 
     def execute(self) -> int:
+        # To the end of the attempt: another Ctrl-C while the summary is written would leave a run that seems to run.
+        with contextlib.ExitStack() as self._stoppers:
+            return self._execute()
+
+    def _execute(self) -> int:
         self._save()
         # Compare the layers' views of the world before anything is started.
         problem = check_world(self.spec, self.allocation)
@@ -203,8 +208,8 @@ class _Run:
 
     def _wait(self, watch: Watch) -> None:
         monitor = self._monitor(watch.process.pid)
-        with _forwarding(watch):
-            watch.wait()
+        self._stoppers.enter_context(_forwarding(watch))
+        watch.wait()
         if monitor is not None:
             monitor.stop()
 

@@ -322,18 +322,21 @@ def _margin(before: Cost, time_s: float, rank_hours: float, unit: str, *, past: 
     saved, more = before.time_s - time_s, rank_hours - before.rank_hours
     saves, costs = ("saved", "cost") if past else ("saves", "costs")
     if saved <= 0:
-        return f"{saves} nothing and {costs} {_paid(unit, more)} more."
+        return f"{saves} nothing and {costs} {_paid(unit, more, like=rank_hours)} more."
     if more <= 0:
         return f"{saves} {duration(saved)} and {_paid(unit, -more)}."
-    each = more / (saved / 3600)
-    return f"{saves} {duration(saved)} for {_paid(unit, more)} more, {each:.3g} {unit}-hours for each hour saved."
+    each, paid = more / (saved / 3600), _paid(unit, more, like=rank_hours)
+    return f"{saves} {duration(saved)} for {paid} more, {each:.3g} {unit}-hours for each hour saved."
 
 
 def _front(own: Sequence[Row], every: Sequence[Cost], unit: str) -> list[str]:
     kept = front(own)
     if len(every) < 2:
         return []
-    listed = ", ".join(f"{c.name} ({duration(c.time_s)}, {_paid(unit, c.rank_hours)})" for c in kept)
+    most = max(c.rank_hours for c in every)
+    listed = ", ".join(
+        f"{c.name} ({duration(c.time_s)}, {_paid(unit, c.rank_hours, like=most)})" for c in kept
+    )
     dominated = [c.name for c in every if c not in kept]
     if len(dominated) > _MOST_NAMES:
         dominated[_MOST_NAMES - 1 :] = [f"and {len(dominated) - _MOST_NAMES + 1} more"]
@@ -341,9 +344,12 @@ def _front(own: Sequence[Row], every: Sequence[Cost], unit: str) -> list[str]:
     return [f"Best in time or cost: {listed}.{rest}"]
 
 
-def _paid(unit: str, *rank_hours: float) -> str:
-    """Write one amount, or one instead of another, in hours, minutes or seconds of ranks."""
-    most = max(map(abs, rank_hours))
+def _paid(unit: str, *rank_hours: float, like: float = 0.0) -> str:
+    """Write one amount, or one instead of another, in hours, minutes or seconds of ranks.
+
+    like: rank-hours that a reader compares it with; the unit is that of the largest.
+    """
+    most = max(map(abs, (*rank_hours, like)))
     scale, name = (1, "hours") if most >= 1 else (60, "minutes") if 60 * most >= 1 else (3600, "seconds")
     return f"{' instead of '.join(f'{scale * h:.3g}' for h in rank_hours)} {unit}-{name}"
 

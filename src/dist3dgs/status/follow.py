@@ -23,6 +23,8 @@ from ..config.naming import Point
 from ..console import FOLLOWED
 from ..errors import UserError
 from ..slurm.queue import CACHE_S, RULES, Job, Queue
+from .controller import Controller
+from .interrupt import INTERRUPTS
 from .point_state import DONE, AttemptProgress, PointState, duration, quoted, state_line, state_of, totals
 from .table import points_table, summary
 
@@ -45,6 +47,10 @@ SILENT_RULES = (*RULES, "record", "check", *TARGETS)
 #: Rows of the live table that the terminal's height leaves.
 MARGIN_ROWS = 6
 NOTHING = "Nothing to be done"
+#: Said after the first Ctrl-C, and after each more.
+STOPPING = "stopping: runs in progress save a checkpoint and end; finished points are kept"
+STOPPED = "stopped; finished points are kept, and the same command goes on"
+STILL_STOPPING = "still stopping; finished points are kept, and the same command goes on"
 
 
 @dataclass
@@ -106,6 +112,7 @@ class FollowedRun:
     points: list[Point]
     needed: set[Point]
     began: float = field(default_factory=time.time)
+    controller: Controller | None = None
 
     def state(self, point: Point, **how: Any) -> PointState:
         return self.study.state(point, since=self.began if point in self.needed else None, **how)
@@ -130,6 +137,9 @@ def begin(
         logs: Snakemake's own.
     """
     run = study.run = FollowedRun(study, list(points), set(needed))
+    if run.needed:
+        run.controller = Controller(study.results, sys.argv)
+        run.controller.begin()
     if run.points:
         counts = totals(s.state for s in run.states())
         log = f"; full log: {os.path.relpath(logs[0])}" if logs else ""
@@ -140,7 +150,10 @@ def end(study: FollowedStudy) -> None:
     """Sum up the run."""
     run = study.run
     if run is not None and run.points:
-        LOGGER.info(study.summary(run.states(), time.time() - run.began), extra={END: True})
+        states = run.states()
+        if run.controller is not None:
+            run.controller.end(is_done=all(s.state in DONE for s in states))
+        LOGGER.info(study.summary(states, time.time() - run.began), extra={END: True})
 
 
 class Terminal:
@@ -174,6 +187,7 @@ class Terminal:
         self._points: dict[Point, _Followed] = {}
         self._drawing = self._error_shown = False
         self._queued: tuple[float, dict[Point, list[Job]]] = (0.0, {})
+        self._interrupts_said = 0
         self._live: Any = None
         self._stop = threading.Event()
         self._ticker: threading.Thread | None = None
@@ -213,6 +227,9 @@ class Terminal:
         with self._lock:
             self._stop_live()
             held, self._held = self._held, []
+            if INTERRUPTS.count and self._run is None:  # a run of points ends with their summary
+                self._write(STOPPED)
+                return
             drawn_alone = self._drawing and self._run is None  # a run of points ends with their summary
             if drawn_alone and self._study is not None and not self._error_shown and "all" not in self.quiet:
                 self._write(f"drawn: {self._study.results / 'figures'}")
@@ -247,6 +264,8 @@ class Terminal:
 
     def _job_error(self, record: Any) -> None:
         self._error_shown = True
+        if INTERRUPTS.count:  # it was stopped, as the summary says
+            return
         job = self._jobs.get(record.jobid) or _RuleJob(record.jobid, record.rule_name, {}, list(record.log))
         job.running = False
         log = next((p for path in record.log if (p := Path(path)).is_file()), None)
@@ -265,6 +284,8 @@ class Terminal:
     def _error(self, record: logging.LogRecord) -> None:
         """Print an exception, unless it repeats a failed job that was reported with its log."""
         self._error_shown, shown_before = True, self._error_shown
+        if INTERRUPTS.count:  # of a job that was stopped
+            return
         text = self.format(record)
         kind = getattr(record, "exception", None)
         if shown_before and text.rstrip().endswith("At least one job did not complete successfully."):
@@ -320,6 +341,7 @@ class Terminal:
                     jobs_at, jobs = time.time() - CACHE_S, {p: queue.of_point_and_parts(p) for p in active}
                     self._queued, asked_at = (jobs_at, jobs), time.monotonic()
                 with self._lock:
+                    self._say_interrupts()
                     for point in active:
                         self._look_at(point, *self._queued_jobs(point))
                     if self._live is not None:
@@ -329,6 +351,11 @@ class Terminal:
                     self._stop_live()
                     self._line(f"the points are not followed any more ({type(e).__name__}: {e})")
                 return
+
+    def _say_interrupts(self) -> None:
+        said, self._interrupts_said = self._interrupts_said, INTERRUPTS.count
+        if said < self._interrupts_said:
+            self._line(STILL_STOPPING if said else STOPPING)
 
     def _active(self) -> list[Point]:
         with self._lock:

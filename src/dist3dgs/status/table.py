@@ -14,6 +14,7 @@ from ..config.naming import PARTS, Point
 from ..errors import UserError
 from ..runs.attempts import ATTEMPTS
 from ..slurm.queue import CACHE_S, Queue
+from .controller import missing_controller
 from .point_state import BAD, DONE, PointState, duration, state_line, state_of, totals
 
 #: Every look reads the newest events of all points.
@@ -52,8 +53,9 @@ def points_on_disk(results: Path, known: Iterable[Point]) -> list[Point]:
 
 def show(study: Study, watch_s: float | None = None) -> None:
     """Print the table once, or again every `watch_s` seconds until Ctrl-C. Raises `UserError` below a second."""
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     if watch_s is not None and not MIN_WATCH_S <= watch_s <= MAX_WATCH_S:
         raise UserError(
@@ -69,10 +71,18 @@ def show(study: Study, watch_s: float | None = None) -> None:
             while True:
                 time.sleep(watch_s)
                 states = list(rows(study, queue))
-                live.update(_table(study, states), refresh=True)
+                table = Group(_table(study, states), *map(Text, _controller(study, states)))
+                live.update(table, refresh=True)
     finally:
-        for line in commands(states):
+        for line in (*commands(states), *_controller(study, states)):
             print(line)  # as it is: a command that is wrapped cannot be copied
+
+
+def _controller(study: Study, states: Iterable[PointState]) -> list[str]:
+    """Say that nobody is at work on the points that are left, if that is known."""
+    is_done = all(s.state in DONE | {"excluded", "unreadable"} for s in states)
+    problem = None if is_done else missing_controller(Path(study.config.results))
+    return [] if problem is None else ["", problem]
 
 
 def commands(states: Iterable[PointState]) -> list[str]:

@@ -18,6 +18,7 @@ from dist3dgs import cli
 from dist3dgs.cli.logs import run_diagnose
 from dist3dgs.config.models import Hardware, SfmSettings, TrainSettings
 from dist3dgs.diagnosis import diagnose
+from dist3dgs.diagnosis.input_files import open_inputs
 from dist3dgs.diagnosis.rules import RULES
 from dist3dgs.diagnosis.rules.remedies import REMEDIES
 from dist3dgs.errors import UserError
@@ -120,13 +121,63 @@ def test_a_stream_has_a_limit(
 def test_a_folder_is_its_text_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "job"
     folder.mkdir()
-    with pytest.raises(UserError, match="no text file"):
+    with pytest.raises(UserError, match="no file is in it"):
         run_diagnose([folder], False)
     (folder / "rank0.log").write_text(GOOD[:27])
     (folder / "rank1.log").write_text(BAD)
     (folder / "model.pt").write_bytes(b"PK\x03\x04" + bytes(999))
     code, text = out_of(capsys, folder)
     assert code == 1 and "code_error" in text and "2 of its 3 files" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["train.log", "job.o1234", "stdout", "worker-3.stderr", "notes.txt", "log.0.7"]
+)
+def test_logs_of_a_folder_have_any_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / name).write_text(BAD)
+    words = "RuntimeError: CUDA out of memory. Tried to allocate 1.00 GiB\n"
+    for other in ("README.md", "LICENSE", "train.py", "settings.json", "table.csv", "CMakeLists.txt"):
+        (tmp_path / other).write_text(words)
+    (tmp_path / "job").write_text(f"#!/bin/bash\n{words}")
+    code, text = out_of(capsys, tmp_path)
+    assert code == 1 and "failed: code_error" in text and "1 of its 8 files is read" in text
+
+
+def test_tables_and_dumps_of_a_folder_are_read_by_their_format(tmp_path: Path) -> None:
+    (tmp_path / "gpu.csv").write_text("index, memory.used [MiB]\n0, 100 MiB\n")
+    (tmp_path / "3.json").write_text('{"comm_lib_version": "", "pg_config": {}, "entries": []}')
+    (tmp_path / "runs.csv").write_text("scene,strategy\nfox,sharded\n")
+    with open_inputs([tmp_path]) as found:
+        assert [p.name for p in found.logs] == ["3.json", "gpu.csv"]
+
+
+def test_a_folder_without_runs_and_logs_says_what_was_expected(tmp_path: Path, repository: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"expected a results folder, a run's folder.*diagnose .*results/reference"
+    ):
+        run_diagnose([repository], False)
+    (tmp_path / "thesis.tex").write_text(BAD)
+    with pytest.raises(UserError, match=r"none of its 1 file is a log.*diagnose job\.out job\.err"):
+        run_diagnose([tmp_path], False)
+
+
+def test_a_results_folder_is_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So is what is below it: of a scene, of a strategy, of a layout."""
+    results = tmp_path / "results"
+    for layout in ("n1g1", "n1g2"):
+        path = write_attempt(results / f"tiny/replicated/{layout}/r0", spec(layout), healthy())
+        save_record(judge(path), path.with_name("record.json"))
+    (results / "tables").mkdir()
+    (results / "tables/runs.csv").write_text("scene,strategy\n")
+    for folder, runs in ((results, 2), (results / "tiny", 2), (results / "tiny/replicated/n1g2", 1)):
+        capsys.readouterr()
+        run_diagnose([folder], True, verdict_of_run=verdict_of_run)
+        verdicts = json.loads(capsys.readouterr().out)
+        verdicts = verdicts if isinstance(verdicts, list) else [verdicts]
+        assert len(verdicts) == runs and f"{folder}: {runs} run" in verdicts[0]["notes"][0]
+        assert not any("is read too" in note for note in verdicts[0]["notes"])
 
 
 def test_two_jobs_are_two_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ from dist3dgs import figures
 from dist3dgs.analysis.tables import tabulate
 from dist3dgs.errors import UserError
 from dist3dgs.figures import style
-from tests.unit.helpers.drawn import Drawn
-from tests.unit.helpers.records import make_record, usl_rate
+from tests.unit.helpers.drawn import Drawn, texts
+from tests.unit.helpers.records import make_record, make_workload, usl_rate
 
 ENDINGS = ("svg", "png", "pdf", "csv")
 
@@ -142,12 +142,62 @@ def test_layouts_of_equal_size_are_marked_but_not_joined(tmp_path):
     assert [10.0, 19.0, 30.0] in marked and [15.0] in marked
 
 
+def test_programs_of_different_units_have_each_their_own_below_their_name(tmp_path):
+    layouts = {"n1g1": 1.0, "n1g2": 1.8, "n1g4": 3.1}
+    programs = {"resnet50": ("image", 400.0), "planner": ("sample", 90.0), "llm": ("token", 62_000.0)}
+    records = [make_record(layout=x) for x in layouts]
+    for name, (unit, rate) in programs.items():
+        records += [
+            make_workload(name, "small", x, images_per_s=rate * f, unit=unit) for x, f in layouts.items()
+        ]
+    study = Drawn(tmp_path, records)
+    words = study.words("throughput")
+    assert "throughput, log scale" in words
+    names = [t.get_text() for t in study.artists("throughput", "title") if t.get_text()]
+    assert sorted(zip(names[::2], names[1::2], strict=True)) == [
+        ("builtin", "images/s"), ("llm", "tokens/s"), ("planner", "samples/s"), ("resnet50", "images/s")
+    ]  # fmt: skip
+    assert "100k" in words and not any(len(w) > 5 and w.isdigit() for w in words), (
+        "they run into other panels"
+    )
+    marks = [tuple(x.get_ydata()) for x in study.artists("throughput", "line")]
+    for _, rate in programs.values():
+        assert tuple(rate * f for f in layouts.values()) in marks
+    for line in study.artists("throughput", "ideal"):
+        firsts = [(x.get_xdata()[0], x.get_ydata()[0]) for x in study.artists("throughput", "line")]
+        assert (line.get_xdata()[0], line.get_ydata()[0]) in firsts, "the ideal goes through the first mark"
+
+
+def test_one_unit_is_on_the_axis(tmp_path):
+    records = [make_workload(name, "small", "n1g2", images_per_s=9.0) for name in ("planner", "transformer")]
+    words = Drawn(tmp_path, records).words("throughput")
+    assert "throughput [samples/s], log scale" in words and "samples/s" not in words
+
+
 def test_phases_of_a_run_add_up_to_its_total(tmp_path):
     record = make_record(layout="n1g2")
     rows = Drawn(tmp_path, [record]).rows("phases")
     assert sum(float(r["s"]) for r in rows) == pytest.approx(record.metrics.total_s)
     exposed = next(float(r["s"]) for r in rows if r["phase"] == "communication")
     assert exposed == pytest.approx(record.metrics.exposed_comm_s)
+
+
+def test_phases_name_a_scene_once_and_a_strategy_beside_its_first_bar(tmp_path):
+    points = [
+        ("builtin", "replicated", "n1g1"),
+        ("builtin", "replicated", "n1g2"),
+        ("builtin", "sharded", "n1g2"),
+    ]
+    points += [("fox", "sharded", "n1g4")]
+    study = Drawn(tmp_path, [make_record(scene, s, layout) for scene, s, layout in points])
+    titles = sorted(study.artists("phases", "title"), key=lambda t: t.get_position()[1])
+    assert [t.get_text() for t in titles] == ["builtin", "replicated", "sharded", "fox", "sharded"]
+    bars = {}
+    for text in texts(study.picture("phases")):
+        if text.get_text() in {layout for _, _, layout in points}:
+            bars[round(text.get_position()[1], 4)] = text.get_text()
+    beside = {t.get_text(): bars.get(round(t.get_position()[1], 4)) for t in titles[:3]}
+    assert beside == {"builtin": None, "replicated": "n1g1", "sharded": "n1g2"}
 
 
 def test_phases_are_means_over_repeats(tmp_path):

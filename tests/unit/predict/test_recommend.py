@@ -84,6 +84,15 @@ def test_the_front_drops_what_is_slower_and_no_cheaper():
     )
 
 
+def test_costs_that_are_compared_have_one_unit():
+    """A minute of one rank, a little more of two: not GPU-seconds here and GPU-minutes there."""
+    points = study({"n1g1": 40.0, "n1g2": 50.0})
+    assert {60 * c.rank_hours >= 1 for c in costs(points)} == {True, False}
+    text = paragraph(points)
+    assert "Best in time or cost" in text and "The last doubling" in text
+    assert text.count("GPU-minutes") == 4 and "GPU-seconds" not in text
+
+
 def test_marginal_hours_of_a_doubling_are_differences():
     points = study({"n1g1": 4.0, "n1g2": 7.0, "n1g4": 11.0})
     two, four = (next(c for c in costs(points) if c.row["layout"] == name) for name in ("n1g2", "n1g4"))

@@ -2,6 +2,8 @@
 
 import io
 import logging
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from dist3dgs.runs.record import Metrics, Run, RunRecord, save_record
 from dist3dgs.slurm.queue import Job, Queue
 from dist3dgs.status import follow
 from dist3dgs.status.follow import FollowedRun, FollowedStudy, Terminal
+from dist3dgs.status.interrupt import Interrupts
 from snakemake_logger_plugin_dist3dgs import LogHandler
 from tests.unit.helpers.evidence import spec, step, write_attempt
 
@@ -114,6 +117,50 @@ def test_a_new_submission_says_why_and_with_what(tmp_path: Path) -> None:
         f"{POINTS[0]}: out of memory, again with 1562 MB",
         f"{POINTS[0]}: running, attempt 1, step 10/100, 10.0 steps/s, 9 s left",
     ]
+
+
+def test_ctrl_c_is_answered_each_time_and_stopped_jobs_are_no_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "TICK_S", 0.01)
+    screen, presses = Screen(tmp_path), Interrupts()
+    monkeypatch.setattr(follow, "INTERRUPTS", presses)
+    screen.begin()
+    screen.job(1, "train", POINTS[0])
+    screen.job(2, "ingest")
+    for presses.count, said in ((1, follow.STOPPING), (2, follow.STILL_STOPPING)):
+        end = time.monotonic() + 10
+        while screen.lines(close=False)[-1] != said and time.monotonic() < end:
+            time.sleep(0.01)
+        assert screen.lines(close=False)[-1] == said
+    for number, rule in ((1, "train"), (2, "ingest")):
+        screen.send(LogEvent.JOB_ERROR, level=logging.ERROR, jobid=number, rule_name=rule, log=[])
+        screen.send(LogEvent.ERROR, "died with SIGINT", logging.ERROR, exception="RuleException")
+    assert screen.lines()[2:] == [follow.STOPPING, follow.STILL_STOPPING]
+
+
+def test_ctrl_c_before_a_point_was_begun_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, presses = Screen(tmp_path), Interrupts()
+    monkeypatch.setattr(follow, "INTERRUPTS", presses)
+    screen.send(None, "Building DAG of jobs...")
+    presses.count = 1
+    assert screen.lines() == [follow.STOPPED]
+
+
+def test_only_the_first_ctrl_c_unwinds() -> None:
+    program = """
+import os, signal
+from dist3dgs.status.interrupt import INTERRUPTS
+signal.signal(signal.SIGINT, signal.default_int_handler)
+INTERRUPTS.install()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except SystemExit as e:
+    os.kill(os.getpid(), signal.SIGINT)
+    print(e.code, INTERRUPTS.count)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "130 2\n", done.stderr
 
 
 class OneJob(Queue):
