@@ -51,6 +51,11 @@ NOTHING = "Nothing to be done"
 STOPPING = "stopping: runs in progress save a checkpoint and end; finished points are kept"
 STOPPED = "stopped; finished points are kept, and the same command goes on"
 STILL_STOPPING = "still stopping; finished points are kept, and the same command goes on"
+#: Snakemake's line after SIGTERM, once in every turn of its scheduler, and what is said of it.
+ENDS_LATER = "Will exit after finishing currently running jobs"
+ENDING = "asked to end (SIGTERM): waiting for the runs in progress, starting no more; the same command goes on"
+#: Of a run that left jobs out.
+INCOMPLETE = "At least one job did not complete successfully."
 
 
 @dataclass
@@ -187,7 +192,7 @@ class Terminal:
         self._points: dict[Point, _Followed] = {}
         self._drawing = self._error_shown = False
         self._queued: tuple[float, dict[Point, list[Job]]] = (0.0, {})
-        self._interrupts_said = 0
+        self._interrupts_said, self._ending = 0, False
         self._live: Any = None
         self._stop = threading.Event()
         self._ticker: threading.Thread | None = None
@@ -216,6 +221,10 @@ class Terminal:
                 self._line(record.getMessage())
             elif record.levelno >= logging.WARNING:
                 self._complaint(record)
+            elif record.getMessage().startswith(ENDS_LATER):
+                if not self._ending:
+                    self._line(ENDING)
+                self._ending = True
             elif record.levelno == logging.INFO and not event and not self._started and record.msg:
                 self._held.append(self.format(record))
 
@@ -288,7 +297,7 @@ class Terminal:
             return
         text = self.format(record)
         kind = getattr(record, "exception", None)
-        if shown_before and text.rstrip().endswith("At least one job did not complete successfully."):
+        if (shown_before or self._ending) and text.rstrip().endswith(INCOMPLETE):
             return
         if kind in ("RuleException", "CalledProcessError") and "non-zero exit status" in text:
             return

@@ -139,6 +139,18 @@ def test_ctrl_c_is_answered_each_time_and_stopped_jobs_are_no_failures(
     assert screen.lines()[2:] == [follow.STOPPING, follow.STILL_STOPPING]
 
 
+def test_sigterm_is_said_once_and_is_no_failed_job(tmp_path: Path) -> None:
+    """Snakemake then waits for the jobs that run, which may take hours, and ends with an error."""
+    screen = Screen(tmp_path)
+    screen.begin()
+    screen.job(1, "train", POINTS[0])
+    for _ in range(3):
+        screen.send(None, f"{follow.ENDS_LATER} (scheduler).")
+    text = f"WorkflowError:\n{follow.INCOMPLETE}"
+    screen.send(LogEvent.ERROR, text, logging.ERROR, exception="WorkflowError")
+    assert screen.lines()[1:] == [follow.ENDING]
+
+
 def test_ctrl_c_before_a_point_was_begun_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen, presses = Screen(tmp_path), Interrupts()
     monkeypatch.setattr(follow, "INTERRUPTS", presses)
