@@ -135,9 +135,8 @@ def main() -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Run the stages that are asked for and not done yet; return the exit status."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # as Ctrl-C: the stage ends with it
+    # As Ctrl-C does, it ends the stage too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     args.scene = packed(args.scene)
     machine = describe_machine() | describe_gpu(args.device)
     result: dict[str, Any] = {"machine": machine, "code_digest": code_digest(), "stages": {}}

@@ -142,9 +142,8 @@ def _gpus_of_smi() -> list[str]:
     rows = [line.split(",") for line in _smi("--query-gpu=uuid,mig.mode.current", "--format=csv,noheader")]
     if not rows:  # drivers before 450 do not know MIG
         rows = [line.split(",") for line in _smi("--query-gpu=uuid", "--format=csv,noheader")]
-    rows = [
-        row for row in rows if _DEVICE.fullmatch(row[0].strip())
-    ]  # others are remarks: no devices, a lost GPU
+    # Other lines are remarks: no devices, a lost GPU.
+    rows = [row for row in rows if _DEVICE.fullmatch(row[0].strip())]
     if all(len(row) < 2 or row[1].strip() != "Enabled" for row in rows):
         return [row[0].strip() for row in rows]
     split = {row[0].strip() for row in rows if len(row) > 1 and row[1].strip() == "Enabled"}

@@ -84,9 +84,8 @@ class Blocks(Parallel):
         if self.phase != "blocks":
             return None
         assert self._assigned is not None
-        if (
-            self._views_of is not self._assigned
-        ):  # every step asks: on a GPU it would wait for the step's work
+        # Every step asks: on a GPU it would wait for the step's work.
+        if self._views_of is not self._assigned:
             self._views_of, self._views = self._assigned, self._assigned[self.block].nonzero()[:, 0].tolist()
         return self._views
 
