@@ -1,5 +1,6 @@
 """The training data of a rank: view order, cameras and photographs."""
 
+import functools
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -77,8 +78,8 @@ class SceneCameras:
         self._keeps = (device.type == "cpu" or self._fits(device)) if keep is None else keep
         on_gpu = device.type == "cuda"
         # A new thread is on GPU 0, and going back there after a copy would take memory of it: a context of each rank.
-        begin = torch.cuda.set_device if on_gpu else None
-        self._reader = ThreadPoolExecutor(1, "photographs", begin, (device,) if on_gpu else ())
+        begin = functools.partial(torch.cuda.set_device, device) if on_gpu else None
+        self._reader = ThreadPoolExecutor(1, "photographs", begin)
         self._coming: dict[int, Future[tuple[Tensor, torch.cuda.Event | None]]] = {}
         self._stream = torch.cuda.Stream(device) if on_gpu else None
 
