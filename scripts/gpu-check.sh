@@ -29,8 +29,15 @@ if [ -z "$python" ]; then
   python=$PWD/.venv-cuda/bin/python
 fi
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
+export CUDA_DEVICE_ORDER=${CUDA_DEVICE_ORDER:-PCI_BUS_ID} # as nvidia-smi numbers the GPUs
 WHEELS=${WHEELS:-wheels}
-if [ -d "$WHEELS" ] && ! "$python" -m dist3dgs.bench.needs 2>/dev/null; then
+lacks=0
+"$python" -m dist3dgs.bench.needs 2>/dev/null || lacks=$?
+if [ -d "$WHEELS" ] && [ "$lacks" = 2 ]; then # 3: too old, which no package mends
+  if ! "$python" -m pip --version >/dev/null; then
+    echo "error: $python has no pip, which installs the packages in $WHEELS: $python -m ensurepip" >&2
+    exit 2
+  fi
   # Into a folder of this checkout: the Python that was found is nobody's to change.
   if ! "$python" -m pip install --disable-pip-version-check -q --no-index --no-deps --upgrade --find-links "$WHEELS" \
     --target .gpu-packages -r scripts/gpu-wheels.txt; then
@@ -42,7 +49,7 @@ if [ -d "$WHEELS" ] && ! "$python" -m dist3dgs.bench.needs 2>/dev/null; then
   export PYTHONPATH="$PYTHONPATH:$PWD/.gpu-packages"
   export PATH="$PWD/.gpu-packages/bin:$PATH" # ninja
 fi
-"$python" -m dist3dgs.bench.needs
+"$python" -m dist3dgs.bench.needs || exit 2
 "$python" -m dist3dgs.bench.gpu ${FOX:+--scene "$FOX"} ${GSPLAT:+--repository "$GSPLAT"} ${COLMAP:+--colmap "$COLMAP"} \
   ${FACTOR:+--factor "$FACTOR"} --out "$OUT"
 echo "gpu-check: $OUT"

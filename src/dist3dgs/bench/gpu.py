@@ -136,6 +136,8 @@ def main() -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Run the stages that are asked for and not done yet; return the exit status."""
+    # As Ctrl-C does, it ends the stage too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     args.scene = packed(args.scene)
     machine = describe_machine() | describe_gpu(args.device)
     result: dict[str, Any] = {"machine": machine, "code_digest": code_digest(), "stages": {}}
@@ -378,7 +380,9 @@ def lpips_stage(args: argparse.Namespace) -> dict[str, Any]:
 
 def theirs_stage(args: argparse.Namespace) -> dict[str, Any]:
     """Train with gsplat's simple_trainer."""
-    curve = simple_trainer.run_theirs(args.repository, args.colmap, args.factor, args.beside_steps)
+    curve = simple_trainer.run_theirs(
+        args.repository, args.colmap, args.factor, args.beside_steps, with_our_build=args.device == "cuda"
+    )
     return {"steps": args.beside_steps, "curve": curve}
 
 

@@ -1,6 +1,7 @@
 """Check the packages that `make gpu-check` needs in a Python other than ours; imports only the standard library.
 
-python -m dist3dgs.bench.needs      # exit status 2, and the line that installs them, where packages are missing
+python -m dist3dgs.bench.needs      # exit status 2, and the line that installs them, where packages are missing; 3
+                                    # where Python or its PyTorch is too old
 """
 
 import importlib.util
@@ -8,7 +9,9 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-#: module -> requirement, as in pyproject.toml. PyTorch is the one that cannot be guessed for a GPU.
+#: What no wheel of ours replaces, as in pyproject.toml. Which PyTorch fits a GPU cannot be guessed.
+PYTHON, PYTORCH = (3, 11), "torch>=2.11"
+#: module -> requirement, as in pyproject.toml.
 NEEDS = {
     "gsplat": "gsplat>=1.5.3,<1.6",
     "llvmlite": "llvmlite>=0.50",
@@ -22,6 +25,8 @@ NEEDS = {
 }
 #: What gsplat imports, or runs, to compile its extension: not all of it is among the requirements that it declares.
 NEEDS_OF_GSPLAT = {"jaxtyping": "jaxtyping", "ninja": "ninja", "packaging": "packaging", "rich": "rich>=12"}
+#: Exit status where packages cannot help.
+UNFIT = 3
 _CLAUSE = re.compile(r"(>=|<)([\d.]+)")
 
 
@@ -49,7 +54,25 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
+def unfit() -> str | None:
+    """Return why this Python cannot be used, whatever is installed beside; None if it can."""
+    if sys.version_info < PYTHON:
+        return (
+            f"Python {sys.version_info[0]}.{sys.version_info[1]}, expected {PYTHON[0]}.{PYTHON[1]} or later"
+        )
+    if not _is_met("torch", PYTORCH):
+        return f"without {PYTORCH}"
+    return None
+
+
 def main() -> int:
+    if reason := unfit():
+        print(
+            f"error: {sys.executable} is {reason}. Give another one: make gpu-check PYTHON=PATH\n"
+            "or let an environment be made: make gpu-check OWN=1",
+            file=sys.stderr,
+        )
+        return UNFIT
     absent = missing()
     if not absent:
         return 0

@@ -5,6 +5,7 @@ installed. Both train on one COLMAP scene; every 8th photograph by name is held 
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,8 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..launch.world_check import listed_devices
 
 PROGRAM = "examples/simple_trainer.py"
+#: Runs the program that its first argument names, on the extension that is built: gsplat's own build would take a
+#: stage's time, trust PyTorch's search for the toolkit, and begin again where it was cut.
+WITH_OUR_BUILD = (
+    "import runpy, sys\n"
+    "from dist3dgs.launch import gsplat_build\n"
+    "gsplat_build.load()\n"
+    "del sys.argv[0]\n"
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 #: Evaluations of a run, equally far apart.
 NUM_EVALUATIONS = 10
 TEST_EVERY = 8
@@ -28,14 +39,17 @@ def evaluations(steps: int) -> list[int]:
     return sorted({max(1, steps * i // NUM_EVALUATIONS) for i in range(1, NUM_EVALUATIONS + 1)})
 
 
-def run_theirs(repository: Path, colmap: Path, factor: int, steps: int) -> Curve:
-    """Train with gsplat's trainer on one GPU.
+def run_theirs(
+    repository: Path, colmap: Path, factor: int, steps: int, *, with_our_build: bool = False
+) -> Curve:
+    """Train with gsplat's trainer on the first visible GPU; it would take all of them.
 
     Args:
         repository: a checkout of gsplat.
         colmap: folder with images/ (or images_N/) and sparse/0.
         factor: photographs are divided by this.
         steps: of one image each.
+        with_our_build: gsplat's extension as `launch/gsplat_build.py` built it; else gsplat compiles its own anew.
 
     Raises:
         UserError: there is no such program, or it failed, with the end of what it printed.
@@ -45,19 +59,16 @@ def run_theirs(repository: Path, colmap: Path, factor: int, steps: int) -> Curve
         raise UserError(f"{repository}: no checkout of gsplat, {PROGRAM} is not in it")
     with tempfile.TemporaryDirectory() as folder:
         when = [str(step) for step in evaluations(steps)]
-        argv = [
-            sys.executable,
-            program.name,
-            "default",
-            "--disable-viewer",
-            "--data-dir",
-            str(colmap.resolve()),
-        ]
+        argv = [sys.executable, *(("-c", WITH_OUR_BUILD) if with_our_build else ()), program.name, "default"]
+        argv += ["--disable-viewer", "--data-dir", str(colmap.resolve())]
         argv += ["--data-factor", str(factor), "--test-every", str(TEST_EVERY), "--max-steps", str(steps)]
         argv += ["--eval-steps", *when, "--save-steps", *when, "--result-dir", folder]
         if "disable_video" in program.read_text(encoding="utf-8"):  # older versions make none
             argv.append("--disable-video")
-        done = subprocess.run(argv, cwd=program.parent, capture_output=True, text=True, errors="replace")
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": (listed_devices() or ["0"])[0]}
+        done = subprocess.run(
+            argv, cwd=program.parent, env=environment, capture_output=True, text=True, errors="replace"
+        )
         if done.returncode:
             raise UserError(f"{program} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
         return read_curve(Path(folder, "stats"))

@@ -8,6 +8,7 @@ compiles the same sources under a lock, in a folder named after the versions and
 was cut short continues where it was. `load` then puts the library where gsplat looks for a compiled one first.
 """
 
+import argparse
 import contextlib
 import fcntl
 import importlib
@@ -29,7 +30,7 @@ from ..files import write_text
 from ..monitoring.nvml import identities
 from .world_check import listed_devices
 
-MODULE = "dist3dgs.launch.gsplat_build"
+MODULE, HERE = "dist3dgs.launch.gsplat_build", "--here"
 #: The build, or the wait for another process that builds, ends after this.
 TIMEOUT_S = 1800.0
 #: Module in which gsplat looks for its compiled extension before it compiles one.
@@ -102,7 +103,9 @@ def gpu_capabilities() -> list[str]:
     """Return the compute capabilities of the GPUs this process may use, `["9.0"]`; [] where no driver tells."""
     gpus, listed = identities(), listed_devices()
     if listed is not None:
-        gpus = [gpu for gpu in gpus if str(gpu.index) in listed or gpu.uuid in listed]
+        # CUDA takes the beginning of a UUID for the whole. Entries of forms that are not known here mean any.
+        mine = [gpu for gpu in gpus if any(gpu.is_named(entry) for entry in listed)]
+        gpus = mine or (gpus if listed else [])
     return sorted({gpu.capability for gpu in gpus if gpu.capability}, key=float)
 
 
@@ -130,6 +133,11 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     result["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     if home := toolkit(environ):
         result["CUDA_HOME"] = str(home)
+        if not (home / "include/cuda_runtime.h").is_file():
+            # conda's toolkit has its headers below targets/, where nvcc looks and the C++ compiler does not.
+            for name, below in (("CPATH", "include"), ("LIBRARY_PATH", "lib")):
+                found = [str(path) for path in sorted(home.glob(f"targets/*/{below}"))]
+                result[name] = os.pathsep.join([*found, *filter(None, [environ.get(name)])])
     if not result.get("TORCH_CUDA_ARCH_LIST") and (capabilities := gpu_capabilities()):
         result["TORCH_CUDA_ARCH_LIST"] = ";".join(capabilities) + "+PTX"
     result.setdefault("MAX_JOBS", str(min(MAX_JOBS, len(os.sched_getaffinity(0)))))
@@ -151,8 +159,21 @@ def check_version() -> None:
         )
 
 
-def prepare() -> Path:
+def check_architectures(architectures: Sequence[str]) -> None:
+    """Raise `UserError` if a build for these, as in TORCH_CUDA_ARCH_LIST, has no code for a GPU of this machine."""
+    capabilities = gpu_capabilities()
+    if lacking := [c for c in capabilities if not covers(architectures, c)]:
+        raise UserError(
+            f"{_FAILED}TORCH_CUDA_ARCH_LIST={';'.join(architectures)} leaves out compute capability "
+            f"{', '.join(lacking)} of the GPUs here, where it would end with 'no kernel image is available': unset it, "
+            f"or export TORCH_CUDA_ARCH_LIST='{';'.join(capabilities)}'"
+        )
+
+
+def prepare(here: bool = False) -> Path:
     """Build the extension where it is missing, one process at a time, and return the library.
+
+    here: the GPUs of this machine will use it.
 
     Raises `UserError` where there is no gsplat or another version of it, no compiler, or the build fails.
     """
@@ -162,7 +183,7 @@ def prepare() -> Path:
         check_version()
         os.environ.update(environment())
         try:
-            module, architectures = _brought() or _compile()
+            module, architectures = _brought() or _compile(here)
         except UserError:
             raise
         except ModuleNotFoundError as e:
@@ -186,7 +207,7 @@ def load() -> None:
     if COMPILED in sys.modules:
         return
     check_version()
-    path = library() or prepare()
+    path = library() or prepare(here=True)
     if COMPILED not in sys.modules and importlib.util.find_spec(COMPILED) is None:
         sys.modules[COMPILED] = _import(path)
 
@@ -230,8 +251,11 @@ def _brought() -> tuple[Any, list[str]] | None:
     return importlib.import_module(COMPILED), []
 
 
-def _compile() -> tuple[Any, list[str]]:
-    """Compile gsplat's sources with its own flags; return the loaded module and the architectures it has code for."""
+def _compile(here: bool) -> tuple[Any, list[str]]:
+    """Compile gsplat's sources with its own flags; return the loaded module and the architectures it has code for.
+
+    here: as in `prepare`.
+    """
     found = importlib.util.find_spec("gsplat")
     assert found is not None and found.submodule_search_locations
     root = Path(found.submodule_search_locations[0], "cuda")
@@ -239,6 +263,8 @@ def _compile() -> tuple[Any, list[str]]:
     named = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     architectures = [word for word in re.split(r"[ ;]+", named.strip()) if word]
     if any(path.suffix == ".cu" for path in sources):
+        if here:
+            check_architectures(architectures)
         check_toolkit(architectures)
     from torch.utils import cpp_extension
 
@@ -290,9 +316,25 @@ def _import(path: Path) -> Any:
 
 
 def build_prefix() -> str:
-    """Return the start of the names of a build's folder and note: what the extension is compiled against."""
-    versions = f"{version('gsplat')}-torch-{version('torch')}-py{platform.python_version()}"
-    return f"dist3dgs-gsplat-{versions}"
+    """Return the start of the names of a build's folder and note: what the extension is compiled against.
+
+    The same version of PyTorch is there for several CUDAs, and one home folder for several kinds of processors.
+    """
+    versions = (
+        f"{version('gsplat')}-torch-{version('torch')}-cuda-{_cuda_of_torch()}-py{platform.python_version()}"
+    )
+    return f"dist3dgs-gsplat-{versions}-{platform.machine()}"
+
+
+def _cuda_of_torch() -> str:
+    """Return `13.0` of a PyTorch built for CUDA 13.0, `none` of a CPU build; reads a file and imports nothing."""
+    found = importlib.util.find_spec("torch")
+    text = ""
+    if found is not None and found.origin is not None:
+        with contextlib.suppress(OSError):
+            text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8")
+    cuda = re.search(r"^cuda\b[^=\n]*= *['\"]([\d.]+)", text, re.MULTILINE)
+    return cuda[1] if cuda else "none"
 
 
 def _tag(architectures: Sequence[str]) -> str:
@@ -305,9 +347,13 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
+    path = folder() / "dist3dgs-gsplat.lock"
     try:
         folder().mkdir(parents=True, exist_ok=True)
-        lock = (folder() / "dist3dgs-gsplat.lock").open("a")
+        try:
+            lock: IO[str] = path.open("a")
+        except PermissionError:  # another user's, in a folder that we share
+            lock = path.open()
     except OSError:  # not ours to write: built by somebody else, or the build itself will say what is wrong
         yield
         return
@@ -323,8 +369,10 @@ def _alone() -> Iterator[None]:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    parser.add_argument(HERE, action="store_true", help="the GPUs of this machine will use it (default: any)")
     try:
-        prepare()
+        prepare(here=parser.parse_args().here)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
         return 2

@@ -237,7 +237,8 @@ class _Run:
         software = commands.software_of(self.site)
         if self.layout.nodes > 1 or (software.image is None and gsplat_build.is_ready()):
             return 0
-        command = [*commands.wrapped(software, uses_gpus=True), software.python, "-m", gsplat_build.MODULE]
+        command = [*commands.wrapped(software, uses_gpus=True), software.python]
+        command += ["-m", gsplat_build.MODULE, gsplat_build.HERE]
         return gsplat_build.prepare_in_child(command, environment, log, _end_with_parent)
 
     def _command(self, uses_gpus: bool) -> tuple[list[str], dict[str, str]]:

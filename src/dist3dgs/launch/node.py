@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if env.pop(USES_GPUS, "") and not gsplat_build.is_ready():
         # Here rather than in a rank: nodes that share the folder wait for each other, and torchrun for all of them.
-        status = gsplat_build.prepare_in_child([sys.executable, "-m", gsplat_build.MODULE], env)
+        status = gsplat_build.prepare_in_child(
+            [sys.executable, "-m", gsplat_build.MODULE, gsplat_build.HERE], env
+        )
         if status:
             sys.exit(status)
     if attempt := env.get("DIST3DGS_ATTEMPT"):

@@ -4,6 +4,7 @@ The layout asked for, the Slurm allocation, the srun step and the devices that a
 launcher. The training process goes on with its table: torchrun's world and the ranks that really joined.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -23,6 +24,8 @@ Layers = dict[str, Any]
 #: Folder of the driver's device files.
 DEVICES = Path("/dev")
 SMI_TIMEOUT_S = 20.0
+#: An index or a UUID (CUDA takes its beginning too) of a GPU or of an instance of one.
+_DEVICE = re.compile(r"\d+|(GPU|MIG)-\S+")
 
 
 @dataclass
@@ -123,19 +126,24 @@ def visible_gpus() -> list[str]:
 
 
 def listed_devices(environ: Mapping[str, str] = os.environ) -> list[str] | None:
-    """Return the entries of CUDA_VISIBLE_DEVICES, up to a -1 as CUDA reads them; None where it is not set."""
+    """Return the entries of CUDA_VISIBLE_DEVICES; None where it is not set.
+
+    As CUDA reads them: up to the first that names no GPU, such as -1 or the NoDevFiles of a Slurm job without GPUs.
+    """
     text = environ.get("CUDA_VISIBLE_DEVICES")
     if text is None:
         return None
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
-    return entries[: entries.index("-1")] if "-1" in entries else entries
+    return list(itertools.takewhile(_DEVICE.fullmatch, entries))
 
 
 def _gpus_of_smi() -> list[str]:
     """Return UUIDs as nvidia-smi lists them; [] where it is missing, fails or takes too long."""
     rows = [line.split(",") for line in _smi("--query-gpu=uuid,mig.mode.current", "--format=csv,noheader")]
     if not rows:  # drivers before 450 do not know MIG
-        return _smi("--query-gpu=uuid", "--format=csv,noheader")
+        rows = [line.split(",") for line in _smi("--query-gpu=uuid", "--format=csv,noheader")]
+    # Other lines are remarks: no devices, a lost GPU.
+    rows = [row for row in rows if _DEVICE.fullmatch(row[0].strip())]
     if all(len(row) < 2 or row[1].strip() != "Enabled" for row in rows):
         return [row[0].strip() for row in rows]
     split = {row[0].strip() for row in rows if len(row) > 1 and row[1].strip() == "Enabled"}

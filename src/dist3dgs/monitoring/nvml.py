@@ -62,6 +62,10 @@ class GpuIdentity:
     uuid: str | None
     capability: str | None
 
+    def is_named(self, entry: str) -> bool:
+        """Return True if an entry of CUDA_VISIBLE_DEVICES, an index or the beginning of a UUID, means this GPU."""
+        return int(entry) == self.index if entry.isdigit() else (self.uuid or "").startswith(entry)
+
 
 class Nvml:
     """An open NVML. Raises `OSError` where there is no driver or it does not answer."""

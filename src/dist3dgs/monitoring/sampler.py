@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from ..units import GIB
-from .nvml import Nvml
+from .nvml import GpuIdentity, Nvml
 
 COLUMNS = (
     "t", "node", "cpu_percent", "rss_gib", "pss_gib", "page_cache_gib", "gpu_index", "gpu_mem_gib",
@@ -137,12 +137,17 @@ def infiniband_bytes(root: Path = Path("/sys/class/infiniband")) -> dict[str, in
     return found
 
 
-def allocated_gpus(environ: Mapping[str, str]) -> set[int] | None:
-    """Return the indices of the GPUs that the job was given on this node; None where no variable lists numbers."""
+def allocated_gpus(environ: Mapping[str, str], known: Iterable[GpuIdentity] = ()) -> set[int] | None:
+    """Return the indices of the GPUs that the job was given on this node; None where no variable tells.
+
+    known: GPUs of the node, by which UUIDs are understood.
+    """
     for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES"):
         words = [word.strip() for word in environ.get(name, "").split(",") if word.strip()]
         if words and all(word.isdigit() for word in words):
             return {int(word) for word in words}
+        if named := {gpu.index for gpu in known if any(gpu.is_named(word) for word in words)}:
+            return named
     return None
 
 
@@ -158,14 +163,14 @@ def of_the_job(gpus: list[dict[str, Any]], allocated: set[int] | None) -> list[d
 
 def gpu_sampler() -> Callable[[], list[dict[str, Any]]]:
     """Choose how to sample this node's GPUs: NVML, else nvidia-smi, else not at all."""
-    allocated = allocated_gpus(os.environ)
     try:
         nvml = Nvml()
     except OSError:
         if not shutil.which("nvidia-smi"):
             return list
-        smi = NvidiaSmi()
+        smi, allocated = NvidiaSmi(), allocated_gpus(os.environ)
         return lambda: of_the_job(smi.gpus(), allocated)
+    allocated = allocated_gpus(os.environ, nvml.identities())
     return lambda: of_the_job(
         [
             {

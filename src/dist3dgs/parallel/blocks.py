@@ -56,6 +56,9 @@ class Blocks(Parallel):
         self._cells: Tensor | None = None
         self._enlarged: Tensor | None = None
         self._assigned: Tensor | None = None
+        #: Training views of this rank's block, as `_views_of` has them.
+        self._views: list[int] = []
+        self._views_of: Tensor | None = None
         self._most: Tensor | None = None
         #: The coarse model: on every rank what is outside its enlarged cell, all of it on rank 0 for checkpoints.
         self._coarse: Rows = {}
@@ -81,7 +84,10 @@ class Blocks(Parallel):
         if self.phase != "blocks":
             return None
         assert self._assigned is not None
-        return self._assigned[self.block].nonzero()[:, 0].tolist()
+        # Every step asks: on a GPU it would wait for the step's work.
+        if self._views_of is not self._assigned:
+            self._views_of, self._views = self._assigned, self._assigned[self.block].nonzero()[:, 0].tolist()
+        return self._views
 
     @property
     def idle(self) -> bool:

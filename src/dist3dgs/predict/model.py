@@ -419,9 +419,10 @@ class Predictor:
 
 def checkpoint_gb(workload: Workload, layout: Layout, *, on_cpu: bool) -> float:
     """Host memory that a checkpoint takes on rank 0 beside the training: the whole model and its moments, once gathered
-    from the other ranks (on a GPU in its own memory) and once as the copy that is written while training goes on.
+    from the other ranks (on a GPU in its own memory) and once as the copy that is written while training goes on. On a
+    GPU that copy counts twice: PyTorch rounds each block of pinned memory up to a power of two, and keeps it.
     """
-    copies = 1 + (on_cpu and workload.holders(layout) > 1)
+    copies = 2 if not on_cpu or workload.holders(layout) > 1 else 1
     return copies * workload.gaussians * CHECKPOINT_BYTES / 1e9
 
 

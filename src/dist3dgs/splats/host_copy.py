@@ -32,4 +32,5 @@ class HostCopy:
 def on_device(values: list[float], device: torch.device) -> Tensor:
     """Return float32 [n] with these values on the device, without waiting for it."""
     tensor = torch.tensor(values)
+    # From pinned memory: a copy from elsewhere waits for all work queued on the GPU.
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

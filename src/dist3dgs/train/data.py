@@ -1,5 +1,6 @@
 """The training data of a rank: view order, cameras and photographs."""
 
+import functools
 import itertools
 import warnings
 from collections.abc import Sequence
@@ -75,9 +76,12 @@ class SceneCameras:
         self._cache: dict[tuple[int, bool], Camera] = {}
         self._views = {name: view for view, name in enumerate(scene.view_names)}
         self._keeps = (device.type == "cpu" or self._fits(device)) if keep is None else keep
-        self._reader = ThreadPoolExecutor(1, "photographs")
+        on_gpu = device.type == "cuda"
+        # A new thread is on GPU 0, and going back there after a copy would take memory of it: a context of each rank.
+        begin = functools.partial(torch.cuda.set_device, device) if on_gpu else None
+        self._reader = ThreadPoolExecutor(1, "photographs", begin)
         self._coming: dict[int, Future[tuple[Tensor, torch.cuda.Event | None]]] = {}
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
 
     def _fits(self, device: torch.device) -> bool:
         num_bytes = sum(int(w) * int(h) * 3 for w, h in self.scene.sizes)

@@ -410,6 +410,8 @@ class Trainer:
         if self._logging is None:
             return
         log, self._logging = self._logging, None
+        if log.step == self.step:  # read at once, it waits for the device
+            self.clock.drain()
         (value,) = log.loss.read()
         if not np.isfinite(value):
             raise Diverged(f"loss is {value} at step {log.step}; lower the learning rates (`train.lr`)")

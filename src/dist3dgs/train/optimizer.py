@@ -98,6 +98,8 @@ class Optimizer:
 
         first, second = self.rule.betas
         state.step.add_(1)
+        if len(p) == 0:  # an empty shard: the kernel's launch divides by the number of rows
+            return
         c1, c2 = 1 - first**state.updates, 1 - second**state.updates
         kernel(
             p, grad.contiguous(), state.exp_avg, state.exp_avg_sq, seen, rate * math.sqrt(c2) / c1, first, second,

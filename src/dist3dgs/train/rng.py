@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ..config.models import RunSpec
+from ..splats.host_copy import on_device
 
 
 def generator(seed: int, step: int, purpose: str, stream: int = 0) -> torch.Generator:
@@ -18,6 +19,5 @@ def background(spec: RunSpec, step: int, device: torch.device) -> Tensor | None:
     """Return the background of a step, float32 [3] RGB, None for black. Evaluations use that of step 0."""
     if spec.train.background == "random":
         color = torch.rand(3, generator=generator(spec.seed, step, "background"))
-        # From pinned memory: a copy from elsewhere waits for all work queued on the GPU.
-        return color if device.type == "cpu" else color.pin_memory().to(device, non_blocking=True)
+        return on_device(color.tolist(), device)
     return torch.ones(3, device=device) if spec.train.background == "white" else None

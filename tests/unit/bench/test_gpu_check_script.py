@@ -4,8 +4,10 @@ import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +52,7 @@ def test_the_python_outside_is_taken_where_its_torch_sees_the_gpu(repository, tm
     done = script(repository, tmp_path, FOX="some/fox")
     assert done.returncode == 0, done.stderr
     assert calls.read_text().splitlines() == [
+        f"{system} -m dist3dgs.bench.needs",
         f"{system} -m dist3dgs.bench.needs",
         f"{system} -m dist3dgs.bench.gpu --scene some/fox --out docs/benchmarks/gpu-check.json",
     ]
@@ -210,12 +213,34 @@ def test_packages_that_a_bare_machine_lacks_come_from_the_carried_wheels(reposit
 
 
 def test_wheels_for_another_python_are_said(repository, tmp_path):
-    fails = 'case "$*" in *bench.needs*|*"pip install"*) exit 1;; *version_info*) echo 3.12;; esac\n'
-    executable(tmp_path / "system/python3", SEES.format(0, tmp_path / "calls") + fails)
+    fails = 'case "$*" in *bench.needs*|*"pip install"*) exit 2;; *version_info*) echo 3.12;; esac\n'
+    system = executable(tmp_path / "system/python3", SEES.format(0, tmp_path / "calls") + fails)
     executable(tmp_path / "own/python3", SEES.format(1, tmp_path / "calls"))
     (tmp_path / "wheels").mkdir()
     done = script(repository, tmp_path)
     assert done.returncode == 2 and "make gpu-wheels FOR=3.12" in done.stderr
+    system.write_text(system.read_text().replace('"pip install"', '"-m pip"'))
+    done = script(repository, tmp_path)
+    assert done.returncode == 2 and "has no pip" in done.stderr and "ensurepip" in done.stderr
+
+
+def test_an_old_pytorch_or_python_is_said_and_no_wheels_are_installed_for_it(
+    repository, tmp_path, capsys, monkeypatch
+):
+    old = 'case "$*" in *bench.needs*) echo too old >&2; exit 3;; esac\n'
+    executable(tmp_path / "system/python3", SEES.format(0, tmp_path / "calls") + old)
+    executable(tmp_path / "own/python3", SEES.format(1, tmp_path / "calls"))
+    (tmp_path / "wheels").mkdir()
+    done = script(repository, tmp_path)
+    assert done.returncode == 2 and "too old" in done.stderr and "wheels" not in done.stderr
+    assert "pip" not in (tmp_path / "calls").read_text()
+
+    monkeypatch.setattr(needs, "version", lambda name: "2.9.1+cu130" if name == "torch" else "99")
+    assert needs.main() == needs.UNFIT and "torch>=2.11" in capsys.readouterr().err
+    monkeypatch.setattr(needs.sys, "version_info", (3, 10, 4))
+    assert needs.main() == needs.UNFIT and "Python 3.10, expected 3.11" in capsys.readouterr().err
+    project = (repository / "pyproject.toml").read_text()
+    assert f'"{needs.PYTORCH}"' in project and 'requires-python = ">=3.11"' in project
 
 
 REHEARSAL = ["--device", "cpu", "--preload", "tests.unit.helpers.gsplat_standin"]
@@ -260,6 +285,32 @@ def test_a_rehearsal_without_gpu_from_build_to_steps_and_again(repository, tmp_p
         assert [point["step"] for point in stages[which]["curve"]] == [1, 2]
     assert result["equal_psnr"]["psnr"] <= 21 and result["equal_psnr"]["ours_s"] > 0
     assert stages["steps"]["40"]["step_s"] > 0 and stages["steps"]["40"]["kernels_us"]
+
+
+def test_a_check_that_is_told_to_stop_stops_its_stage_first(tmp_path, monkeypatch):
+    """A stage has a session of its own: it would go on, and hold the GPU."""
+    before = signal.getsignal(signal.SIGTERM)
+    pid = tmp_path / "pid"
+    stage = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+
+    class Stage(subprocess.Popen):
+        def __init__(self, argv: list[str], **options) -> None:
+            super().__init__([argv[0], "-c", stage], **options)
+
+        def communicate(self, timeout: float):
+            while not pid.exists() or not pid.read_text():
+                time.sleep(0.02)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", Stage)
+    monkeypatch.setattr(gpu, "describe_machine", dict)
+    args = gpu.parser().parse_args([*REHEARSAL, "--stage", "build"])
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            gpu.check(args)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not Path("/proc", pid.read_text()).exists()
 
 
 @pytest.mark.slow

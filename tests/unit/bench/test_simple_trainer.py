@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from dist3dgs.bench import gpu
 from dist3dgs.bench.simple_trainer import PROGRAM, compare, evaluations, read_curve, run_theirs, seconds_to
 from dist3dgs.errors import UserError
+from dist3dgs.launch import gsplat_build
 
 #: Writes what simple_trainer.py does, at the steps that it is told.
 PROGRAM_TEXT = """
@@ -48,6 +49,31 @@ def test_theirs_is_run_as_it_is_and_its_files_are_read(tmp_path):
     assert curve[-1] == pytest.approx(
         {"step": 100, "s": 1.0, "psnr": 30, "gaussians": 1000, "lpips": 0.3}, abs=0.1
     )
+
+
+def test_theirs_trains_on_one_gpu_as_ours_does(tmp_path, monkeypatch):
+    """It starts a rank on each GPU that it sees, with a batch of as many images."""
+    text = "import os\nassert os.environ['CUDA_VISIBLE_DEVICES'] == '{}'" + PROGRAM_TEXT
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert run_theirs(write_program(tmp_path / "a", text.replace("{}", "3", 1)), tmp_path, 1, 10)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert run_theirs(write_program(tmp_path / "b", text.replace("{}", "0", 1)), tmp_path, 1, 10)
+
+
+@pytest.mark.slow
+def test_theirs_runs_on_the_extension_that_we_built(tmp_path, monkeypatch):
+    """gsplat would compile its own in 1,000 s of processor time, and from the start after each time limit."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    (tmp_path / "built.py").write_text("answer = 42")
+    note = json.dumps({"library": str(tmp_path / "built.py"), "architectures": []})
+    (tmp_path / f"{gsplat_build.build_prefix()}-any.ready").write_text(note)
+    text = (
+        "from gsplat import csrc\nimport beside\nassert __name__ == '__main__' and csrc.answer == 42"
+        + PROGRAM_TEXT
+    )
+    repository = write_program(tmp_path / "gsplat", text)
+    (repository / PROGRAM).with_name("beside.py").touch()  # the examples import each other
+    assert run_theirs(repository, tmp_path, 1, 10, with_our_build=True)
 
 
 def test_a_program_that_fails_or_is_not_there_is_said(tmp_path):

@@ -262,6 +262,7 @@ def adam(param, param_grad, exp_avg, exp_avg_sq, valid, lr, b1, b2, eps):
     _require(param.dtype, param=param, param_grad=param_grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
     _require(torch.bool, valid=valid)
     assert len(valid) == len(param)
+    assert len(param), "the launch divides by the number of rows"
     first = b1 * exp_avg[valid] + (1 - b1) * param_grad[valid]
     second = b2 * exp_avg_sq[valid] + (1 - b2) * param_grad[valid] ** 2
     param[valid] += -lr * first / (second.sqrt() + eps)

@@ -1,5 +1,6 @@
 """gsplat's extension is built by one process at a time, before the ranks; sources of a few lines stand in for its."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sysconfig
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,12 +193,99 @@ def test_a_build_is_for_the_gpus_it_has_code_for(tmp_path, monkeypatch):
     gpus = [GpuIdentity(0, "GPU-a", "8.6"), GpuIdentity(1, "GPU-b", "9.0")]
     monkeypatch.setattr(gsplat_build, "identities", lambda: gpus)
     assert gsplat_build.library() is None, "an H100 was added to the cluster of A100s"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
-    assert gsplat_build.library() == library
+    for entry in ("GPU-a", "0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", entry)
+        assert gsplat_build.library() == library
     monkeypatch.setattr(gsplat_build, "identities", list)
     assert gsplat_build.library() == library, "no driver that tells"
     note.write_text("not a note")
     assert gsplat_build.library() is None
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [(None, ["8.0", "9.0"]), ("", []), ("1", ["9.0"]), ("GPU-b4", ["9.0"]), ("GPU-b4f1-22", ["9.0"]),
+     ("MIG-GPU-b4f1-22/1/0", ["8.0", "9.0"]), ("NoDevFiles", [])],
+)  # fmt: skip
+def test_which_gpus_are_compiled_for(monkeypatch, listed, found):
+    """CUDA takes the beginning of a UUID; of an old driver's name of an instance any GPU may be meant."""
+    gpus = [GpuIdentity(0, "GPU-a801-11", "8.0"), GpuIdentity(1, "GPU-b4f1-22", "9.0")]
+    monkeypatch.setattr(gsplat_build, "identities", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if listed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert gsplat_build.gpu_capabilities() == found
+
+
+def test_a_list_of_architectures_without_this_machines_is_refused(monkeypatch):
+    """Containers and profiles set it for all users; the ranks would end with "no kernel image is available"."""
+    monkeypatch.setattr(gsplat_build, "gpu_capabilities", lambda: ["9.0"])
+    gsplat_build.check_architectures(["7.0", "9.0+PTX"])
+    with pytest.raises(UserError, match=r"7\.0;8\.0 leaves out compute capability 9\.0"):
+        gsplat_build.check_architectures(["7.0", "8.0"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("option", "says"), [([gsplat_build.HERE], "leaves out"), ([], "CPU build")])
+def test_only_who_uses_it_here_needs_code_for_the_gpus_here(fake, tmp_path, monkeypatch, option, says):
+    """A login node may have other GPUs than those that it builds for."""
+    fake(cuda=True)
+    home = nvcc(tmp_path / "toolkit")
+    (home / "include/cuda_runtime.h").touch()
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    code = "import sys\nfrom dist3dgs.launch import gsplat_build as g\ng.gpu_capabilities = lambda: ['9.0']\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit(g.main())", *option], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and says in done.stderr, done.stderr
+
+
+def test_a_build_is_for_the_cuda_of_pytorch_and_the_processor(tmp_path, monkeypatch):
+    """conda has one version of PyTorch for several CUDAs; an Arm node and its x86 login node share a home folder."""
+    names = {gsplat_build.build_prefix()}
+    (tmp_path / "version.py").write_text("cuda: Optional[str] = '13.0'\n")
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(gsplat_build.importlib.util, "find_spec", lambda name: spec)
+    names.add(gsplat_build.build_prefix())
+    monkeypatch.setattr(gsplat_build.platform, "machine", lambda: "aarch64")
+    names.add(gsplat_build.build_prefix())
+    assert len(names) == 3 and sum("-cuda-13.0-" in name for name in names) == 2
+
+
+def test_headers_of_condas_toolkit_are_found_by_the_cpp_compiler(tmp_path):
+    """It has them below targets/, and libraries too, where nvcc looks; sources in C++ alone include them as well."""
+    home = nvcc(tmp_path)
+    target = home / "targets/x86_64-linux"
+    (target / "include").mkdir(parents=True)
+    (target / "lib").mkdir()
+    (target / "include/cuda_runtime.h").touch()
+    found = gsplat_build.environment({"CUDA_HOME": str(home), "PATH": "/usr/bin", "CPATH": "/mine"})
+    assert found["CPATH"] == f"{target}/include:/mine" and found["LIBRARY_PATH"] == f"{target}/lib"
+    (home / "include/cuda_runtime.h").touch()
+    assert "CPATH" not in gsplat_build.environment({"CUDA_HOME": str(home), "PATH": "/usr/bin"})
+
+
+@pytest.mark.slow
+def test_a_build_of_another_user_in_a_shared_folder_is_waited_for(fake, monkeypatch):
+    """Their lock cannot be written to, but held."""
+    built = fake()
+    built.mkdir()
+    lock = built / "dist3dgs-gsplat.lock"
+    refused = (
+        "import pathlib, sys\nfrom dist3dgs.launch import gsplat_build\nopen_ = pathlib.Path.open\n"
+        "def refuse(path, mode='r', *a, **k):\n"
+        "    if path.name.endswith('.lock') and mode != 'r': raise PermissionError(13, 'not yours')\n"
+        "    return open_(path, mode, *a, **k)\n"
+        "pathlib.Path.open = refuse\nsys.exit(gsplat_build.main())"
+    )
+    with lock.open("a") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        child = subprocess.Popen([sys.executable, "-c", refused], stderr=subprocess.PIPE, text=True)
+        assert child.stderr is not None
+        assert "another process builds" in child.stderr.readline()
+        assert not list(built.glob("*/*.o"))
+    assert child.communicate(timeout=60) and child.returncode == 0
 
 
 @pytest.mark.parametrize(

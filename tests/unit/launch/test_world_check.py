@@ -45,7 +45,16 @@ def job(nodes: int, gpus_per_node: int, tasks: int | None = None) -> Allocation:
 
 @pytest.mark.parametrize(
     ("listed", "seen"),
-    [(None, 4), ("", 0), ("-1", 0), ("2", 1), ("0,3", 2), ("GPU-0,GPU-1,", 2)],
+    [
+        (None, 4),
+        ("", 0),
+        ("-1", 0),
+        ("2", 1),
+        ("0,3", 2),
+        ("GPU-0,GPU-1,", 2),
+        ("NoDevFiles", 0),
+        ("0,void,1", 1),
+    ],
 )
 def test_visible_gpus_are_those_listed(gpus, monkeypatch, listed, seen):
     gpus(4)
@@ -59,6 +68,20 @@ def test_no_driver_is_no_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(world_check, "identities", lambda: [])
     monkeypatch.setattr(world_check, "DEVICES", tmp_path)
     assert visible_gpus() == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_nvidia_smi_remarks_is_no_gpu(monkeypatch, tmp_path, fails):
+    """A node with a driver alone, whose answer some versions call a success, and one that has lost a GPU."""
+    smi = tmp_path / "nvidia-smi"
+    answer = "Unable to determine the device handle for GPU0000:41:00.0: Unknown Error\nGPU-1, Disabled"
+    smi.write_text(f"#!/bin/sh\necho '{answer if fails else 'No devices were found'}'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(world_check, "identities", lambda: [])
+    monkeypatch.setattr(world_check, "DEVICES", tmp_path)
+    assert visible_gpus() == (["GPU-1"] if fails else [])
 
 
 def test_gpus_are_seen_without_nvidia_smi(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from dist3dgs.monitoring import sampler as monitor_module
+from dist3dgs.monitoring.nvml import GpuIdentity
 from dist3dgs.monitoring.sampler import (
     Monitor,
     NvidiaSmi,
@@ -183,7 +184,8 @@ def test_disk_bytes_are_the_jobs_own_and_outlive_its_processes(tmp_path: Path) -
         ({"SLURM_JOB_GPUS": "2,3"}, [2, 3]),
         ({"SLURM_JOB_GPUS": "0,1,2,3", "SLURM_STEP_GPUS": "1"}, [1]),
         ({"CUDA_VISIBLE_DEVICES": "0"}, [0]),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-6f1c"}, [0, 1, 2, 3]),  # a name, not an index
+        ({"CUDA_VISIBLE_DEVICES": "GPU-6f1c-2,GPU-6f1c-3"}, [2, 3]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-77"}, [0, 1, 2, 3]),  # of no GPU that is known
         ({"SLURM_JOB_GPUS": "4,5,6,7"}, [0, 1, 2, 3]),  # confined: a job counts its own from 0
         ({}, [0, 1, 2, 3]),
     ],
@@ -192,7 +194,8 @@ def test_where_devices_are_not_confined_the_jobs_own_are_kept(
     environ: dict[str, str], kept: list[int]
 ) -> None:
     seen = [{"gpu_index": i} for i in range(4)]
-    assert [gpu["gpu_index"] for gpu in of_the_job(seen, allocated_gpus(environ))] == kept
+    known = [GpuIdentity(i, f"GPU-6f1c-{i}", "9.0") for i in range(4)]
+    assert [gpu["gpu_index"] for gpu in of_the_job(seen, allocated_gpus(environ, known))] == kept
 
 
 def test_what_nvidia_smi_takes_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from dist3dgs.splats.gaussians import NAMES, Gaussians
 from dist3dgs.splats.render import get_renderer
 from dist3dgs.train import checkpoint
 from tests.unit.helpers import tiny
+from tests.unit.helpers.operations import Operations
 from tests.unit.helpers.ranks import bytes_sent, run_ranks, train
 from tests.unit.parallel.test_equivalence import batch, some_gaussians
 
@@ -176,12 +177,13 @@ def cut_step(comm: Communicator, threshold: float, away: bool = False) -> dict[s
     for view in rendered.views:
         loss = loss + view.image.colors.square().sum()
     loss.backward()
-    ready = list(parallel.reduce_gradients(gaussians, 2))
+    with Operations() as counted:
+        ready = list(parallel.reduce_gradients(gaussians, 2))
     inside_cell = parallel.may_grow(gaussians, torch.ones(len(rows["means"]), dtype=torch.bool))
     return {
         "views": parallel.views, "idle": parallel.idle, "ready": ready, "means": rows["means"],
         "grad": gaussians["sh0"].grad, "facts": facts, "grow": int(inside_cell.sum()),
-        "image": [view.image.colors.detach() for view in rendered.views],
+        "image": [view.image.colors.detach() for view in rendered.views], "waits": counted.waits.total(),
     }  # fmt: skip
 
 
@@ -192,6 +194,7 @@ def test_a_block_is_rendered_with_the_rest_and_learns_its_own_part(world_size):
     ranks = run_ranks(world_size, cut_step, 0.0)
     assert alone["views"] == list(range(12)) and alone["facts"]["trained"] == [203]
     for rank in ranks:
+        assert not rank["waits"], "a step would wait for the GPU to ask for its block's views"
         assert rank["ready"] == list(NAMES) and rank["grow"] == len(rank["means"]) < 203
         assert len(rank["views"]) == 12
         for image, want in zip(rank["image"], alone["image"], strict=True):

@@ -1,5 +1,6 @@
 """Predicted steps: each term from its formula, intervals that widen beyond what was compared, memory."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from dist3dgs.config.naming import Layout
 from dist3dgs.errors import UserError
 from dist3dgs.predict.collectives import all_reduce, all_to_all, collectives_of
 from dist3dgs.predict.machine import Number, load_machine, machine_names
-from dist3dgs.predict.model import describe, predictor
+from dist3dgs.predict.model import checkpoint_gb, describe, predictor
 from dist3dgs.predict.workload import FLOOR_BYTES, Workload, workload_of
 
 GARDEN = Workload(gaussians=5.84e6, width_px=1297, height_px=840)
@@ -225,6 +226,14 @@ def test_memory_follows_the_measured_line_and_never_the_floor(a100):
     assert made.memory_gb(replicas, Layout(1, 4)).value == pytest.approx(one.value)
     split = made.memory_gb(replace(replicas, optimizer_state="split"), Layout(1, 4)).value
     assert one.value - split == pytest.approx(5.84e6 * 472 * 3 / 4 / 1e9)
+
+
+def test_pinned_memory_of_a_checkpoint_counts_with_what_pytorch_rounds_it_up_to():
+    """Of 3 million Gaussians `shN` and its two moments, 540 MB each, are blocks of 1 GiB."""
+    workload, layout = replace(GARDEN, gaussians=3e6), Layout(1, 1)
+    on_gpu, on_cpu = (checkpoint_gb(workload, layout, on_cpu=on_cpu) for on_cpu in (False, True))
+    blocks = [2 ** math.ceil(math.log2(4 * 3e6 * width)) for width in (3, 3, 4, 1, 3, 45)]
+    assert on_cpu < 3 * sum(blocks) / 1e9 <= on_gpu
 
 
 #: Measured: docs/benchmarks/distributed.md. Gaussians, ranks, visible share, GiB in steps, on rank 0 with a checkpoint.

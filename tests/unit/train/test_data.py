@@ -1,5 +1,6 @@
 """Order of the views: each once per epoch, by seed and step alone; and photographs that are read ahead."""
 
+import queue
 import threading
 from pathlib import Path
 
@@ -86,3 +87,17 @@ def test_photographs_that_do_not_fit_are_read_ahead_by_a_thread(tmp_path: Path, 
     assert [view for view, main in readers if main] == [1]
     SceneCameras(scene, torch.device("cpu"), keep=True).prefetch([4])
     assert 4 not in {view for view, _ in readers}, "what is kept is read once, when it is used"
+
+
+def test_the_thread_that_reads_photographs_is_on_the_ranks_own_gpu(tmp_path: Path, monkeypatch) -> None:
+    """It would start on GPU 0, and each rank's would hold a context there: half a gigabyte each."""
+    scene = PackedScene.open(tiny.write_tiny(tmp_path / "scene.safetensors"))
+    chosen: queue.Queue[tuple[torch.device, bool]] = queue.Queue()
+
+    def set_device(device: torch.device) -> None:
+        chosen.put((device, threading.current_thread() is threading.main_thread()))
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    SceneCameras(scene, torch.device("cuda", 3), keep=False).prefetch([1])
+    assert chosen.get(timeout=10) == (torch.device("cuda", 3), False)

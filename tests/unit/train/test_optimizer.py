@@ -107,3 +107,17 @@ def test_selective_updates_are_adams_on_the_rows_that_were_seen_and_none_on_the_
     for key, moment in optimizer.moments().items():
         assert not moment[unseen].any(), key
         assert torch.allclose(moment[~unseen], reference.moments()[key][~unseen], rtol=1e-5, atol=1e-6), key
+
+
+def test_a_rank_without_gaussians_updates_nothing():
+    """gsplat's kernel would divide by their number on the host, which kills the process."""
+    empty, rule = (
+        Gaussians({name: t.detach()[:0] for name, t in some(1).items()}),
+        AdamRule(4, selective=True),
+    )
+    optimizer = Optimizer(empty, rule)
+    optimizer.by_mask = True
+    gradients(empty, 0)
+    with gsplat_standin.installed():
+        optimizer.step(dict.fromkeys(NAMES, 0.01), NAMES)
+    assert optimizer.steps() == dict.fromkeys(NAMES, 1.0)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -193,12 +192,11 @@ def test_a_job_that_was_given_no_gpu(folder, program, monkeypatch):
 
 def built_extension(folder: Path) -> Path:
     """gsplat's extension as it is noted once it was seen to load."""
-    versions = f"{version('gsplat')}-torch-{version('torch')}-py{platform.python_version()}"
     library = folder / "gsplat_cuda/gsplat_cuda.so"
     library.parent.mkdir(parents=True)
     library.touch()
     note = json.dumps({"library": str(library), "architectures": ["8.0"]})
-    (folder / f"dist3dgs-gsplat-{versions}-8.0.ready").write_text(note)
+    (folder / f"{gsplat_build.build_prefix()}-8.0.ready").write_text(note)
     return library
 
 
