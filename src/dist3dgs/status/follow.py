@@ -53,7 +53,7 @@ STOPPED = "stopped; finished points are kept, and the same command goes on"
 STILL_STOPPING = "still stopping; finished points are kept, and the same command goes on"
 #: Snakemake's line after SIGTERM, once in every turn of its scheduler, and what is said of it.
 ENDS_LATER = "Will exit after finishing currently running jobs"
-ENDING = "asked to end (SIGTERM): waiting for the runs in progress, starting no more; the same command goes on"
+ENDING = "asked to end (SIGTERM): waiting for runs in progress, starting no more; the same command goes on"
 #: Of a run that left jobs out.
 INCOMPLETE = "At least one job did not complete successfully."
 
