@@ -14,7 +14,16 @@ from dist3dgs.scenes.builtin import textures as tx
 from dist3dgs.scenes.builtin.primitives import Box, Cylinder, Solid, Sphere, Torus
 from dist3dgs.scenes.builtin.raycast import Court, RaycastCamera, Thing
 from dist3dgs.scenes.builtin.scene import (
-    BRICK, DRIFTWOOD, GLAZE, JADE, MADDER, OAK, PORCELAIN, SANDSTONE, SUNSET, look_at,
+    BRICK,
+    DRIFTWOOD,
+    GLAZE,
+    JADE,
+    MADDER,
+    OAK,
+    PORCELAIN,
+    SANDSTONE,
+    SUNSET,
+    look_at,
 )  # fmt: skip
 from tests.unit.helpers.real import write_seen
 
@@ -93,7 +102,8 @@ def _shell(f: _Furnisher) -> None:
     f.box((-x, y, 0), (x, y + w, z), tx.mosaic(f.rng, 512, 512, 40, 40, SANDSTONE), 4)
     f.box((-x, -y - w, 0), (x, -y, z), f.plaster(512, (0.62, 0.66, 0.58), 0.25), 4)
     paper = tx.kilim(f.rng, 512, [(0.75, 0.72, 0.62), (0.60, 0.66, 0.66), (0.82, 0.78, 0.70)])
-    for low, high in (((-y - w, 0), (y + w, 0.9)), ((-y - w, 2.2), (y + w, z)), ((-y - w, 0.9), (-1.2, 2.2)), ((1.2, 0.9), (y + w, 2.2))):  # fmt: skip
+    below, above = ((-y - w, 0), (y + w, 0.9)), ((-y - w, 2.2), (y + w, z))
+    for low, high in (below, above, ((-y - w, 0.9), (-1.2, 2.2)), ((1.2, 0.9), (y + w, 2.2))):
         f.box((x, *low), (x + w, *high), paper, 3)
     f.box((14, -9, -3), (15, 9, 4), tx.bricks(f.rng, 512, 512, 36, 18, SANDSTONE), 6)
     f.box((-1.6, -1.2, 0), (1.6, 1.2, 0.02), tx.kilim(f.rng, 512, MADDER), 2.4)
@@ -125,7 +135,8 @@ def _shelf(f: _Furnisher) -> None:
         while level < 5 and x < 0.1:
             thick, tall, deep = rng.uniform((0.025, 0.2, 0.16), (0.07, 0.34, 0.25))
             if rng.random() < 0.92 and abs(x + thick / 2 + 1.15) > 0.06:
-                albedo = tx.weathered(rng, tx.palette(rng, 8, ALL, 0.1).repeat(8, 0)[:, None].repeat(64, 1), 0.15)  # fmt: skip
+                bands = tx.palette(rng, 8, ALL, 0.1).repeat(8, 0)[:, None].repeat(64, 1)
+                albedo = tx.weathered(rng, bands, 0.15)
                 f.box((x, y - deep, z + 0.03), (x + thick, y - 0.01, z + 0.03 + tall), albedo, 0.4)
             x += thick + rng.uniform(0.002, 0.015)
 
@@ -149,13 +160,16 @@ def _table(f: _Furnisher) -> None:
         x, y = 0.1 + 0.09 * np.cos(1.3 * i), 0.05 + 0.09 * np.sin(1.3 * i)
         f.put(Sphere(x, y, 0.83, 0.06), tx.ball(f.rng, 64, 20, SUNSET, 0.03), 0.4)
     for i in range(3):
-        f.box((-0.6, -0.3, 0.75 + 0.04 * i), (-0.3, -0.1, 0.79 + 0.04 * i), tx.mosaic(f.rng, 64, 64, 3, 3, ALL), 0.3, 0.3 * i)  # fmt: skip
+        book = tx.mosaic(f.rng, 64, 64, 3, 3, ALL)
+        f.box((-0.6, -0.3, 0.75 + 0.04 * i), (-0.3, -0.1, 0.79 + 0.04 * i), book, 0.3, 0.3 * i)
 
 
 def _sofa(f: _Furnisher) -> None:
     """A sofa along the wall at -x with cushions."""
     cloth = [(0.20, 0.30, 0.42), (0.26, 0.38, 0.50), (0.16, 0.24, 0.36)]
-    for low, high in (((-2.95, -1.3, 0.1), (-2.1, 0.9, 0.42)), ((-2.95, -1.3, 0.4), (-2.7, 0.9, 0.85)), ((-2.95, -1.5, 0.1), (-2.1, -1.3, 0.6)), ((-2.95, 0.9, 0.1), (-2.1, 1.1, 0.6))):  # fmt: skip
+    seat, back = ((-2.95, -1.3, 0.1), (-2.1, 0.9, 0.42)), ((-2.95, -1.3, 0.4), (-2.7, 0.9, 0.85))
+    arms = ((-2.95, -1.5, 0.1), (-2.1, -1.3, 0.6)), ((-2.95, 0.9, 0.1), (-2.1, 1.1, 0.6))
+    for low, high in (seat, back, *arms):
         f.box(low, high, tx.mosaic(f.rng, 256, 256, 24, 24, cloth), 1.0)
     for y in (-1.0, -0.2, 0.5):
         f.box((-2.68, y - 0.2, 0.42), (-2.5, y + 0.2, 0.8), tx.kilim(f.rng, 256, ALL), 0.6, 0.4 * y)
@@ -168,9 +182,11 @@ def _window(f: _Furnisher) -> None:
         f.wood((x - 0.06, *low), (x + 0.04, *high), OAK)
     for side in (-1, 1):
         for i in range(7):
-            f.put(Cylinder(x - 0.12, side * (1.15 + 0.08 * i), 0.1, 0.05, 2.3), tx.kilim(f.rng, 128, SUNSET), 0.5)  # fmt: skip
+            fold = Cylinder(x - 0.12, side * (1.15 + 0.08 * i), 0.1, 0.05, 2.3)
+            f.put(fold, tx.kilim(f.rng, 128, SUNSET), 0.5)
     for i in range(16):
-        f.box((x - 0.1, -0.8 + 0.1 * i, 0.12), (x - 0.02, -0.74 + 0.1 * i, 0.7), f.plaster(64, (0.8, 0.8, 0.78)), 0.5)  # fmt: skip
+        low, high = (x - 0.1, -0.8 + 0.1 * i, 0.12), (x - 0.02, -0.74 + 0.1 * i, 0.7)
+        f.box(low, high, f.plaster(64, (0.8, 0.8, 0.78)), 0.5)
 
 
 def _lamps(f: _Furnisher) -> None:
