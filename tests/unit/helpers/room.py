@@ -123,7 +123,7 @@ def _posters(f: _Furnisher) -> None:
 
 
 def _shelf(f: _Furnisher) -> None:
-    """Boards along the wall at +y with some 160 books, each of another size and colour."""
+    """Boards along the wall at +y with some 200 books, each of another size and colour."""
     y = WIDTH_M / 2
     for left in (-2.5, -1.15, 0.2):
         f.wood((left - 0.02, y - 0.28, 0), (left + 0.02, y, 2.1), DRIFTWOOD)
