@@ -4,14 +4,18 @@
     python -m dist3dgs.bench.quality --layouts n1g2 --strategies replicated,bf16,powersgd
     python -m dist3dgs.bench.quality --layouts n1g1 --densify default,budget --max-gaussians 10000,20000
 
-Each run goes through the launcher and leaves a record; PSNR and bytes are read from it. `--scene` defaults to a small
-cloud. The global batch is the same for all (default 4), so what differs between numbers of ranks is rounding and, with
-densification, what rounding decides.
+Each run goes through the launcher and leaves a record; PSNR, times and bytes are read from it. `train_s` is the time in
+steps and densification, `densify_s` that in the latter alone, `step_s` the mean of all steps, `last_step_s` that since
+the last but one log, when the model is as large as it gets. `cpu_s` is the processor time of the whole run, start and
+evaluation included; other work on the machine changes it least. `--scene` defaults to a small cloud. The global batch
+is the same for all (default 4), so what differs between numbers of ranks is rounding and, with densification, what
+rounding decides.
 """
 
 import argparse
 import itertools
 import json
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -93,7 +97,9 @@ def one_run(
         scene="quality", strategy=strategy, layout=layout, repeat=0, seed=int(seed), parallel=STRATEGIES[strategy],
         train=validate(TrainSettings, train, "the command line"), hardware=Hardware(device=args.device),
     )  # fmt: skip
+    before_s = _children_cpu_s()
     launch(spec_json(spec), scene, out)
+    cpu_s = _children_cpu_s() - before_s
     newest = max((out / "checkpoints").glob("*.safetensors"), default=None)
     unparted_run = out.with_name("-".join((*case[:-2], "replicated", layout)))
     unparted = max(unparted_run.glob("checkpoints/*.safetensors"), default=None)
@@ -104,7 +110,7 @@ def one_run(
     record = judge(out / "launch.json")
     if record.status != "ok":
         raise UserError(f"{strategy} {layout}: {record.failure}; see {out}")
-    m, cost = record.metrics, guards(attempts(out)[-1].events())
+    m, events = record.metrics, list(attempts(out)[-1].events())
     sent = sum(c.bytes for c in m.collectives if c.phase in ("step", "densify"))
     return {
         "densify": kind,
@@ -117,15 +123,24 @@ def one_run(
         "ssim": m.ssim,
         "gaussians": m.num_gaussians,
         "steps": m.steps,
-        "train_s": m.phases_s["step"],
+        "train_s": m.train_s,
         "densify_s": m.phases_s.get("densify"),
+        "step_s": m.step_s and m.step_s.mean,
+        "last_step_s": [e["step_s"] for e in events if e["event"] == "step"][-1],
+        "cpu_s": cpu_s,
         "peak_rss_gib": m.peak_rss_gib,
         "seam_psnr": m.seam_psnr,
         **seams,
         "blocks": [(r.block_gaussians, r.block_views) for r in m.ranks if r.block_views is not None],
         "bytes_per_step": sent / m.timed_steps if m.timed_steps else None,
-        **cost,
+        **guards(events),
     }
+
+
+def _children_cpu_s() -> float:
+    """Return the processor time, s, of the processes that this one started and that have ended, and of theirs."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def guards(events: Iterable[dict[str, Any]]) -> dict[str, float]:

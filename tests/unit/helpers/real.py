@@ -18,16 +18,25 @@ from tests.unit.helpers.colmap_files import court
 def write_court(path: Path, num_views: int = 24, width: int = 96, height: int = 64, every: int = 12) -> Path:
     """The built-in scene from its true cameras; its points are where the rays of every 12th pixel meet it."""
     camera = RaycastCamera(width_px=width, height_px=height, focal_px=0.82 * width, k1=0.0)
-    poses = camera_path(num_views, 0)
-    images = [court().render(camera, pose) for pose in poses]
-    seen = [_behind(court(), camera, pose, image, every) for pose, image in zip(poses, images, strict=True)]
+    return write_seen(path, "court", court(), camera, camera_path(num_views, 0), every)
+
+
+def write_seen(
+    path: Path, name: str, scene: Court, camera: RaycastCamera, poses: list[NDArray], every: int
+) -> Path:
+    """Pack photographs of a ray-cast scene, every 8th held out, with the points behind every so many pixels.
+
+    poses: camera to world, float64 [4, 4].
+    """
+    images = [scene.render(camera, pose) for pose in poses]
+    seen = [_behind(scene, camera, pose, image, every) for pose, image in zip(poses, images, strict=True)]
     viewmats = np.linalg.inv(np.stack(poses))
     normalisation = normalisation_of(viewmats)
     viewmats = apply_to_viewmats(normalisation, viewmats)
-    focal = camera.focal_px
+    num_views, width, height, focal = len(poses), camera.width_px, camera.height_px, camera.focal_px
     K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     write_packed(
-        path, name="court", view_names=[f"{i:03}.jpg" for i in range(num_views)], images=images,
+        path, name=name, view_names=[f"{i:03}.jpg" for i in range(num_views)], images=images,
         is_test=np.arange(num_views) % 8 == 0, sizes=np.array([[width, height]] * num_views, np.int32),
         viewmats=viewmats, Ks=np.repeat(K[None], num_views, 0),
         points=apply_to_points(normalisation, np.concatenate([p for p, _ in seen])).astype(np.float32),
