@@ -48,10 +48,11 @@ def test_jobs_end_with_the_bits_of_as_many_ranks_and_resume_exactly(tiny_scene, 
     want, found = checkpoint.read(at(one, 40)), checkpoint.read(at(out, 40))
     assert want.rows.keys() == found.rows.keys()
     assert all(torch.equal(found.rows[name], want.rows[name]) for name in want.rows)
-    numbers = ("step", "psnr", "ssim", "seam_share", "num_gaussians")
-    evals = [events_of(folder, "eval")[-1] for folder in (one, out)]
-    assert {k: evals[1][k] for k in numbers} == {k: evals[0][k] for k in numbers}
-    assert evals[1]["seam_psnr"] == pytest.approx(evals[0]["seam_psnr"], abs=1e-5)
+    want_eval, found_eval = (events_of(folder, "eval")[-1] for folder in (one, out))
+    assert all(found_eval[k] == want_eval[k] for k in ("step", "seam_share", "num_gaussians"))
+    # Two ranks project half of the Gaussians each: on some processors pixels differ in their last bits.
+    for name in ("psnr", "ssim", "seam_psnr"):
+        assert found_eval[name] == pytest.approx(want_eval[name], abs=1e-5), name
     # Every Gaussian is in exactly one block, and no block was evaluated or exported by itself.
     cells, ended = found.state["cells"], [checkpoint.read(at(folder_of(out, p), 40)) for p in run.parts[1:]]
     assert all(inside(e.rows["means"], cell).all() for e, cell in zip(ended, cells, strict=True))

@@ -18,8 +18,11 @@ from tests.unit.helpers.ranks import make_trainer, run_ranks, train
 
 pytestmark = pytest.mark.slow
 #: Densification happens at 30, 60, ... 150: twice before each change of ranks or more, and at least once after.
-#: Then it goes on until nearly everything is learned: halfway up, rounding alone makes 0.1 dB.
+#: Then it goes on until nearly everything is learned.
 STEPS, FIRST, SECOND = 240, 60, 120
+#: How far apart rounding alone may bring the ends. With points moved by one unit in the last place one rank ended at
+#: 27.98 to 28.73 dB and 570 to 584 Gaussians (five seeds, AMD Zen 3): what is densified is decided at thresholds.
+ROUNDING_DB, ROUNDING_SHARE = 1.0, 0.03
 STRATEGIES = {
     "replicated": {"kind": "replicated"},
     "touched": {"kind": "replicated", "gradient_rows": "touched"},
@@ -63,11 +66,11 @@ def evaluate(path: Path, scene: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def one_rank(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
-    """Digest and PSNR at the end of one rank's training."""
+def one_rank(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Digest and evaluation at the end of one rank's training."""
     out = tmp_path_factory.mktemp("one")
     digest = run_ranks(1, train, run_at("n1g1"), scene, out)[0]["digest"]
-    return digest, events_of(out, "eval")[-1]["psnr"]
+    return digest, events_of(out, "eval")[-1]
 
 
 def stopped(comm: Communicator, after: int, *args: Any) -> None:
@@ -93,9 +96,9 @@ def stopped(comm: Communicator, after: int, *args: Any) -> None:
     ids=lambda legs: legs[0],
 )
 def test_4_then_2_then_1_ranks_end_where_1_does(legs, one_rank, scene, tmp_path):
-    """Replicas with the same bits, shards within 0.05 dB; each leg grows the model; each is evaluated as it was."""
-    want, psnr = one_rank
-    assert psnr > 15
+    """Replicas with the same bits, shards but for rounding; each leg grows the model; each is evaluated as it was."""
+    want, ended = one_rank
+    assert ended["psnr"] > 25
     four, two, last = (tmp_path / str(n) for n in (4, 2, 1))
     run_ranks(4, stopped, FIRST, run_at("n1g4", legs[0]), scene, four)
     run_ranks(2, stopped, SECOND, run_at("n1g2", legs[1]), scene, two, checkpoint(four, FIRST))
@@ -113,7 +116,9 @@ def test_4_then_2_then_1_ranks_end_where_1_does(legs, one_rank, scene, tmp_path)
     if legs[0] == "replicated":
         assert ranks[0]["digest"] == want
     else:
-        assert events_of(last, "eval")[-1]["psnr"] == pytest.approx(psnr, abs=0.05)
+        found = events_of(last, "eval")[-1]
+        assert found["psnr"] == pytest.approx(ended["psnr"], abs=ROUNDING_DB)
+        assert found["num_gaussians"] == pytest.approx(ended["num_gaussians"], rel=ROUNDING_SHARE)
 
 
 def launch(run: RunSpec, scene: Path, out: Path, start: Path) -> subprocess.CompletedProcess[str]:
