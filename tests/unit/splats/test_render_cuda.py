@@ -64,7 +64,7 @@ def test_the_same_as_gsplats_own_rasterization(mode: str) -> None:
 @pytest.mark.parametrize("antialiased", [False, True])
 @pytest.mark.parametrize("num_gaussians", [0, 200])
 def test_several_views_at_once(degree, joined, antialiased, num_gaussians) -> None:
-    """As one after the other, and in one call of gsplat. The second camera sees nothing."""
+    """One call of gsplat gives the projections and gradients of one call per camera; the second camera sees nothing."""
     cloud, renderer = random_cloud(num_gaussians, 3, 50, 35), get_renderer("cuda")
     views = [cloud.viewmat.clone() for _ in range(4)]
     views[1][2, 3], views[2][0, 3], views[3][1, 3] = -90.0, 0.4, -0.3

@@ -1,4 +1,4 @@
-"""Whether Snakemake is at work on a study, as `dist3dgs status` sees it."""
+"""`dist3dgs status` reports a study whose Snakemake is gone."""
 
 import json
 import os
