@@ -193,8 +193,8 @@ class Renderer(Protocol):
             settings: as in `project`.
 
         Returns:
-            What the cameras see, one camera after the other, and how many Gaussians each sees, int64 [C], on the
-            device: `Projection.split` cuts it once the host knows them.
+            What the cameras see, one camera after the other, by id; and how many Gaussians each sees, int64 [C], on the
+            device unless the host knows them: `Projection.split` cuts it once it does.
 
         Raises:
             UserError: as in `project`.

@@ -67,7 +67,7 @@ class CudaRenderer(Renderer):
         settings: RenderSettings = DEFAULTS,
     ) -> Projection:
         camera = [viewmat], [K], width, height
-        return self._project(means, quats, scales, opacities, colors, *camera, settings)[0]
+        return self.project_views(means, quats, scales, opacities, colors, *camera, settings)[0]
 
     def project_views(
         self,
@@ -82,26 +82,6 @@ class CudaRenderer(Renderer):
         height: int,
         settings: RenderSettings = DEFAULTS,
     ) -> tuple[Projection, Tensor]:
-        projection, cameras = self._project(
-            means, quats, scales, opacities, colors, viewmats, Ks, width, height, settings
-        )
-        ends = torch.arange(len(viewmats) + 1, device=means.device)
-        return projection, torch.searchsorted(cameras, ends).diff()
-
-    def _project(
-        self,
-        means: Tensor,
-        quats: Tensor,
-        scales: Tensor,
-        opacities: Tensor,
-        colors: Colors,
-        viewmats: Sequence[Tensor],
-        Ks: Sequence[Tensor],
-        width: int,
-        height: int,
-        settings: RenderSettings,
-    ) -> tuple[Projection, Tensor]:
-        """Return what the cameras see, by camera, then Gaussian, and the camera of each row, int64 [V]."""
         checks.check_size(width, height)
         checks.check_settings(settings)
         checks.check_gaussians(means, quats, scales, opacities, colors, settings.sh_degree)
@@ -110,7 +90,7 @@ class CudaRenderer(Renderer):
         check_device(means)
         if len(means) == 0:  # gsplat 1.5.3 divides by their number
             nothing = _nothing(means, scales, opacities, colors)
-            return nothing, nothing.ids
+            return nothing, nothing.ids.new_zeros(len(viewmats))
         self._look(means, quats, scales, opacities)
         gsplat_build.load()
         wait_for_gpu(means)
@@ -132,7 +112,10 @@ class CudaRenderer(Renderer):
         projection = Projection(
             ids=ids, means2d=means2d, conics=conics, depths=depths, radii=radii, colors=colors, opacities=opacities
         )  # fmt: skip
-        return projection, cameras
+        if len(viewmats) == 1:  # without the launches of a search
+            return projection, torch.tensor([len(ids)])
+        ends = torch.arange(len(viewmats) + 1, device=means.device)
+        return projection, torch.searchsorted(cameras, ends).diff()
 
     def _look(self, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor) -> None:
         """Look at the values at the first projection, then every `FINITE_EVERY` and read a projection later."""
