@@ -1,7 +1,9 @@
 """Every layout really trains on the real Slurm; only what is asked for or has changed is submitted."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import time
 
@@ -15,11 +17,26 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 LAYOUTS = ["n1g1", "n1g2", "n1g4", "n2g1", "n2g2", "n2g4"]
 
 
+#: sbatch whose answer about one job is lost after Slurm took it, as where a busy controller answers too late.
+LOSSY_SBATCH = """#!/bin/sh
+answer=$({sbatch} "$@") || exit $?
+case "$*" in *n2g2_r0*) mkdir {lost} 2>/dev/null && {{
+  echo "sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received" >&2
+  exit 1
+}} ;; esac
+echo "$answer"
+"""
+
+
 @pytest.fixture(scope="module")
 def study(cluster, tmp_path_factory) -> Study:
-    """All layouts, trained while the controller was away for 20 s and for a run's end."""
+    """All layouts, trained while the controller was away for 20 s and for a run's end; one submission unanswered."""
     study = Study(tmp_path_factory.mktemp("all layouts"), cluster, layouts=LAYOUTS, train={"steps": 16})
-    snakemake = study.start("train_all")
+    lossy, lost = tmp_path_factory.mktemp("lossy"), tmp_path_factory.mktemp("lost") / "answer"
+    real = shutil.which("sbatch", path=cluster.environment(os.environ)["PATH"])
+    (lossy / "sbatch").write_text(LOSSY_SBATCH.format(sbatch=real, lost=lost))
+    (lossy / "sbatch").chmod(0o755)
+    snakemake = study.start("train_all", path=lossy)
     study.wait(lambda: any(map(study.attempts, LAYOUTS)), "a launcher to start", 400)
     cluster.stop_controller()
     left = time.time()
@@ -30,6 +47,7 @@ def study(cluster, tmp_path_factory) -> Study:
         cluster.start_controller()
     code = snakemake.wait(1800)
     assert code == 0, study.log()[-5000:]
+    assert lost.is_dir() and "as job" in study.terminal()
     study.first_jobs = study.jobs()  # type: ignore[attr-defined]
     return study
 
@@ -53,7 +71,8 @@ def test_layout_trains_on_its_nodes_with_its_ranks(study, name):
 
 def test_a_controller_away_for_20_s_loses_and_doubles_nothing(study):
     comments = sorted(comment for _, _, comment in study.first_jobs)
-    assert comments == sorted(f"rule_train_wildcards_results_tiny_replicated_{name}_r0" for name in LAYOUTS)
+    wanted = sorted(f"rule_train_wildcards_results_tiny_replicated_{name}_r0" for name in LAYOUTS)
+    assert comments == wanted, study.log()[-5000:]
     assert all(len(study.attempts(name)) == 1 for name in LAYOUTS)
 
 

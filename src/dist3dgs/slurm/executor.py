@@ -9,6 +9,8 @@ Adds what a study needs and the plugin lacks (docs/decisions/0063-executor-plugi
   queue, a refused submission and a job that dies before its launcher starts are tried again until the retries are used
   up without a word about why, and a job that is gone (preempted where Slurm cancels such jobs) is waited for for ever.
 * No job is lost: where squeue has failed five times in a row the plugin forgets all the jobs it asked about.
+* No job is submitted twice: sbatch may fail after Slurm took the job, when its answer is lost ("Socket timed out", "Zero
+  Bytes were transmitted"). The queue is asked before a job is submitted again, and one that is there is followed.
 * Ctrl-C is heeded: while other threads start programs, as the plugin's do, CPython now and then does not notice a
   SIGINT in a main thread that waits for a lock, where Snakemake's is all the time.
 * One Snakemake per job: it runs the rule in the batch step. The plugin starts a second one by `srun`, through a shell
@@ -36,12 +38,15 @@ from packaging.requirements import Requirement
 from snakemake_executor_plugin_slurm import Executor as SlurmExecutor
 from snakemake_executor_plugin_slurm import ExecutorSettings as SlurmSettings
 from snakemake_executor_plugin_slurm import common_settings as common_settings
+from snakemake_executor_plugin_slurm.utils import get_job_wildcards
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 from ..errors import UserError
+from .client import SlurmError
+from .queue import submitted_as
 from .site import current_site, export, load_site, no_site
 
 #: Seconds between looks at the queue while a job is about to end, and how long that may take after its last output.
@@ -152,6 +157,7 @@ class Executor(SlurmExecutor):
         self.listener, self.poll_s = _listener, current_site().poll_s
         self.main_loop: asyncio.AbstractEventLoop | None = None
         self.reported = set[int]()
+        self.followed = set[int]()  # Slurm jobs whose submission was reported
         self.seen_since = dict[str, float]()
         if threading.current_thread() is threading.main_thread():
             signal.signal(WAKE, lambda number, frame: None)
@@ -202,15 +208,48 @@ class Executor(SlurmExecutor):
             RealExecutor.report_job_submission(self, info)
             self.report_job_success(info)
 
-        if self.main_loop is None:
-            done()
-        else:
-            self.main_loop.call_soon_threadsafe(done)
+        self.in_main_thread(done)
+
+    def submit_later(self, job: Any) -> None:
+        """Submit `job` once more, `RESUBMIT_S` from now."""
+        timer = threading.Timer(RESUBMIT_S, self.submit_again, [job])
+        timer.daemon = True
+        timer.start()
 
     def submit_again(self, job: Any) -> None:
-        """Submit `job` once more, if Snakemake still runs."""
-        if self.wait:
+        """Submit `job` once more, if Snakemake still runs; or follow the job that Slurm took without saying so."""
+        if not self.wait:
+            return
+        wildcards = get_job_wildcards(job)
+        comment = f"rule_{job.name}_wildcards_{wildcards}" if wildcards else f"rule_{job.name}"
+        try:
+            taken = [n for n in submitted_as(self.run_uuid, comment) if n not in self.followed]
+        except SlurmError:
+            self.submit_later(job)
+            return
+        if not taken:
             self.run_job(job)
+            return
+        log = self.slurm_logdir / f"rule_{job.name}" / wildcards / f"{taken[0]}.log"
+        print(
+            f"dist3dgs: Slurm has taken {comment} as job {taken[0]}, without an answer (log: {log})",
+            file=sys.stderr,
+        )
+        info = SubmittedJobInfo(job, external_jobid=str(taken[0]), aux={"slurm_logfile": log})
+        self.in_main_thread(lambda: self.report_job_submission(info))
+
+    def report_job_submission(self, job_info: SubmittedJobInfo, register_job: bool = True) -> None:
+        """Note the Slurm job, which no other submission can have made."""
+        if (number := slurm_job(job_info)) is not None:
+            self.followed.add(number)
+        super().report_job_submission(job_info, register_job=register_job)
+
+    def in_main_thread(self, report: Callable[[], None]) -> None:
+        """Call `report` where Snakemake expects to be told about jobs."""
+        if self.main_loop is None:
+            report()
+        else:
+            self.main_loop.call_soon_threadsafe(report)
 
     # -- how jobs end
 
@@ -224,9 +263,7 @@ class Executor(SlurmExecutor):
         if (number := slurm_job(job_info)) is not None:
             self.listener.failed(job_info.job, number, (job_info.aux or {}).get("slurm_logfile"))
         elif self.listener.refused(job_info.job, submission_error(msg or "")):
-            timer = threading.Timer(RESUBMIT_S, self.submit_again, [job_info.job])
-            timer.daemon = True
-            timer.start()
+            self.submit_later(job_info.job)
             return
         super().report_job_error(job_info, msg=msg, **kwargs)
 

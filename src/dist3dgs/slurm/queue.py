@@ -118,6 +118,15 @@ def queued(timeout_s: float = 20) -> list[Job]:
     return found
 
 
+def submitted_as(name: str, comment: str) -> list[int]:
+    """List this user's jobs of a name and a comment that the controller remembers, ended or not, oldest first.
+
+    Raises `SlurmError` if Slurm does not answer.
+    """
+    listed = rows(slurm("squeue", "-h", "--me", "-t", "all", "--name", name, "-o", "%i|%k", timeout_s=20), 2)
+    return sorted(int(number) for number, said in listed if number.isdigit() and said == comment)
+
+
 def comment_of(point: Point, results: Path | str = "results") -> str:
     """Return the comment that Snakemake's plugin gives the job that trains `point`: rule, results folder, wildcards."""
     names = "_".join([str(results), *filter(None, point.names)]).replace("/", "_")

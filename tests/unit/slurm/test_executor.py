@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from snakemake.settings.types import GroupSettings
 from snakemake_executor_plugin_slurm import Executor as SlurmExecutor
 
 from dist3dgs.slurm import executor as module
+from dist3dgs.slurm.client import SlurmError
 from dist3dgs.slurm.executor import Executor, has_outputs, interface_problem
 
 
@@ -65,7 +67,8 @@ def make(monkeypatch):
     def made(listener: Listener) -> Executor:
         module.register(listener)
         executor = Executor(SimpleNamespace(group_settings=GroupSettings()), None)
-        executor.told, executor.wait, executor.active_jobs = told, True, []
+        executor.told, executor.wait, executor.active_jobs, executor.lock = told, True, [], threading.Lock()
+        executor.run_uuid, executor.slurm_logdir = "this run", Path("logs")
         executor.next_seconds_between_status_checks = None
         executor.workflow = SimpleNamespace(
             remote_execution_settings=SimpleNamespace(seconds_between_status_checks=10),
@@ -111,16 +114,27 @@ def test_a_job_that_is_finished_here_is_not_submitted(make):
     assert executor.told == [("begun", job), ("ok", None)] and executor.active_jobs == []
 
 
-def test_a_submission_that_may_be_taken_later_is_no_error(make, monkeypatch):
-    monkeypatch.setattr(module, "RESUBMIT_S", 0.0)
-    said = "SLURM sbatch failed. The error message was 'sbatch: error: it isn't\nso'.\n    sbatch call:\n  x"
-    listener = Listener({}, again=True)
-    executor, job = make(listener), SimpleNamespace(resources=SimpleNamespace())
-    executor.report_job_error(SimpleNamespace(job=job, external_jobid=None), msg=said)
+def until(condition) -> None:
     end = time.monotonic() + 10
-    while not executor.told:
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def a_job(**more) -> SimpleNamespace:
+    return SimpleNamespace(
+        name="train", wildcards=["results/fox", "n1g4"], resources=SimpleNamespace(), **more
+    )
+
+
+def test_a_submission_that_may_be_taken_later_is_no_error(make, monkeypatch):
+    monkeypatch.setattr(module, "RESUBMIT_S", 0.0)
+    monkeypatch.setattr(module, "submitted_as", lambda run, comment: [])
+    said = "SLURM sbatch failed. The error message was 'sbatch: error: it isn't\nso'.\n    sbatch call:\n  x"
+    listener = Listener({}, again=True)
+    executor, job = make(listener), a_job()
+    executor.report_job_error(SimpleNamespace(job=job, external_jobid=None), msg=said)
+    until(lambda: executor.told)
     assert executor.told == [("submitted", job)]
     assert listener.texts == ["sbatch: error: it isn't\nso"]
     listener.again = False
@@ -129,6 +143,32 @@ def test_a_submission_that_may_be_taken_later_is_no_error(make, monkeypatch):
         msg="Job submission failed with exception: no such account",
     )
     assert executor.told[1:] == [("error", None)] and listener.texts[-1] == "no such account"
+
+
+def test_a_job_whose_submission_was_not_answered_is_followed(make, monkeypatch):
+    """sbatch fails where its answer is lost; a second job would hold the same GPUs. Earlier attempts' jobs are not it."""
+    asked = []
+
+    def queue(run: str, comment: str) -> list[int]:
+        asked.append((run, comment))
+        if len(asked) == 1:
+            raise SlurmError(["squeue"], 1, "Socket timed out")
+        return [41, 57]
+
+    monkeypatch.setattr(module, "RESUBMIT_S", 0.0)
+    monkeypatch.setattr(module, "submitted_as", queue)
+    executor, job = make(Listener({}, again=True)), a_job(register=lambda external_jobid: None)
+    before = SimpleNamespace(job=job, external_jobid="41", aux={})
+    executor.report_job_submission(before)
+    executor.report_job_error(SimpleNamespace(job=job, external_jobid=None), msg="Socket timed out")
+    until(lambda: len(executor.active_jobs) == 2)
+    followed = executor.active_jobs[1]
+    assert followed.job is job and followed.external_jobid == "57"
+    assert followed.aux["slurm_logfile"] == Path("logs/rule_train/results_fox_n1g4/57.log")
+    assert asked == [("this run", "rule_train_wildcards_results_fox_n1g4")] * 2
+    assert "submitted" not in [word for word, _ in executor.told]
+    executor.submit_again(job)  # both are known now: what is in the queue is not what it asks about
+    assert executor.told[-1] == ("submitted", job)
 
 
 def test_nothing_is_submitted_after_the_end(make):
