@@ -9,8 +9,8 @@ Adds what a study needs and the plugin lacks (docs/decisions/0063-executor-plugi
   queue, a refused submission and a job that dies before its launcher starts are tried again until the retries are used
   up without a word about why, and a job that is gone (preempted where Slurm cancels such jobs) is waited for for ever.
 * No job is lost: where squeue has failed five times in a row the plugin forgets all the jobs it asked about.
-* No job is submitted twice: sbatch may fail after Slurm took the job, when its answer is lost ("Socket timed out", "Zero
-  Bytes were transmitted"). The queue is asked before a job is submitted again, and one that is there is followed.
+* No job is submitted twice: sbatch fails where its answer is lost ("Socket timed out"), although Slurm has taken the
+  job. The queue is asked before a job is submitted again, and one that is there is followed.
 * Ctrl-C is heeded: while other threads start programs, as the plugin's do, CPython now and then does not notice a
   SIGINT in a main thread that waits for a lock, where Snakemake's is all the time.
 * One Snakemake per job: it runs the rule in the batch step. The plugin starts a second one by `srun`, through a shell

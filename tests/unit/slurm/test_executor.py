@@ -146,7 +146,7 @@ def test_a_submission_that_may_be_taken_later_is_no_error(make, monkeypatch):
 
 
 def test_a_job_whose_submission_was_not_answered_is_followed(make, monkeypatch):
-    """sbatch fails where its answer is lost; a second job would hold the same GPUs. Earlier attempts' jobs are not it."""
+    """sbatch fails where its answer is lost; a second job would hold as many GPUs. Jobs that are known are not it."""
     asked = []
 
     def queue(run: str, comment: str) -> list[int]:
