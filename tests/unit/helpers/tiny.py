@@ -104,17 +104,20 @@ class Running:
         return next(e["pid"] for e in events(self.out, "start") if e["rank"] == rank)
 
     def end(self, patience_s: float) -> int:
-        """Wait for the launcher; its exit status. Nothing it started may be left."""
+        """Wait for the launcher; its exit status. Nothing may be left but what is being killed."""
         status = self.process.wait(timeout=patience_s)
-        assert not processes_of(self.out)
+        end = time.monotonic() + 5
+        while (left := processes_of(self.out)) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not left
         return status
 
 
-def processes_of(out: Path) -> list[int]:
-    """Processes whose command line names this run."""
-    found = []
+def processes_of(out: Path) -> dict[int, str]:
+    """Command lines of the processes that name this run, by process ID."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if str(out).encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            if str(out).encode() in (line := path.read_bytes()):
+                found[int(path.parent.name)] = line.replace(b"\0", b" ").decode(errors="replace")
     return found
