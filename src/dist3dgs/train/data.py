@@ -66,8 +66,8 @@ class ViewSampler:
 class SceneCameras:
     """Cameras by view index; photographs stay in the memory map (CPU) or on the device once used (CUDA).
 
-    On CUDA photographs are kept on the device if all of them fit in a quarter of its memory. Where they do not, call
-    `prefetch` for those that come next.
+    On CUDA photographs are kept on the device if all of them fit in a quarter of its memory. Call `prefetch` for those
+    that come next: a step would wait for the disk and the copy, in the first epoch or, where they do not fit, in each.
     """
 
     def __init__(self, scene: PackedScene, device: torch.device, keep: bool | None = None) -> None:
@@ -106,27 +106,34 @@ class SceneCameras:
         return photo
 
     def prefetch(self, views: Sequence[int]) -> None:
-        """Begin to copy the photographs of the next step to the device, unless they are kept there.
+        """Begin to copy the photographs of the next step to the device, but for those that are there.
 
         A thread reads them into pinned memory, from where they are copied on a stream of their own. Those of an earlier
         call that were not used are dropped.
         """
-        if not self._keeps:
-            self._coming = {
-                v: self._coming.get(v) or self._reader.submit(self._read, v) for v in dict.fromkeys(views)
-            }
+        if self._keeps and self.device.type == "cpu":  # used where they lie, in the memory map
+            return
+        absent = [v for v in dict.fromkeys(views) if (v, True) not in self._cache]
+        self._coming = {v: self._coming.get(v) or self._reader.submit(self._read, v) for v in absent}
 
     def _bare(self, view: int) -> Camera:
-        scene = self.scene
-        width, height = scene.sizes[view]
+        viewmats, Ks = self._poses
+        width, height = self.scene.sizes[view]
         return Camera(
-            name=scene.view_names[view],
-            viewmat=torch.tensor(scene.viewmats[view], dtype=torch.float32, device=self.device),
-            K=torch.tensor(scene.Ks[view], dtype=torch.float32, device=self.device),
+            name=self.scene.view_names[view],
+            viewmat=viewmats[view],
+            K=Ks[view],
             width=int(width),
             height=int(height),
             photo=None,
         )
+
+    @functools.cached_property
+    def _poses(self) -> tuple[Tensor, Tensor]:
+        """World to camera [V, 4, 4] and intrinsics [V, 3, 3] of all views, float32: one copy to the device each."""
+        scene = self.scene
+        viewmats = torch.tensor(scene.viewmats, dtype=torch.float32, device=self.device)
+        return viewmats, torch.tensor(scene.Ks, dtype=torch.float32, device=self.device)
 
     def _photo(self, view: int) -> Tensor:
         if (coming := self._coming.pop(view, None)) is None:

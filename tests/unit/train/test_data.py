@@ -86,7 +86,30 @@ def test_photographs_that_do_not_fit_are_read_ahead_by_a_thread(tmp_path: Path, 
     assert {2, 3} <= in_thread and readers.count((2, False)) == 1
     assert [view for view, main in readers if main] == [1]
     SceneCameras(scene, torch.device("cpu"), keep=True).prefetch([4])
-    assert 4 not in {view for view, _ in readers}, "what is kept is read once, when it is used"
+    assert 4 not in {view for view, _ in readers}, "on a CPU photographs are used where they lie"
+
+
+def test_photographs_that_a_gpu_keeps_are_read_ahead_once(tmp_path: Path, monkeypatch) -> None:
+    """Steps of the first epoch would wait for the disk, and for copies from memory that is not pinned."""
+    scene = PackedScene.open(tiny.write_tiny(tmp_path / "scene.safetensors"))
+    readers, read = [], scene.image
+
+    def image(view: int) -> np.ndarray:
+        readers.append((view, threading.current_thread() is threading.main_thread()))
+        return read(view)
+
+    monkeypatch.setattr(PackedScene, "image", lambda self, view: image(view))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")  # the copies stay on the CPU
+    cameras = SceneCameras(scene, gpu, keep=True)
+    for view in (4, 5):
+        cameras.device = gpu
+        cameras.prefetch([4, 5])
+        cameras.device = cpu
+        photo = cameras.get(view).photo
+        assert photo is not None and np.array_equal(photo.numpy(), read(view))
+    assert readers == [(4, False), (5, False)]
 
 
 def test_the_thread_that_reads_photographs_is_on_the_ranks_own_gpu(tmp_path: Path, monkeypatch) -> None:
