@@ -1,7 +1,7 @@
 """Say in words whether distributed training pays, from points.csv (its `outcome` decides: analysis/points.py)."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..analysis.points import SINGLE_RUN_NOISE, place
@@ -69,7 +69,8 @@ def _summary(every: Sequence[Sequence[Row]]) -> str:
             if len(compared) > 1
             else f"the one combination of {_kinds(compared)} that could be compared does not gain"
         )
-        return f"Distributed training does not pay here: {what}{_missed_by_all(compared)}."
+        single = _single_runs(p for series in compared for p in series if p["n_ok"])
+        return f"Distributed training does not pay here: {what}{_missed_by_all(compared)}{single}."
     # Ratios of times to quality and of images per second are not one scale: quality is what a study is for.
     judged = [t for t in tops if t["gain_of"] == "time to equal quality"] or tops
     top = max(judged, key=lambda p: p["gain"])
@@ -83,10 +84,14 @@ def _summary(every: Sequence[Sequence[Row]]) -> str:
     best_of = f"{top['scene']} with {top['strategy']} at {place(top)}"
     beyond = ", more than ideal, so the baseline may have been disturbed" if _beyond_ideal(top) else ""
     pair = (top, _baseline_of(top, list(itertools.chain(*every))))
-    single = " (single runs)" if any(p["n_ok"] == 1 for p in pair) else ""
+    single = _single_runs(pair)
     is_shared = any(p.get("n_shared") for p in pair)
     shared = ", on nodes shared with other jobs, so that its times are not to be trusted" if is_shared else ""
     return f"In time, distributed training pays for {count} on {best_of}: {_faster(top)}{single}{beyond}{shared}."
+
+
+def _single_runs(points: Iterable[Row]) -> str:
+    return " (single runs)" if any(p["n_ok"] == 1 for p in points) else ""
 
 
 def _kinds(every: Sequence[Sequence[Row]]) -> str:
