@@ -244,13 +244,13 @@ def test_only_who_uses_it_here_needs_code_for_the_gpus_here(fake, tmp_path, monk
 def test_a_build_is_for_the_cuda_of_pytorch_and_the_processor(tmp_path, monkeypatch):
     """conda has one version of PyTorch for several CUDAs; an Arm node and its x86 login node share a home folder."""
     names = {gsplat_build.build_prefix()}
-    (tmp_path / "version.py").write_text("cuda: Optional[str] = '13.0'\n")
+    (tmp_path / "version.py").write_text("cuda: Optional[str] = '11.1'\n")
     spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(gsplat_build.importlib.util, "find_spec", lambda name: spec)
     names.add(gsplat_build.build_prefix())
     monkeypatch.setattr(gsplat_build.platform, "machine", lambda: "aarch64")
     names.add(gsplat_build.build_prefix())
-    assert len(names) == 3 and sum("-cuda-13.0-" in name for name in names) == 2
+    assert len(names) == 3 and sum("-cuda-11.1-" in name for name in names) == 2
 
 
 def test_headers_of_condas_toolkit_are_found_by_the_cpp_compiler(tmp_path):
