@@ -70,8 +70,7 @@ def test_layout_trains_on_its_nodes_with_its_ranks(study, name):
 
 
 def test_a_controller_away_for_20_s_loses_and_doubles_nothing(study):
-    # A job that could not be started, as its node was told just before the controller went, is cancelled and replaced.
-    comments = sorted(comment for _, state, comment in study.first_jobs if state != "CANCELLED")
+    comments = sorted(comment for _, _, comment in study.first_jobs)
     wanted = sorted(f"rule_train_wildcards_results_tiny_replicated_{name}_r0" for name in LAYOUTS)
     assert comments == wanted, study.log()[-5000:]
     assert all(len(study.attempts(name)) == 1 for name in LAYOUTS)

@@ -104,12 +104,9 @@ class Running:
         return next(e["pid"] for e in events(self.out, "start") if e["rank"] == rank)
 
     def end(self, patience_s: float) -> int:
-        """Wait for the launcher; its exit status. Nothing may be left but what is being killed."""
+        """Wait for the launcher; its exit status. Nothing it started may be left."""
         status = self.process.wait(timeout=patience_s)
-        end = time.monotonic() + 5
-        while (left := processes_of(self.out)) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not left
+        assert not (left := processes_of(self.out)), left
         return status
 
 

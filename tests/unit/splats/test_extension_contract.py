@@ -1,4 +1,4 @@
-"""What the renderer and the optimizer pass to gsplat's extension, against the signatures of the compiled one."""
+"""Arguments passed to gsplat's extension match the signatures of the compiled library."""
 
 import json
 import subprocess
