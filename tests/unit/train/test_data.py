@@ -67,16 +67,23 @@ def test_a_batch_of_more_views_than_there_are_takes_them_in_turn():
     assert all(sorted(seen[i : i + 5]) == list(range(5)) for i in range(0, 120, 5))
 
 
+def record_readers(monkeypatch) -> list[tuple[int, bool]]:
+    """Return the list to which each reading of a photograph adds its view, and whether the main thread read it."""
+    readers, read = [], PackedScene.image
+
+    def image(scene: PackedScene, view: int) -> np.ndarray:
+        readers.append((view, threading.current_thread() is threading.main_thread()))
+        return read(scene, view)
+
+    monkeypatch.setattr(PackedScene, "image", image)
+    return readers
+
+
 def test_photographs_that_do_not_fit_are_read_ahead_by_a_thread(tmp_path: Path, monkeypatch) -> None:
     scene = PackedScene.open(tiny.write_tiny(tmp_path / "scene.safetensors"))
     # as on a GPU that is too small for the scene
-    cameras, readers, read = SceneCameras(scene, torch.device("cpu"), keep=False), [], scene.image
-
-    def image(view: int) -> np.ndarray:
-        readers.append((view, threading.current_thread() is threading.main_thread()))
-        return read(view)
-
-    monkeypatch.setattr(PackedScene, "image", lambda self, view: image(view))
+    cameras, read = SceneCameras(scene, torch.device("cpu"), keep=False), scene.image
+    readers = record_readers(monkeypatch)
     cameras.prefetch([1, 2])
     cameras.prefetch([2, 3])  # view 1 is not wanted any more
     for view in (2, 3, 1):
@@ -92,13 +99,7 @@ def test_photographs_that_do_not_fit_are_read_ahead_by_a_thread(tmp_path: Path, 
 def test_photographs_that_a_gpu_keeps_are_read_ahead_once(tmp_path: Path, monkeypatch) -> None:
     """Steps of the first epoch would wait for the disk, and for copies from memory that is not pinned."""
     scene = PackedScene.open(tiny.write_tiny(tmp_path / "scene.safetensors"))
-    readers, read = [], scene.image
-
-    def image(view: int) -> np.ndarray:
-        readers.append((view, threading.current_thread() is threading.main_thread()))
-        return read(view)
-
-    monkeypatch.setattr(PackedScene, "image", lambda self, view: image(view))
+    read, readers = scene.image, record_readers(monkeypatch)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")  # the copies stay on the CPU
